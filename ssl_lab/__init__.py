@@ -1,0 +1,52 @@
+"""ssl_lab: semi-supervised and label-efficient learning for images, in one loop.
+
+    import ssl_lab as sl
+    pool = sl.load("digits").split(labels=10)
+    method = sl.FixMatch(sl.net("tiny_16", classes=pool.classes, style=pool.style))
+    result = sl.Trainer(steps=500, out="runs/first").fit(method, pool, labeled=16, unlabeled=112)
+    print(result.test_accuracy)
+
+Names are loaded when they are first used, so that `--help` does not wait for torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
+    from ssl_lab.config import Settings, launch
+    from ssl_lab.data import Pool, Sampler, load
+    from ssl_lab.engine import Callback, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
+    from ssl_lab.errors import UsageError
+    from ssl_lab.methods import FixMatch, Method, Supervised, Views
+    from ssl_lab.nets import Ema, Net, Output, net
+    from ssl_lab.optim import SGD, AdamW
+    from ssl_lab.views import Eval, Strong, Weak
+
+_HOMES = {
+    "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
+    "config": ("Settings", "launch"),
+    "data": ("Pool", "Sampler", "load"),
+    "engine": ("Callback", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy", "predict"),
+    "errors": ("UsageError",),
+    "methods": ("FixMatch", "Method", "Supervised", "Views"),
+    "nets": ("Ema", "Net", "Output", "net"),
+    "optim": ("SGD", "AdamW"),
+    "views": ("Eval", "Strong", "Weak"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+_MODULES = ("losses", "schedule", "testing")
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(importlib.import_module(f"ssl_lab.{_HOME[name]}"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"ssl_lab.{name}")
+    raise AttributeError(f"module 'ssl_lab' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*_HOME, *_MODULES]

@@ -1,0 +1,173 @@
+"""What a method sees: `Batch` (rows with named views), `At` (where training is), and what it returns: `Loss`.
+
+Also `Draw`, the only source of randomness: numbers that are a pure function of (seed, purpose, step), drawn
+for the *global* batch, of which a rank takes its rows. Nothing depends on history, so a resumed run and a
+run on other ranks see the same pixels.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ssl_lab.schedule import Scalar
+
+Key = int | str
+
+
+@dataclass(frozen=True)
+class Style:
+    """What the images of a data set are like; views and nets are built from it.
+
+    mean, std: per channel, of pixels scaled to [0, 1]. flip: whether a mirrored image keeps its class
+    (not so for digits). shift: largest translation of the weak view, in pixels. The default is that of
+    CIFAR-sized RGB photographs.
+    """
+
+    channels: int = 3
+    height: int = 32
+    width: int = 32
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.25, 0.25, 0.25)
+    flip: bool = True
+    shift: int = 4
+
+
+def seed_of(*key: Key) -> int:
+    """A 63-bit seed that is a pure function of the key, e.g. `seed_of(seed, "unlabeled", step)`."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def generator(*key: Key) -> torch.Generator:
+    """A CPU generator seeded by `seed_of(*key)`."""
+    return torch.Generator().manual_seed(seed_of(*key))
+
+
+@dataclass(frozen=True)
+class At:
+    """Where training is. step: 0-based optimiser step; total: steps of the whole run."""
+
+    step: int
+    total: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def frac(self) -> float:
+        """The fraction of training done before this step, in [0, 1)."""
+        return self.step / self.total
+
+    def value(self, scalar: Scalar) -> float:
+        """The value of a hyper-parameter now: itself, or its schedule at `frac`."""
+        return scalar(self.frac) if callable(scalar) else scalar
+
+    def draw(self, purpose: str, rows: int, device: torch.device | str = "cpu") -> Draw:
+        """Random numbers for this rank's `rows` rows of a batch of `world * rows`."""
+        start = self.rank * rows
+        key = (self.seed, purpose, self.step)
+        return Draw(key, self.world * rows, slice(start, start + rows), torch.device(device))
+
+
+class Draw:
+    """Per-row random numbers for the rows of one batch.
+
+    Each call draws on the CPU for all `total` rows (the same numbers on every rank and every device) and
+    returns this rank's rows, on the CPU: what a view decides from them costs no read-back. `to_device` moves
+    what the pixels need.
+    """
+
+    def __init__(self, key: tuple[Key, ...], total: int, rows: slice, device: torch.device) -> None:
+        self.key, self.total, self.rows, self.device = key, total, rows, device
+        self._generator = generator(*key)
+
+    def __len__(self) -> int:
+        return len(range(*self.rows.indices(self.total)))
+
+    def child(self, purpose: str) -> Draw:
+        """An independent source for the same rows, e.g. one per view."""
+        return Draw((*self.key, purpose), self.total, self.rows, self.device)
+
+    def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+        """float32 [rows, *shape], uniform in [low, high)."""
+        values = torch.rand(self.total, *shape, generator=self._generator)
+        return values[self.rows] * (high - low) + low
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """int64 [rows, *shape], uniform in low..high-1."""
+        return torch.randint(low, high, (self.total, *shape), generator=self._generator)[self.rows]
+
+    def normal(self, *shape: int) -> Tensor:
+        """float32 [rows, *shape], standard normal."""
+        return torch.randn(self.total, *shape, generator=self._generator)[self.rows]
+
+    def to_device(self, values: Tensor) -> Tensor:
+        """`values` on the device of the pixels, without waiting for the copy."""
+        return values.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some images of a batch under their named views.
+
+    views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input). targets: int64 [B], the
+    labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for diagnostics *only*: -1 where nothing is.
+    indices: int64 [B], global indices into the pool.
+    """
+
+    views: Mapping[str, Tensor]
+    targets: Tensor
+    truth: Tensor
+    indices: Tensor
+
+    def __getitem__(self, view: str) -> Tensor:
+        return self.views[view]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def every(self, start: int, stride: int) -> Rows:
+        """Rows start, start + stride, ...: one of `stride` interleaved parts."""
+        cut = slice(start, None, stride)
+        return Rows({name: x[cut] for name, x in self.views.items()},
+                    self.targets[cut], self.truth[cut], self.indices[cut])
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step's images: `labeled` and `unlabeled` rows. A method that declares no views of one gets 0 rows."""
+
+    labeled: Rows
+    unlabeled: Rows
+
+    def chunk(self, parts: int) -> list[Batch]:
+        """`parts` interleaved micro-batches, each with an equal share of labeled and unlabeled rows."""
+        return [Batch(self.labeled.every(i, parts), self.unlabeled.every(i, parts)) for i in range(parts)]
+
+
+@dataclass
+class Loss:
+    """What a method returns. `total`, the sum of the named terms, is differentiated.
+
+    terms: name -> scalar tensor with gradient. logs: name -> scalar tensor for the metrics, no gradient;
+    NaN means "nothing to report in this step" and is left out of averages.
+    """
+
+    terms: dict[str, Tensor]
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def total(self) -> Tensor:
+        """Scalar: the sum of the terms."""
+        return torch.stack([term.float() for term in self.terms.values()]).sum()
+
+    def detached(self) -> dict[str, Tensor]:
+        """All numbers of this step, by name: `loss`, each `loss/<term>`, and the logs."""
+        numbers = {"loss": self.total.detach()}
+        numbers |= {f"loss/{name}": term.detach() for name, term in self.terms.items()}
+        return numbers | {name: value.detach() for name, value in self.logs.items()}

@@ -1,0 +1,114 @@
+"""The `ssl-lab` command: quickstart, list, env."""
+
+from __future__ import annotations
+
+import json as jsonlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from ssl_lab.config import exit_with_status, run_command
+
+Kind = Literal["methods", "queries", "views", "nets", "data"]
+
+
+def quickstart(out: Path = Path("runs/quickstart"), seconds: float = 15.0) -> None:
+    """FixMatch against supervised on scikit-learn's digits, one label per class, in about two minutes.
+
+    out: folder of the report. seconds: length of each of the six runs.
+    """
+    from ssl_lab.quickstart import run
+
+    run(out, seconds)
+
+
+def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool = False) -> None:
+    """Lists what there is: methods, queries, views, nets and data sets.
+
+    kind: only these. json: print JSON.
+    """
+    tables = {name: table() for name, table in _TABLES.items() if kind in (None, name)}
+    if json:
+        print(jsonlib.dumps(tables if kind is None else tables[kind], indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    for name, rows in tables.items():
+        table = Table(title=name, title_justify="left", box=None)
+        for column in rows[0] if rows else ["none yet"]:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*row.values())
+        Console().print(table)
+
+
+def env() -> None:
+    """Prints versions, the device, and which precision `auto` picks here and why."""
+    import torch
+
+    from ssl_lab.engine import Runtime
+    from ssl_lab.engine.runtime import matmul_tflops
+
+    runtime = Runtime.start()
+    name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor()
+    peaks = {str(dtype).removeprefix("torch."): matmul_tflops(runtime.device, dtype, seconds=1.0)
+             for dtype in (torch.float32, torch.bfloat16)}
+    lines = {
+        "python": platform.python_version(),
+        **{package: metadata.version(package) for package in
+           ("ssl_lab", "torch", "torchvision", "timm", "kornia", "faiss-cpu", "scikit-learn")},
+        "device": " ".join(filter(None, [str(runtime.device), name])),
+        "cpu": torch.backends.cpu.get_cpu_capability(),
+        "threads": str(torch.get_num_threads()),
+        "precision": f"{runtime.precision} ({runtime.reason})",
+        "matrix-product peak": ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items()),
+    }
+    for key, value in lines.items():
+        print(f"{key:20} {value}")
+
+
+def _methods() -> list[dict[str, str]]:
+    from ssl_lab.methods import METHODS
+
+    return [{key: getattr(method, key) for key in ("name", "family", "paper", "arxiv", "recipe")}
+            for method in METHODS.values()]
+
+
+def _queries() -> list[dict[str, str]]:
+    return []
+
+
+def _views() -> list[dict[str, str]]:
+    from ssl_lab.views import VIEWS
+
+    return [{"name": name, "what": str(view.__doc__).partition("\n")[0]} for name, view in VIEWS.items()]
+
+
+def _nets() -> list[dict[str, str]]:
+    from ssl_lab.nets import NETS
+
+    return _described(NETS)
+
+
+def _data() -> list[dict[str, str]]:
+    from ssl_lab.data import DATASETS
+
+    return _described(DATASETS)
+
+
+def _described(names: Mapping[str, str]) -> list[dict[str, str]]:
+    return [{"name": name, "what": what} for name, what in names.items()]
+
+
+_TABLES: dict[str, Any] = {"methods": _methods, "queries": _queries, "views": _views, "nets": _nets, "data": _data}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `ssl-lab`."""
+    commands: dict[str, Callable[..., None]] = {"quickstart": quickstart, "list": list_, "env": env}
+    exit_with_status(lambda: run_command(commands, "ssl-lab", __doc__ or "", arguments))

@@ -1,0 +1,198 @@
+"""Settings of recipes: dataclasses, from defaults, then a YAML file, then flags. Imports no torch.
+
+`launch(main, Settings)` is the last line of a recipe: it parses, runs, and turns what goes wrong into one clear
+line and an exit status (0; 2 for bad usage; 130 after Ctrl-C or SIGTERM; 1 for a run that failed).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
+
+from ssl_lab.errors import NonFiniteLossError, UsageError, unknown
+
+S = TypeVar("S", bound="Settings")
+
+
+@dataclass
+class Settings:
+    """The settings that every recipe shares."""
+
+    data: str = "digits"
+    """Data set (see `ssl-lab list data`), folder of images, or CSV of path,label."""
+    data_dir: Path | None = None
+    """Where data sets lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab)."""
+    image_size: int | None = None
+    """Side in pixels to which a folder's images are resized."""
+    labels: int | None = None
+    """Labeled training images, drawn by the seed (default: all that are known)."""
+    balance: Literal["class", "natural"] = "class"
+    """Draw the same number of labels from each class, or as they come."""
+    valid: float = 0.0
+    """Validation images taken from the training set: a fraction, or a count. They cost labels."""
+    net: str = "tiny_32"
+    """Net (see `ssl-lab list nets`), or timm/<model>."""
+    pretrained: bool = False
+    """Start a timm net from its published weights."""
+    weights: Path | None = None
+    """Start the net from this file, e.g. a run's model.safetensors."""
+    steps: int | None = None
+    """Training steps."""
+    minutes: float | None = None
+    """Length of the run; a few steps are timed to turn it into steps."""
+    seed: int = 0
+    """Seed of the split, the initial weights and all randomness in training."""
+    out: Path = Path("runs/latest")
+    """Folder of the run."""
+    resume: str | None = None
+    """`auto` goes on with the run in --out if there is one; a folder continues that run."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, or auto."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 where this machine multiplies it faster."""
+    compile: Literal["off", "on"] = "off"
+    """Compile the nets with torch.compile."""
+    micro_batches: int = 1
+    """Parts into which each step's batch is cut; each has its own batch statistics."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (pip install "ssl_lab[track]")."""
+
+    def split(self) -> dict[str, Any]:
+        """The arguments of `Pool.split`."""
+        return {"labels": self.labels, "valid": self.valid, "seed": self.seed, "balance": self.balance}
+
+    def trainer(self) -> dict[str, Any]:
+        """The arguments of `Trainer` that every recipe passes on."""
+        names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "micro_batches",
+                 "tensorboard")
+        return {name: getattr(self, name) for name in names} | {"config": self.plain()}
+
+    def plain(self) -> dict[str, Any]:
+        """Names and values as YAML has them."""
+        return {name: str(value) if isinstance(value, Path) else value
+                for name, value in dataclasses.asdict(self).items()}
+
+
+def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
+    """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
+    import tyro
+
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    file, argv = _take(argv, "--config", "FILE")
+    show = "--print-config" in argv
+    argv = [argument for argument in argv if argument != "--print-config"]
+    if file is not None:
+        argv = _from_yaml(settings, Path(file), given=argv) + argv
+    description = (sys.modules[settings.__module__].__doc__ or "") + (
+        "\nAlso: --config FILE reads settings from YAML (flags win); --print-config prints them and exits.")
+    with _one_line_errors():
+        parsed, left = tyro.cli(settings, args=argv, description=description, return_unknown_args=True)
+    if left:
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]
+        raise unknown("flag", left[0], [*flags, "--config", "--print-config"], "See --help.")
+    if parsed.steps is not None and parsed.minutes is not None:
+        raise UsageError(f"--steps {parsed.steps} and --minutes {parsed.minutes} exclude each other; give one")
+    if show:
+        import yaml
+
+        print(yaml.safe_dump(parsed.plain(), sort_keys=False), end="")
+        raise SystemExit(0)
+    return parsed
+
+
+def launch(main: Callable[[S], object], settings: type[S]) -> None:
+    """Runs a recipe from the command line."""
+    exit_with_status(lambda: main(parse(settings)))
+
+
+def run_command(commands: Mapping[str, Callable[..., None]], program: str, description: str,
+                arguments: Sequence[str] | None = None) -> None:
+    """Runs the subcommand that the command line names; its arguments become flags."""
+    import tyro
+
+    with _one_line_errors():
+        tyro.extras.subcommand_cli_from_dict(dict(commands), prog=program, description=description, args=arguments)
+
+
+def exit_with_status(action: Callable[[], object]) -> None:
+    """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
+    try:
+        action()
+    except UsageError as error:
+        _exit(f"error: {error}", 2)
+    except KeyboardInterrupt as error:
+        _exit(str(error) or "interrupted", 130)
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    except (NonFiniteLossError, OSError) as error:
+        _exit(f"error: {error}", 1)
+
+
+def _exit(message: str, status: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(status)
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns tyro's boxed message into a UsageError of one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        rows = [row.strip("│ ") for row in box.getvalue().splitlines() if row.startswith("│")]
+        parts = " ".join(row or "─" for row in rows).split("─")
+        words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
+        raise UsageError("; ".join(words)) from None
+
+
+def _take(argv: list[str], flag: str, what: str) -> tuple[str | None, list[str]]:
+    """The value of `flag`, and argv without it."""
+    for i, argument in enumerate(argv):
+        if argument == flag:
+            if i + 1 == len(argv):
+                raise UsageError(f"{flag} needs a value: {flag} {what}")
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2], argv[:i] + argv[i + 1 :]
+    return None, argv
+
+
+def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[str]:
+    """The YAML file's settings as flags, to stand before the given ones."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {file} holds a {type(content).__name__}; expected lines of `name: value`")
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    flags = {re.split("=", argument)[0] for argument in given}
+    arguments = []
+    for name, value in content.items():
+        if name not in fields:
+            raise unknown("setting", str(name), fields, f"It stands in --config {file}.")
+        if name in ("steps", "minutes") and flags & {"--steps", "--minutes"}:
+            continue  # a flag for one of the two replaces both
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(value, bool):
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        else:
+            arguments += [flag, str(value)]
+    return arguments
+

@@ -1,0 +1,156 @@
+"""Image files decoded once, in parallel, into a memory-mapped array that later starts open at once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_lab.data.arrays import IntArray
+from ssl_lab.data.decode import Probe, decoding, probe, read_image, reason
+from ssl_lab.data.files import new_folder
+from ssl_lab.errors import UsageError
+from ssl_lab.files import write_text
+
+T = TypeVar("T")
+
+_FORMAT = 1
+_LARGEST_DEFAULT = 224
+_CHUNK = 512
+"""Files decoded before their pixels are written: bounds the memory."""
+
+
+class Decoded(NamedTuple):
+    """Images in a cache. pixels: uint8 [n, C, S, S], memory-mapped. rows: int64 [n], which of the files they
+    are. skipped: (file, reason) of the others. folder: where pixels and skipped.json lie."""
+
+    pixels: NDArray[np.uint8]
+    rows: IntArray
+    skipped: list[tuple[str, str]]
+    fingerprint: str
+    folder: Path
+
+
+def decode_files(root: Path, files: Sequence[str], caches: Path, image_size: int | None,
+                 max_pixels: int) -> Decoded:
+    """The readable ones of `files` (paths relative to `root`) at one size, from a cache in `caches`.
+
+    image_size: side in pixels; None: the median of the shorter sides, at most 224. Images are gray if all
+    files are, else RGB. The cache is keyed by the settings and by each file's path, size and time of change,
+    so that a start reads no file; the pixels' sha256, taken at decoding, is their fingerprint. UsageError if
+    no file is readable or the cache cannot be written.
+    """
+    folder = caches / _key(root, files, image_size, max_pixels)
+    found = _open(folder, files)
+    if found is None:
+        shutil.rmtree(folder, ignore_errors=True)  # at most a damaged cache
+        _decode_into(folder, root, files, image_size, max_pixels)
+        found = _open(folder, files)
+    if found is None:
+        raise UsageError(f"the cache {folder} is damaged. Remove it and start again.")
+    return found
+
+
+def _key(root: Path, files: Sequence[str], image_size: int | None, max_pixels: int) -> str:
+    digest = hashlib.sha256(repr((_FORMAT, str(root.resolve()), image_size, max_pixels)).encode())
+    for file in files:
+        try:
+            status = os.stat(root / file)
+            state = (file, status.st_size, status.st_mtime_ns)
+        except OSError:
+            state = (file, -1, -1)
+        digest.update(repr(state).encode())
+    return digest.hexdigest()[:24]
+
+
+def _open(folder: Path, files: Sequence[str]) -> Decoded | None:
+    """The cache, if it is there and whole."""
+    try:
+        meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        skipped = [(entry["file"], entry["reason"])
+                   for entry in json.loads((folder / "skipped.json").read_text(encoding="utf-8"))]
+        pixels = np.load(folder / "images.npy", mmap_mode="r")
+        fingerprint = str(meta["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    left_out = {file for file, _ in skipped}
+    rows = np.array([row for row, file in enumerate(files) if file not in left_out], dtype=np.int64)
+    if pixels.shape != tuple(meta["shape"]) or len(rows) != len(pixels):
+        return None
+    return Decoded(pixels, rows, skipped, fingerprint, folder)
+
+
+def _decode_into(folder: Path, root: Path, files: Sequence[str], image_size: int | None,
+                 max_pixels: int) -> None:
+    workers = min(32, os.cpu_count() or 1)
+    with new_folder(folder) as target, decoding(), ThreadPoolExecutor(workers) as threads:
+        probes = _outcomes(threads, partial(probe, max_pixels=max_pixels), root, files, "reading headers")
+        good = {file: found for file, found in probes if isinstance(found, Probe)}
+        reasons = {file: found for file, found in probes if isinstance(found, str)}
+        if not good:
+            raise _nothing_readable(root, reasons)
+        typical = int(np.median([found.short for found in good.values()]))
+        size = image_size or min(_LARGEST_DEFAULT, typical)
+        gray = all(found.gray for found in good.values())
+        read = partial(read_image, size=size, gray=gray, max_pixels=max_pixels)
+        shape = (1 if gray else 3, size, size)
+        count, digest = 0, hashlib.sha256()
+        with (target / "images.npy").open("wb") as out:
+            _write_header(out, (len(good), *shape))
+            for file, found in _outcomes(threads, read, root, list(good), "decoding images"):
+                if isinstance(found, str):
+                    reasons[file] = found
+                else:
+                    out.write(found.data)
+                    digest.update(found.data)
+                    count += 1
+            if not count:
+                raise _nothing_readable(root, reasons)
+            out.seek(0)
+            _write_header(out, (count, *shape))
+        skipped = [{"file": file, "reason": reasons[file]} for file in files if file in reasons]
+        meta = {"root": str(root.resolve()), "shape": [count, *shape], "sha256": digest.hexdigest()}
+        write_text(target / "skipped.json", json.dumps(skipped, indent=1) + "\n")
+        write_text(target / "meta.json", json.dumps(meta, indent=1) + "\n")
+
+
+def _write_header(out: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The .npy header; NumPy pads it so that the number of rows may change in place."""
+    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _outcomes(threads: ThreadPoolExecutor, work: Callable[[Path], T], root: Path, files: Sequence[str],
+              doing: str) -> Iterator[tuple[str, T | str]]:
+    """Each file with what `work` makes of it, or with the reason why it failed; in order, with progress.
+
+    Threads suffice: Pillow decodes and resizes without holding Python's lock.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    def attempt(file: str) -> T | str:
+        try:
+            return work(root / file)
+        except Exception as error:  # damaged files raise nearly anything
+            return reason(error)
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(doing, total=len(files))
+        for start in range(0, len(files), _CHUNK):
+            chunk = files[start:start + _CHUNK]
+            yield from zip(chunk, threads.map(attempt, chunk), strict=True)
+            progress.advance(task, len(chunk))
+
+
+def _nothing_readable(root: Path, reasons: dict[str, str]) -> UsageError:
+    file, why = next(iter(reasons.items()))
+    return UsageError(f"none of the {len(reasons)} images of {root} can be read. The first, {file!r}: {why}")

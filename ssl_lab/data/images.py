@@ -1,0 +1,157 @@
+"""Where pixels come from: `Images` gives uint8 NCHW batches by index, from memory or from a mapped file."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_lab.batch import Style, generator
+from ssl_lab.data.arrays import IntArray
+
+
+class Images(Protocol):
+    """Random access to images of one size."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height, width."""
+
+    def __len__(self) -> int: ...
+
+    def take(self, indices: IntArray) -> Tensor:
+        """uint8 [n, C, H, W]: the images of `indices` (int64 [n]), in that order, copied."""
+
+    def fingerprint(self) -> str:
+        """A hash in hexadecimal that changes when the pixels do."""
+
+
+class ArrayImages:
+    """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
+
+    fingerprint: known from when the file was written; computed on demand without it.
+    """
+
+    def __init__(self, pixels: NDArray[np.uint8], fingerprint: str | None = None) -> None:
+        # The plain view of a memory map: indexing np.memmap itself costs several microseconds a call.
+        self.pixels = np.asarray(pixels)
+        self._fingerprint = fingerprint
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        _, channels, height, width = self.pixels.shape
+        return channels, height, width
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def take(self, indices: IntArray) -> Tensor:
+        return torch.from_numpy(self.pixels[indices])
+
+    def fingerprint(self) -> str:
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint(self.pixels)
+        return self._fingerprint
+
+
+class Concat:
+    """Several sources behind one another, in one index space."""
+
+    def __init__(self, parts: Sequence[Images]) -> None:
+        self.parts = tuple(parts)
+        self.starts = np.cumsum([0, *map(len, parts)])
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.parts[0].shape
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def take(self, indices: IntArray) -> Tensor:
+        owner = np.searchsorted(self.starts, indices, side="right") - 1
+        if len(owner) and (owner == owner[0]).all():  # the usual case: a batch of train, or of test
+            number = int(owner[0])
+            return self.parts[number].take(indices - self.starts[number])
+        batch = torch.empty((len(indices), *self.shape), dtype=torch.uint8)
+        for number, part in enumerate(self.parts):
+            rows = np.flatnonzero(owner == number)
+            batch[torch.from_numpy(rows)] = part.take(indices[rows] - self.starts[number])
+        return batch
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
+
+
+class Resized:
+    """Another source at another size: shorter side to `size` (bicubic, antialiased), then the center square.
+
+    Resized on the fly, batch by batch, so that a small data set can be seen large without a large copy.
+    """
+
+    def __init__(self, images: Images, size: int) -> None:
+        self.images, self.size = images, size
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.images.shape[0], self.size, self.size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def take(self, indices: IntArray) -> Tensor:
+        _, height, width = self.images.shape
+        short = min(height, width)
+        top, left = (height - short) // 2, (width - short) // 2
+        square = self.images.take(indices)[..., top:top + short, left:left + short].float()
+        large: Tensor = torch.nn.functional.interpolate(square, size=(self.size, self.size), mode="bicubic",
+                                                antialias=True)
+        pixels: Tensor = large.round_().clamp_(0, 255).to(torch.uint8)
+        return pixels
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(f"{self.images.fingerprint()} {self.size}".encode()).hexdigest()
+
+
+def fingerprint(pixels: NDArray[Any]) -> str:
+    """sha256 of pixels and shape. Of more than 1 GiB, of evenly spaced images that make up about 1 GiB."""
+    digest = hashlib.sha256()
+    stride = math.ceil(pixels.nbytes / 2**30) or 1
+    for start in range(0, len(pixels), 256 * stride):
+        digest.update(np.ascontiguousarray(pixels[start:start + 256 * stride:stride]).data)
+    digest.update(repr(pixels.shape).encode())
+    return digest.hexdigest()
+
+
+def pixel_statistics(pixels: NDArray[Any], rows: IntArray | None = None,
+                     budget: int = 2**28) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation per channel of uint8 [N, C, H, W] scaled to [0, 1], over `rows` or all.
+
+    At most `budget` bytes are read, of images drawn at random: an even spacing can fall in step with the
+    data, as it does on MNIST. The deviation is at least 1/255, for images of one color.
+    """
+    rows = np.arange(len(pixels)) if rows is None or not len(rows) else rows
+    order = torch.randperm(len(rows), generator=generator("pixel_statistics")).numpy()
+    rows = np.sort(rows[order[:max(1, budget // pixels[0].nbytes)]])
+    count, total, squares = 0, np.zeros(pixels.shape[1]), np.zeros(pixels.shape[1])
+    for start in range(0, len(rows), 256):
+        part = pixels[rows[start:start + 256]] / np.float32(255)
+        count += part.size // part.shape[1]
+        total += part.sum(axis=(0, 2, 3), dtype=np.float64)
+        squares += np.square(part).sum(axis=(0, 2, 3), dtype=np.float64)
+    mean = total / count
+    std = np.sqrt(np.maximum(squares / count - mean**2, 1 / 255**2))
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def style_of(shape: tuple[int, int, int], mean: tuple[float, ...], std: tuple[float, ...],
+             flip: bool = True) -> Style:
+    """The style of images of `shape`; they may shift by an eighth of the shorter side (4 at 32, 12 at 96)."""
+    channels, height, width = shape
+    return Style(channels, height, width, mean, std, flip, shift=round(min(height, width) / 8))

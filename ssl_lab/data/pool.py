@@ -1,0 +1,259 @@
+"""`Pool`: images, what is known of their labels, and which rows train, validate and test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.batch import Style
+from ssl_lab.data.arrays import IntArray, is_unit, to_indices, to_labels, to_pixels
+from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
+from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
+from ssl_lab.data.split import Balance, draw_labeled, draw_valid, read_rows
+from ssl_lab.errors import UsageError
+from ssl_lab.files import write_text
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """All images of a data set in one index space of N rows, of which train, valid and test are parts.
+
+    truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
+    diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
+    the labels that training may use. notes: what a person should be told, a line each. files: the path of
+    each row's image, where images come from files. seed, balance: how the labels were chosen (None: they
+    were not drawn).
+    """
+
+    name: str
+    images: Images
+    truth: IntArray
+    class_names: tuple[str, ...]
+    style: Style
+    train: IntArray
+    valid: IntArray
+    test: IntArray
+    ledger: Ledger = field(default_factory=Ledger)
+    notes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    seed: int | None = None
+    balance: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.classes == 1:
+            raise UsageError(f"{self.name} has one class only, {self.class_names[0]!r}, expected two "
+                             "or more (or none, if no image has a label)")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes."""
+        return len(self.class_names)
+
+    @property
+    def labels(self) -> IntArray:
+        """int64 [N], read-only: the labels that training may use, now. -1 = unlabeled, -2 = ignored; rows
+        of valid and test are -1."""
+        return self.ledger.labels(len(self))
+
+    @property
+    def labeled(self) -> IntArray:
+        """The train rows that have a label now."""
+        return self.train[self.labels[self.train] >= 0]
+
+    @property
+    def unlabeled(self) -> IntArray:
+        """All train rows, labeled ones too, as semi-supervised methods have it; only ignored ones are out."""
+        kept: IntArray = self.train[self.labels[self.train] != IGNORED]
+        return kept
+
+    def record(self, indices: ArrayLike, labels: ArrayLike, source: str = "oracle") -> None:
+        """Add labels of train rows: class numbers, -2 to ignore an image, -1 to take its label back.
+
+        indices, labels: int [n]. Durable on return if the ledger has a file. UsageError if a row is not of
+        train or a label is out of range; nothing is recorded then.
+        """
+        rows = to_indices(indices, len(self), "record: indices")
+        self._check(rows, self.train, "record: indices", "is not a train row")
+        values = np.asarray(labels)
+        to_labels(np.where(values == IGNORED, UNLABELED, values), len(rows), self.classes, "record: labels")
+        self.ledger.append(indices, values, source)
+
+    def split(self, labels: int | None = None,
+              valid: float | ArrayLike | str | os.PathLike[str] | None = None, seed: int = 0,
+              balance: Balance = "class", *, labeled: ArrayLike | str | os.PathLike[str] | None = None,
+              ledger: str | os.PathLike[str] | None = None) -> Pool:
+        """This pool with few labels: a new pool on the same images; the same arguments give the same split.
+
+        labels: how many train images get their label; None: all whose label is known. With balance "class",
+        each class gets an equal share; with "natural", images are drawn at random. valid: a fraction (0 to
+        1) or a count of the train images whose label is known, or explicit rows, that become validation
+        rows instead. *Their labels come on top of `labels`: count them when you report.* 0: none; None: those
+        of this pool stay. Train and valid rows of this pool are dealt anew; test never changes.
+
+        labeled, valid: explicit rows of the pool, or a file of them: .npy, .json, text with one a line, or a
+        manifest written by `write_manifest`, which brings its valid rows too. ledger: a file that holds the
+        labels; if it exists, it must have begun with this very split, and its later labels count.
+        """
+        if labeled is not None and labels is not None:
+            raise UsageError(f"labels={labels} and labeled={_brief(labeled)} both choose labels; give one")
+        manifest = {} if labeled is None else self._manifest_of(labeled)
+        rows = np.union1d(self.train, self.valid)
+        chosen = to_indices(manifest["labeled"], len(self), "labeled") if manifest else None
+
+        if valid is None:
+            valid = manifest.get("valid", self.valid)
+        if isinstance(valid, Real):
+            free = rows if chosen is None else np.setdiff1d(rows, chosen)
+            held = draw_valid(free[self.truth[free] >= 0], self.truth, float(valid), seed)
+        else:
+            held = to_indices(read_rows(valid, "valid")["valid"], len(self), "valid")
+            self._check(held, rows, "valid", "is a test row")
+            self._check(held, np.flatnonzero(self.truth >= 0), "valid", "has no known label")
+
+        train = np.setdiff1d(rows, held)
+        known = train[self.truth[train] >= 0]
+        if chosen is None:
+            chosen = known
+            if labels is not None:
+                chosen = draw_labeled(known, self.truth, labels, self.class_names, seed, balance)
+        self._check(chosen, train, "labeled", "is a valid or test row")
+        if "labels" in manifest:
+            values = to_labels(manifest["labels"], len(chosen), self.classes, "the manifest's labels")
+            values = values[np.argsort(manifest["labeled"])]
+        else:
+            self._check(chosen, known, "labeled", "has no known label")
+            values = self.truth[chosen]
+        return replace(self, train=train, valid=held, seed=seed, balance=None if labels is None else balance,
+                       ledger=_begin(Ledger(ledger), chosen, values))
+
+    def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
+        manifest = read_rows(labeled, "labeled")
+        if "pixels" in manifest and manifest["pixels"] != self.images.fingerprint():
+            raise UsageError(f"the manifest {_brief(labeled)} belongs to other images than {self.name}'s")
+        return manifest
+
+    def _check(self, rows: IntArray, allowed: IntArray, what: str, otherwise: str) -> None:
+        """UsageError that names the first of `rows` which is not `allowed`, and says what it is instead."""
+        wrong = np.setdiff1d(rows, allowed)
+        if len(wrong):
+            raise UsageError(f"{what}: row {wrong[0]} of {self.name} {otherwise} ({len(wrong)} such rows)")
+
+    def manifest(self) -> dict[str, Any]:
+        """What this split is, ready for JSON: name, seed, balance, counts, rows and labels, and two hashes.
+
+        pixels: the fingerprint of the images. hash: sha256 of the pixels' fingerprint, the truth, and the
+        rows and labels; two splits with the same hash are the same experiment.
+        """
+        rows = {"labeled": self.labeled, "valid": self.valid, "test": self.test}
+        labels = self.labels[self.labeled]
+        digest = hashlib.sha256(self.images.fingerprint().encode())
+        for part in (self.truth, self.train, *rows.values(), labels):
+            digest.update(f"{len(part)};".encode() + part.astype("<i8").tobytes())
+        counts = {"images": len(self), "train": len(self.train)}
+        counts |= {key: len(part) for key, part in rows.items()}
+        return {"name": self.name, "seed": self.seed, "balance": self.balance, "counts": counts,
+                "class_names": list(self.class_names), "hash": digest.hexdigest(),
+                "pixels": self.images.fingerprint(), "labels": labels.tolist(),
+                **{key: part.tolist() for key, part in rows.items()}}
+
+    def write_manifest(self, path: str | os.PathLike[str]) -> None:
+        """Write `manifest()` as JSON; `split(labeled=path)` makes the same split again."""
+        write_text(Path(path), json.dumps(self.manifest()) + "\n")
+
+    @classmethod
+    def from_arrays(cls, images: ArrayLike, labels: ArrayLike, test_images: ArrayLike | None = None,
+                    test_labels: ArrayLike | None = None, class_names: Sequence[str] | None = None,
+                    name: str = "arrays", style: Style | None = None) -> Pool:
+        """A pool of arrays (or tensors, or memory maps, which stay mapped if they are uint8).
+
+        images: [N, H, W], [N, C, H, W] or [N, H, W, C]; uint8, or floats that all lie in 0..1, else in
+        0..255. labels: int [N], -1 = unlabeled. class_names: by default the numbers up to the largest label.
+        style: measured by default, with flips; give one for images that must not be mirrored.
+        """
+        unit = is_unit(images) and (test_images is None or is_unit(test_images))
+        classes = None if class_names is None else len(class_names)
+        parts = [to_pixels(images, unit)]
+        truth = [to_labels(labels, len(parts[0]), classes)]
+        if (test_images is None) != (test_labels is None):
+            raise UsageError("test_images and test_labels belong together: give both or none")
+        if test_images is not None and test_labels is not None:
+            parts.append(to_pixels(test_images, unit, "test_images"))
+            truth.append(to_labels(test_labels, len(parts[1]), classes, "test_labels"))
+            if parts[0].shape[1:] != parts[1].shape[1:]:
+                raise UsageError(f"images are {parts[0].shape[1:]} and test_images {parts[1].shape[1:]}, "
+                                 "expected the same channels, height and width")
+        known = np.concatenate(truth)
+        class_names = tuple(map(str, range(known.max() + 1))) if class_names is None else tuple(class_names)
+        style = style or style_of(parts[0].shape[1:], *pixel_statistics(parts[0]))
+        return pool_of(name, join([ArrayImages(part) for part in parts]), known, class_names, style,
+                       test=np.arange(len(parts[0]), len(known)))
+
+    @classmethod
+    def from_dataset(cls, train: Any, test: Any = None, class_names: Sequence[str] | None = None,
+                     name: str = "dataset", image_size: int | None = None) -> Pool:
+        """A pool of `torch.utils.data.Dataset`s (anything with `len` and rows) of (image, label).
+
+        An image is a PIL image, or an array or tensor as `from_arrays` takes them, without a transform that
+        draws random numbers: each is read once, now, into memory. label: an int, or None or -1 for unlabeled.
+        image_size: images are resized to it (shorter side, then the center square), which PIL images that
+        differ in size need. class_names: by default `train.classes`, if there is such a thing.
+        """
+        from ssl_lab.data.dataset import read_dataset
+
+        images, labels = read_dataset(train, image_size)
+        class_names = getattr(train, "classes", None) if class_names is None else class_names
+        test_images, test_labels = (None, None) if test is None else read_dataset(test, image_size)
+        pool = cls.from_arrays(images, labels, test_images, test_labels, class_names, name)
+        return resized(pool, image_size)
+
+
+def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
+            test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
+            files: tuple[str, ...] = ()) -> Pool:
+    """A pool in which every known label of the rows outside test and valid is given."""
+    valid = test[:0] if valid is None else valid
+    train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
+    known = train[truth[train] >= 0]
+    return Pool(name, images, truth, class_names, style, train, valid, test,
+                _begin(Ledger(), known, truth[known]), notes, files)
+
+
+def resized(pool: Pool, size: int | None) -> Pool:
+    """The pool with its images at size x size; itself if they are, or if size is None."""
+    channels, *now = pool.images.shape
+    if size is None or now == [size, size]:
+        return pool
+    style = style_of((channels, size, size), pool.style.mean, pool.style.std, pool.style.flip)
+    return replace(pool, images=Resized(pool.images, size), style=style)
+
+
+def join(parts: Sequence[Images]) -> Images:
+    """One source of several, or of one."""
+    return parts[0] if len(parts) == 1 else Concat(parts)
+
+
+def _begin(ledger: Ledger, rows: IntArray, labels: IntArray) -> Ledger:
+    """Give a new ledger its first entry, or check that an old one began with the same."""
+    if not ledger.entries:
+        ledger.append(rows, labels, SPLIT)
+    first = ledger.entries[0]
+    if not (np.array_equal(first.indices, rows) and np.array_equal(first.labels, labels)):
+        raise UsageError(f"{ledger.path} began with another split: {len(first.indices)} labels, not these "
+                         f"{len(rows)}. Split with the same arguments as then, or name another ledger.")
+    return ledger
+
+
+def _brief(given: object) -> str:
+    return str(given) if isinstance(given, str | os.PathLike) else "..."

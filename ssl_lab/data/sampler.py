@@ -1,0 +1,47 @@
+"""Which images a step sees: a pure function of (seed, purpose, step), so there is no state to save."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from ssl_lab.batch import generator
+from ssl_lab.data.arrays import IntArray
+from ssl_lab.errors import UsageError
+
+
+class Sampler:
+    """An endless row of shuffled epochs, cut into batches of `batch`.
+
+    Each epoch is a permutation of `indices`, so each image is seen once before any is seen again; batches run
+    on across the border of two epochs, and may be larger than an epoch. A rank of several takes its rows of
+    the batch.
+    """
+
+    def __init__(self, indices: ArrayLike, batch: int, seed: int, purpose: str) -> None:
+        """indices: int [n], n > 0. batch: images per step, all ranks together. purpose: names the stream."""
+        self.indices = np.asarray(indices, dtype=np.int64)
+        if not len(self.indices) or batch < 1:
+            raise UsageError(f"cannot draw {purpose} batches of {batch} from {len(self.indices)} images; "
+                             "both must be at least 1")
+        self.batch, self.seed, self.purpose = batch, seed, purpose
+        self._epoch, self._shuffled = -1, self.indices
+
+    def at(self, step: int) -> IntArray:
+        """int64 [batch]: the images of a step, which counts from 0."""
+        size = len(self.indices)
+        start, stop = step * self.batch, (step + 1) * self.batch
+        parts = []
+        while start < stop:
+            epoch, place = divmod(start, size)
+            part = self._permuted(epoch)[place:place + stop - start]
+            parts.append(part)
+            start += len(part)
+        return np.concatenate(parts)
+
+    def _permuted(self, epoch: int) -> IntArray:
+        if epoch != self._epoch:
+            order = torch.randperm(len(self.indices), generator=generator(self.seed, self.purpose, epoch))
+            self._epoch, self._shuffled = epoch, self.indices[order.numpy()]
+        return self._shuffled

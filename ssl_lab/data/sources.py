@@ -1,0 +1,120 @@
+"""`load`: from a name, a folder or a file to a `Pool`."""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from ssl_lab.data.arrays import to_labels
+from ssl_lab.data.decode import MAX_PIXELS
+from ssl_lab.data.files import data_folder
+from ssl_lab.data.folder import load_csv, load_folder
+from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
+from ssl_lab.data.pool import Pool, join, pool_of, resized
+from ssl_lab.data.split import stratified
+from ssl_lab.errors import UsageError, unknown
+
+DATASETS = {
+    "digits": "1,797 handwritten digits, 8x8 gray, 10 classes; bundled with scikit-learn",
+    "mnist": "70,000 handwritten digits, 28x28 gray, 10 classes",
+    "fashion_mnist": "70,000 pieces of clothing, 28x28 gray, 10 classes",
+    "cifar10": "60,000 photographs, 32x32 RGB, 10 classes",
+    "cifar100": "60,000 photographs, 32x32 RGB, 100 classes",
+    "svhn": "99,289 house-number digits, 32x32 RGB, 10 classes",
+    "stl10": "13,000 photographs and 100,000 unlabeled ones, 96x96 RGB, 10 classes",
+}
+"""The data sets with a name: what each is, in a line."""
+
+_NO_FLIP = ("digits", "mnist", "svhn")
+
+
+def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
+         image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Pool:
+    """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv file of `path,label`, or an
+    .npz file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
+
+    data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
+    image_size: side in pixels to resize to (shorter side, then the center square). By default data sets and
+    arrays keep theirs, and files take the median of their shorter sides, at most 224. max_pixels: larger
+    image files are skipped unread. Every known label of a train image is given until `split` takes some away.
+    UsageError says what is wrong with the name, the files or their content.
+    """
+    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"image_size={image_size}: expected 1 or more pixels")
+    caches = data_folder(data_dir) / "cache"
+    if name == "digits":
+        return resized(_digits(), image_size)
+    if name in DATASETS:
+        return resized(_fetched(name, data_dir), image_size)
+    if path.is_dir():
+        return load_folder(path, caches, image_size, max_pixels)
+    if path.is_file() and path.suffix.lower() == ".csv":
+        return load_csv(path, caches, image_size, max_pixels)
+    if path.is_file() and path.suffix.lower() == ".npz":
+        return resized(_npz(path), image_size)
+    if path.exists():
+        raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file")
+    if path.suffix or len(path.parts) > 1:
+        raise UsageError(f"there is no file or folder {path}")
+    raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file may also be given.")
+
+
+def _digits() -> Pool:
+    """8x8 bytes (0..16 scaled to 0..255); a fixed third of each class is the test split."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[:, None]
+    truth = bunch.target.astype(np.int64)
+    rows = np.arange(len(truth))
+    test = stratified(rows, truth, len(truth) // 3, "digits", "test")
+    order = np.concatenate([np.setdiff1d(rows, test), test])
+    pixels, truth, first = pixels[order], truth[order], len(truth) - len(test)
+    style = style_of((1, 8, 8), *pixel_statistics(pixels[:first]), flip=False)
+    return pool_of("digits", ArrayImages(pixels), truth, tuple("0123456789"), style, test=rows[first:])
+
+
+def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
+    """A data set that data_scripts/fetch.py stored, memory-mapped."""
+    folder = data_folder(data_dir) / name
+    option = f" --data-dir {data_dir}" if data_dir else ""
+    command = f"python data_scripts/fetch.py {name}{option}"
+    if not folder.exists():
+        raise UsageError(f"{name} is not in {folder.parent}. Fetch it: {command}")
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        arrays = {}
+        for file, entry in manifest["files"].items():
+            arrays[file] = np.load(folder / file, mmap_mode="r")
+            if list(arrays[file].shape) != entry["shape"] or str(arrays[file].dtype) != entry["dtype"]:
+                raise ValueError(f"{file} has another shape or type than was stored")
+        images = [ArrayImages(arrays[f"{part}_images.npy"], manifest["files"][f"{part}_images.npy"]["sha256"])
+                  for part in ("train", "test")]
+        class_names = tuple(manifest["class_names"])
+        truth = np.concatenate([to_labels(arrays[f"{part}_labels.npy"], len(rows), len(class_names))
+                                for part, rows in zip(("train", "test"), images, strict=True)])
+        style = style_of(images[0].shape, tuple(manifest["mean"]), tuple(manifest["std"]),
+                         flip=name not in _NO_FLIP)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{folder} is damaged ({error}). Fetch it again: {command}") from error
+    return pool_of(name, join(images), truth, class_names, style, test=np.arange(len(images[0]), len(truth)))
+
+
+def _npz(path: Path) -> Pool:
+    try:
+        with np.load(path, allow_pickle=False) as content:
+            arrays = dict(content)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+    known = {"images", "labels", "test_images", "test_labels", "class_names"}
+    if not {"images", "labels"} <= arrays.keys() <= known:
+        raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected images and labels, and "
+                         "perhaps test_images, test_labels and class_names")
+    if "class_names" in arrays:
+        arrays["class_names"] = [str(name) for name in arrays["class_names"]]
+    return Pool.from_arrays(**arrays, name=path.stem)

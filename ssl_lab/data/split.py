@@ -1,0 +1,113 @@
+"""Choosing rows: which images are labeled, which validate, which are held out. Pure functions of a seed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from ssl_lab.batch import Key, generator
+from ssl_lab.data.arrays import IntArray
+from ssl_lab.errors import UsageError, unknown
+
+Balance = Literal["class", "natural"]
+
+
+def shuffled(rows: IntArray, *key: Key) -> IntArray:
+    """`rows` in an order that is a pure function of the key."""
+    mixed: IntArray = rows[torch.randperm(len(rows), generator=generator(*key)).numpy()]
+    return mixed
+
+
+def draw_labeled(rows: IntArray, truth: IntArray, count: int, class_names: Sequence[str], seed: int,
+                 balance: str) -> IntArray:
+    """`count` of `rows`, sorted. With the same seed, a smaller draw is part of a larger one.
+
+    truth: int64 [N], the labels of all images; all `rows` have one. balance "class": count/C of each class,
+    where the remainder falls on classes chosen by the seed. "natural": at random, classes as they come.
+    UsageError if there are too few images, or too few labels for the classes.
+    """
+    if balance not in ("class", "natural"):
+        raise unknown("balance", balance, ("class", "natural"))
+    if not 1 <= count <= len(rows):
+        raise UsageError(f"labels={count}: expected 1 to {len(rows)}, the train images whose label is known "
+                         "and that do not validate")
+    if balance == "natural":
+        return np.sort(shuffled(rows, seed, "labeled")[:count])
+    classes = len(class_names)
+    if count < classes:
+        raise UsageError(f"labels={count} is fewer than the {classes} classes. Give {classes} or more, or "
+                         "balance='natural', which may leave classes out.")
+    first = shuffled(np.arange(classes), seed, "remainder")[:count % classes]
+    chosen = []
+    for label in range(classes):
+        members = rows[truth[rows] == label]
+        quota = count // classes + int(label in first)
+        if len(members) < quota:
+            raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which "
+                             f"has only {len(members)}. Give fewer labels, or balance='natural'.")
+        chosen.append(shuffled(members, seed, "labeled", label)[:quota])
+    return np.sort(np.concatenate(chosen))
+
+
+def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int) -> IntArray:
+    """Validation rows: a fraction (0 < amount < 1) or a count of `rows`, each class by its share; sorted."""
+    if amount == 0:
+        return rows[:0]
+    fraction, whole = 0 < amount < 1, amount >= 1 and amount % 1 == 0
+    count = max(1, round(amount * len(rows))) if fraction else int(amount) if whole else 0
+    if not 1 <= count < len(rows):
+        raise UsageError(f"valid={amount:g}: expected a fraction between 0 and 1, or a count below "
+                         f"{len(rows)}, the train images whose label is known")
+    return stratified(rows, truth, count, seed, "valid")
+
+
+def stratified(rows: IntArray, truth: IntArray, count: int, *key: Key) -> IntArray:
+    """`count` of `rows`, each class in proportion to its size (largest remainders first); sorted."""
+    labels, sizes = np.unique(truth[rows], return_counts=True)
+    shares = sizes * count / len(rows)
+    quotas = np.floor(shares).astype(np.int64)
+    quotas[np.argsort(quotas - shares, kind="stable")[:count - quotas.sum()]] += 1
+    chosen = [shuffled(rows[truth[rows] == label], *key, int(label))[:quota]
+              for label, quota in zip(labels, quotas, strict=True)]
+    return np.sort(np.concatenate([*chosen, rows[:0]]))
+
+
+def hold_out(rows: IntArray, truth: IntArray, fraction: float, seed: int) -> IntArray:
+    """About `fraction` of each class, at least one of it, but never its only image; sorted."""
+    chosen = [rows[:0]]
+    for label in np.unique(truth[rows]).tolist():
+        members = shuffled(rows[truth[rows] == label], seed, "hold_out", label)
+        chosen.append(members[:min(len(members) - 1, max(1, round(fraction * len(members))))])
+    return np.sort(np.concatenate(chosen))
+
+
+def read_rows(given: ArrayLike | str | os.PathLike[str], what: str) -> dict[str, Any]:
+    """The content of an index list, as a manifest: `{what: rows}`, or the manifest itself.
+
+    given: indices, or a file of them: .npy, .json (a list, or a manifest that `write_manifest` made), else
+    text with one index per line. UsageError if it cannot be read.
+    """
+    if not isinstance(given, str | os.PathLike):
+        return {what: given}
+    path = Path(given)
+    try:
+        if path.suffix == ".npy":
+            return {what: np.load(path, allow_pickle=False)}
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text) if path.suffix == ".json" else [int(word) for word in text.split()]
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what}: cannot read row numbers from {path}: {reason}") from error
+    if not isinstance(content, dict):
+        return {what: content}
+    if what not in content:
+        raise UsageError(f"{what}: {path} is JSON without a list {what!r}; expected a list of row numbers, "
+                         "or a split manifest")
+    return content

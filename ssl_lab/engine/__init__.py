@@ -1,0 +1,9 @@
+"""The engine: the loop, and what it stands on (device and ranks, checkpoints, evaluation, callbacks)."""
+
+from ssl_lab.engine.callbacks import Callback, ShowProgress, TensorBoard
+from ssl_lab.engine.evaluate import accuracy, predict
+from ssl_lab.engine.feed import Feed
+from ssl_lab.engine.runtime import Runtime
+from ssl_lab.engine.trainer import Result, Trainer
+
+__all__ = ["Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy", "predict"]

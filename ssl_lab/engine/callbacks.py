@@ -1,0 +1,85 @@
+"""Callbacks: what watches a run. Progress in the terminal, TensorBoard."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SHOWN = {"loss": "loss {:.3f}", "mask_rate": "mask {:.0%}", "pseudo_label_accuracy": "pseudo {:.1%}",
+         "valid_accuracy": "valid {:.1%}", "test_accuracy": "test {:.1%}"}
+
+
+class Callback:
+    """Entered when training starts (or resumes) and left when it ends, however it ends."""
+
+    def start(self, name: str, out: Path, step: int, steps: int) -> None:
+        """Training begins at `step` of `steps`."""
+
+    def step(self, done: int) -> None:
+        """`done` steps are done."""
+
+    def row(self, row: Mapping[str, float]) -> None:
+        """A row was added to the metrics."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None: ...
+
+
+class ShowProgress(Callback):
+    """A live bar with time left where there is a terminal; else a line per evaluation."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr)
+        self._live = self.console.is_terminal
+        self._numbers: dict[str, str] = {}
+
+    def start(self, name: str, out: Path, step: int, steps: int) -> None:
+        self._steps = steps
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
+            TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, transient=True, disable=not self._live)
+        self._task = self._progress.add_task(name, total=steps, completed=step, numbers="")
+        self._name = name
+        self._progress.start()
+
+    def step(self, done: int) -> None:
+        if self._live:
+            self._progress.update(self._task, completed=done)
+
+    def row(self, row: Mapping[str, float]) -> None:
+        self._numbers |= {key: text.format(row[key]) for key, text in SHOWN.items() if key in row}
+        numbers = "  ".join(self._numbers[key] for key in SHOWN if key in self._numbers)
+        if self._live:
+            self._progress.update(self._task, numbers=numbers)
+        elif any(key.endswith("_accuracy_plain") for key in row):
+            self.console.print(f"{self._name} step {row['step']:.0f}/{self._steps}  {numbers}  "
+                               f"{row['seconds']:.0f} s", highlight=False, soft_wrap=True)
+
+    def __exit__(self, *error: object) -> None:
+        self._progress.stop()
+
+
+class TensorBoard(Callback):
+    """Writes each row to TensorBoard event files in the run's folder (extra `track`)."""
+
+    def start(self, name: str, out: Path, step: int, steps: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+
+    def row(self, row: Mapping[str, float]) -> None:
+        for key, value in row.items():
+            self._writer.add_scalar(key, value, int(row["step"]))
+
+    def __exit__(self, *error: object) -> None:
+        self._writer.close()

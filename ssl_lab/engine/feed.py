@@ -1,0 +1,73 @@
+"""From a step to its batch: indices, bytes, device, views. A pure function of (pool, seed, step, rank)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from ssl_lab.batch import At, Batch, Rows
+from ssl_lab.data import Pool, Sampler
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Views
+from ssl_lab.methods.base import ViewFactory
+
+
+class Feed:
+    """Batches of `labeled` and `unlabeled` images (both over all ranks), under the views that a method asks for.
+
+    A method that declares no views of one kind gets none of its rows.
+    """
+
+    def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
+                 world: int = 1) -> None:
+        self.streams = {
+            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world),
+            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world),
+        }
+
+    def __call__(self, at: At) -> Batch:
+        return Batch(**{name: stream(at) for name, stream in self.streams.items()})
+
+    @property
+    def images_per_step(self) -> int:
+        """Distinct images that one step reads, over all ranks."""
+        return sum(stream.batch for stream in self.streams.values())
+
+
+class Stream:
+    """The rows of one kind, "labeled" or "unlabeled"."""
+
+    def __init__(self, pool: Pool, kind: str, views: Mapping[str, ViewFactory], batch: int, seed: int,
+                 device: torch.device, world: int) -> None:
+        self.pool, self.kind, self.device = pool, kind, device
+        self.batch = batch if views else 0
+        indices = pool.labeled if kind == "labeled" else pool.unlabeled
+        if views and batch < 1:
+            raise UsageError(f"a batch of {batch} {kind} images was asked for; this method needs 1 or more")
+        if views and len(indices) == 0:
+            raise UsageError(f"the pool {pool.name!r} has no {kind} training images; label some, "
+                             "or split it with labels=N")
+        if batch % world:
+            raise UsageError(f"the batch of {batch} {kind} images does not divide over {world} ranks")
+        self.rows = self.batch // world
+        self.views = {name: factory(pool.style) for name, factory in views.items()}
+        self.sampler = Sampler(indices, batch, seed, kind) if views else None
+
+    def __call__(self, at: At) -> Rows:
+        if self.sampler is None:
+            nothing = torch.empty(0, dtype=torch.int64, device=self.device)
+            return Rows({}, nothing, nothing, nothing)
+        start = at.rank * self.rows
+        indices = self.sampler.at(at.step)[start : start + self.rows]
+        images = self._move(self.pool.images.take(indices))
+        views = {name: view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device))
+                 for name, view in self.views.items()}
+        ids, targets, truth = (self._move(torch.from_numpy(values)) for values in
+                               (indices, self.pool.labels[indices], self.pool.truth[indices]))
+        return Rows(views, targets, truth, ids)
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)

@@ -1,0 +1,168 @@
+"""Device, precision and ranks. The only file that knows whether there is one process or many."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_lab.errors import UsageError
+
+Precision = Literal["auto", "fp32", "bf16"]
+BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
+
+
+@dataclass
+class Runtime:
+    """Where a run computes: made by `Runtime.start`, which also joins the ranks that `torchrun` started.
+
+    precision: "fp32" or "bf16" (autocast; weights and losses stay float32). reason: why it was picked.
+    """
+
+    device: torch.device
+    precision: Literal["fp32", "bf16"]
+    reason: str
+    rank: int = 0
+    world: int = 1
+    _joined: bool = field(default=False, repr=False)
+
+    @classmethod
+    def start(cls, device: str = "auto", precision: Precision = "auto") -> Runtime:
+        """Resolves `auto`; under torchrun (WORLD_SIZE > 1) joins the process group, one device per rank."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        rank = int(os.environ.get("RANK", "0"))
+        where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        joined = False
+        if world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+            joined = True
+        picked, reason = resolve_precision(where, precision)
+        if world > 1:  # each rank measures; rank 0 decides
+            choice = [picked]
+            dist.broadcast_object_list(choice, src=0)
+            picked = choice[0]
+        return cls(where, picked, reason, rank, world, joined)
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 autocast, or nothing."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        return nullcontext()
+
+    def wrap(self, method: nn.Module) -> nn.Module:
+        """The module to call for a differentiated forward: DDP around the method where there are ranks.
+
+        BatchNorm stays local to a rank (each normalises by its own rows).
+        """
+        if self.world == 1:
+            return method
+        return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+
+    def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
+        """Keeps DDP from reducing gradients before the last micro-batch of a step."""
+        if self.world == 1 or last:
+            return nullcontext()
+        context: AbstractContextManager[Any] = wrapped.no_sync()
+        return context
+
+    def total(self, values: Tensor) -> Tensor:
+        """The sum over ranks."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def any(self, flag: bool) -> bool:
+        """Whether any rank says yes; waits for all of them."""
+        if self.world == 1:
+            return flag
+        return bool(self.total(torch.tensor(float(flag), device=self.device)).item() > 0)
+
+    def peak_memory_bytes(self) -> int:
+        """Peak device memory on a GPU; on a CPU the peak resident memory of this process."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        import resource
+        import sys
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
+
+    def stop(self) -> None:
+        """Leaves the process group, if this run joined it."""
+        if self._joined:
+            dist.destroy_process_group()
+
+
+def resolve_device(device: str, local_rank: int = 0) -> torch.device:
+    """`auto` is the rank's GPU, or the CPU. An absent device is a UsageError."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        where = torch.device(device)
+        torch.empty(1, device=where)
+    except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError by device
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"device {device!r} cannot be used here ({reason}); try --device cpu or auto") from None
+    if where.type == "cuda":
+        where = torch.device("cuda", where.index if where.index is not None else local_rank)
+        torch.cuda.set_device(where)
+    return where
+
+
+def resolve_precision(device: torch.device, precision: Precision) -> tuple[Literal["fp32", "bf16"], str]:
+    """The precision, and why: `auto` is bf16 where this device multiplies matrices faster in it."""
+    if precision != "auto":
+        return precision, "as asked"
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return "bf16", "the GPU multiplies bf16 natively"
+        return "fp32", "the GPU does not multiply bf16 natively"
+    if device.type != "cpu":
+        return "fp32", f"bf16 is not measured on {device.type}"
+    fp32, bf16 = (matmul_tflops(device, dtype, size=512) for dtype in (torch.float32, torch.bfloat16))
+    picked: Literal["fp32", "bf16"] = "bf16" if bf16 > BF16_WINS * fp32 else "fp32"
+    return picked, f"matrix product: bf16 {bf16 / fp32:.1f} times as fast as fp32 (bf16 wins from {BF16_WINS})"
+
+
+def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.05) -> float:
+    """The speed of a size x size matrix product in TFLOP/s: the best of repeats over about `seconds`."""
+    a = torch.ones(size, size, dtype=dtype, device=device)
+    synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    best = float("inf")
+    end = time.perf_counter() + seconds
+    for repeat in range(1000):
+        start = time.perf_counter()
+        torch.mm(a, a)
+        synchronize()
+        now = time.perf_counter()
+        if repeat:  # the first call sets up the kernel
+            best = min(best, now - start)
+        if repeat >= 3 and now > end:
+            break
+    return 2 * size**3 / best / 1e12
+
+
+@contextmanager
+def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
+    """BatchNorm still normalises by the batch, but leaves its running statistics alone."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum

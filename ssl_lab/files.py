@@ -1,0 +1,52 @@
+"""Files that are either whole or as they were: written beside their target, synced to disk, renamed over it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+from ssl_lab.errors import UsageError
+
+
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Calls write(file) on a new file in path's folder; `path` changes only when all of it is on disk.
+
+    Makes missing folders. Raises UsageError for a full disk, a read-only folder and the like.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_atomically` for a short text, in UTF-8."""
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def cannot_write(path: Path, error: OSError) -> UsageError:
+    """The error for a full disk, a read-only folder and the like."""
+    return UsageError(f"cannot write {path}: {error.strerror or error}. "
+                      "Free some space there, or choose another folder.")
+
+
+def sync(path: Path) -> None:
+    """Waits until a file's content, or a folder's list of names, is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

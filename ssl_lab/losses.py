@@ -1,0 +1,46 @@
+"""Loss and mask equations as pure functions of tensors. B rows, C classes; logits float [B, C] of any precision.
+
+Everything is computed in float32 at least, whatever the precision of the nets.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Mean of -log softmax(logits)[target] over the rows. targets: int64 [B], or probabilities [B, C]."""
+    return F.cross_entropy(_full(logits), targets)
+
+
+def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """Confidence max_c p_c (float [B]) and class argmax_c p_c (int64 [B]) of p = softmax(logits); no gradient."""
+    confidence, label = _full(logits.detach()).softmax(dim=1).max(dim=1)
+    return confidence, label
+
+
+def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
+    """(1/B) sum_b mask_b * H(target_b, softmax(logits_b)): divided by all B rows, not by those kept.
+
+    With targets = pseudo-labels and mask = confidence >= threshold, this is the unlabeled loss of FixMatch
+    (Sohn et al. 2020, equation 4). targets: int64 [B], or probabilities [B, C]. mask: bool or float [B].
+    """
+    per_row = F.cross_entropy(_full(logits), targets, reduction="none")
+    return (per_row * mask).mean()
+
+
+def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Share of rows with predicted == truth, among those with a known truth (>= 0) and, if given, mask.
+
+    predicted, truth: int64 [B]; mask: bool [B]. Float scalar on the device; NaN where no row counts.
+    """
+    counted = truth >= 0
+    if mask is not None:
+        counted = counted & mask
+    return ((predicted == truth) & counted).sum() / counted.sum()
+
+
+def _full(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

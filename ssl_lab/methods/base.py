@@ -1,0 +1,74 @@
+"""What a method is: an `nn.Module` whose `forward(batch, at)` returns a `Loss`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lab.batch import At, Batch, Loss, Style
+from ssl_lab.nets import Ema, Net, Output
+from ssl_lab.schedule import Scalar
+from ssl_lab.views import View
+
+ViewFactory = Callable[[Style], View]
+
+
+@dataclass(frozen=True)
+class Views:
+    """The views that a method consumes: name -> factory, e.g. `{"weak": Weak, "strong": Strong}`.
+
+    The loop builds each from the data set's style and hands them over as `batch.labeled["weak"]`. Two names
+    with the same factory are two independent draws.
+    """
+
+    labeled: Mapping[str, ViewFactory] = field(default_factory=dict)
+    unlabeled: Mapping[str, ViewFactory] = field(default_factory=dict)
+
+
+class Method(nn.Module):
+    """Base of every method: owns the net that learns and its moving average, which is evaluated.
+
+    A subclass writes `forward`; it keeps heads, teachers, queues and thresholds as modules and buffers, so
+    that `state_dict` holds them. `views` is declared on the class, or set on the instance where it depends
+    on arguments.
+
+    net: the net that learns. ema: decay of the averaged weights (0 evaluates the plain net).
+    """
+
+    name: ClassVar[str]
+    family: ClassVar[str]
+    paper: ClassVar[str]
+    arxiv: ClassVar[str]
+    recipe: ClassVar[str]
+    views: Views
+
+    def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
+        super().__init__()
+        self.net = net
+        self.ema = Ema(net, ema)
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        """The loss of one (micro-)batch. Scalars are read with `at.value`; nothing is read back to the host."""
+        raise NotImplementedError
+
+    def after_step(self, at: At) -> None:
+        """After the optimiser's step: moves averages, queues and thresholds."""
+        self.ema.update(self.net, at)
+
+    def predictor(self) -> Net:
+        """The net that is evaluated and exported."""
+        return self.ema.net
+
+    def joint(self, *views: Tensor) -> tuple[Output, ...]:
+        """One pass of the net over all views together, so that BatchNorm sees them as one batch.
+
+        views: float [B_i, C, H, W]; returns one Output for each, in order.
+        """
+        sizes = [len(view) for view in views]
+        output = self.net(torch.cat(views))
+        return tuple(map(Output, output.features.split(sizes), output.logits.split(sizes)))
+

@@ -1,0 +1,33 @@
+"""Supervised: cross-entropy on the labeled images alone, the baseline of everything else."""
+
+from __future__ import annotations
+
+from ssl_lab import losses
+from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.methods.base import Method, ViewFactory, Views
+from ssl_lab.nets import Net
+from ssl_lab.schedule import Scalar
+from ssl_lab.views import Weak
+
+
+class Supervised(Method):
+    """L = H(y, p(x)) over the labeled images under one view.
+
+    view: how the labeled images are augmented; Strong makes a much harder baseline.
+    """
+
+    name = "supervised"
+    family = "supervised"
+    paper = "Cross-entropy on the labeled images"
+    arxiv = ""
+    recipe = "recipes/supervised.py"
+
+    def __init__(self, net: Net, view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
+        super().__init__(net, ema)
+        self.views = Views(labeled={"view": view})
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        logits = self.net(batch.labeled["view"]).logits
+        accuracy = losses.accuracy(logits.detach().argmax(dim=1), batch.labeled.targets)
+        return Loss({"labeled": losses.cross_entropy(logits, batch.labeled.targets)},
+                    logs={"train_accuracy": accuracy})

@@ -1,0 +1,61 @@
+"""What a net is: `Net(backbone, head)`, which normalizes its own input and returns an `Output`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ssl_lab.batch import Style
+
+
+class Output(NamedTuple):
+    """features: [B, D], pooled, before the head. logits: [B, classes]. Both in autocast's dtype."""
+
+    features: Tensor
+    logits: Tensor
+
+
+class Net(nn.Module):
+    """A classifier of float images [B, C, H, W] in [0, 1].
+
+    backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
+    they are buffers, so that a saved net carries its normalization with it.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float],
+                 name: str = "custom") -> None:
+        super().__init__()
+        self.name = name
+        self.features_dim, self.classes = head.in_features, head.out_features
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, x: Tensor) -> Output:
+        features = self.backbone((x - self.mean) / self.std)
+        return Output(features, self.head(features))
+
+
+def linear_head(features_dim: int, classes: int) -> nn.Linear:
+    """A linear classifier with Glorot-normal weights and zero bias, as FixMatch's code has it."""
+    head = nn.Linear(features_dim, classes)
+    nn.init.xavier_normal_(head.weight)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def describe(net: nn.Module, style: Style) -> tuple[int, int]:
+    """(parameters, FLOPs of the forward pass of one image of this style); a multiply-add counts as 2."""
+    shadow = copy.deepcopy(net).to("meta").eval()  # shapes only: computes nothing, leaves `net` as it was
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        shadow(torch.empty(1, style.channels, style.height, style.width, device="meta"))
+    return sum(p.numel() for p in net.parameters()), counter.get_total_flops()

@@ -1,0 +1,131 @@
+"""Nets by name: `net("wrn_28_2", classes=10)`, `net("timm/vit_tiny_patch16_224", style=style)`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_lab.batch import Style, seed_of
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.nets.base import Net, linear_head
+from ssl_lab.nets.pretrained import timm_backbone
+from ssl_lab.nets.residual import ResNet, WideResNet
+from ssl_lab.nets.weights import is_net, load_backbone, load_net, read_weights
+
+Backbone = ResNet | WideResNet
+
+
+@dataclass(frozen=True)
+class Family:
+    """Nets whose names match `pattern`; its groups are the integers that `build` takes after the style."""
+
+    description: str
+    examples: tuple[str, ...]
+    pattern: str
+    build: Callable[..., Backbone]
+
+
+def _wrn(style: Style, depth: int, width: int) -> WideResNet:
+    if depth < 10 or depth % 6 != 4 or width < 1:
+        raise UsageError(f"unknown net 'wrn_{depth}_{width}': the depth must be 6n + 4 (10, 16, 22, 28, ...) "
+                         "and the width at least 1. Try wrn_28_2")
+    return WideResNet(depth, width, style.channels)
+
+
+def _resnet(style: Style, depth: int) -> ResNet:
+    depths = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}[depth]
+    return ResNet(depths, 64, style.channels, bottlenecks=depth >= 50)
+
+
+def _tiny(style: Style, width: int) -> ResNet:
+    if width < 1:
+        raise UsageError(f"unknown net 'tiny_{width}': the width must be at least 1. Try tiny_16")
+    # A CPU spends most of its time on the full-size maps; images of 16 pixels or more can do without them.
+    stem_stride = 2 if min(style.height, style.width) >= 16 else 1
+    return ResNet((1, 1, 1), width, style.channels, stem_stride=stem_stride)
+
+
+_FAMILIES = {
+    "tiny_{width}": Family(
+        "residual net of 7 convolutions for CPUs, in three stages of 1, 2 and 4 times width channels",
+        ("tiny_16", "tiny_32", "tiny_64"), r"tiny_(\d+)", _tiny),
+    "wrn_{depth}_{width}": Family(
+        "wide ResNet as in FixMatch (Zagoruyko and Komodakis 2016); depth = 6n + 4",
+        ("wrn_16_2", "wrn_28_2", "wrn_28_8", "wrn_28_10"), r"wrn_(\d+)_(\d+)", _wrn),
+    "resnet{depth}": Family(
+        "ResNet-18, -34 or -50 (He et al. 2016) with a 3x3 stem for small images",
+        ("resnet18", "resnet34", "resnet50"), r"resnet(18|34|50)", _resnet),
+}
+
+NETS = {name: family.description for name, family in _FAMILIES.items()} | {
+    "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
+}
+"""The families of nets, name pattern -> what they are."""
+
+
+def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool = False,  # noqa: B008
+        weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None,
+        **options: Any) -> Net:
+    """The net `name` for images of this style, initialized as a pure function of `seed`.
+
+    name: one of `NETS`. pretrained: timm's own weights (timm nets only). weights: a file with the weights of
+    a whole `Net` (a run's model.safetensors; they bring their normalization along, and a head for another
+    number of classes is left out and logged) or of its backbone alone, in the backbone's own keys.
+    bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's
+    (0.1 for the nets written here). options: arguments of a timm model.
+
+    UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
+    """
+    if classes < 1:
+        raise UsageError(f"a net for {classes} classes: expected at least 1")
+    if not len(style.mean) == len(style.std) == style.channels:
+        raise UsageError(f"the style has {style.channels} channels, but {len(style.mean)} means and "
+                         f"{len(style.std)} standard deviations: give one of each per channel")
+    if pretrained and weights is not None:
+        raise UsageError("pretrained and weights exclude each other: choose one")
+    state = None if weights is None else read_weights(weights)
+    whole = state is not None and is_net(state)
+    source = weights or ""
+    with _seeded(seed):
+        if name.startswith("timm/"):
+            backbone, features_dim, mean, std = timm_backbone(
+                name.removeprefix("timm/"), style, pretrained, None if whole else state, source, options)
+            built = Net(backbone, linear_head(features_dim, classes), mean, std, name)
+        else:
+            if pretrained or options:
+                what = "pretrained weights" if pretrained else f"options ({', '.join(options)})"
+                raise UsageError(f"{name} has no {what}: only timm/... nets have")
+            ours = _backbone(name, style)
+            built = Net(ours, linear_head(ours.features_dim, classes), style.mean, style.std, name)
+    if state is not None and whole:
+        load_net(built, state, source)
+    elif state is not None and not name.startswith("timm/"):
+        load_backbone(built, state, source)
+    if bn_momentum is not None:
+        for module in built.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = bn_momentum
+    return built
+
+
+def _backbone(name: str, style: Style) -> Backbone:
+    for family in _FAMILIES.values():
+        if match := re.fullmatch(family.pattern, name):
+            return family.build(style, *map(int, match.groups()))
+    examples = [example for family in _FAMILIES.values() for example in family.examples]
+    raise unknown("net", name, examples, f"Families: {', '.join(NETS)}.")
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Initializers draw from the global generator: lend it to them, and put it back as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "init"))
+        yield

@@ -1,0 +1,6 @@
+"""Optimisers as small specs, parameter groups, and update rules."""
+
+from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups
+from ssl_lab.optim.update import Closure, Update, plain
+
+__all__ = ["SGD", "AdamW", "Closure", "Optimizer", "Update", "parameter_groups", "plain"]

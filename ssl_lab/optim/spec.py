@@ -1,0 +1,70 @@
+"""Optimisers as specs: what to build once the method's parameters are known. Any scalar may be a schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ssl_lab.batch import At
+from ssl_lab.schedule import Scalar
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups of the parameters that learn: weights (2 or more dimensions), and biases and norms.
+
+    The first is decayed, the second never is; the groups say so under "decay".
+    """
+    learning = [p for p in module.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in learning if p.ndim >= 2], "decay": True},
+        {"params": [p for p in learning if p.ndim < 2], "decay": False},
+    ]
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """lr and weight_decay are read anew before each step; see SGD and AdamW."""
+
+    lr: Scalar
+    weight_decay: Scalar = 0.0
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        """The torch optimiser over the module's learning parameters."""
+        raise NotImplementedError
+
+    def set(self, optimizer: torch.optim.Optimizer, at: At) -> float:
+        """Sets learning rate and weight decay for the step at hand; returns the learning rate."""
+        lr, weight_decay = at.value(self.lr), at.value(self.weight_decay)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+            group["weight_decay"] = weight_decay if group["decay"] else 0.0
+        return lr
+
+
+@dataclass(frozen=True)
+class SGD(Optimizer):
+    """SGD with Nesterov momentum; weight decay is added to the gradient (L2)."""
+
+    lr: Scalar = 0.03
+    weight_decay: Scalar = 5e-4
+    momentum: float = 0.9
+    nesterov: bool = True
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.SGD(parameter_groups(module), lr=0.0, momentum=self.momentum,
+                               nesterov=self.nesterov, foreach=True)
+
+
+@dataclass(frozen=True)
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017)."""
+
+    lr: Scalar = 1e-3
+    weight_decay: Scalar = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+
+    def build(self, module: nn.Module) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(parameter_groups(module), lr=0.0, betas=self.betas, foreach=True)

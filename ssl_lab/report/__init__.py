@@ -1,0 +1,11 @@
+"""What a run was like: metrics to curves, tables and one self-contained HTML file."""
+
+from ssl_lab.report.html import Report
+from ssl_lab.report.images import image_grid
+from ssl_lab.report.metrics import Band, Row, band, mean_and_spread, read_metrics, series
+from ssl_lab.report.plots import curves
+from ssl_lab.report.tables import Column, Table, mean_spread
+from ssl_lab.report.text import Markup
+
+__all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "band", "curves", "image_grid",
+           "mean_and_spread", "mean_spread", "read_metrics", "series"]

@@ -1,0 +1,10 @@
+"""Views: batched image augmentations with per-image randomness, on the device of the batch."""
+
+from ssl_lab.views.base import View as View
+from ssl_lab.views.base import ViewFactory as ViewFactory
+from ssl_lab.views.presets import Eval as Eval
+from ssl_lab.views.presets import Strong as Strong
+from ssl_lab.views.presets import Weak as Weak
+
+VIEWS: dict[str, type] = {"weak": Weak, "strong": Strong, "eval": Eval}
+"""The named views; `ssl-lab list views` prints each with the first line of its docstring."""

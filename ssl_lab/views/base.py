@@ -1,0 +1,43 @@
+"""What a view is: the contract that every augmentation keeps, and the two ends of every pixel pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ssl_lab.batch import Draw, Style
+from ssl_lab.errors import UsageError
+
+
+class View(Protocol):
+    """A random (or fixed) image transform of a whole batch at once, in which every row draws for itself.
+
+    images: uint8 [B, C, H, W] on any device, C in {1, 3}, any H and W, B may be 0; never modified.
+    draw: random numbers for these B rows. Returns float32 [B, C, H, W] in [0, 1] on the same device (nets
+    normalize). Row i depends on image i and on its own numbers only, and nothing is read back to the host.
+    """
+
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor: ...
+
+
+ViewFactory = Callable[[Style], View]
+"""How a method declares a view: `Weak`, `Strong`, or `partial(Strong, ops=3)`; the loop calls it."""
+
+
+def check_images(images: Tensor, draw: Draw) -> None:
+    """Raise UsageError unless images are uint8 [B, 1 or 3, H, W] and draw has numbers for B rows."""
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise UsageError(f"a view got {str(images.dtype).removeprefix('torch.')} images of shape "
+                         f"{list(images.shape)}; it takes uint8 [B, C, H, W] with 1 or 3 channels. "
+                         "Convert the images before they enter the pool.")
+    if len(draw) != len(images):
+        raise UsageError(f"a view got {len(images)} images and random numbers for {len(draw)}; "
+                         "draw them with at.draw(purpose, rows=len(images)).")
+
+
+def to_unit(images: Tensor) -> Tensor:
+    """uint8 0..255 to float32 0..1, contiguous (division, because multiplying by 1/255 can pass 1)."""
+    return images.to(torch.float32, memory_format=torch.contiguous_format).div_(255)

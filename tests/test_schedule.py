@@ -1,0 +1,43 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_lab import schedule
+from ssl_lab.batch import At
+
+FRACTION = st.floats(0, 1)
+
+
+@given(FRACTION)
+def test_equations(t):
+    assert schedule.constant(3.0)(t) == 3.0
+    assert schedule.linear(1.0, 5.0)(t) == pytest.approx(1 + 4 * t)
+    assert schedule.linear(0.0, 2.0, until=0.5)(t) == pytest.approx(min(2.0, 4 * t))
+    assert schedule.cosine(2.0)(t) == pytest.approx(1 + math.cos(math.pi * t))
+    assert schedule.ramp_up(2.0, until=0.4)(t) == pytest.approx(2 * math.exp(-5 * max(0, 1 - t / 0.4) ** 2))
+    assert 0.2 - 1e-12 <= schedule.cyclical(0.2, 0.7, cycles=3)(t) <= 0.7 + 1e-12
+
+
+def test_fixmatch_rate_follows_the_paper_over_its_million_steps():
+    rate = schedule.cosine_7_16(0.03)
+    for step in (0, 1, 2**19, 2**20 - 1):
+        assert At(step, 2**20).value(rate) == pytest.approx(0.03 * math.cos(7 * math.pi * step / (16 * 2**20)))
+    assert rate(1.0) == pytest.approx(0.195 * 0.03, rel=1e-3)
+
+
+def test_cycles_touch_both_ends():
+    wave = schedule.cyclical(0.8, 0.98, cycles=2)
+    assert [wave(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.8, 0.98, 0.8, 0.98, 0.8])
+
+
+def test_warm_up_is_linear_and_then_runs_the_whole_of_what_follows():
+    rate = schedule.warm_up(0.1, schedule.cosine(2.0))
+    assert [rate(t) for t in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0.0, 1.0, 2.0, 0.0])
+    assert schedule.warm_up(0.5, 3.0)(0.75) == 3.0
+
+
+def test_a_schedule_prints_how_it_was_made():
+    assert repr(schedule.linear(0.0, 2.0, until=0.5)) == "linear(0.0, 2.0, until=0.5)"
+    assert repr(schedule.warm_up(0.1, schedule.cosine(2.0))) == "warm_up(0.1, cosine(2.0, 0.0, cycles=0.5))"
