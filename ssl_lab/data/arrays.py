@@ -12,13 +12,13 @@ from ssl_lab.errors import UsageError
 IntArray = NDArray[np.int64]
 
 
-def to_pixels(images: ArrayLike, unit: bool | None = None, what: str = "images") -> NDArray[np.uint8]:
+def to_pixels(images: ArrayLike, unit: bool, what: str = "images") -> NDArray[np.uint8]:
     """uint8 [N, C, H, W] from [N, H, W], [N, C, H, W] or [N, H, W, C], where C is 1 or 3 (channels-first is
     tried first).
 
     Bytes are taken as they are, and not copied. Booleans become 0 and 255. Other integers must lie in 0..255.
-    Floats are read as 0..1 if `unit`, else as 0..255, and rounded; by default `unit` is whether all lie in
-    [0, 1]. UsageError for anything else, naming the first row at fault.
+    Floats are read as 0..1 if `unit`, else as 0..255, and rounded. UsageError for anything else, naming the
+    first row at fault.
     """
     array = _channels_first(np.asanyarray(images), what)
     if array.dtype == np.uint8:
@@ -27,8 +27,7 @@ def to_pixels(images: ArrayLike, unit: bool | None = None, what: str = "images")
         return array.astype(np.uint8) * np.uint8(255)
     if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
         raise UsageError(f"{what} have dtype {array.dtype}, expected uint8, or floats in 0..1 or 0..255")
-    unit = is_unit(array) if unit is None else unit
-    high = 1 if unit else 255
+    high = 1 if unit and np.issubdtype(array.dtype, np.floating) else 255
     finite = np.isfinite(array)
     if not finite.all():
         raise UsageError(f"{what}: row {_first_row(~finite)} holds NaN or infinity. Repair or drop it.")
@@ -41,11 +40,10 @@ def to_pixels(images: ArrayLike, unit: bool | None = None, what: str = "images")
     return pixels
 
 
-def is_unit(images: ArrayLike) -> bool:
-    """Whether these are floats that all lie in [0, 1]."""
-    array = np.asanyarray(images)
-    floating = np.issubdtype(array.dtype, np.floating)
-    return bool(floating and array.size and array.min() >= 0 and array.max() <= 1)
+def in_unit_range(*arrays: ArrayLike) -> bool:
+    """Whether all floats lie in [0, 1]; arrays of other types have no say."""
+    floats = [array for array in map(np.asanyarray, arrays) if np.issubdtype(array.dtype, np.floating)]
+    return all(array.size and array.min() >= 0 and array.max() <= 1 for array in floats)
 
 
 def _channels_first(array: NDArray[Any], what: str) -> NDArray[Any]:

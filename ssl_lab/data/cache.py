@@ -50,9 +50,11 @@ def decode_files(root: Path, files: Sequence[str], caches: Path, image_size: int
     no file is readable or the cache cannot be written.
     """
     folder = caches / _key(root, files, image_size, max_pixels)
+    existed = folder.exists()
     found = _open(folder, files)
     if found is None:
-        shutil.rmtree(folder, ignore_errors=True)  # at most a damaged cache
+        if existed:  # damaged; one that another process makes in this moment is left alone
+            shutil.rmtree(folder, ignore_errors=True)
         _decode_into(folder, root, files, image_size, max_pixels)
         found = _open(folder, files)
     if found is None:
@@ -64,7 +66,7 @@ def _key(root: Path, files: Sequence[str], image_size: int | None, max_pixels: i
     digest = hashlib.sha256(repr((_FORMAT, str(root.resolve()), image_size, max_pixels)).encode())
     for file in files:
         try:
-            status = os.stat(root / file)
+            status = os.stat(os.path.join(root, file))
             state = (file, status.st_size, status.st_mtime_ns)
         except OSError:
             state = (file, -1, -1)
@@ -79,12 +81,12 @@ def _open(folder: Path, files: Sequence[str]) -> Decoded | None:
         skipped = [(entry["file"], entry["reason"])
                    for entry in json.loads((folder / "skipped.json").read_text(encoding="utf-8"))]
         pixels = np.load(folder / "images.npy", mmap_mode="r")
-        fingerprint = str(meta["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
+        shape, fingerprint = tuple(meta["shape"]), str(meta["sha256"])
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     left_out = {file for file, _ in skipped}
     rows = np.array([row for row, file in enumerate(files) if file not in left_out], dtype=np.int64)
-    if pixels.shape != tuple(meta["shape"]) or len(rows) != len(pixels):
+    if pixels.shape != shape or len(rows) != len(pixels):
         return None
     return Decoded(pixels, rows, skipped, fingerprint, folder)
 
@@ -93,7 +95,8 @@ def _decode_into(folder: Path, root: Path, files: Sequence[str], image_size: int
                  max_pixels: int) -> None:
     workers = min(32, os.cpu_count() or 1)
     with new_folder(folder) as target, decoding(), ThreadPoolExecutor(workers) as threads:
-        probes = _outcomes(threads, partial(probe, max_pixels=max_pixels), root, files, "reading headers")
+        look = partial(probe, max_pixels=max_pixels)
+        probes = list(_outcomes(threads, look, root, files, "reading headers"))
         good = {file: found for file, found in probes if isinstance(found, Probe)}
         reasons = {file: found for file, found in probes if isinstance(found, str)}
         if not good:
@@ -143,7 +146,8 @@ def _outcomes(threads: ThreadPoolExecutor, work: Callable[[Path], T], root: Path
         except Exception as error:  # damaged files raise nearly anything
             return reason(error)
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(doing, total=len(files))
         for start in range(0, len(files), _CHUNK):
             chunk = files[start:start + _CHUNK]

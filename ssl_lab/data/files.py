@@ -33,10 +33,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         yield temporary
         for file in temporary.iterdir():
             sync(file)
-        if not path.exists():
-            temporary.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a shared data folder
+        temporary.chmod(0o755)  # mkdtemp's 0700 would shut out the other users of a shared data folder
+        try:
             temporary.rename(path)
-            sync(path.parent)
+        except OSError:
+            if not path.is_dir():
+                raise
+        sync(path.parent)
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:

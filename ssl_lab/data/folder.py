@@ -87,9 +87,11 @@ def _images(root: Path, folder: Path, deep: bool = True) -> Iterator[str]:
     """Paths, relative to root, of the files in `folder` that are named like images."""
     for where, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if deep and not name.startswith(".")]
+        inside = Path(where).relative_to(root).as_posix()
+        prefix = "" if inside == "." else f"{inside}/"
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
-                yield Path(where, file).relative_to(root).as_posix()
+                yield prefix + file
 
 
 def list_csv(path: Path) -> list[Listed]:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ssl_lab.batch import Style, generator
 from ssl_lab.data.arrays import IntArray
@@ -109,11 +110,8 @@ class Resized:
         _, height, width = self.images.shape
         short = min(height, width)
         top, left = (height - short) // 2, (width - short) // 2
-        square = self.images.take(indices)[..., top:top + short, left:left + short].float()
-        large: Tensor = torch.nn.functional.interpolate(square, size=(self.size, self.size), mode="bicubic",
-                                                antialias=True)
-        pixels: Tensor = large.round_().clamp_(0, 255).to(torch.uint8)
-        return pixels
+        square = self.images.take(indices)[..., top:top + short, left:left + short]
+        return interpolate(square, size=(self.size, self.size), mode="bicubic", antialias=True)
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()} {self.size}".encode()).hexdigest()

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
-from ssl_lab.data.arrays import IntArray, is_unit, to_indices, to_labels, to_pixels
+from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, to_pixels
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, read_rows
@@ -182,7 +182,7 @@ class Pool:
         0..255. labels: int [N], -1 = unlabeled. class_names: by default the numbers up to the largest label.
         style: measured by default, with flips; give one for images that must not be mirrored.
         """
-        unit = is_unit(images) and (test_images is None or is_unit(test_images))
+        unit = in_unit_range(images, *([] if test_images is None else [test_images]))
         classes = None if class_names is None else len(class_names)
         parts = [to_pixels(images, unit)]
         truth = [to_labels(labels, len(parts[0]), classes)]

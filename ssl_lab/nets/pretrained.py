@@ -14,8 +14,8 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.weights import State, check_fit, one_line
 
 
-class Pretrained(NamedTuple):
-    """A timm backbone, the size of its pooled features, and the normalization that its input needs."""
+class Trunk(NamedTuple):
+    """A backbone, the size of its pooled features, and the normalization that its input needs."""
 
     backbone: nn.Module
     features_dim: int
@@ -23,8 +23,8 @@ class Pretrained(NamedTuple):
     std: tuple[float, ...]
 
 
-def timm_backbone(model: str, style: Style, pretrained: bool = False, state: State | None = None,
-                  source: str | Path = "", options: Mapping[str, Any] | None = None) -> Pretrained:
+def timm_trunk(model: str, style: Style, pretrained: bool, state: State | None, source: str | Path,
+               options: Mapping[str, Any]) -> Trunk:
     """timm's `model` without its classifier.
 
     pretrained: with timm's own weights, from its cache or the network. state: weights with timm's own keys,
@@ -36,7 +36,7 @@ def timm_backbone(model: str, style: Style, pretrained: bool = False, state: Sta
 
     if not timm.is_model(model):
         raise unknown("timm model", model, timm.list_models(), "`timm.list_models()` gives all names.")
-    arguments = {"num_classes": 0, "in_chans": style.channels, **(options or {})}
+    arguments = {"num_classes": 0, "in_chans": style.channels, **options}
     try:
         config = timm.get_pretrained_cfg(model)
         if config and config.fixed_input_size:  # transformers are built for one size, others take any
@@ -45,14 +45,14 @@ def timm_backbone(model: str, style: Style, pretrained: bool = False, state: Sta
         features_dim = _features_dim(backbone, style)
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise UsageError(f"timm/{model} does not take {style.channels}-channel images of {style.height}x"
-                         f"{style.width} with options {options or {}}: {one_line(error)}. "
+                         f"{style.width} with options {options}: {one_line(error)}. "
                          "Choose another model, image size or options") from error
     if state is not None:
         check_fit(state, backbone.state_dict(), source, f"timm/{model}", shapes=False,
                   ignore=_classifier(backbone.pretrained_cfg))
         arguments["pretrained_cfg_overlay"] = {"state_dict": state, "custom_load": False}
     elif not pretrained:
-        return Pretrained(backbone, features_dim, style.mean, style.std)
+        return Trunk(backbone, features_dim, style.mean, style.std)
     try:
         backbone = timm.create_model(model, pretrained=True, **arguments)
     except Exception as error:  # the hub's client raises whatever its transport does
@@ -62,8 +62,8 @@ def timm_backbone(model: str, style: Style, pretrained: bool = False, state: Sta
                          "network, fetch the file elsewhere and pass it with --weights FILE") from error
     config = backbone.pretrained_cfg
     config.pop("state_dict", None)  # else every copy of the backbone would carry the file along
-    return Pretrained(backbone, features_dim, _per_channel(config["mean"], style.channels),
-                      _per_channel(config["std"], style.channels))
+    return Trunk(backbone, features_dim, _per_channel(config["mean"], style.channels),
+                 _per_channel(config["std"], style.channels))
 
 
 def _features_dim(backbone: nn.Module, style: Style) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net
@@ -61,17 +61,16 @@ def load_net(net: Net, state: State, source: str | Path) -> None:
     fresh = head is not None and head.shape[0] != net.classes
     if fresh:
         state = state | {f"head.{key}": value for key, value in net.head.state_dict().items()}
-    check_fit(state, net.state_dict(), source, net.name)
-    net.load_state_dict(state, strict=False)  # what may be missing or left over, check_fit has decided
+    load(net, state, source, net.name)
     if head is not None and fresh:
         _log.warning("%s has a head for %d classes; the head for %d classes starts afresh",
                      source, len(head), net.classes)
 
 
-def load_backbone(net: Net, state: State, source: str | Path) -> None:
-    """Load the weights of a backbone alone; head and normalization stay."""
-    check_fit(state, net.backbone.state_dict(), source, net.name)
-    net.backbone.load_state_dict(state, strict=False)
+def load(module: nn.Module, state: State, source: str | Path, name: str) -> None:
+    """Load `state`, read from `source`, into the module that people know as `name`."""
+    check_fit(state, module.state_dict(), source, name)
+    module.load_state_dict(state, strict=False)  # check_fit is strict and says more
 
 
 def check_fit(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], source: str | Path, name: str, *,

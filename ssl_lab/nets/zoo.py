@@ -15,11 +15,9 @@ from torch import nn
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
-from ssl_lab.nets.pretrained import timm_backbone
+from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.residual import ResNet, WideResNet
-from ssl_lab.nets.weights import is_net, load_backbone, load_net, read_weights
-
-Backbone = ResNet | WideResNet
+from ssl_lab.nets.weights import State, is_net, load, load_net, read_weights
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Family:
     description: str
     examples: tuple[str, ...]
     pattern: str
-    build: Callable[..., Backbone]
+    build: Callable[..., ResNet | WideResNet]
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
@@ -92,22 +90,18 @@ def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool =
         raise UsageError("pretrained and weights exclude each other: choose one")
     state = None if weights is None else read_weights(weights)
     whole = state is not None and is_net(state)
-    source = weights or ""
+    of_backbone, source = None if whole else state, weights or ""
     with _seeded(seed):
         if name.startswith("timm/"):
-            backbone, features_dim, mean, std = timm_backbone(
-                name.removeprefix("timm/"), style, pretrained, None if whole else state, source, options)
-            built = Net(backbone, linear_head(features_dim, classes), mean, std, name)
+            trunk = timm_trunk(name.removeprefix("timm/"), style, pretrained, of_backbone, source, options)
+        elif pretrained or options:
+            what = "pretrained weights" if pretrained else f"options ({', '.join(options)})"
+            raise UsageError(f"{name} has no {what}: only timm/... nets have")
         else:
-            if pretrained or options:
-                what = "pretrained weights" if pretrained else f"options ({', '.join(options)})"
-                raise UsageError(f"{name} has no {what}: only timm/... nets have")
-            ours = _backbone(name, style)
-            built = Net(ours, linear_head(ours.features_dim, classes), style.mean, style.std, name)
+            trunk = _trunk(name, style, of_backbone, source)
+        built = Net(trunk.backbone, linear_head(trunk.features_dim, classes), trunk.mean, trunk.std, name)
     if state is not None and whole:
         load_net(built, state, source)
-    elif state is not None and not name.startswith("timm/"):
-        load_backbone(built, state, source)
     if bn_momentum is not None:
         for module in built.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -115,10 +109,13 @@ def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool =
     return built
 
 
-def _backbone(name: str, style: Style) -> Backbone:
+def _trunk(name: str, style: Style, state: State | None, source: str | Path) -> Trunk:
     for family in _FAMILIES.values():
         if match := re.fullmatch(family.pattern, name):
-            return family.build(style, *map(int, match.groups()))
+            backbone = family.build(style, *map(int, match.groups()))
+            if state is not None:
+                load(backbone, state, source, name)
+            return Trunk(backbone, backbone.features_dim, style.mean, style.std)
     examples = [example for family in _FAMILIES.values() for example in family.examples]
     raise unknown("net", name, examples, f"Families: {', '.join(NETS)}.")
 

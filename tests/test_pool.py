@@ -1,0 +1,197 @@
+"""Pools: which rows a split chooses, what a manifest says, and who may label what."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from ssl_lab.data import Pool, load
+from ssl_lab.errors import UsageError
+
+PLAIN = load("digits")
+
+
+def random_images(n=12, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (n, 3, 8, 8), dtype=np.uint8)
+
+
+def small(n=12, classes=3, **more):
+    return Pool.from_arrays(random_images(n), np.arange(n) % classes, **more)
+
+
+@settings(max_examples=40, deadline=None)
+@given(labels=st.integers(10, 400), valid=st.sampled_from([0, 0.02, 0.3, 1, 57]), seed=st.integers(0, 9),
+       balance=st.sampled_from(["class", "natural"]))
+def test_a_split_is_what_was_asked_for(labels, valid, seed, balance):
+    pool = PLAIN.split(labels, valid, seed, balance)
+    everything = np.concatenate([pool.train, pool.valid, pool.test])
+    assert np.array_equal(np.sort(everything), np.arange(len(pool)))
+    assert len(pool.valid) == (round(valid * 1198) if valid < 1 else valid)
+    assert len(pool.labeled) == labels
+    assert np.array_equal(pool.labels[pool.labeled], pool.truth[pool.labeled])
+    assert np.count_nonzero(pool.labels >= 0) == labels, "valid and test rows have no label for training"
+    assert set(pool.labeled) <= set(pool.train)
+    assert np.array_equal(pool.unlabeled, pool.train)
+    if balance == "class":
+        per_class = np.bincount(pool.truth[pool.labeled], minlength=10)
+        assert per_class.max() - per_class.min() == (labels % 10 > 0)
+    fewer = PLAIN.split(max(10, labels // 2), valid, seed, balance)
+    assert set(fewer.labeled) <= set(pool.labeled), "more labels add to fewer"
+    assert np.array_equal(fewer.valid, pool.valid), "the number of labels does not move the validation rows"
+    assert pool.manifest() == PLAIN.split(labels, valid, seed, balance).manifest()
+
+
+def test_seeds_differ_and_hashes_tell():
+    hashes = {PLAIN.split(20, seed=seed).manifest()["hash"] for seed in range(5)}
+    assert len(hashes) == 5
+    remainders = {tuple(np.bincount(PLAIN.split(13, seed=seed).labels[PLAIN.train] + 1)) for seed in range(9)}
+    assert len(remainders) > 1, "the remainder falls on classes chosen by the seed"
+    other = random_images()
+    other[0, 0, 0, 0] ^= 1
+    pixels = {Pool.from_arrays(images, np.arange(12) % 3).split(3).manifest()["hash"]
+              for images in (random_images(), other)}
+    assert len(pixels) == 2
+
+
+def test_valid_keeps_the_class_proportions():
+    truth = np.repeat([0, 1, 2], [600, 300, 100])
+    pool = Pool.from_arrays(np.zeros((1000, 2, 2), np.uint8), truth).split(3, valid=0.1)
+    assert np.bincount(truth[pool.valid]).tolist() == [60, 30, 10]
+
+
+def test_splitting_a_split():
+    first = PLAIN.split(40, valid=0.1, seed=3)
+    assert np.array_equal(first.split(10).valid, first.valid), "None keeps the validation rows"
+    assert len(first.split(10, valid=0).valid) == 0
+    again = first.split(20, valid=0.2, seed=1)
+    assert again.manifest() == PLAIN.split(20, valid=0.2, seed=1).manifest()
+    assert len(PLAIN.split().labeled) == len(PLAIN.train), "labels=None: all that are known"
+
+
+def test_unlabeled_rows_are_never_chosen():
+    labels = np.where(np.arange(60) % 2, -1, np.arange(60) % 3)
+    pool = Pool.from_arrays(random_images(60), labels).split(6, valid=0.2)
+    assert len(pool.valid) == 6, "a fifth of the 30 known ones"
+    assert (pool.truth[pool.valid] >= 0).all()
+    assert (pool.truth[pool.labeled] >= 0).all()
+    assert len(pool.unlabeled) == 54
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"labels": 13}, "labels=13: expected 1 to 12"),
+    ({"labels": 0}, "labels=0: expected 1 to 12"),
+    ({"labels": 11, "valid": 2}, "labels=11: expected 1 to 10"),
+    ({"labels": 2}, "fewer than the 3 classes.*balance='natural'"),
+    ({"labels": 3, "balance": "clas"}, "unknown balance 'clas'. Did you mean class"),
+    ({"valid": 1.5}, "valid=1.5: expected a fraction"),
+    ({"valid": -0.1}, "expected a fraction"),
+    ({"valid": float("nan")}, "expected a fraction"),
+    ({"valid": float("inf")}, "expected a fraction"),
+    ({"valid": 12}, "a count below 12"),
+    ({"labeled": [0, 12]}, "labeled: entry 1 is 12, expected 0..11"),
+    ({"labeled": [0, 0]}, "row 0 more than once"),
+    ({"labeled": [0.5]}, "expected integers"),
+    ({"labeled": [[1], [2, 3]]}, "not a list of integers"),
+    ({"labeled": [1, 2], "valid": [2]}, "row 2 of arrays is a valid or test row"),
+    ({"labels": 3, "labeled": [1]}, "both choose labels"),
+    ({"labeled": "/nowhere/rows.txt"}, "cannot read row numbers from .*No such file"),
+])
+def test_bad_splits(arguments, message):
+    with pytest.raises(UsageError, match=message):
+        small().split(**arguments)
+
+
+def test_more_labels_than_a_class_has():
+    pool = Pool.from_arrays(random_images(12), [0] * 10 + [1] * 2, class_names=["cat", "dog"])
+    with pytest.raises(UsageError, match="needs 3 images of class 'dog', which has only 2"):
+        pool.split(6)
+    assert len(pool.split(6, balance="natural").labeled) == 6
+
+
+# --- explicit rows, manifests ---
+
+def test_explicit_rows_from_lists_and_files(tmp_path):
+    np.save(tmp_path / "rows.npy", np.array([4, 0]))
+    (tmp_path / "rows.txt").write_text("4\n0\n")
+    (tmp_path / "rows.json").write_text("[4, 0]")
+    for rows in ([4, 0], np.array([4, 0]), torch.tensor([4, 0]), tmp_path / "rows.npy", tmp_path / "rows.txt",
+                 str(tmp_path / "rows.json")):
+        pool = small().split(labeled=rows)
+        assert pool.labeled.tolist() == [0, 4]
+        assert small().split(valid=rows).valid.tolist() == [0, 4]
+    assert not set(small().split(labeled=[4, 0], valid=0.5).valid) & {0, 4}
+    assert len(small().split(labeled=[]).labeled) == 0
+    (tmp_path / "foreign.json").write_text('{"rows": [1]}')
+    with pytest.raises(UsageError, match="without a list 'labeled'"):
+        small().split(labeled=tmp_path / "foreign.json")
+    (tmp_path / "rows.txt").write_text("a\n")
+    with pytest.raises(UsageError, match="cannot read row numbers"):
+        small().split(labeled=tmp_path / "rows.txt")
+
+
+def test_explicit_rows_must_be_train_rows_with_a_label():
+    pool = small(test_images=random_images(3), test_labels=[0, 1, 2])
+    with pytest.raises(UsageError, match="row 13 of arrays is a valid or test row"):
+        pool.split(labeled=[0, 13])
+    with pytest.raises(UsageError, match="row 14 of arrays is a test row"):
+        pool.split(valid=[14])
+    unknown = Pool.from_arrays(random_images(3), [0, 1, -1])
+    for arguments in ({"labeled": [2]}, {"valid": [2]}):
+        with pytest.raises(UsageError, match="row 2 of arrays has no known label"):
+            unknown.split(**arguments)
+
+
+def test_a_manifest_brings_a_split_back(tmp_path):
+    pool = PLAIN.split(40, valid=0.1, seed=5)
+    pool.record(pool.train[pool.labels[pool.train] < 0][:2], [3, 3])  # an oracle, perhaps a wrong one
+    pool.write_manifest(tmp_path / "split.json")
+    again = PLAIN.split(labeled=tmp_path / "split.json")
+    assert again.manifest()["hash"] == pool.manifest()["hash"]
+    content = json.loads((tmp_path / "split.json").read_text())
+    assert content["counts"] == {"images": 1797, "train": 1078, "labeled": 42, "valid": 120, "test": 599}
+    assert (content["name"], content["seed"], content["balance"]) == ("digits", 5, "class")
+    with pytest.raises(UsageError, match="belongs to other images"):
+        small().split(labeled=tmp_path / "split.json")
+
+
+# --- labels ---
+
+def test_an_oracle_labels_relabels_ignores_and_is_undone(tmp_path):
+    pool = small().split(labeled=[0, 1], valid=[11], ledger=tmp_path / "labels.jsonl")
+    pool.record([5, 3], [2, 1])
+    pool.record([5], [0])
+    pool.record(torch.tensor([7]), torch.tensor([-2]))
+    pool.record([1], [-1])
+    assert pool.labels.tolist() == [0, -1, -1, 1, -1, 0, -1, -2, -1, -1, -1, -1]
+    assert pool.labeled.tolist() == [0, 3, 5]
+    assert pool.unlabeled.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9, 10]
+    pool.ledger.undo()
+    again = small().split(labeled=[0, 1], valid=[11], ledger=tmp_path / "labels.jsonl")
+    assert again.labels.tolist() == pool.labels.tolist() == [0, 1, -1, 1, -1, 0, -1, -2, -1, -1, -1, -1]
+    with pytest.raises(UsageError, match="began with another split"):
+        small().split(labeled=[0, 2], ledger=tmp_path / "labels.jsonl")
+
+
+def test_the_labels_of_the_split_cannot_be_undone():
+    with pytest.raises(UsageError, match="nothing to undo"):
+        small().split(3).ledger.undo()
+
+
+@pytest.mark.parametrize(("indices", "labels", "message"), [
+    ([11], [0], "row 11 of arrays is not a train row"),
+    ([12], [0], "expected 0..11"),
+    ([0], [3], r"labels: entry 0 is 3, expected -1..2"),
+    ([0], [-3], "entry 0 is -3"),
+    ([0], [0.0], "expected integers"),
+    ([0, 1], [0], "length 1"),
+    ([0, 0], [0, 1], "more than once"),
+])
+def test_bad_records_change_nothing(indices, labels, message):
+    pool = small().split(3, valid=[11])
+    before = pool.labels.copy()
+    with pytest.raises(UsageError, match=message):
+        pool.record(indices, labels)
+    assert np.array_equal(pool.labels, before)
