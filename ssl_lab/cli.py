@@ -16,14 +16,14 @@ from ssl_lab.config import exit_with_status, run_command
 Kind = Literal["methods", "queries", "views", "nets", "data"]
 
 
-def quickstart(out: Path = Path("runs/quickstart"), seconds: float = 15.0) -> None:
+def quickstart(out: Path = Path("runs/quickstart"), steps: int = 800) -> None:
     """FixMatch against supervised on scikit-learn's digits, one label per class, in about two minutes.
 
-    out: folder of the report. seconds: length of each of the six runs.
+    out: folder of the report. steps: training steps of each of the six runs.
     """
     from ssl_lab.quickstart import run
 
-    run(out, seconds)
+    run(out, steps)
 
 
 def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool = False) -> None:

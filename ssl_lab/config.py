@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import re
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,8 +35,9 @@ class Settings:
     """Labeled training images, drawn by the seed (default: all that are known)."""
     balance: Literal["class", "natural"] = "class"
     """Draw the same number of labels from each class, or as they come."""
-    valid: float = 0.0
-    """Validation images taken from the training set: a fraction, or a count. They cost labels."""
+    valid: float | None = None
+    """Validation images taken from the training set, a fraction or a count; they cost labels (default: those of a
+    folder's valid/, if any)."""
     net: str = "tiny_32"
     """Net (see `ssl-lab list nets`), or timm/<model>."""
     pretrained: bool = False
@@ -96,7 +97,7 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
         parsed, left = tyro.cli(settings, args=argv, description=description, return_unknown_args=True)
     if left:
         flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]
-        raise unknown("flag", left[0], [*flags, "--config", "--print-config"], "See --help.")
+        raise unknown("flag", left[0].partition("=")[0], [*flags, "--config", "--print-config"], "See --help.")
     if parsed.steps is not None and parsed.minutes is not None:
         raise UsageError(f"--steps {parsed.steps} and --minutes {parsed.minutes} exclude each other; give one")
     if show:
@@ -104,6 +105,8 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
 
         print(yaml.safe_dump(parsed.plain(), sort_keys=False), end="")
         raise SystemExit(0)
+    if parsed.steps is None and parsed.minutes is None:
+        raise UsageError("how long to train? Give --steps N or --minutes M")
     return parsed
 
 
@@ -123,6 +126,7 @@ def run_command(commands: Mapping[str, Callable[..., None]], program: str, descr
 
 def exit_with_status(action: Callable[[], object]) -> None:
     """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training handles it: as Ctrl-C
     try:
         action()
     except UsageError as error:
@@ -177,12 +181,12 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
         content = yaml.safe_load(file.read_text()) or {}
     except OSError as error:
         raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
         raise UsageError(f"--config {file} holds a {type(content).__name__}; expected lines of `name: value`")
     fields = {field.name: field for field in dataclasses.fields(settings)}
-    flags = {re.split("=", argument)[0] for argument in given}
+    flags = {argument.partition("=")[0] for argument in given}
     arguments = []
     for name, value in content.items():
         if name not in fields:
@@ -190,9 +194,12 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
         if name in ("steps", "minutes") and flags & {"--steps", "--minutes"}:
             continue  # a flag for one of the two replaces both
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(value, bool):
+        if isinstance(fields[name].default, bool):
+            if not isinstance(value, bool):
+                raise UsageError(f"{name}: {value} in --config {file}: expected true or false")
             arguments.append(flag if value else f"--no-{flag[2:]}")
         else:
-            arguments += [flag, str(value)]
+            words = {True: "on", False: "off"}  # YAML reads a bare on or off as a truth value
+            arguments.append(f"{flag}={words[value] if isinstance(value, bool) else value}")
     return arguments
 

@@ -3,7 +3,8 @@
 from ssl_lab.engine.callbacks import Callback, ShowProgress, TensorBoard
 from ssl_lab.engine.evaluate import accuracy, predict
 from ssl_lab.engine.feed import Feed
+from ssl_lab.engine.result import Result
 from ssl_lab.engine.runtime import Runtime
-from ssl_lab.engine.trainer import Result, Trainer
+from ssl_lab.engine.trainer import Trainer
 
 __all__ = ["Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy", "predict"]

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ssl_lab.errors import UsageError
 
 SHOWN = {"loss": "loss {:.3f}", "mask_rate": "mask {:.0%}", "pseudo_label_accuracy": "pseudo {:.1%}",
          "valid_accuracy": "valid {:.1%}", "test_accuracy": "test {:.1%}"}
@@ -32,6 +35,31 @@ class Callback:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None: ...
+
+
+class Together(Callback):
+    """Several callbacks as one; those that have started are left when it is left."""
+
+    def __init__(self, callbacks: Sequence[Callback]) -> None:
+        self.callbacks = callbacks
+        self._started = ExitStack()
+
+    def start(self, name: str, out: Path, step: int, steps: int) -> None:
+        for callback in self.callbacks:
+            callback.start(name, out, step, steps)
+            self._started.enter_context(callback)
+
+    def step(self, done: int) -> None:
+        for callback in self.callbacks:
+            callback.step(done)
+
+    def row(self, row: Mapping[str, float]) -> None:
+        for callback in self.callbacks:
+            callback.row(row)
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self._started.__exit__(kind, error, trace)
 
 
 class ShowProgress(Callback):
@@ -72,10 +100,15 @@ class ShowProgress(Callback):
 class TensorBoard(Callback):
     """Writes each row to TensorBoard event files in the run's folder (extra `track`)."""
 
-    def start(self, name: str, out: Path, step: int, steps: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
+    def __init__(self) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            raise UsageError('TensorBoard is not installed; pip install "ssl_lab[track]"') from None
+        self._make: Any = SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(out / "tensorboard"))
+    def start(self, name: str, out: Path, step: int, steps: int) -> None:
+        self._writer = self._make(str(out / "tensorboard"), purge_step=step + 1)
 
     def row(self, row: Mapping[str, float]) -> None:
         for key, value in row.items():
@@ -83,3 +116,8 @@ class TensorBoard(Callback):
 
     def __exit__(self, *error: object) -> None:
         self._writer.close()
+
+
+def chosen(callbacks: Sequence[Callback] | None, tensorboard: bool) -> list[Callback]:
+    """The callbacks of a run: those given, or a progress bar; and TensorBoard if wanted."""
+    return [*(callbacks if callbacks is not None else [ShowProgress()]), *([TensorBoard()] if tensorboard else [])]

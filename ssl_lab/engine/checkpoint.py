@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -15,7 +15,16 @@ FORMAT = "ssl_lab checkpoint 1"
 
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint of tensors and plain values."""
-    write_atomically(path, lambda file: torch.save({"format": FORMAT, **state}, file))
+    def write(file: IO[bytes]) -> None:
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:  # torch wraps what the disk said
+            cause = error.__cause__ or error.__context__
+            if isinstance(cause, OSError):
+                raise cause from error
+            raise
+
+    write_atomically(path, write)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -28,7 +37,7 @@ def load(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise UsageError(f"no checkpoint at {path}; start the run without --resume, or with --resume auto") from None
     except Exception as error:  # a torn zip, a foreign pickle: torch raises many kinds
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise UsageError(
             f"{path} cannot be read as a checkpoint ({reason}); it may be truncated or from another program. "
             "Move it away and start again, or name another run with --resume"
@@ -36,3 +45,13 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of ssl_lab (expected format {FORMAT!r}); name another run")
     return state
+
+
+def restore(state: dict[str, Any], where: Path, **parts: Any) -> None:
+    """Loads state[name] into each part. UsageError where one does not fit; `where` is the run's folder."""
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except (RuntimeError, ValueError) as error:  # torch lists every tensor that does not fit
+            reason = " ".join(str(error).split())[:200]
+            raise UsageError(f"the run in {where} has another {name} than this one ({reason})") from None

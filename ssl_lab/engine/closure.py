@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 
 import torch
 from torch import nn
 
-from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.engine.runtime import Runtime, frozen_batch_statistics
 
 
 class StepClosure:
     """Leaves the mean gradient of the micro-batches `parts` in `.grad`; see `optim.Closure`.
 
+    Each call draws the same random numbers, other ones for each micro-batch: it draws as a rank of its own.
     module: the method, or DDP around it. clip: largest norm of the gradient, None for no limit.
     """
 
@@ -28,10 +30,12 @@ class StepClosure:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         with frozen_batch_statistics(self.module) if self._called else nullcontext():
-            for part in self.parts:
-                with self.runtime.no_sync(self.module, last=part is self.parts[-1]):
+            for i, part in enumerate(self.parts):
+                at = replace(self.at, rank=self.at.rank * len(self.parts) + i, world=self.at.world * len(self.parts))
+                torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like in the nets
+                with self.runtime.no_sync(self.module, last=i + 1 == len(self.parts)):
                     with self.runtime.autocast():
-                        loss: Loss = self.module(part, self.at)
+                        loss: Loss = self.module(part, at)
                     (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss)
         if self.clip is not None:

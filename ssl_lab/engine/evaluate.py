@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_lab.batch import At
+from ssl_lab.batch import At, generator
 from ssl_lab.data import Pool
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval
 
 IntArray = NDArray[np.int64]
+MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
 
 
 @torch.inference_mode()
@@ -33,8 +36,19 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
 
 
 def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float:
-    """Share of correct predictions in [0, 1] against the pool's truth; each rank predicts its part."""
+    """Share of correct predictions in [0, 1] against the pool's truth; NaN without images.
+
+    Each rank predicts its part; all must hold the same net.
+    """
     mine = indices[runtime.rank :: runtime.world]
     correct = (predict(net, pool, mine, runtime).argmax(dim=1).numpy() == pool.truth[mine]).sum()
-    counts = runtime.total(torch.tensor([int(correct), len(mine)], device=runtime.device)).tolist()
-    return float(counts[0] / counts[1])
+    right, seen = runtime.totals([int(correct), len(mine)])
+    return right / seen if seen else math.nan
+
+
+def monitored(pool: Pool) -> tuple[str, IntArray]:
+    """The split, and its rows, that the accuracy curve shows. It chooses nothing."""
+    if len(pool.valid):
+        return "valid", pool.valid
+    chosen = torch.randperm(len(pool.test), generator=generator("monitored"))[:MONITORED].sort().values
+    return "test", pool.test[chosen.numpy()]

@@ -20,10 +20,11 @@ class Feed:
     """
 
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
-                 world: int = 1) -> None:
+                 world: int = 1, parts: int = 1) -> None:
+        """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows."""
         self.streams = {
-            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world),
-            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world),
+            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world, parts),
+            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world, parts),
         }
 
     def __call__(self, at: At) -> Batch:
@@ -39,7 +40,7 @@ class Stream:
     """The rows of one kind, "labeled" or "unlabeled"."""
 
     def __init__(self, pool: Pool, kind: str, views: Mapping[str, ViewFactory], batch: int, seed: int,
-                 device: torch.device, world: int) -> None:
+                 device: torch.device, world: int, parts: int) -> None:
         self.pool, self.kind, self.device = pool, kind, device
         self.batch = batch if views else 0
         indices = pool.labeled if kind == "labeled" else pool.unlabeled
@@ -48,8 +49,9 @@ class Stream:
         if views and len(indices) == 0:
             raise UsageError(f"the pool {pool.name!r} has no {kind} training images; label some, "
                              "or split it with labels=N")
-        if batch % world:
-            raise UsageError(f"the batch of {batch} {kind} images does not divide over {world} ranks")
+        if parts < 1 or self.batch % (world * parts):
+            raise UsageError(f"the batch of {batch} {kind} images does not divide into {parts} micro-batches "
+                             f"on each of {world} ranks")
         self.rows = self.batch // world
         self.views = {name: factory(pool.style) for name, factory in views.items()}
         self.sampler = Sampler(indices, batch, seed, kind) if views else None

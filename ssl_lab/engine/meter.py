@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import NonFiniteLossError
 
 
@@ -28,7 +29,7 @@ class Meter:
     def check(self) -> None:
         """Reads what is pending. Raises NonFiniteLossError naming the first bad step and its terms."""
         pending, self._device = self._device, []
-        for names in {tuple(numbers) for _, numbers in pending}:
+        for names in dict.fromkeys(tuple(numbers) for _, numbers in pending):
             rows = [(step, numbers) for step, numbers in pending if tuple(numbers) == names]
             table = torch.stack([torch.stack([value.float() for value in numbers.values()]) for _, numbers in rows])
             for (step, _), values in zip(rows, table.tolist(), strict=True):
@@ -39,16 +40,15 @@ class Meter:
                     raise NonFiniteLossError(f"the loss is not finite at step {step}: {terms}")
                 self._host.append(named)
 
-    def mean(self) -> dict[str, float]:
-        """The averages since the last call, without what a step left out or reported as NaN."""
+    def mean(self, runtime: Runtime) -> dict[str, float]:
+        """The averages since the last call, over ranks too, without what a step left out or reported as NaN."""
         self.check()
         rows, self._host = self._host, []
-        averages = {}
-        for name in dict.fromkeys(name for row in rows for name in row):
-            values = [row[name] for row in rows if name in row and not math.isnan(row[name])]
-            if values:
-                averages[name] = math.fsum(values) / len(values)
-        return averages
+        names = list(dict.fromkeys(name for row in rows for name in row))
+        values = [[row[name] for row in rows if name in row and not math.isnan(row[name])] for name in names]
+        sums = runtime.totals([math.fsum(numbers) for numbers in values])
+        counts = runtime.totals([len(numbers) for numbers in values])
+        return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
 
     def state(self) -> list[dict[str, float]]:
         """What has been added since the last row, for a checkpoint."""

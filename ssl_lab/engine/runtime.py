@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.nets import Net
 
 Precision = Literal["auto", "fp32", "bf16"]
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
@@ -61,33 +62,45 @@ class Runtime:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return nullcontext()
 
-    def wrap(self, method: nn.Module) -> nn.Module:
-        """The module to call for a differentiated forward: DDP around the method where there are ranks.
+    def wrap(self, method: nn.Module, compile: bool = False) -> nn.Module:
+        """Moves the method to the device and compiles its nets; DDP around it where there are ranks.
 
-        BatchNorm stays local to a rank (each normalises by its own rows).
+        Returns the module to call for a differentiated forward. BatchNorm stays local to a rank (each
+        normalises by its own rows).
         """
+        method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if compile:
+            for module in method.modules():
+                if isinstance(module, Net):
+                    module.compile()
         if self.world == 1:
             return method
         return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
 
     def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Keeps DDP from reducing gradients before the last micro-batch of a step."""
-        if self.world == 1 or last:
+        if last or not isinstance(wrapped, nn.parallel.DistributedDataParallel):
             return nullcontext()
-        context: AbstractContextManager[Any] = wrapped.no_sync()
-        return context
+        return wrapped.no_sync()
 
-    def total(self, values: Tensor) -> Tensor:
-        """The sum over ranks."""
-        if self.world > 1:
-            dist.all_reduce(values)
-        return values
-
-    def any(self, flag: bool) -> bool:
-        """Whether any rank says yes; waits for all of them."""
+    def totals(self, numbers: Sequence[float]) -> list[float]:
+        """The sum of each number over ranks, in double precision; waits for all of them."""
         if self.world == 1:
-            return flag
-        return bool(self.total(torch.tensor(float(flag), device=self.device)).item() > 0)
+            return list(numbers)
+        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        dist.all_reduce(values)
+        sums: list[float] = values.tolist()
+        return sums
+
+    def any(self, *flags: bool) -> list[bool]:
+        """For each flag, whether any rank says yes; waits for all of them."""
+        return [count > 0 for count in self.totals(flags)]
+
+    def share_buffers(self, module: nn.Module) -> None:
+        """Gives all ranks the buffers of rank 0, whose BatchNorm statistics are the ones that are saved."""
+        if self.world > 1:
+            for buffer in module.buffers():
+                dist.broadcast(buffer, src=0)
 
     def peak_memory_bytes(self) -> int:
         """Peak device memory on a GPU; on a CPU the peak resident memory of this process."""
@@ -123,6 +136,8 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
 
 def resolve_precision(device: torch.device, precision: Precision) -> tuple[Literal["fp32", "bf16"], str]:
     """The precision, and why: `auto` is bf16 where this device multiplies matrices faster in it."""
+    if precision not in get_args(Precision):
+        raise unknown("precision", precision, get_args(Precision))
     if precision != "auto":
         return precision, "as asked"
     if device.type == "cuda":
@@ -157,12 +172,11 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, se
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
     """BatchNorm still normalises by the batch, but leaves its running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True

@@ -18,53 +18,31 @@ never stopped.
 from __future__ import annotations
 
 import copy
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ssl_lab.batch import At, Loss, generator, seed_of
+from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
 from ssl_lab.engine import checkpoint, evaluate
-from ssl_lab.engine.callbacks import Callback, ShowProgress, TensorBoard
+from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import RunFolder, check_same
 from ssl_lab.engine.meter import Meter
+from ssl_lab.engine.result import SELECTION, Result
 from ssl_lab.engine.runtime import Precision, Runtime
 from ssl_lab.engine.signals import StopRequest
+from ssl_lab.engine.timing import steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, Optimizer, Update, plain
-
-SELECTION = "weights of the last step, averaged by the method's EMA; fixed before the run"
-MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run gave. summary: what summary.json holds. out: the run's folder."""
-
-    summary: Mapping[str, Any]
-    method: Method
-    out: Path
-
-    @property
-    def test_accuracy(self) -> float:
-        """Share of correct predictions on the test split, in [0, 1]; NaN without one."""
-        value = self.summary["test_accuracy"]
-        return float("nan") if value is None else float(value)
-
-    def __str__(self) -> str:
-        accuracies = "  ".join(f"{split} {self.summary[f'{split}_accuracy']:.2%}" for split in ("valid", "test")
-                               if self.summary[f"{split}_accuracy"] is not None)
-        return (f"{self.summary['method']} on {self.summary['data']} with {self.summary['labels']} labels: "
-                f"{accuracies}  ({self.summary['steps']} steps, {self.summary['seconds']:.0f} s; {self.out})")
 
 
 @dataclass
@@ -73,10 +51,10 @@ class Trainer:
 
     steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete.
     out: folder of the run. seed: of everything drawn in training. resume: None starts afresh, "auto" goes on
-    if `out` has a checkpoint, a folder continues that run. micro_batches: parts of a step that pass the net
-    one after another, each with its own batch statistics, their gradients averaged. clip: largest norm of the
-    gradient. compile: "on" compiles the method's nets. evaluations: points of the accuracy curve.
-    config: settings to record, in place of the trainer's own.
+    if `out` has a checkpoint, a folder continues the run in it (`out` then plays no part). micro_batches: parts
+    of a step that pass the net one after another, each with its own batch statistics, their gradients averaged.
+    clip: largest norm of the gradient. compile: "on" compiles the method's nets. evaluations: points of the
+    accuracy curve. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -107,6 +85,11 @@ class Trainer:
             raise UsageError(f"give either steps or minutes, not steps={self.steps} and minutes={self.minutes}")
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: a run needs a positive length")
+        if self.evaluations < 1 or (self.clip is not None and self.clip <= 0):
+            raise UsageError(f"evaluations={self.evaluations}, clip={self.clip}: both must be positive")
+        if method.net.classes != pool.classes:
+            raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
+                             f"build it with classes={pool.classes}")
         saved = self._saved()
         precision = saved["precision"] if saved and self.precision == "auto" else self.precision
         runtime = Runtime.start(self.device, precision)
@@ -115,14 +98,17 @@ class Trainer:
         finally:
             runtime.stop()
 
+    @property
+    def folder(self) -> Path:
+        """Where this run reads and writes."""
+        return Path(self.out if self.resume in (None, "auto") else str(self.resume))
+
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if any."""
-        if self.resume is None:
+        path = self.folder / "checkpoint.pt"
+        if self.resume is None or (self.resume == "auto" and not path.exists()):
             return None
-        if self.resume == "auto":
-            path = Path(self.out) / "checkpoint.pt"
-            return checkpoint.load(path) if path.exists() else None
-        return checkpoint.load(Path(self.resume) / "checkpoint.pt")
+        return checkpoint.load(path)
 
 
 class _Run:
@@ -131,27 +117,15 @@ class _Run:
     def __init__(self, trainer: Trainer, runtime: Runtime, method: Method, pool: Pool, labeled: int,
                  unlabeled: int, saved: dict[str, Any] | None) -> None:
         self.trainer, self.runtime, self.method, self.pool = trainer, runtime, method, pool
-        self.folder = RunFolder(Path(trainer.out), writes=runtime.main)
-        self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world)
-        for stream in self.feed.streams.values():
-            if stream.rows % trainer.micro_batches:
-                raise UsageError(f"{stream.rows} {stream.kind} images on each of {runtime.world} ranks do not divide "
-                                 f"into {trainer.micro_batches} micro-batches")
-        method.to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if trainer.compile == "on":
-            for net in method.modules():
-                if isinstance(net, Net):
-                    net.compile()
-        self.forward = runtime.wrap(method)
+        self.folder = RunFolder(trainer.folder, writes=runtime.main)
+        self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world,
+                         trainer.micro_batches)
+        self.forward = runtime.wrap(method, trainer.compile == "on")
         self.optimizer = trainer.optimizer.build(method)
         self.meter = Meter()
         self.start, self.seconds = 0, 0.0
-        if saved:
-            self.steps = int(saved["steps"])
-        elif trainer.steps is not None:
-            self.steps = trainer.steps
-        else:
-            self.steps = self._steps_for(60 * float(trainer.minutes or 0))
+        known = saved["steps"] if saved else trainer.steps
+        self.steps = int(known) if known else self._steps_for(60 * float(trainer.minutes or 0))
         self.config = self._config(labeled, unlabeled)
         self.manifest = pool.manifest()
         if saved:
@@ -163,55 +137,38 @@ class _Run:
         """The settings as they were resolved: the same ones repeat the run."""
         own = {"method": self.method.name, "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled,
                "micro_batches": self.trainer.micro_batches, "optimizer": repr(self.trainer.optimizer),
-               "compile": self.trainer.compile}
+               "compile": self.trainer.compile, "clip": self.trainer.clip}
         given = dict(self.trainer.config) if self.trainer.config is not None else own
-        return given | {"steps": self.steps, "minutes": None, "precision": self.runtime.precision}
+        return given | {"steps": self.steps, "minutes": None, "precision": self.runtime.precision,
+                        "out": str(self.folder.path), "resume": None}
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        where = Path(self.trainer.out if self.trainer.resume == "auto" else str(self.trainer.resume))
-        if self.trainer.steps not in (None, self.steps):
-            check_same({"steps": self.steps}, {"steps": self.trainer.steps}, where)
-        check_same(saved["config"], self.config, where)
-        check_same({"data": saved["manifest"]}, {"data": self.manifest["hash"]}, where)
-        self.method.load_state_dict(saved["method"])
-        self.optimizer.load_state_dict(saved["optimizer"])
+        now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
+        check_same(saved["config"] | {"split": saved["split"]}, now, self.folder.path)
+        checkpoint.restore(saved, self.folder.path, method=self.method, optimizer=self.optimizer)
         self.meter.load(saved["meter"])
         self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
 
     def _steps_for(self, seconds: float) -> int:
         """How many steps fit into `seconds`, evaluations included; leaves the method as it was."""
         before = copy.deepcopy(self.method.state_dict())
-        at, begun = At(0, 1, self.trainer.seed, self.runtime.rank, self.runtime.world), time.perf_counter()
-        self._step(at)  # the first step sets up kernels and compiles
-        laps: list[float] = []
-        while len(laps) < 3 or (sum(laps) < min(5.0, seconds / 20) and len(laps) < 50):
-            lap = time.perf_counter()
-            self._step(at).total.item()
-            laps.append(time.perf_counter() - lap)
-        sample = self.pool.test[:256]
-        lap = time.perf_counter()
-        evaluate.accuracy(self.method.predictor(), self.pool, sample, self.runtime)
-        per_image = (time.perf_counter() - lap) / max(1, len(sample))
-        images = 2 * len(self._monitored()[1]) * self.trainer.evaluations + 2 * len(self.pool.test)
+        at = At(0, 1, self.trainer.seed, self.runtime.rank, self.runtime.world)
+        pool, curve = self.pool, evaluate.monitored(self.pool)[1]
+        images = self.trainer.evaluations * len(curve) + len(pool.valid) + len(pool.test)
+        steps = steps_within(seconds, self.runtime, lambda: self._step(at),
+                             lambda rows: self._accuracy(self.method.predictor(), rows), curve[:256], 2 * images)
         self.method.load_state_dict(before)
         self.optimizer = self.trainer.optimizer.build(self.method)
-        left = seconds - (time.perf_counter() - begun) - per_image * images
-        steps = torch.tensor(int(left / (sum(laps) / len(laps))), device=self.runtime.device)
-        return max(1, int(self.runtime.total(steps) // self.runtime.world))
+        return steps
 
     def train(self) -> Result:
         trainer, runtime = self.trainer, self.runtime
-        self.folder.begin(self.config, self.start)
-        if runtime.main:
-            self.pool.write_manifest(self.folder.path / "split.json")
-        callbacks = list(trainer.callbacks if trainer.callbacks is not None else [ShowProgress()])
-        if trainer.tensorboard:
-            callbacks.append(TensorBoard())
-        with ExitStack() as stack:
-            stop = stack.enter_context(StopRequest())
-            watching = [stack.enter_context(callback) for callback in callbacks] if runtime.main else []
-            for callback in watching:
-                callback.start(self.method.name, self.folder.path, self.start, self.steps)
+        self.folder.begin(self.config, self.manifest, self.start)
+        for note in self.pool.notes if runtime.main else ():
+            print(f"note: {note}", file=sys.stderr)
+        callbacks = Together(chosen(trainer.callbacks, trainer.tensorboard) if runtime.main else [])
+        with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
+            watching.start(self.method.name, self.folder.path, self.start, self.steps)
             begun, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
             self.method.train()
             for step in range(self.start, self.steps):
@@ -219,17 +176,17 @@ class _Run:
                 loss = self._step(at)
                 self.meter.add(step, loss.detached())
                 done = step + 1
-                for callback in watching:
-                    callback.step(done)
+                watching.step(done)
                 row = self._row(done, at)
                 self.seconds = time.perf_counter() - begun
                 if row:
                     row |= {"step": done, "seconds": self.seconds}
                     self.folder.append(row)
-                    for callback in watching:
-                        callback.row(row)
-                asked = stop.asked if runtime.world == 1 else bool(row) and runtime.any(stop.asked)
-                if asked or done == self.steps or time.perf_counter() - saved_at > trainer.checkpoint_seconds:
+                    watching.row(row)
+                asked, due = stop.asked, time.perf_counter() - saved_at > trainer.checkpoint_seconds
+                if runtime.world > 1:  # ranks agree where they meet anyway, and have nothing of their own to save
+                    asked, due = runtime.any(asked, due) if row else (False, False)
+                if asked or due or done == self.steps:
                     self._save(done)
                     saved_at = time.perf_counter()
                 if asked and done < self.steps:
@@ -239,7 +196,6 @@ class _Run:
 
     def _step(self, at: At) -> Loss:
         """One step of training."""
-        torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like inside the nets
         self.trainer.optimizer.set(self.optimizer, at)
         parts = self.feed(at).chunk(self.trainer.micro_batches)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, self.trainer.clip)
@@ -252,45 +208,26 @@ class _Run:
         last = done == self.steps
         if done % self.log_every and not last:
             return {}
-        with self._saying_where():
-            row = {"step": done, "seconds": 0.0} | self.meter.mean()
+        self.runtime.share_buffers(self.method)
+        row = {"step": done, "seconds": 0.0} | self.meter.mean(self.runtime)
         row["lr"] = at.value(self.trainer.optimizer.lr)
         if done % self.evaluate_every == 0 or last:
-            split, indices = self._monitored()
+            split, indices = evaluate.monitored(self.pool)
             if len(indices):
                 row[f"{split}_accuracy"] = self._accuracy(self.method.predictor(), indices)
                 row[f"{split}_accuracy_plain"] = self._accuracy(self.method.net, indices)
         return row
 
-    def _monitored(self) -> tuple[str, evaluate.IntArray]:
-        """The split that the accuracy curve shows. It chooses nothing."""
-        if len(self.pool.valid):
-            return "valid", self.pool.valid
-        test = self.pool.test
-        chosen = torch.randperm(len(test), generator=generator("monitored"))[:MONITORED].sort().values
-        return "test", test[chosen.numpy()]
-
     def _accuracy(self, net: Net, indices: evaluate.IntArray) -> float:
         return evaluate.accuracy(net, self.pool, indices, self.runtime)
 
     def _save(self, done: int) -> None:
-        with self._saying_where():
-            state = {"meter": self.meter.state()}
-            finite = torch.stack(torch._foreach_norm(list(self.method.parameters()))).isfinite().all()
-            if not finite:
-                raise NonFiniteLossError(f"weights are not finite after step {done - 1}")
-        self.folder.save(state | {"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-                                  "step": done, "steps": self.steps, "seconds": self.seconds, "config": self.config,
-                                  "precision": self.runtime.precision, "manifest": self.manifest["hash"]})
-
-    @contextmanager
-    def _saying_where(self) -> Iterator[None]:
-        try:
-            yield
-        except NonFiniteLossError as error:
-            path = self.folder.checkpoint
-            good = f"the last good checkpoint is {path}" if path.exists() else "no checkpoint had been saved yet"
-            raise NonFiniteLossError(f"{error}; {good}; a lower learning rate or --precision fp32 may help") from None
+        meter = self.meter.state()  # stops here if a loss was not finite
+        if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
+            raise NonFiniteLossError(f"the weights are not finite after step {done - 1}")
+        self.folder.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
+                          "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
+                          "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"]})
 
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()

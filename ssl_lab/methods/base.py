@@ -49,7 +49,7 @@ class Method(nn.Module):
     def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
         super().__init__()
         self.net = net
-        self.ema = Ema(net, ema)
+        self.ema = Ema(net, ema, warm_up=10)  # also short runs are to forget their first steps
 
     def forward(self, batch: Batch, at: At) -> Loss:
         """The loss of one (micro-)batch. Scalars are read with `at.value`; nothing is read back to the host."""
