@@ -14,9 +14,9 @@ class Settings(sl.Settings):
     """Least confidence of a pseudo-label."""
     weight: float = 1.0
     """Weight of the unlabeled loss."""
-    labeled: int = 64
+    labeled: int = 32
     """Labeled images per step."""
-    unlabeled: int = 448
+    unlabeled: int = 128
     """Unlabeled images per step."""
     lr: float = 0.03
     weight_decay: float = 5e-4

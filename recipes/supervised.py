@@ -13,7 +13,7 @@ import ssl_lab as sl
 class Settings(sl.Settings):
     view: Literal["weak", "strong"] = "weak"
     """How labeled images are augmented."""
-    labeled: int = 64
+    labeled: int = 32
     """Labeled images per step."""
     lr: float = 0.03
     weight_decay: float = 5e-4

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
     from ssl_lab.data import Pool, Sampler, load
-    from ssl_lab.engine import Callback, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
+    from ssl_lab.engine import Callback, Feed, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
     from ssl_lab.errors import UsageError
     from ssl_lab.methods import FixMatch, Method, Supervised, Views
     from ssl_lab.nets import Ema, Net, Output, net
@@ -29,7 +29,8 @@ _HOMES = {
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
     "config": ("Settings", "launch"),
     "data": ("Pool", "Sampler", "load"),
-    "engine": ("Callback", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy", "predict"),
+    "engine": ("Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
+               "predict"),
     "errors": ("UsageError",),
     "methods": ("FixMatch", "Method", "Supervised", "Views"),
     "nets": ("Ema", "Net", "Output", "net"),

@@ -50,7 +50,7 @@ def generator(*key: Key) -> torch.Generator:
 
 @dataclass(frozen=True)
 class At:
-    """Where training is. step: 0-based optimiser step; total: steps of the whole run."""
+    """Where training is. step: 0-based optimizer step; total: steps of the whole run."""
 
     step: int
     total: int
@@ -116,7 +116,8 @@ class Rows:
     """Some images of a batch under their named views.
 
     views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input). targets: int64 [B], the
-    labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for diagnostics *only*: -1 where nothing is.
+    labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for
+    diagnostics *only*: -1 where nothing is.
     indices: int64 [B], global indices into the pool.
     """
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,12 +35,14 @@ class Settings:
     """Side in pixels to which a folder's images are resized."""
     labels: int | None = None
     """Labeled training images, drawn by the seed (default: all that are known)."""
+    split_file: Path | None = None
+    """In place of --labels: a file of the rows to label, or the split.json of another run."""
     balance: Literal["class", "natural"] = "class"
     """Draw the same number of labels from each class, or as they come."""
     valid: float | None = None
     """Validation images taken from the training set, a fraction or a count; they cost labels (default: those of a
     folder's valid/, if any)."""
-    net: str = "tiny_32"
+    net: str = "tiny_16"
     """Net (see `ssl-lab list nets`), or timm/<model>."""
     pretrained: bool = False
     """Start a timm net from its published weights."""
@@ -67,7 +71,8 @@ class Settings:
 
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""
-        return {"labels": self.labels, "valid": self.valid, "seed": self.seed, "balance": self.balance}
+        return {"labels": self.labels, "labeled": self.split_file, "valid": self.valid, "seed": self.seed,
+                "balance": self.balance}
 
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
@@ -111,8 +116,9 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
 
 
 def launch(main: Callable[[S], object], settings: type[S]) -> None:
-    """Runs a recipe from the command line."""
-    exit_with_status(lambda: main(parse(settings)))
+    """Runs a recipe from the command line. Of several ranks only the first one prints to stdout."""
+    with contextlib.redirect_stdout(io.StringIO() if os.environ.get("RANK", "0") != "0" else sys.stdout):
+        exit_with_status(lambda: main(parse(settings)))
 
 
 def run_command(commands: Mapping[str, Callable[..., None]], program: str, description: str,
@@ -120,12 +126,26 @@ def run_command(commands: Mapping[str, Callable[..., None]], program: str, descr
     """Runs the subcommand that the command line names; its arguments become flags."""
     import tyro
 
+    chosen: list[Callable[[], None]] = []
+
+    def later(command: Callable[..., None]) -> Callable[..., None]:
+        """Takes the command's arguments, so that only the parsing happens while stderr is held back."""
+        @functools.wraps(command)
+        def choose(*args: Any, **kwargs: Any) -> None:
+            chosen.append(functools.partial(command, *args, **kwargs))
+        return choose
+
     with _one_line_errors():
-        tyro.extras.subcommand_cli_from_dict(dict(commands), prog=program, description=description, args=arguments)
+        tyro.extras.subcommand_cli_from_dict({name: later(command) for name, command in commands.items()},
+                                             prog=program, description=description, args=arguments)
+    chosen[0]()
 
 
 def exit_with_status(action: Callable[[], object]) -> None:
     """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
+    # Threads that spin while they wait starve each other where cores are shared: steps of a small net were seen to
+    # take 7 times as long beside one other process. Read when torch is imported, which is not yet.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training handles it: as Ctrl-C
     try:
         action()
@@ -155,8 +175,9 @@ def _one_line_errors() -> Iterator[None]:
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        rows = [row.strip("│ ") for row in box.getvalue().splitlines() if row.startswith("│")]
-        parts = " ".join(row or "─" for row in rows).split("─")
+        # The first row is a title; where tyro is not sure of the encoding, it draws rules of "-" and no sides.
+        rows = [row.strip("│ ") for row in box.getvalue().splitlines()[1:]]
+        parts = " ".join(row if row.strip("╰─╯-") else "─" for row in rows).split("─")
         words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
         raise UsageError("; ".join(words)) from None
 

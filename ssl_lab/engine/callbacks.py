@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ssl_lab.errors import UsageError
 
@@ -74,7 +74,7 @@ class ShowProgress(Callback):
         self._steps = steps
         self._progress = Progress(
             TextColumn("[bold]{task.description}"), BarColumn(bar_width=None), TaskProgressColumn(),
-            TextColumn("{task.fields[numbers]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("{task.fields[numbers]}"), TimeRemainingColumn(),
             console=self.console, transient=True, disable=not self._live)
         self._task = self._progress.add_task(name, total=steps, completed=step, numbers="")
         self._name = name

@@ -10,7 +10,7 @@ from ssl_lab.batch import At, Batch, Rows
 from ssl_lab.data import Pool, Sampler
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
-from ssl_lab.methods.base import ViewFactory
+from ssl_lab.views import ViewFactory
 
 
 class Feed:

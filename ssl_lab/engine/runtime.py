@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -32,7 +33,6 @@ class Runtime:
     reason: str
     rank: int = 0
     world: int = 1
-    _joined: bool = field(default=False, repr=False)
 
     @classmethod
     def start(cls, device: str = "auto", precision: Precision = "auto") -> Runtime:
@@ -40,16 +40,15 @@ class Runtime:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
-        joined = False
         if world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
-            joined = True
+            atexit.register(dist.destroy_process_group)  # ranks that part cannot meet again in the next run
         picked, reason = resolve_precision(where, precision)
         if world > 1:  # each rank measures; rank 0 decides
             choice = [picked]
             dist.broadcast_object_list(choice, src=0)
             picked = choice[0]
-        return cls(where, picked, reason, rank, world, joined)
+        return cls(where, picked, reason, rank, world)
 
     @property
     def main(self) -> bool:
@@ -66,7 +65,7 @@ class Runtime:
         """Moves the method to the device and compiles its nets; DDP around it where there are ranks.
 
         Returns the module to call for a differentiated forward. BatchNorm stays local to a rank (each
-        normalises by its own rows).
+        normalizes by its own rows).
         """
         method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         if compile:
@@ -111,11 +110,6 @@ class Runtime:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
-
-    def stop(self) -> None:
-        """Leaves the process group, if this run joined it."""
-        if self._joined:
-            dist.destroy_process_group()
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
@@ -171,7 +165,7 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, se
 
 @contextmanager
 def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm still normalises by the batch, but leaves its running statistics alone."""
+    """BatchNorm still normalizes by the batch, but leaves its running statistics alone."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

@@ -93,10 +93,7 @@ class Trainer:
         saved = self._saved()
         precision = saved["precision"] if saved and self.precision == "auto" else self.precision
         runtime = Runtime.start(self.device, precision)
-        try:
-            return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
-        finally:
-            runtime.stop()
+        return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
 
     @property
     def folder(self) -> Path:

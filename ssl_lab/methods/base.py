@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, Batch, Loss, Style
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.nets import Ema, Net, Output
 from ssl_lab.schedule import Scalar
-from ssl_lab.views import View
-
-ViewFactory = Callable[[Style], View]
+from ssl_lab.views import ViewFactory
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Method(nn.Module):
         raise NotImplementedError
 
     def after_step(self, at: At) -> None:
-        """After the optimiser's step: moves averages, queues and thresholds."""
+        """After the optimizer's step: moves averages, queues and thresholds."""
         self.ema.update(self.net, at)
 
     def predictor(self) -> Net:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
-from ssl_lab.methods.base import Method, ViewFactory, Views
+from ssl_lab.methods.base import Method, Views
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
-from ssl_lab.views import Weak
+from ssl_lab.views import ViewFactory, Weak
 
 
 class Supervised(Method):

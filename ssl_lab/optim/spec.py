@@ -32,7 +32,7 @@ class Optimizer:
     weight_decay: Scalar = 0.0
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The torch optimiser over the module's learning parameters."""
+        """The torch optimizer over the module's learning parameters."""
         raise NotImplementedError
 
     def set(self, optimizer: torch.optim.Optimizer, at: At) -> float:

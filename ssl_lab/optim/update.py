@@ -20,7 +20,7 @@ class Closure(Protocol):
 
 
 class Update(Protocol):
-    """An update rule: calls the closure, steps the optimiser, returns the loss to report."""
+    """An update rule: calls the closure, steps the optimizer, returns the loss to report."""
 
     def __call__(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss: ...
 

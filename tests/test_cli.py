@@ -1,0 +1,90 @@
+"""The `ssl-lab` command: what it lists, and what it says to bad usage."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from ssl_lab.cli import main
+from ssl_lab.config import run_command
+from ssl_lab.data import DATASETS
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import METHODS
+from ssl_lab.nets import NETS
+from ssl_lab.views import VIEWS
+
+KNOWN = {"methods": METHODS, "queries": (), "views": VIEWS, "nets": NETS, "data": DATASETS}
+
+
+def _listed(arguments, capsys):
+    main(["list", *arguments])
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", KNOWN)
+def test_list_of_one_kind_as_json(kind, capsys):
+    rows = json.loads(_listed([kind, "--json"], capsys))
+    assert [row["name"] for row in rows] == list(KNOWN[kind])
+    assert all(isinstance(value, str) for row in rows for value in row.values())
+
+
+def test_list_of_everything(capsys):
+    tables = json.loads(_listed(["--json"], capsys))
+    assert list(tables) == list(KNOWN)
+    assert {row["name"]: row["arxiv"] for row in tables["methods"]}["fixmatch"] == "2001.07685"
+
+
+def test_list_as_a_table(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    text = _listed([], capsys)
+    for kind, names in KNOWN.items():
+        assert kind in text
+        assert all(name in text for name in names)
+
+
+def test_env_says_versions_device_and_precision(capsys):
+    main(["env"])
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert lines["torch"] == torch.__version__.partition("+")[0]
+    assert lines["threads"] == str(torch.get_num_threads())
+    assert lines["precision"].startswith(("fp32 (", "bf16 ("))
+    assert "TFLOP/s" in lines["matrix-product"]
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["lsit"], "lsit"), (["list", "nonsense"], "nonsense"), (["list", "--jason"], "--jason"),
+    (["quickstart", "--steps", "many"], "many"), (["quickstart", "--step-count", "5"], "--step-count")])
+def test_bad_usage_is_one_line_and_status_2(arguments, says, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    out, line = capsys.readouterr()
+    assert line.startswith("error: ")
+    assert line.count("\n") == 1
+    assert says in line
+    assert out == ""
+
+
+def test_help_is_status_0(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(command in text for command in ("quickstart", "list", "env"))
+
+
+def test_a_command_speaks_to_stderr_while_it_runs(capsys):
+    def greet(name: str) -> None:
+        print(f"hello {name}", file=sys.stderr)
+
+    run_command({"greet": greet, "other": greet}, "program", "", ["greet", "--name", "you"])
+    assert capsys.readouterr().err == "hello you\n"
+
+
+def test_what_a_command_raises_comes_through():
+    def fail() -> None:
+        raise UsageError("no such thing")
+
+    with pytest.raises(UsageError, match="no such thing"):
+        run_command({"fail": fail, "other": fail}, "program", "", ["fail"])

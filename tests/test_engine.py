@@ -1,0 +1,413 @@
+"""The loop: that it trains, what it writes, update rules, micro-batches, numbers that are not finite."""
+
+import json
+import math
+import shutil
+
+import pytest
+import torch
+import yaml
+from small_runs import At, Flat, assert_same_run, flat_net, rows, tiny_net, train
+from torch import nn
+
+import ssl_lab as sl
+from ssl_lab.batch import At as Moment
+from ssl_lab.batch import Loss
+from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict
+from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.meter import Meter
+from ssl_lab.engine.runtime import frozen_batch_statistics
+from ssl_lab.errors import NonFiniteLossError, UsageError
+from ssl_lab.methods import FixMatch, Supervised
+from ssl_lab.optim import SGD, AdamW, parameter_groups
+from ssl_lab.schedule import linear
+
+CPU = Runtime(torch.device("cpu"), "fp32", "asked")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    pool = sl.load("digits").split(labels=200, valid=100, seed=0)
+    return train(out, FixMatch(tiny_net(pool), ema=0.9), pool, 32, 32, steps=80), pool
+
+
+def test_training_learns(trained):
+    result, _ = trained
+    losses = [row["loss"] for row in rows(result.out)]
+    assert sum(losses[-10:]) < 0.5 * sum(losses[:10])
+    assert result.test_accuracy > 0.75  # chance is 0.1
+    assert result.summary["valid_accuracy"] > 0.75
+
+
+def test_a_run_writes_what_it_promises(trained):
+    result, _ = trained
+    assert sorted(path.name for path in result.out.iterdir()) == [
+        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "split.json", "summary.json"]
+    summary = json.loads((result.out / "summary.json").read_text())
+    assert summary == result.summary
+    assert summary | {"method": "fixmatch", "data": "digits", "labels": 200, "seed": 0, "steps": 80} == summary
+    assert {"seconds", "images_per_second", "peak_memory_bytes", "valid_accuracy", "test_accuracy",
+            "selection"} <= summary.keys()
+    assert summary["images_per_second"] == pytest.approx(64 * 80 / summary["seconds"], rel=0.01)
+    assert summary["peak_memory_bytes"] > 2**20
+    assert summary["split"] == json.loads((result.out / "split.json").read_text())["hash"]
+    metrics = rows(result.out)
+    assert [row["step"] for row in metrics] == list(range(1, 81))
+    assert {"loss", "loss/labeled", "loss/unlabeled", "mask_rate", "lr"} <= metrics[0].keys()
+    assert [row["step"] for row in metrics if "valid_accuracy" in row] == list(range(8, 81, 8))
+    assert metrics[-1]["valid_accuracy"] == summary["valid_accuracy"]
+    assert "test_accuracy" not in metrics[-1]  # with a validation split, the test split is read once, at the end
+    config = yaml.safe_load((result.out / "config.yaml").read_text())
+    assert (config["steps"], config["minutes"], config["precision"]) == (80, None, "fp32")
+
+
+def test_the_model_reloads_to_the_same_predictions(trained):
+    result, pool = trained
+    again = sl.net("tiny_8", classes=10, style=pool.style, seed=5, weights=result.out / "model.safetensors")
+    again.to(memory_format=torch.channels_last)  # as in training: another layout rounds differently
+    expected = predict(result.method.predictor(), pool, pool.test, CPU)
+    assert torch.equal(predict(again, pool, pool.test, CPU), expected)
+    right = (expected.argmax(dim=1).numpy() == pool.truth[pool.test]).mean()
+    assert result.test_accuracy == accuracy(again, pool, pool.test, CPU) == pytest.approx(right)
+
+
+def test_evaluation_leaves_the_mode_alone_and_bears_no_images(digits):
+    net = tiny_net(digits)
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    assert predict(net, digits, digits.test[:0], CPU).shape == (0, 10)
+    assert math.isnan(accuracy(net, digits, digits.test[:0], CPU))
+    assert net.training
+    accuracy(net.eval(), digits, digits.test[:40], CPU)
+    assert not net.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+
+
+def test_a_new_run_in_an_old_folder_removes_the_old_results(tmp_path):
+    train(tmp_path, steps=3)
+
+    def look():
+        seen.update(path.name for path in tmp_path.iterdir())
+
+    seen = set()
+    train(tmp_path, steps=2, callbacks=[At(1, look)])
+    assert seen == {"config.yaml", "metrics.jsonl", "split.json"}
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+
+
+@pytest.mark.parametrize(("settings", "words"), [
+    ({"steps": None}, "give either steps or minutes"),
+    ({"steps": 5, "minutes": 1.0}, "give either steps or minutes"),
+    ({"steps": 0}, "positive length"),
+    ({"steps": None, "minutes": -1.0}, "positive length"),
+    ({"micro_batches": 3}, "batch of 8 labeled images does not divide into 3 micro-batches"),
+    ({"micro_batches": 0}, "does not divide into 0 micro-batches"),
+    ({"labeled": 0}, "batch of 0 labeled"),
+    ({"evaluations": 0}, "evaluations=0"),
+    ({"clip": 0.0}, "clip=0.0"),
+    ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
+    ({"device": "gpu"}, "try --device cpu"),
+    ({"precision": "fp16"}, "unknown precision 'fp16'"),
+])
+def test_bad_settings_say_so(tmp_path, settings, words):
+    with pytest.raises(UsageError, match=words):
+        train(tmp_path, **settings)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+def test_a_net_for_other_classes_says_so(tmp_path, digits):
+    method = Supervised(sl.net("tiny_8", classes=7, style=digits.style))
+    with pytest.raises(UsageError, match="7 classes apart, but digits has 10; build it with classes=10"):
+        train(tmp_path, method, digits)
+
+
+def test_a_pool_without_labels_says_so(tmp_path):
+    pool = sl.Pool.from_arrays(torch.zeros(20, 8, 8, dtype=torch.uint8), [-1] * 20, class_names="0123456789")
+    with pytest.raises(UsageError, match="no labeled training images"):
+        train(tmp_path, Supervised(flat_net()), pool)
+
+
+@pytest.fixture
+def untested(digits):
+    """A pool without test images."""
+    return sl.Pool.from_arrays(digits.images.take(digits.labeled), digits.truth[digits.labeled])
+
+
+def test_a_pool_without_test_images_trains(tmp_path, untested):
+    result = train(tmp_path, Supervised(flat_net()), untested, steps=None, minutes=0.002)
+    assert math.isnan(result.test_accuracy)
+    assert (result.summary["test_accuracy"], result.summary["valid_accuracy"]) == (None, None)
+
+
+# Minutes
+
+
+def test_minutes_become_steps_and_leave_no_trace(tmp_path):
+    timed = train(tmp_path / "timed", steps=None, minutes=0.01)
+    config = yaml.safe_load((timed.out / "config.yaml").read_text())
+    assert config["steps"] == timed.summary["steps"] == rows(timed.out)[-1]["step"]
+    assert config["minutes"] is None
+    counted = train(tmp_path / "counted", steps=config["steps"])
+    assert_same_run(timed.out, counted.out)
+
+
+# Update rules
+
+
+class Recorder(Supervised):
+    """Notes what each forward pass sees."""
+
+    def __init__(self, net):
+        super().__init__(net)
+        self.seen = []
+
+    def forward(self, batch, at):
+        loss = super().forward(batch, at)
+        statistics = {name: buffer.clone() for name, buffer in self.net.named_buffers()}
+        self.seen.append((batch.labeled["view"].clone(), statistics, loss.total.item()))
+        return loss
+
+
+def sharpness_aware(closure, optimizer, at, rho=0.05):
+    """Foret et al. 2020: the gradient at the worst point nearby, applied here."""
+    loss = closure()
+    learned = [p for group in optimizer.param_groups for p in group["params"]]
+    shifts = [rho * p.grad / torch.nn.utils.get_total_norm([q.grad for q in learned]) for p in learned]
+    with torch.no_grad():
+        torch._foreach_add_(learned, shifts)
+        with torch.enable_grad():
+            closure()
+        torch._foreach_sub_(learned, shifts)
+    optimizer.step()
+    return loss
+
+
+def test_an_update_rule_may_call_the_closure_twice(tmp_path, digits):
+    method = Recorder(tiny_net(digits))
+    start = {name: buffer.clone() for name, buffer in method.net.named_buffers()}
+    result = train(tmp_path, method, digits, steps=2, update=sharpness_aware)
+    first, second, third, _ = method.seen
+    assert torch.equal(first[0], second[0])
+    assert not torch.equal(first[0], third[0])
+    assert second[2] > first[2]  # uphill by construction
+    assert all(torch.equal(first[1][name], second[1][name]) for name in start)
+    moved = {name for name in start if not torch.equal(start[name], first[1][name])}
+    assert any(name.endswith("running_mean") for name in moved)
+    assert {int(first[1][name]) for name in moved if name.endswith("num_batches_tracked")} == {1}
+    assert rows(result.out)[0]["loss"] == pytest.approx(first[2])  # the loss to report is the rule's
+
+
+def test_the_closure_repeats_its_random_numbers(digits):
+    method = Supervised(flat_net(dropout=0.5))
+    batch = Feed(digits, method.views, 8, 8, 0, CPU.device)(Moment(0, 1))
+    optimizer = SGD().build(method)
+    closure = StepClosure(method, optimizer, CPU, batch.chunk(2), Moment(0, 1), None)
+    assert closure().total == closure().total
+    later = StepClosure(method, optimizer, CPU, batch.chunk(2), Moment(1, 2), None)
+    assert closure().total != later().total
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_frozen_statistics_normalize_by_the_batch_and_stay(momentum):
+    norm, fixed = nn.BatchNorm2d(3, momentum=momentum), nn.BatchNorm2d(3, track_running_stats=False)
+    both, x = nn.Sequential(norm, fixed), torch.randn(8, 3, 4, 4)
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    with frozen_batch_statistics(both):
+        frozen = norm(x)
+        norm.eval()
+        torch.testing.assert_close(norm(x), x, atol=1e-4, rtol=1e-4)  # in eval mode, by the statistics as they were
+        norm.train()
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
+    assert torch.equal(norm(x), frozen)
+    assert int(norm.num_batches_tracked) == 1
+    assert not fixed.track_running_stats
+
+
+# Micro-batches and clipping
+
+
+def gradients(method, pool, parts, clip=None):
+    batch = Feed(pool, method.views, 16, 32, 0, CPU.device, parts=parts)(Moment(0, 1))
+    optimizer = SGD().build(method)
+    loss = StepClosure(method, optimizer, CPU, batch.chunk(parts), Moment(0, 1), clip)()
+    return loss, [p.grad for p in method.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("kind", [Supervised, lambda net: FixMatch(net, threshold=0.12)])
+def test_micro_batches_give_the_gradient_of_the_whole_batch(digits, kind):
+    (whole, expected), (cut, got) = (gradients(kind(flat_net()), digits, parts) for parts in (1, 2))
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(cut.terms, whole.terms, atol=1e-6, rtol=0)
+    assert cut.logs.keys() == whole.logs.keys()
+    torch.testing.assert_close(cut.logs["train_accuracy"], whole.logs["train_accuracy"])
+
+
+def test_micro_batches_have_their_own_batch_statistics(digits):
+    (_, whole), (_, cut) = (gradients(Supervised(tiny_net(digits)), digits, parts) for parts in (1, 2))
+    assert max((a - b).abs().max() for a, b in zip(whole, cut, strict=True)) > 1e-4
+
+
+def test_the_gradient_is_clipped(digits):
+    _, free = gradients(Supervised(flat_net()), digits, 1)
+    norm = torch.nn.utils.get_total_norm(free)
+    _, loose = gradients(Supervised(flat_net()), digits, 1, clip=2 * norm.item())
+    _, tight = gradients(Supervised(flat_net()), digits, 1, clip=norm.item() / 4)
+    torch.testing.assert_close(loose, free)
+    torch.testing.assert_close(tight, [g / 4 for g in free], atol=1e-6, rtol=1e-4)
+
+
+# Numbers
+
+
+def test_the_meter_averages_what_is_reported():
+    meter, nan = Meter(), math.nan
+    for step, numbers in enumerate([{"loss": 1.0, "a": nan}, {"loss": 2.0, "a": 0.5}, {"loss": 6.0, "b": 1.0}]):
+        meter.add(step, {name: torch.tensor(value) for name, value in numbers.items()})
+    assert meter.mean(CPU) == {"loss": 3.0, "a": 0.5, "b": 1.0}
+    meter.add(3, {"loss": torch.tensor(1.0), "a": torch.tensor(nan)})
+    assert meter.mean(CPU) == {"loss": 1.0}
+    assert meter.mean(CPU) == {}
+
+
+def test_the_meter_goes_on_where_it_was_saved():
+    meter, again = Meter(), Meter()
+    meter.add(0, {"loss": torch.tensor(1.0)})
+    again.load(meter.state())
+    for each in (meter, again):
+        each.add(1, {"loss": torch.tensor(4.0)})
+    assert meter.mean(CPU) == again.mean(CPU) == {"loss": 2.5}
+
+
+def test_the_meter_names_the_first_step_that_is_not_finite():
+    meter = Meter()
+    for step, value in enumerate([1.0, math.inf, math.nan]):
+        meter.add(step, {"loss": torch.tensor(value), "loss/labeled": torch.tensor(value), "a": torch.tensor(1.0)})
+    with pytest.raises(NonFiniteLossError, match=r"at step 1: loss = inf, loss/labeled = inf$"):
+        meter.mean(CPU)
+
+
+class Breaks(Supervised):
+    """Its loss, or its weights, stop being finite at a step."""
+
+    def __init__(self, net, step, what):
+        super().__init__(net)
+        self.step, self.what = step, what
+
+    def forward(self, batch, at):
+        loss = super().forward(batch, at)
+        factor = math.nan if at.step == self.step and self.what == "loss" else 1.0
+        return Loss({name: term * factor for name, term in loss.terms.items()}, loss.logs)
+
+    def after_step(self, at):
+        super().after_step(at)
+        if at.step == self.step and self.what == "weights":
+            self.net.head.bias.data[3] = math.inf
+
+
+@pytest.mark.parametrize("what", ["loss", "weights"])
+def test_what_is_not_finite_stops_the_run_and_is_not_saved(tmp_path, what):
+    with pytest.raises(NonFiniteLossError) as stopped:
+        train(tmp_path, Breaks(flat_net(), 4, what), steps=9, checkpoint_seconds=0)
+    message = str(stopped.value)
+    assert "step 4" in message
+    assert ("loss = nan, loss/labeled = nan" in message) == (what == "loss")
+    assert f"the last good checkpoint is {tmp_path / 'checkpoint.pt'}" in message
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 4
+    assert all(tensor.isfinite().all() for tensor in saved["method"].values())
+    assert [row["step"] for row in rows(tmp_path)][:4] == [1, 2, 3, 4]
+    shutil.rmtree(tmp_path)
+    with pytest.raises(NonFiniteLossError, match="no checkpoint had been saved yet"):
+        train(tmp_path, Breaks(flat_net(), 4, what), steps=9)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+# Optimizers and averages
+
+
+def test_only_weights_decay():
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3), Flat())
+    net[4].requires_grad_(False)
+    decayed, free = parameter_groups(net)
+    assert (decayed["decay"], free["decay"]) == (True, False)
+    assert {id(p) for p in decayed["params"]} == {id(net[0].weight), id(net[3].weight)}
+    assert {id(p) for p in free["params"]} == {id(net[0].bias), id(net[1].weight), id(net[1].bias), id(net[3].bias)}
+
+
+def test_sgd_follows_the_schedule_step_by_step():
+    torch.manual_seed(0)
+    layer, total = nn.Linear(3, 2).double(), 5
+    spec = SGD(lr=linear(0.5, 0.1), weight_decay=0.1, momentum=0.9, nesterov=True)
+    optimizer = spec.build(layer)
+    by_hand = [p.detach().clone() for p in layer.parameters()]
+    velocity = [torch.zeros_like(p) for p in by_hand]
+    for step in range(total):
+        lr = spec.set(optimizer, Moment(step, total))
+        assert lr == pytest.approx(0.5 - 0.4 * step / total)
+        for i, p in enumerate(layer.parameters()):
+            gradient = torch.full_like(p, 0.3 * (step - 2))
+            p.grad = gradient.clone()
+            gradient = gradient + (0.1 * by_hand[i] if p.ndim == 2 else 0)
+            velocity[i] = 0.9 * velocity[i] + gradient
+            by_hand[i] = by_hand[i] - lr * (gradient + 0.9 * velocity[i])
+        optimizer.step()
+        torch.testing.assert_close([p.detach() for p in layer.parameters()], by_hand, rtol=1e-12, atol=1e-12)
+
+
+def test_adamw_trains(tmp_path, digits):
+    result = train(tmp_path, Supervised(tiny_net(digits), ema=0.0), digits, steps=60, labeled=32,
+                   optimizer=AdamW(lr=linear(1e-2, 0.0)))
+    assert result.test_accuracy > 0.5
+    assert [row["lr"] for row in rows(tmp_path)][:2] == pytest.approx([1e-2, 1e-2 * 59 / 60])
+
+
+def test_training_is_the_loop_by_hand(tmp_path, digits):
+    steps, decay = 4, 0.15
+    result = train(tmp_path, Supervised(tiny_net(digits), ema=decay), digits, steps=steps,
+                   optimizer=SGD(lr=linear(0.2, 0.0), weight_decay=0.01))
+    net = tiny_net(digits)
+    learned = dict(net.named_parameters())
+    average = {name: p.detach().clone() for name, p in learned.items()}
+    velocity = {name: torch.zeros_like(p) for name, p in learned.items()}
+    feed = Feed(digits, Supervised(net).views, 8, 0, 0, CPU.device)
+    for step in range(steps):
+        batch = feed(Moment(step, steps)).labeled
+        loss = nn.functional.cross_entropy(net(batch["view"]).logits, batch.targets)
+        found = torch.autograd.grad(loss, list(learned.values()))
+        with torch.no_grad():
+            for (name, p), gradient in zip(learned.items(), found, strict=True):
+                gradient = gradient + 0.01 * p if p.ndim > 1 else gradient
+                velocity[name] = 0.9 * velocity[name] + gradient
+                p -= 0.2 * (1 - step / steps) * (gradient + 0.9 * velocity[name])
+                kept = min(1 - 10 / (step + 10), decay)  # 0, 1/11, 0.15, 0.15
+                average[name] = kept * average[name] + (1 - kept) * p
+    torch.testing.assert_close(dict(result.method.net.named_parameters()), learned, atol=1e-5, rtol=1e-4)
+    predictor = result.method.predictor()
+    torch.testing.assert_close(dict(predictor.named_parameters()), average, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(dict(predictor.named_buffers()), dict(net.named_buffers()), atol=1e-5, rtol=1e-4)
+
+
+# Precision, compilation
+
+
+def test_bf16_runs_on_a_cpu(tmp_path):
+    result = train(tmp_path, steps=40, labeled=32, precision="bf16")
+    assert result.summary["precision"] == "bf16"
+    assert result.test_accuracy > 0.3
+    assert {p.dtype for p in result.method.parameters()} == {torch.float32}
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
+@pytest.mark.filterwarnings("ignore")  # of the compiler's own
+def test_compiled_nets_train_alike(tmp_path, untested):
+    plain, compiled = (train(tmp_path / mode, Supervised(flat_net()), untested, steps=3, compile=mode)
+                       for mode in ("off", "on"))
+    torch.testing.assert_close(compiled.method.state_dict(), plain.method.state_dict(), atol=1e-5, rtol=1e-4)
+    assert compiled.method.state_dict().keys() == plain.method.state_dict().keys()
+
+
+def test_one_trainer_is_good_for_many_runs(tmp_path, digits):
+    trainer = Trainer(steps=3, out=tmp_path, device="cpu", precision="fp32", callbacks=[])
+    first = trainer.fit(Supervised(flat_net()), digits, 8).summary
+    second = trainer.fit(Supervised(flat_net()), digits, 8).summary
+    assert first["test_accuracy"] == second["test_accuracy"]

@@ -1,0 +1,145 @@
+"""The recipes as a person runs them, at a tiny size."""
+
+import importlib.util
+import json
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from small_runs import ROOT, assert_same_run, finish, rows, start
+
+import ssl_lab as sl
+from ssl_lab.config import parse
+from ssl_lab.errors import UsageError
+
+RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
+
+
+def recipe(name):
+    """The module of recipes/<name>.py."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{name}", ROOT / "recipes" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(name, *arguments):
+    """What the recipe does with these arguments, in this process."""
+    module = recipe(name)
+    module.main(parse(module.Settings, [*TINY, *map(str, arguments)]))
+
+
+def in_a_process(name, *arguments, **environment):
+    return start(ROOT / "recipes" / f"{name}.py", *TINY, *arguments, **environment)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
+    first, again = tmp_path / "first", tmp_path / "again"
+    run(name, "--minutes", "0.01", "--valid", "50", "--out", first)
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{name} on digits with 40 labels: valid ")
+    assert str(first) in out
+    assert "valid " in err  # a line per evaluation where there is no terminal
+    config = yaml.safe_load((first / "config.yaml").read_text())
+    module = recipe(name)
+    assert config.keys() == module.Settings().plain().keys()
+    assert config["steps"] > 0
+    module.main(parse(module.Settings, ["--config", str(first / "config.yaml"), "--out", str(again)]))
+    assert_same_run(first, again)
+    written = yaml.safe_load((again / "config.yaml").read_text())
+    assert written == config | {"out": str(again)}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_about_forty_lines_and_shows_its_command(name):
+    text = (ROOT / "recipes" / f"{name}.py").read_text()
+    assert len(text.splitlines()) <= 60
+    assert f"python recipes/{name}.py --data" in recipe(name).__doc__
+
+
+def test_settings_reach_the_run(tmp_path):
+    run("fixmatch", "--steps", 2, "--threshold", 0.0, "--unlabeled", 24, "--seed", 5, "--lr", 0.5, "--image-size", 16,
+        "--out", tmp_path)
+    metrics = rows(tmp_path)
+    assert [row["mask_rate"] for row in metrics] == [1.0, 1.0]
+    assert metrics[0]["lr"] == 0.5
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["seed"], summary["steps"], summary["labels"]) == (5, 2, 40)
+
+
+def test_a_run_starts_from_the_weights_of_another(tmp_path):
+    run("supervised", "--steps", 60, "--lr", 0.1, "--ema", 0.5, "--bn-momentum", 0.1, "--out", tmp_path / "a")
+    run("supervised", "--steps", 1, "--lr", 0.0, "--out", tmp_path / "b",
+        "--weights", tmp_path / "a" / "model.safetensors")
+    last, first = rows(tmp_path / "a")[-1], rows(tmp_path / "b")[0]
+    assert first["test_accuracy"] == pytest.approx(last["test_accuracy"], abs=0.1)
+    assert first["test_accuracy"] > 0.3
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
+    arguments = ("--steps", "400", "--out", tmp_path / "cut", "--resume", "auto")
+    process = in_a_process("supervised", *arguments)
+    metrics, end = tmp_path / "cut" / "metrics.jsonl", time.monotonic() + 60
+    while process.poll() is None and time.monotonic() < end and not (metrics.exists() and metrics.read_text()):
+        time.sleep(0.01)
+    process.send_signal(number)
+    status, out, err = finish(process)
+    assert (status, out) == (130, ""), err
+    last = err.splitlines()[-1]
+    assert last.startswith("stopped at step ")
+    assert last.endswith(f"{tmp_path / 'cut' / 'checkpoint.pt'} is saved, go on with --resume auto")
+    assert not (tmp_path / "cut" / "summary.json").exists()
+    if number == signal.SIGINT:
+        run("supervised", *arguments)
+        run("supervised", "--steps", "400", "--out", tmp_path / "whole")
+        assert_same_run(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_changed_settings_are_named(tmp_path):
+    run("supervised", "--steps", 2, "--out", tmp_path)
+    with pytest.raises(UsageError, match=r"started with other settings \(seed: 0 -> 1, lr: 0.03 -> 0.1, split: "):
+        run("supervised", "--steps", 2, "--out", tmp_path, "--resume", "auto", "--lr", 0.1, "--seed", 1)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--data", "digit"), r"unknown data set 'digit'. Did you mean digits\?"),
+    (("--data", "no/such/folder"), "there is no file or folder no/such/folder"),
+    (("--net", "tiny8"), r"unknown net 'tiny8'. Did you mean tiny_"),
+    (("--net", "timm/resnet19"), "unknown .*resnet19"),
+    (("--data", "mnist"), r"mnist is not in .*. Fetch it: python data_scripts/fetch.py mnist"),
+    (("--labels", "9"), "labels=9 is fewer than the 10 classes"),
+    (("--labels", "1190"), "labels=1190"),
+    (("--labels", "99999"), "labels=99999: expected 1 to 1198"),
+    (("--valid", "1199"), "valid"),
+    (("--device", "cuda:77"), "device 'cuda:77' cannot be used here"),
+    (("--resume", "no/such/run"), "no checkpoint at no/such/run/checkpoint.pt"),
+    (("--weights", "no/such/file"), "no/such/file"),
+])
+def test_bad_input_says_what_to_do(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setenv("SSL_LAB_DATA", str(tmp_path / "nothing"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=words) as refused:
+        run("supervised", "--steps", 1, "--out", tmp_path / "out", *arguments)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "out" / "checkpoint.pt").exists()
+
+
+def test_a_mistake_exits_with_2_and_one_line(tmp_path):
+    status, out, err = finish(in_a_process("fixmatch", "--data", "mnist", "--steps", "1", SSL_LAB_DATA=str(tmp_path)))
+    assert (status, out) == (2, "")
+    assert err == f"error: mnist is not in {tmp_path}. Fetch it: python data_scripts/fetch.py mnist\n"
+
+
+def test_the_sketch_of_the_package(tmp_path):
+    pool = sl.load("digits").split(labels=10)
+    method = sl.FixMatch(sl.net("tiny_8", classes=pool.classes, style=pool.style))
+    result = sl.Trainer(steps=2, out=tmp_path, callbacks=[]).fit(method, pool, labeled=4, unlabeled=8)
+    assert 0 <= result.test_accuracy <= 1
+    assert isinstance(result.out, Path)

@@ -1,0 +1,132 @@
+"""Devices, precision, and two ranks on one machine."""
+
+import json
+
+import pytest
+import torch
+from small_runs import digits, finish, flat_net, keeping, rows, start, train
+
+import ssl_lab as sl
+from ssl_lab.engine import Feed, Runtime, accuracy
+from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import FixMatch
+
+CPU = torch.device("cpu")
+
+
+def test_devices():
+    assert resolve_device("cpu") == CPU
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("cuda:99", "nonsense", ""):
+        with pytest.raises(UsageError, match=rf"device '{name}' cannot be used here .*try --device cpu"):
+            resolve_device(name)
+
+
+@pytest.mark.parametrize(("ratio", "picked"), [(0.5, "fp32"), (BF16_WINS - 0.05, "fp32"), (BF16_WINS + 0.05, "bf16")])
+def test_auto_picks_bf16_where_it_is_faster(monkeypatch, ratio, picked):
+    speeds = {torch.float32: 1.0, torch.bfloat16: ratio}
+    monkeypatch.setattr("ssl_lab.engine.runtime.matmul_tflops", lambda device, dtype, size: speeds[dtype])
+    assert resolve_precision(CPU, "auto")[0] == picked
+    assert f"{ratio:.1f} times" in resolve_precision(CPU, "auto")[1]
+    assert resolve_precision(CPU, "bf16") == ("bf16", "as asked")
+    with pytest.raises(UsageError, match="unknown precision 'fp61'"):
+        resolve_precision(CPU, "fp61")
+
+
+def test_the_matrix_product_is_measured():
+    assert 0 < matmul_tflops(CPU, torch.float32, size=64, seconds=0.001) < 1000
+
+
+def test_autocast_is_of_the_runtime():
+    x = torch.ones(2, 2)
+    for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        with Runtime(CPU, precision, "asked").autocast():
+            assert (x @ x).dtype == dtype
+
+
+def test_one_process_is_its_own_sum():
+    runtime = Runtime.start("cpu", "fp32")
+    assert (runtime.rank, runtime.world, runtime.main) == (0, 1, True)
+    assert runtime.totals([1.5, 2]) == [1.5, 2]
+    assert runtime.any(True, False) == [True, False]
+    assert runtime.peak_memory_bytes() > 2**20
+
+
+# Ranks
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+JOB = """
+import os, runpy, sys, torch
+from pathlib import Path
+from small_runs import digits, flat_net, keeping, train
+from ssl_lab.methods import FixMatch, Supervised
+
+out, pool = Path(sys.argv[1]), digits()
+rank = int(os.environ["RANK"])
+train(out / "flat", FixMatch(flat_net(), threshold=0.12), pool, steps=3, update=keeping(out / f"rank{rank}.pt"))
+result = train(out / "tiny", pool=pool, steps=12, labeled=16, unlabeled=16)
+torch.save(result.method.state_dict(), out / f"state{rank}.pt")
+train(out / "timed", Supervised(flat_net()), pool, steps=None, minutes=0.002)
+sys.argv = ["recipes/fixmatch.py", "--labels", "40", "--net", "tiny_8", "--labeled", "4", "--unlabeled", "8",
+            "--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out / "recipe")]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """What two ranks left behind."""
+    out = tmp_path_factory.mktemp("ranks")
+    (out / "job.py").write_text(JOB)
+    status, printed, err = finish(start(*TORCHRUN, out / "job.py", out))
+    assert status == 0, err
+    (out / "printed.txt").write_text(printed)
+    return out
+
+
+def test_two_ranks_take_the_steps_of_one(ranks, tmp_path):
+    one = train(tmp_path / "flat", FixMatch(flat_net(), threshold=0.12), digits(), steps=3,
+                update=keeping(tmp_path / "one.pt"))
+    expected = torch.load(tmp_path / "one.pt")
+    kept = [torch.load(ranks / f"rank{rank}.pt") for rank in (0, 1)]
+    for step in range(3):
+        assert all(torch.equal(a, b) for a, b in zip(kept[0][step], kept[1][step], strict=True))
+        torch.testing.assert_close(kept[0][step], expected[step], atol=1e-5, rtol=0)
+    saved = torch.load(ranks / "flat" / "checkpoint.pt", weights_only=True)["method"]
+    torch.testing.assert_close(saved, dict(one.method.state_dict()), atol=1e-5, rtol=0)
+    for ours, theirs in zip(rows(tmp_path / "flat"), rows(ranks / "flat"), strict=True):
+        del ours["pseudo_label_accuracy"], theirs["pseudo_label_accuracy"]  # a ratio on each rank
+        assert theirs == pytest.approx(ours, abs=1e-5)  # the averages are those of the global batch
+
+
+def test_the_first_rank_writes_and_speaks_for_all(ranks):
+    assert (ranks / "printed.txt").read_text().startswith("fixmatch on digits with 40 labels: test ")
+    assert (ranks / "printed.txt").read_text().count("\n") == 1
+    assert [row["step"] for row in rows(ranks / "recipe")] == [1, 2]
+    summary = json.loads((ranks / "tiny" / "summary.json").read_text())
+    assert summary["ranks"] == 2
+    assert [row["step"] for row in rows(ranks / "tiny")] == list(range(1, 13))
+    states = [torch.load(ranks / f"state{rank}.pt") for rank in (0, 1)]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # BatchNorm's statistics too
+
+
+def test_evaluation_in_parts_is_evaluation(ranks):
+    pool = digits()
+    exported = sl.net("tiny_8", classes=10, style=pool.style, weights=ranks / "tiny" / "model.safetensors")
+    exported.to(memory_format=torch.channels_last)
+    summary = json.loads((ranks / "tiny" / "summary.json").read_text())
+    assert accuracy(exported, pool, pool.test, Runtime(CPU, "fp32", "asked")) == summary["test_accuracy"]
+    assert rows(ranks / "tiny")[-1]["test_accuracy"] == summary["test_accuracy"]
+
+
+def test_ranks_agree_on_the_steps_that_fit(ranks):
+    assert rows(ranks / "timed")[-1]["step"] == json.loads((ranks / "timed" / "summary.json").read_text())["steps"]
+
+
+def test_a_batch_that_does_not_divide_over_ranks_says_so():
+    views = FixMatch(flat_net()).views
+    with pytest.raises(UsageError, match="batch of 9 labeled images does not divide into 1 micro-batches on each of 2"):
+        Feed(digits(), views, 9, 16, 0, CPU, world=2)
+    Feed(digits(), sl.Supervised(flat_net()).views, 8, 7, 0, CPU, world=2)  # it reads no unlabeled images
