@@ -18,7 +18,7 @@ class Settings(sl.Settings):
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step."""
-    lr: float = 0.03
+    lr: float = 0.1
     weight_decay: float = 5e-4
     ema: float = 0.999
     """Decay of the averaged weights, which are evaluated."""
