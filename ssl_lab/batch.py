@@ -132,9 +132,10 @@ class Rows:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def every(self, start: int, stride: int) -> Rows:
-        """Rows start, start + stride, ...: one of `stride` interleaved parts."""
-        cut = slice(start, None, stride)
+    def part(self, number: int, parts: int) -> Rows:
+        """Part 0 <= number < parts of the rows, which divide evenly: what a rank of `parts` ranks has of them."""
+        size = len(self) // parts
+        cut = slice(number * size, (number + 1) * size)
         return Rows({name: x[cut] for name, x in self.views.items()},
                     self.targets[cut], self.truth[cut], self.indices[cut])
 
@@ -147,8 +148,8 @@ class Batch:
     unlabeled: Rows
 
     def chunk(self, parts: int) -> list[Batch]:
-        """`parts` interleaved micro-batches, each with an equal share of labeled and unlabeled rows."""
-        return [Batch(self.labeled.every(i, parts), self.unlabeled.every(i, parts)) for i in range(parts)]
+        """`parts` micro-batches, each with an equal share of the labeled and of the unlabeled rows."""
+        return [Batch(self.labeled.part(i, parts), self.unlabeled.part(i, parts)) for i in range(parts)]
 
 
 @dataclass

@@ -52,15 +52,15 @@ def test_at_reads_numbers_and_schedules():
     assert at.value(linear(0.0, 4.0)) == 1.0
 
 
-def test_chunks_are_interleaved_and_complete():
+def test_chunks_are_the_rows_that_ranks_would_have():
     def rows(count):
         ids = torch.arange(count)
         return Rows({"v": ids.float()}, ids + 1, ids + 2, ids)
 
     parts = Batch(rows(4), rows(6)).chunk(2)
-    assert [part.labeled.indices.tolist() for part in parts] == [[0, 2], [1, 3]]
-    assert [part.unlabeled["v"].tolist() for part in parts] == [[0, 2, 4], [1, 3, 5]]
-    assert [part.unlabeled.truth.tolist() for part in parts] == [[2, 4, 6], [3, 5, 7]]
+    assert [part.labeled.indices.tolist() for part in parts] == [[0, 1], [2, 3]]
+    assert [part.unlabeled["v"].tolist() for part in parts] == [[0, 1, 2], [3, 4, 5]]
+    assert [part.unlabeled.truth.tolist() for part in parts] == [[2, 3, 4], [5, 6, 7]]
 
 
 def test_loss_total_is_the_differentiable_sum_of_its_terms():

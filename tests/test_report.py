@@ -414,5 +414,5 @@ def test_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_unwritable_path_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="cannot write report"):
+    with pytest.raises(UsageError, match="cannot write"):
         page().write(tmp_path / "file" / "report.html")

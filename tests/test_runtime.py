@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from small_runs import digits, finish, flat_net, keeping, rows, start, train
+from small_runs import assert_same_run, digits, finish, flat_net, keeping, rows, start, train
 
 import ssl_lab as sl
 from ssl_lab.engine import Feed, Runtime, accuracy
@@ -57,9 +57,10 @@ def test_one_process_is_its_own_sum():
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
-import os, runpy, sys, torch
+import os, runpy, signal, sys, torch
 from pathlib import Path
-from small_runs import digits, flat_net, keeping, train
+from small_runs import digits, flat_net, keeping, signal_at, train
+from ssl_lab.errors import Interrupted
 from ssl_lab.methods import FixMatch, Supervised
 
 out, pool = Path(sys.argv[1]), digits()
@@ -67,6 +68,10 @@ rank = int(os.environ["RANK"])
 train(out / "flat", FixMatch(flat_net(), threshold=0.12), pool, steps=3, update=keeping(out / f"rank{rank}.pt"))
 result = train(out / "tiny", pool=pool, steps=12, labeled=16, unlabeled=16)
 torch.save(result.method.state_dict(), out / f"state{rank}.pt")
+try:
+    train(out / "cut", pool=pool, steps=12, labeled=16, unlabeled=16, callbacks=[signal_at(5, signal.SIGTERM)])
+except Interrupted:
+    train(out / "cut", pool=pool, steps=12, labeled=16, unlabeled=16, resume="auto")
 train(out / "timed", Supervised(flat_net()), pool, steps=None, minutes=0.002)
 sys.argv = ["recipes/fixmatch.py", "--labels", "40", "--net", "tiny_8", "--labeled", "4", "--unlabeled", "8",
             "--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out / "recipe")]
@@ -81,6 +86,7 @@ def ranks(tmp_path_factory):
     (out / "job.py").write_text(JOB)
     status, printed, err = finish(start(*TORCHRUN, out / "job.py", out))
     assert status == 0, err
+    assert "Warning" not in err
     (out / "printed.txt").write_text(printed)
     return out
 
@@ -110,6 +116,10 @@ def test_the_first_rank_writes_and_speaks_for_all(ranks):
     states = [torch.load(ranks / f"state{rank}.pt") for rank in (0, 1)]
     assert states[0].keys() == states[1].keys()
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])  # BatchNorm's statistics too
+
+
+def test_ranks_resume_exactly(ranks):
+    assert_same_run(ranks / "cut", ranks / "tiny")
 
 
 def test_evaluation_in_parts_is_evaluation(ranks):

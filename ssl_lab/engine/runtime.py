@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import inspect
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -74,7 +75,10 @@ class Runtime:
                     module.compile()
         if self.world == 1:
             return method
-        return nn.parallel.DistributedDataParallel(method, broadcast_buffers=False)
+        ddp = nn.parallel.DistributedDataParallel
+        renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14
+        local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
+        return ddp(method, **local)
 
     def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Keeps DDP from reducing gradients before the last micro-batch of a step."""
@@ -94,6 +98,11 @@ class Runtime:
     def any(self, *flags: bool) -> list[bool]:
         """For each flag, whether any rank says yes; waits for all of them."""
         return [count > 0 for count in self.totals(flags)]
+
+    def wait(self) -> None:
+        """Until all ranks are here: what rank 0 wrote before is then there for all of them."""
+        if self.world > 1:
+            dist.barrier()
 
     def share_buffers(self, module: nn.Module) -> None:
         """Gives all ranks the buffers of rank 0, whose BatchNorm statistics are the ones that are saved."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 
@@ -20,7 +21,7 @@ def steps_within(seconds: float, runtime: Runtime, step: Callable[[], Loss], eva
     begun = time.perf_counter()
     step()  # the first one sets up kernels and compiles
     laps: list[float] = []
-    while len(laps) < 3 or runtime.any(sum(laps) < min(5.0, seconds / 20) and len(laps) < 50)[0]:
+    while len(laps) < 3 or runtime.any(sum(laps) < min(15.0, seconds / 20) and len(laps) < 50)[0]:
         lap = time.perf_counter()
         step().total.item()
         laps.append(time.perf_counter() - lap)
@@ -28,5 +29,5 @@ def steps_within(seconds: float, runtime: Runtime, step: Callable[[], Loss], eva
     evaluate(sample)
     per_image = (time.perf_counter() - lap) / max(1, len(sample))
     left = seconds - (time.perf_counter() - begun) - per_image * images
-    steps = runtime.totals([left * len(laps) / sum(laps)])[0] / runtime.world
+    steps = runtime.totals([left / statistics.median(laps)])[0] / runtime.world
     return max(1, int(steps))

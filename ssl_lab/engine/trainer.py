@@ -225,6 +225,7 @@ class _Run:
         self.folder.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
                           "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
                           "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"]})
+        self.runtime.wait()
 
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()
@@ -239,4 +240,5 @@ class _Run:
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
         self.folder.finish(predictor, summary)
+        self.runtime.wait()
         return Result(summary, self.method, self.folder.path)
