@@ -40,8 +40,9 @@ def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool 
 
     for name, rows in tables.items():
         table = Table(title=name, title_justify="left", box=None)
-        for column in rows[0] if rows else ["none yet"]:
-            table.add_column(column, overflow="fold")
+        columns = list(rows[0]) if rows else ["none yet"]
+        for column in columns:
+            table.add_column(column, no_wrap=column != columns[-1])
         for row in rows:
             table.add_row(*row.values())
         Console().print(table)
@@ -75,7 +76,7 @@ def env() -> None:
 def _methods() -> list[dict[str, str]]:
     from ssl_lab.methods import METHODS
 
-    return [{key: getattr(method, key) for key in ("name", "family", "paper", "arxiv", "recipe")}
+    return [{key: getattr(method, key) for key in ("name", "family", "arxiv", "recipe", "paper")}
             for method in METHODS.values()]
 
 

@@ -127,7 +127,7 @@ def _check_method(build: Callable[[Net], Method], style: Style, compile: bool) -
     _check_no_read_back(build, style, batch, at, name)
     if compile:
         compiled = build(_small(style))
-        compiled.net.compile(backend="aot_eager", fullgraph=True)
+        compiled.net.compile(backend="eager", fullgraph=True)
         value, _ = _step(compiled, batch, at)
         assert torch.allclose(value.total, loss.total, rtol=1e-4), f"{name}: compiled, the loss is another"
 

@@ -234,8 +234,8 @@ class _Run:
                       for split, indices in (("valid", pool.valid), ("test", pool.test))}
         images = self.feed.images_per_step * self.steps
         summary = {"method": self.method.name, "data": pool.name, "labels": len(pool.labeled),
-                   "seed": self.trainer.seed, "steps": self.steps, "seconds": round(self.seconds, 2),
-                   "images_per_second": round(images / self.seconds, 1),
+                   "valid_images": len(pool.valid), "seed": self.trainer.seed, "steps": self.steps,
+                   "seconds": round(self.seconds, 2), "images_per_second": round(images / self.seconds, 1),
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **accuracies,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
