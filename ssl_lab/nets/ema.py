@@ -6,7 +6,7 @@ import copy
 from typing import Generic, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_lab.batch import At
 from ssl_lab.schedule import Scalar
@@ -19,8 +19,10 @@ class Ema(nn.Module, Generic[M]):
 
     After the step at `at`, `net` <- d * net + (1 - d) * source, d = min(1 - k / (step + k), decay) with
     k = `warm_up`: the first update copies the source, and until `decay` is reached the average spans about
-    the last 1/k of the steps so far. k = 1, the paper's rule, is then the mean of all steps. Buffers
-    (BatchNorm's statistics) are copied, not averaged. `net` needs no gradient and always stays in eval mode.
+    the last 1/k of the steps so far. k = 1, the paper's rule, is then the mean of all steps. BatchNorm's
+    running statistics are averaged alike: with those of the source, averaged weights can fail altogether
+    (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many
+    steps. Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
     """
 
     def __init__(self, net: M, decay: Scalar, warm_up: int = 1) -> None:
@@ -37,9 +39,13 @@ class Ema(nn.Module, Generic[M]):
     def update(self, source: M, at: At) -> None:
         """Move towards `source`, a net of the same structure; call it after the optimizer's step."""
         decay = min(1 - self.warm_up / (at.step + self.warm_up), at.value(self.decay))
-        parameters: list[Tensor] = list(self.net.parameters())
-        buffers = list(self.net.buffers())
-        if parameters:
-            torch._foreach_lerp_(parameters, list(source.parameters()), 1 - decay)
-        if buffers:
-            torch._foreach_copy_(buffers, list(source.buffers()))
+        pairs = [*zip(self.net.parameters(), source.parameters(), strict=True),
+                 *zip(self.net.buffers(), source.buffers(), strict=True)]
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        others = [pair for pair in pairs if not pair[0].is_floating_point()]
+        if floats:
+            averages, sources = map(list, zip(*floats, strict=True))
+            torch._foreach_lerp_(averages, sources, 1 - decay)
+        if others:
+            averages, sources = map(list, zip(*others, strict=True))
+            torch._foreach_copy_(averages, sources)
