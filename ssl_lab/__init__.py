@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ssl_lab import losses, methods, schedule, testing
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
     from ssl_lab.data import Pool, Sampler, load
@@ -38,7 +39,7 @@ _HOMES = {
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("losses", "schedule", "testing")
+_MODULES = ("losses", "methods", "schedule", "testing")
 
 
 def __getattr__(name: str) -> Any:

@@ -219,6 +219,9 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
             if not isinstance(value, bool):
                 raise UsageError(f"{name}: {value} in --config {file}: expected true or false")
             arguments.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            if value and flag not in flags:  # a flag replaces the whole of it
+                arguments += [flag, *(str(part) for pair in value.items() for part in pair)]
         else:
             words = {True: "on", False: "off"}  # YAML reads a bare on or off as a truth value
             arguments.append(f"{flag}={words[value] if isinstance(value, bool) else value}")

@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -184,3 +184,19 @@ def test_help_needs_no_torch():
     for flag in ("--data", "--labels", "--valid", "--net", "--steps", "--minutes", "--seed", "--out", "--resume",
                  "--device", "--precision", "--compile", "--config", "--print-config", "--threshold", "--data-dir"):
         assert flag in out
+
+
+@dataclass
+class WithArguments(Settings):
+    arguments: dict[str, float] = field(default_factory=dict)
+
+
+def test_a_dictionary_goes_through_yaml_and_a_flag_replaces_the_whole_of_it(tmp_path):
+    file = tmp_path / "config.yaml"
+    file.write_text("steps: 3\narguments: {threshold: 0.9, weight: -2}\nseed: 5\n")
+    settings = parse(WithArguments, ["--config", str(file)])
+    assert settings.arguments == {"threshold": 0.9, "weight": -2.0}
+    assert settings.seed == 5
+    assert parse(WithArguments, ["--config", str(file), "--arguments", "weight", "1"]).arguments == {"weight": 1.0}
+    file.write_text("steps: 3\narguments: {}\n")
+    assert parse(WithArguments, ["--config", str(file)]).arguments == {}

@@ -14,6 +14,7 @@ from small_runs import ROOT, assert_same_run, finish, rows, start
 import ssl_lab as sl
 from ssl_lab.config import parse
 from ssl_lab.errors import UsageError
+from ssl_lab.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
@@ -43,7 +44,8 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
     first, again = tmp_path / "first", tmp_path / "again"
     run(name, "--minutes", "0.01", "--valid", "50", "--out", first)
     out, err = capsys.readouterr()
-    assert out.startswith(f"{name} on digits with 40 labels: valid ")
+    method = getattr(recipe(name).Settings(), "method", name)
+    assert out.startswith(f"{method} on digits with 40 labels: valid ")
     assert str(first) in out
     assert "valid " in err  # a line per evaluation where there is no terminal
     config = yaml.safe_load((first / "config.yaml").read_text())
@@ -59,8 +61,22 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_is_about_forty_lines_and_shows_its_command(name):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 60
-    assert f"python recipes/{name}.py --data" in recipe(name).__doc__
+    assert len(text.splitlines()) <= 65
+    assert f"python recipes/{name}.py --" in recipe(name).__doc__
+
+
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family == "consistency"])
+def test_every_consistency_method_runs(tmp_path, method):
+    run("consistency", "--method", method, "--steps", 2, "--unlabeled", 16, "--out", tmp_path)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["method"], summary["steps"]) == (method, 2)
+
+
+def test_arguments_of_a_method_reach_it(tmp_path):
+    run("consistency", "--method", "fixmatch", "--steps", 2, "--arguments", "threshold", 0, "--out", tmp_path)
+    assert [row["mask_rate"] for row in rows(tmp_path)] == [1.0, 1.0]
+    with pytest.raises(UsageError, match="fixmatch has no argument 'tau'; it has threshold, weight, ema"):
+        run("consistency", "--method", "fixmatch", "--steps", 2, "--arguments", "tau", 0, "--out", tmp_path)
 
 
 def test_settings_reach_the_run(tmp_path):
