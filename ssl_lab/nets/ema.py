@@ -6,7 +6,7 @@ import copy
 from typing import Generic, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lab.batch import At
 from ssl_lab.schedule import Scalar
@@ -23,24 +23,28 @@ class Ema(nn.Module, Generic[M]):
     running statistics are averaged alike: with those of the source, averaged weights can fail altogether
     (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many
     steps. Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
+
+    teacher: `net` gives targets during training, as in the paper: it is in train mode while its parent is,
+    and its buffers are left alone, for its own passes move them.
     """
 
-    def __init__(self, net: M, decay: Scalar, warm_up: int = 1) -> None:
+    def __init__(self, net: M, decay: Scalar, warm_up: int = 1, teacher: bool = False) -> None:
         super().__init__()
-        self.net = copy.deepcopy(net).requires_grad_(False).eval()
-        self.decay, self.warm_up = decay, warm_up
+        self.net = copy.deepcopy(net).requires_grad_(False).train(teacher)
+        self.decay, self.warm_up, self.teacher = decay, warm_up, teacher
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
-        self.net.eval()
+        self.net.train(mode and self.teacher)
         return self
 
     @torch.no_grad()
     def update(self, source: M, at: At) -> None:
         """Move towards `source`, a net of the same structure; call it after the optimizer's step."""
         decay = min(1 - self.warm_up / (at.step + self.warm_up), at.value(self.decay))
-        pairs = [*zip(self.net.parameters(), source.parameters(), strict=True),
-                 *zip(self.net.buffers(), source.buffers(), strict=True)]
+        pairs: list[tuple[Tensor, Tensor]] = [*zip(self.net.parameters(), source.parameters(), strict=True)]
+        if not self.teacher:
+            pairs += zip(self.net.buffers(), source.buffers(), strict=True)
         floats = [pair for pair in pairs if pair[0].is_floating_point()]
         others = [pair for pair in pairs if not pair[0].is_floating_point()]
         if floats:

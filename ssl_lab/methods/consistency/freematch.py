@@ -1,0 +1,83 @@
+"""FreeMatch (Wang et al. 2023, arXiv 2205.07246): thresholds that follow the net's own confidence."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_lab import losses
+from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.consistency import thresholds
+from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.nets import Net
+from ssl_lab.schedule import Scalar
+from ssl_lab.views import Strong, Weak
+
+
+class FreeMatch(Method):
+    """FixMatch's loss with the mask 1[max q_b >= tau p_c / max p] for c = argmax q_b, plus a fairness term.
+
+    tau, p and h are moving averages of the mean confidence, the mean prediction and the histogram of the
+    pseudo-labels of the weak views, all from 1 / classes on. The fairness term is
+
+        + fairness_weight * sum_c S(p / h)_c log S(p_strong / h_strong)_c,   S(x) = x / sum x
+
+    over the strong predictions of the rows kept. The averages move after the step (the paper's code moves
+    them just before they are used), so that micro-batches and ranks see the same thresholds.
+
+    momentum: of the averages, lambda in the paper. weight: of the unlabeled loss. fairness_weight: w_f.
+    """
+
+    name = "freematch"
+    family = "consistency"
+    paper = "FreeMatch: Self-adaptive Thresholding for Semi-supervised Learning"
+    arxiv = "2205.07246"
+    recipe = "recipes/consistency.py"
+    views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    threshold: Tensor
+    prediction: Tensor
+    histogram: Tensor
+
+    def __init__(self, net: Net, momentum: Scalar = 0.999, weight: Scalar = 1.0, fairness_weight: Scalar = 0.001,
+                 ema: Scalar = 0.999) -> None:
+        super().__init__(net, ema)
+        self.momentum = momentum
+        self.weight = weight
+        self.fairness_weight = fairness_weight
+        self.register_buffer("threshold", torch.tensor(1 / net.classes))
+        self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
+        self.register_buffer("histogram", torch.full((net.classes,), 1 / net.classes))
+        self._seen: list[Tensor] = []
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        x, u = batch.labeled, batch.unlabeled
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        q = thresholds.probabilities(weak)
+        confidence, pseudo = q.max(dim=1)
+        limits = thresholds.class_thresholds(self.threshold, self.prediction)
+        mask = confidence >= limits[pseudo]
+        fairness = thresholds.fairness(strong, mask, self.prediction, self.histogram)
+        histogram = thresholds.class_counts(pseudo, self.net.classes) / len(u)
+        self._seen.append(torch.cat([confidence.mean()[None], q.mean(dim=0), histogram]))
+        return Loss(
+            {
+                "labeled": losses.cross_entropy(labeled, x.targets),
+                "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
+                "fairness": at.value(self.fairness_weight) * fairness,
+            },
+            logs={
+                "train_accuracy": losses.accuracy(labeled.detach().argmax(dim=1), x.targets),
+                "mask_rate": mask.float().mean(),
+                "pseudo_label_accuracy": losses.accuracy(pseudo, u.truth, mask),
+                "threshold": limits.mean(),
+            },
+        )
+
+    def after_step(self, at: At) -> None:
+        super().after_step(at)
+        seen = mean_over_ranks(torch.stack(self._seen).mean(dim=0))
+        self._seen.clear()
+        new = seen[0], seen[1:1 + self.net.classes], seen[1 + self.net.classes:]
+        for average, value in zip((self.threshold, self.prediction, self.histogram), new, strict=True):
+            average.lerp_(value.to(average.dtype), 1 - at.value(self.momentum))

@@ -1,0 +1,66 @@
+"""Equations that ask a net for the same answer on nearby inputs. B rows, C classes; logits float [B, C]."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lab.batch import At, seed_of
+
+
+def probabilities(logits: Tensor) -> Tensor:
+    """softmax(logits) [B, C], in float32 at least."""
+    return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).softmax(dim=1)
+
+
+def squared_distance(p: Tensor, q: Tensor) -> Tensor:
+    """(1/BC) sum_bc (p_bc - q_bc)^2, the consistency loss of Pi-model, Mean Teacher and ICT. p, q: float [B, C]."""
+    return (p - q).square().mean()
+
+
+def divergence(target: Tensor, logits: Tensor) -> Tensor:
+    """(1/B) sum_b KL(p_b || q_b), p = softmax(target), q = softmax(logits); gradient reaches both."""
+    log_p, log_q = (x.float() if x.dtype in (torch.bfloat16, torch.float16) else x for x in (target, logits))
+    return F.kl_div(log_q.log_softmax(dim=1), log_p.log_softmax(dim=1), reduction="batchmean", log_target=True)
+
+
+def unit(d: Tensor) -> Tensor:
+    """Each row of d, float [B, ...], divided by its L2 norm; rows of zeros stay zeros."""
+    rows = d.flatten(1)
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp(min=torch.finfo(d.dtype).tiny)  # squares of tiny
+    return F.normalize(rows).view_as(d)  # numbers underflow
+
+
+def mix(x: Tensor, share: float, order: Tensor) -> Tensor:
+    """share * x + (1 - share) * x[order]: each row of x, float [B, ...], and its partner. order: int64 [B]."""
+    return share * x + (1 - share) * x[order]
+
+
+def beta_share(at: At, purpose: str, alpha: float) -> float:
+    """One number from Beta(alpha, alpha), the same on all ranks: a pure function of (seed, purpose, step)."""
+    return float(np.random.default_rng(seed_of(at.seed, purpose, at.step)).beta(alpha, alpha))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
+
+
+@contextmanager
+def frozen_statistics(net: nn.Module) -> Iterator[None]:
+    """In train mode, BatchNorm still normalizes by the batch, but leaves its running statistics alone."""
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True
