@@ -47,8 +47,8 @@ def main(settings: Settings) -> None:
     for name in arguments:
         if name not in known:
             raise sl.UsageError(f"{settings.method} has no argument {name!r}; it has {', '.join(list(known)[1:])}")
-    if "images" in known:  # it remembers something of each image
-        arguments["images"] = len(pool)
+    sizes = {"images": len(pool), "unlabeled": len(pool.unlabeled)}  # for methods that remember something of each
+    arguments |= {name: size for name, size in sizes.items() if name in known}
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
     trainer = sl.Trainer(optimizer=optimizer, **settings.trainer())
     print(trainer.fit(method(net, **arguments), pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

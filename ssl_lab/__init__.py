@@ -21,7 +21,29 @@ if TYPE_CHECKING:
     from ssl_lab.data import Pool, Sampler, load
     from ssl_lab.engine import Callback, Feed, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
     from ssl_lab.errors import UsageError
-    from ssl_lab.methods import FixMatch, Method, Supervised, Views
+    from ssl_lab.methods import (
+        ICT,
+        S4L,
+        UDA,
+        VAT,
+        AdaMatch,
+        Dash,
+        DeFixMatch,
+        FixMatch,
+        FlexMatch,
+        FreeMatch,
+        MeanTeacher,
+        Method,
+        MixMatch,
+        PiModel,
+        PseudoLabel,
+        ReMixMatch,
+        SimMatch,
+        SoftMatch,
+        Supervised,
+        TemporalEnsembling,
+        Views,
+    )
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW
     from ssl_lab.views import Eval, Strong, Weak
@@ -33,7 +55,11 @@ _HOMES = {
     "engine": ("Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
                "predict"),
     "errors": ("UsageError",),
-    "methods": ("FixMatch", "Method", "Supervised", "Views"),
+    "methods": (
+        "AdaMatch", "Dash", "DeFixMatch", "FixMatch", "FlexMatch", "FreeMatch", "ICT",
+        "MeanTeacher", "Method", "MixMatch", "PiModel", "PseudoLabel", "ReMixMatch", "S4L",
+        "SimMatch", "SoftMatch", "Supervised", "TemporalEnsembling", "UDA", "VAT", "Views",
+    ),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),
     "views": ("Eval", "Strong", "Weak"),

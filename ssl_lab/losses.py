@@ -15,9 +15,14 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(_full(logits), targets)
 
 
+def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
+    """softmax(logits / temperature) over the classes: float [B, C], with gradient."""
+    return (_full(logits) / temperature).softmax(dim=-1)
+
+
 def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence max_c p_c (float [B]) and class argmax_c p_c (int64 [B]) of p = softmax(logits); no gradient."""
-    confidence, label = _full(logits.detach()).softmax(dim=1).max(dim=1)
+    confidence, label = probabilities(logits.detach()).max(dim=1)
     return confidence, label
 
 
@@ -29,6 +34,21 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     """
     per_row = F.cross_entropy(_full(logits), targets, reduction="none")
     return (per_row * mask).mean()
+
+
+def squared_error(p: Tensor, q: Tensor) -> Tensor:
+    """(1 / BC) sum_bc (p_bc - q_bc)^2: the mean is over rows *and* classes. p, q: float [B, C]."""
+    return (p - q).square().mean()
+
+
+def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
+    """Distribution alignment: rows proportional to p_c (target_c + 1e-6) / (current_c + 1e-6) that sum to 1.
+
+    p: probabilities [B, C]. target: float [C], what their mean should be; current: what it is (ReMixMatch,
+    Berthelot et al. 2020, section 3.1, with the constants of AdaMatch's code).
+    """
+    aligned = p * (target + 1e-6) / (current + 1e-6)
+    return aligned / aligned.sum(dim=-1, keepdim=True)
 
 
 def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -126,6 +126,7 @@ def _check_method(build: Callable[[Net], Method], style: Style, compile: bool) -
     assert bool(half.total.isfinite()), f"{name}: under bf16 autocast the loss is {float(half.total)}"
     _check_no_read_back(build, style, batch, at, name)
     if compile:
+        torch._dynamo.reset()  # nets share code, of which a process compiles only so many variants
         compiled = build(_small(style))
         compiled.net.compile(backend="eager", fullgraph=True)
         value, _ = _step(compiled, batch, at)

@@ -16,9 +16,9 @@ from ssl_lab.batch import Loss
 from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.meter import Meter
-from ssl_lab.engine.runtime import frozen_batch_statistics
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
+from ssl_lab.nets import frozen_statistics
 from ssl_lab.optim import SGD, AdamW, parameter_groups
 from ssl_lab.schedule import linear
 
@@ -212,7 +212,7 @@ def test_frozen_statistics_normalize_by_the_batch_and_stay(momentum):
     norm, fixed = nn.BatchNorm2d(3, momentum=momentum), nn.BatchNorm2d(3, track_running_stats=False)
     both, x = nn.Sequential(norm, fixed), torch.randn(8, 3, 4, 4)
     before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
-    with frozen_batch_statistics(both):
+    with frozen_statistics(both):
         frozen = norm(x)
         norm.eval()
         torch.testing.assert_close(norm(x), x, atol=1e-4, rtol=1e-4)  # in eval mode, by the statistics as they were

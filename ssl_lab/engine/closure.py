@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from ssl_lab.batch import At, Batch, Loss, seed_of
-from ssl_lab.engine.runtime import Runtime, frozen_batch_statistics
+from ssl_lab.engine.runtime import Runtime
+from ssl_lab.nets import frozen_statistics
 
 
 class StepClosure:
@@ -29,7 +30,7 @@ class StepClosure:
     def __call__(self) -> Loss:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
-        with frozen_batch_statistics(self.module) if self._called else nullcontext():
+        with frozen_statistics(self.module) if self._called else nullcontext():
             for i, part in enumerate(self.parts):
                 at = replace(self.at, rank=self.at.rank * len(self.parts) + i, world=self.at.world * len(self.parts))
                 torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like in the nets

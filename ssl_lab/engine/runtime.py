@@ -6,8 +6,8 @@ import atexit
 import inspect
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -170,16 +170,3 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, se
         if repeat >= 3 and now > end:
             break
     return 2 * size**3 / best / 1e12
-
-
-@contextmanager
-def frozen_batch_statistics(module: nn.Module) -> Iterator[None]:
-    """BatchNorm still normalizes by the batch, but leaves its running statistics alone."""
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

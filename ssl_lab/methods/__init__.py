@@ -1,11 +1,31 @@
-"""Methods, one file per paper. A new one is a file and a line here."""
+"""Methods, one file per paper. A new one is a file and its lines here."""
 
 from ssl_lab.errors import unknown
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency import FixMatch
+from ssl_lab.methods.consistency.adamatch import AdaMatch
+from ssl_lab.methods.consistency.dash import Dash
+from ssl_lab.methods.consistency.defixmatch import DeFixMatch
+from ssl_lab.methods.consistency.fixmatch import FixMatch
+from ssl_lab.methods.consistency.flexmatch import FlexMatch
+from ssl_lab.methods.consistency.freematch import FreeMatch
+from ssl_lab.methods.consistency.ict import ICT
+from ssl_lab.methods.consistency.mean_teacher import MeanTeacher
+from ssl_lab.methods.consistency.mixmatch import MixMatch
+from ssl_lab.methods.consistency.pi_model import PiModel
+from ssl_lab.methods.consistency.pseudo_label import PseudoLabel
+from ssl_lab.methods.consistency.remixmatch import ReMixMatch
+from ssl_lab.methods.consistency.s4l import S4L
+from ssl_lab.methods.consistency.simmatch import SimMatch
+from ssl_lab.methods.consistency.softmatch import SoftMatch
+from ssl_lab.methods.consistency.temporal_ensembling import TemporalEnsembling
+from ssl_lab.methods.consistency.uda import UDA
+from ssl_lab.methods.consistency.vat import VAT
 from ssl_lab.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Supervised, FixMatch)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (
+    Supervised, PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L,
+    FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch,
+)}
 
 
 def get(name: str) -> type[Method]:
@@ -15,4 +35,28 @@ def get(name: str) -> type[Method]:
     return METHODS[name]
 
 
-__all__ = ["METHODS", "FixMatch", "Method", "Supervised", "Views", "get"]
+__all__ = [
+    "ICT",
+    "METHODS",
+    "S4L",
+    "UDA",
+    "VAT",
+    "AdaMatch",
+    "Dash",
+    "DeFixMatch",
+    "FixMatch",
+    "FlexMatch",
+    "FreeMatch",
+    "MeanTeacher",
+    "Method",
+    "MixMatch",
+    "PiModel",
+    "PseudoLabel",
+    "ReMixMatch",
+    "SimMatch",
+    "SoftMatch",
+    "Supervised",
+    "TemporalEnsembling",
+    "Views",
+    "get",
+]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -59,3 +60,16 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, style.channels, style.height, style.width, device="meta"))
     return sum(p.numel() for p in net.parameters()), counter.get_total_flops()
+
+
+@contextmanager
+def frozen_statistics(module: nn.Module) -> Iterator[None]:
+    """Within it, BatchNorm normalizes by the batch as ever, but its running statistics do not move."""
+    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    for norm in norms:
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm in norms:
+            norm.track_running_stats = True

@@ -1,5 +1,1 @@
-"""Consistency methods: the target comes from a prediction on another view of the same image."""
-
-from ssl_lab.methods.consistency.fixmatch import FixMatch
-
-__all__ = ["FixMatch"]
+"""Consistency methods: the target comes from a prediction on another view, or of another net, of the same image."""

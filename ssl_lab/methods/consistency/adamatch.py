@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency import thresholds
 from ssl_lab.methods.ranks import mean_over_ranks
-from ssl_lab.nets import Net
+from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, Schedule
 from ssl_lab.views import Strong, Weak
 
@@ -57,16 +54,16 @@ class AdaMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        with _fixed_running_statistics(self.net):
+        with frozen_statistics(self.net):
             alone = self.net(torch.cat([x["weak"], x["strong"]])).logits
         together, weak, strong = (out.logits for out in self.joint(torch.cat([x["weak"], x["strong"]]),
                                                                    u["weak"], u["strong"]))
         draw = at.draw("adamatch", len(x), alone.device)
         r = draw.to_device(torch.cat([draw.uniform(self.net.classes), draw.uniform(self.net.classes)]))
         labeled = together + (alone - together) * r
-        p = thresholds.probabilities(labeled[:len(x)])
-        q = thresholds.probabilities(weak)
-        aligned = thresholds.align(q, self.labeled_prediction, self.unlabeled_predictions.mean(dim=0))
+        p = losses.probabilities(labeled[: len(x)].detach())
+        q = losses.probabilities(weak.detach())
+        aligned = losses.align(q, self.labeled_prediction, self.unlabeled_predictions.mean(dim=0))
         confidence, pseudo = aligned.max(dim=1)
         threshold = at.value(self.confidence) * mean_over_ranks(p.amax(dim=1).mean())
         mask = confidence >= threshold
@@ -90,16 +87,3 @@ class AdaMatch(Method):
         self._seen.clear()
         self.labeled_prediction.lerp_(p, 1 - at.value(self.momentum))
         self.unlabeled_predictions[at.step % len(self.unlabeled_predictions)] = q
-
-
-@contextmanager
-def _fixed_running_statistics(net: nn.Module) -> Iterator[None]:
-    """BatchNorm normalizes by the batch, but its running statistics do not see it."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

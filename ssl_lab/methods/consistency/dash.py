@@ -8,7 +8,6 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency import thresholds
 from ssl_lab.methods.ranks import mean_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -48,7 +47,7 @@ class Dash(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
-        q = thresholds.probabilities(weak)
+        q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         falling = self.first_loss * at.value(self.gamma) ** -max(0, self._epoch(at) - 1)
         if self._warming_up(at):

@@ -53,7 +53,7 @@ class FreeMatch(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
-        q = thresholds.probabilities(weak)
+        q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         limits = thresholds.class_thresholds(self.threshold, self.prediction)
         mask = confidence >= limits[pseudo]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import beta_share, mix, probabilities, squared_distance
+from ssl_lab.methods.consistency.smoothness import beta_share, mix
 from ssl_lab.nets import Ema, Net
 from ssl_lab.schedule import Scalar, ramp_up
 from ssl_lab.views import Weak
@@ -50,7 +50,8 @@ class ICT(Method):
         with torch.no_grad():
             teacher = self.ema.net(u["weak"]).logits.float()
         between = self.net(mix(u["weak"], share_u, order_u)).logits
-        distance = squared_distance(probabilities(between), probabilities(mix(teacher, share_u, order_u)))
+        target = losses.probabilities(mix(teacher, share_u, order_u))
+        distance = losses.squared_error(losses.probabilities(between), target)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, mix(label, share_x, order_x)),

@@ -7,7 +7,6 @@ import torch
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import probabilities, squared_distance
 from ssl_lab.nets import Ema, Net
 from ssl_lab.schedule import Scalar, ramp_up
 from ssl_lab.views import Weak
@@ -42,7 +41,8 @@ class MeanTeacher(Method):
         labeled, unlabeled = (out.logits for out in self.joint(x["student"], u["student"]))
         with torch.no_grad():
             target = self.ema.net(torch.cat([x["teacher"], u["teacher"]])).logits
-        distance = squared_distance(probabilities(torch.cat([labeled, unlabeled])), probabilities(target))
+        prediction = losses.probabilities(torch.cat([labeled, unlabeled]))
+        distance = losses.squared_error(prediction, losses.probabilities(target))
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),

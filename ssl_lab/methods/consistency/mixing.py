@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -12,11 +9,6 @@ from torch import Tensor, nn
 from ssl_lab.batch import At, Batch, Draw, seed_of
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import linear_head
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """softmax(logits) over the last dimension, in float32 at least."""
-    return logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
 
 def sharpen(p: Tensor, temperature: float) -> Tensor:
@@ -55,14 +47,6 @@ def mixup(values: Tensor, share: Tensor, partner: Tensor) -> Tensor:
     return values[partner].lerp(values, share)
 
 
-def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """(1 / BC) sum_bc (softmax(logits_b)_c - targets_bc)^2: the mean is over rows *and* classes.
-
-    logits: float [B, C]; targets: probabilities [B, C].
-    """
-    return (probabilities(logits) - targets).square().mean()
-
-
 def mixing(batch: Batch, at: At, alpha: float) -> tuple[Tensor, Tensor]:
     """MixUp's share and partner of each row: the labeled rows, then each view of the unlabeled ones in turn.
 
@@ -74,15 +58,6 @@ def mixing(batch: Batch, at: At, alpha: float) -> tuple[Tensor, Tensor]:
     unlabeled = mixup_shares(at.draw("mixup/unlabeled", len(u), device), alpha, views)
     partner = permutation(at.draw("mixup/partner", len(x) + views * len(u), device))
     return torch.cat([labeled, unlabeled.T.flatten()]), partner
-
-
-def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
-    """p_c * target_c / current_c, renormalized: distribution alignment (ReMixMatch, section 3.1).
-
-    p: probabilities [B, C], whose mean over time is `current` [C] and should be `target` [C].
-    """
-    aligned = p * (target + 1e-6) / (current + 1e-6)
-    return aligned / aligned.sum(dim=-1, keepdim=True)
 
 
 def all_rotations(images: Tensor) -> Tensor:
@@ -111,16 +86,3 @@ def rotation_head(features_dim: int, seed: int = 0) -> nn.Linear:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of(seed, "rotation head"))
         return linear_head(features_dim, 4)
-
-
-@contextmanager
-def frozen_statistics(net: nn.Module) -> Iterator[None]:
-    """Within it, BatchNorm normalizes by the batch as ever, but its running statistics do not move."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

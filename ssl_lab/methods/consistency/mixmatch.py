@@ -9,15 +9,8 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import (
-    frozen_statistics,
-    mixing,
-    mixup,
-    probabilities,
-    sharpen,
-    squared_error,
-)
-from ssl_lab.nets import Net
+from ssl_lab.methods.consistency.mixing import mixing, mixup, sharpen
+from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import Weak
 
@@ -61,10 +54,11 @@ class MixMatch(Method):
         targets = mixup(torch.cat([y, *[guess] * len(u.views)]), share, partner)
         logits = self.net(images).logits
         labeled, unlabeled = logits[: len(x)], logits[len(x) :]
+        distance = losses.squared_error(losses.probabilities(unlabeled), targets[len(x) :])
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, targets[: len(x)]),
-                "unlabeled": at.value(self.weight) * squared_error(unlabeled, targets[len(x) :]),
+                "unlabeled": at.value(self.weight) * distance,
             },
             logs={
                 "train_accuracy": losses.accuracy(labeled.detach().argmax(dim=1), x.targets),
@@ -77,5 +71,5 @@ class MixMatch(Method):
         """q: float [U, C], float32 at least."""
         with frozen_statistics(self.net):
             logits = self.net(torch.cat(list(u.views.values()))).logits
-        p = probabilities(logits).view(len(u.views), len(u), -1).mean(dim=0)
+        p = losses.probabilities(logits).view(len(u.views), len(u), -1).mean(dim=0)
         return sharpen(p, at.value(self.temperature))

@@ -7,7 +7,6 @@ import torch
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import probabilities, squared_distance
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, ramp_up
 from ssl_lab.views import Weak
@@ -41,7 +40,8 @@ class PiModel(Method):
         labeled, unlabeled = (out.logits for out in self.joint(x["first"], u["first"]))
         with torch.set_grad_enabled(not self.stop_gradient):
             second = self.net(torch.cat([x["second"], u["second"]])).logits
-        distance = squared_distance(probabilities(torch.cat([labeled, unlabeled])), probabilities(second))
+        first = losses.probabilities(torch.cat([labeled, unlabeled]))
+        distance = losses.squared_error(first, losses.probabilities(second))
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),

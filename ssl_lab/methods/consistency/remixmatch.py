@@ -9,18 +9,9 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import (
-    align,
-    frozen_statistics,
-    mixing,
-    mixup,
-    probabilities,
-    rotation_head,
-    sharpen,
-    some_rotation,
-)
+from ssl_lab.methods.consistency.mixing import mixing, mixup, rotation_head, sharpen, some_rotation
 from ssl_lab.methods.ranks import mean_over_ranks
-from ssl_lab.nets import Net
+from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import Strong, Weak
 
@@ -98,9 +89,9 @@ class ReMixMatch(Method):
     def _guess(self, y: Tensor, u: Rows, at: At) -> Tensor:
         """q: float [U, C]."""
         with frozen_statistics(self.net):
-            p = probabilities(self.net(u["weak"]).logits)
+            p = losses.probabilities(self.net(u["weak"]).logits)
         self._seen[at.rank] = y.mean(dim=0), p.mean(dim=0)
-        return sharpen(align(p, self.data, self.model.mean(dim=0)), at.value(self.temperature))
+        return sharpen(losses.align(p, self.data, self.model.mean(dim=0)), at.value(self.temperature))
 
     @torch.no_grad()
     def after_step(self, at: At) -> None:

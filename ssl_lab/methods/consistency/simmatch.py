@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import align, probabilities
 from ssl_lab.methods.ranks import cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -62,8 +61,8 @@ class SimMatch(Method):
         x, u = batch.labeled, batch.unlabeled
         labeled, weak, strong = self.joint(x["weak"], u["weak"], u["strong"])
         with torch.no_grad():
-            p = probabilities(weak.logits)
-            aligned = align(p, torch.full_like(p[0], 1 / p.shape[1]), self.model.mean(dim=0))
+            p = losses.probabilities(weak.logits)
+            aligned = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), self.model.mean(dim=0))
             similar = self._similarities(weak.features, at).exp()
         neighbors, q = calibrate(similar, aligned, self.bank_labels, at.value(self.smooth))
         full = at.step * at.world * len(x) >= len(self.bank)

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_lab.batch import At, seed_of
-
-
-def probabilities(logits: Tensor) -> Tensor:
-    """softmax(logits) [B, C], in float32 at least."""
-    return (logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits).softmax(dim=1)
-
-
-def squared_distance(p: Tensor, q: Tensor) -> Tensor:
-    """(1/BC) sum_bc (p_bc - q_bc)^2, the consistency loss of Pi-model, Mean Teacher and ICT. p, q: float [B, C]."""
-    return (p - q).square().mean()
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
@@ -51,16 +40,3 @@ def full_precision(device: torch.device) -> AbstractContextManager[object]:
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()
-
-
-@contextmanager
-def frozen_statistics(net: nn.Module) -> Iterator[None]:
-    """In train mode, BatchNorm still normalizes by the batch, but leaves its running statistics alone."""
-    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
-    try:
-        yield
-    finally:
-        for norm in norms:
-            norm.track_running_stats = True

@@ -53,10 +53,10 @@ class SoftMatch(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
-        q = thresholds.probabilities(weak)
+        q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         uniform = torch.full_like(self.prediction, 1 / self.net.classes)
-        aligned = thresholds.align(q, uniform, self.prediction).amax(dim=1)
+        aligned = losses.align(q, uniform, self.prediction).amax(dim=1)
         weights = thresholds.truncated_gaussian(aligned, self.mean, self.variance, at.value(self.n_sigma))
         offset = confidence - self.mean  # sums of small numbers: what is left of a variance near 0 is right
         self._seen.append(torch.cat([torch.stack([torch.ones_like(offset), offset, offset.square()]).sum(dim=1),

@@ -9,7 +9,6 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import probabilities
 from ssl_lab.methods.ranks import cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, ramp_up
@@ -51,7 +50,7 @@ class TemporalEnsembling(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         labeled, unlabeled = (out.logits for out in self.joint(x["weak"], u["weak"]))
-        prediction = probabilities(unlabeled)
+        prediction = losses.probabilities(unlabeled)
         average = self.ensemble[u.indices]
         total = average.sum(dim=1, keepdim=True)  # 1 - decay^t, since each prediction sums to 1
         visited = total > 0

@@ -14,12 +14,6 @@ from torch import Tensor
 from ssl_lab.errors import unknown
 
 
-def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax(logits / temperature) in float32 at least, without gradient. logits: [B, C]."""
-    full = torch.promote_types(logits.dtype, torch.float32)
-    return (logits.detach().to(full) / temperature).softmax(dim=1)
-
-
 def class_counts(labels: Tensor, classes: int) -> Tensor:
     """int64 [classes]: how often each class is among the labels, int64 [n], of which those below 0 do not count."""
     slots = torch.zeros(classes + 1, dtype=torch.int64, device=labels.device)
@@ -73,16 +67,6 @@ def truncated_gaussian(confidence: Tensor, mean: Tensor, variance: Tensor, n_sig
     """
     below = (confidence - mean).clamp(max=0)
     return torch.exp(-(n_sigma * below).square() / (2 * variance.clamp(min=torch.finfo(variance.dtype).tiny)))
-
-
-def align(predictions: Tensor, target: Tensor, model: Tensor) -> Tensor:
-    """Distribution alignment: rows proportional to p_c (target_c + 1e-6) / (model_c + 1e-6) that sum to 1.
-
-    predictions: probabilities [B, C]. target: float [C], what their mean should be; model: what it is
-    (ReMixMatch, Berthelot et al. 2020, with the constants of AdaMatch's code).
-    """
-    aligned = predictions * (target + 1e-6) / (model + 1e-6)
-    return aligned / aligned.sum(dim=1, keepdim=True)
 
 
 TSA: dict[str, Callable[[float], float]] = {

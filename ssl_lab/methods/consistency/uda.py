@@ -46,7 +46,7 @@ class UDA(Method):
         labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
         confidence, pseudo = losses.pseudo_labels(weak)
         mask = confidence > at.value(self.threshold)
-        target = thresholds.probabilities(weak, at.value(self.temperature))
+        target = losses.probabilities(weak.detach(), at.value(self.temperature))
         log_p = strong.log_softmax(dim=1, dtype=target.dtype)
         divergence = F.kl_div(log_p, target, reduction="none").sum(dim=1)
         eta = thresholds.tsa_threshold(self.tsa, at.frac, self.net.classes)
