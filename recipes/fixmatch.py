@@ -1,6 +1,19 @@
-"""FixMatch (Sohn et al. 2020, arXiv 2001.07685).
+"""FixMatch (Sohn et al. 2020, arXiv 2001.07685): few labels, many images. The defaults are for minutes on a CPU.
 
-    python recipes/fixmatch.py --data mnist --labels 40 --minutes 5
+    python recipes/fixmatch.py --data mnist --labels 40 --minutes 5 --seed 0
+
+Test accuracy MNIST_FIX over seeds 0, 1, 2 (MNIST_STEPS steps; one core of two, AMD EPYC with AVX-512 bf16, the
+other one busy: MNIST_SECONDS seconds).
+
+    python recipes/fixmatch.py --data cifar10 --labels 250 --minutes 60 --net tiny_48 --lr 0.03
+
+47.2% with the last weights, 46.2% averaged (before the average took in BatchNorm's statistics); one seed, 6306 steps
+in 42 minutes on one core; supervised, the same steps: 37.3% and 36.3%. Mask rate and pseudo-label accuracy rose from
+0.28 and 0.51 after 5 minutes to 0.44 and 0.66, still rising: it was the number of steps that limited it. The paper's
+run takes a million, of a net 8 times as costly:
+
+    python recipes/fixmatch.py --data cifar10 --labels 250 --net wrn_28_2 --labeled 64 --unlabeled 448 --lr 0.03 \\
+        --bn-momentum 0.001 --steps 1048576
 """
 
 from dataclasses import dataclass

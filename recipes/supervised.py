@@ -1,6 +1,9 @@
 """Supervised baseline: cross-entropy on the labeled images alone.
 
-    python recipes/supervised.py --data mnist --labels 40 --minutes 5
+    python recipes/supervised.py --data mnist --labels 40 --steps 4953 --seed 0
+
+Test accuracy MNIST_SUP over seeds 0, 1, 2, each with the steps of FixMatch's run of that seed (MNIST_STEPS; about a
+minute on one core); with --view strong MNIST_STRONG.
 """
 
 from dataclasses import dataclass
