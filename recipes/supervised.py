@@ -2,8 +2,8 @@
 
     python recipes/supervised.py --data mnist --labels 40 --steps 4953 --seed 0
 
-Test accuracy MNIST_SUP over seeds 0, 1, 2, each with the steps of FixMatch's run of that seed (MNIST_STEPS; about a
-minute on one core); with --view strong MNIST_STRONG.
+Test accuracy 76.6 ± 2.2% over seeds 0, 1, 2, each with the steps of FixMatch's run of that seed (4953, 4822 and 4845;
+about a minute and a half on one core); with --view strong 90.3 ± 1.8%.
 """
 
 from dataclasses import dataclass
