@@ -68,7 +68,7 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
 """The families of nets, name pattern -> what they are."""
 
 
-def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool = False,  # noqa: B008
+def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool = False,
         weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None,
         **options: Any) -> Net:
     """The net `name` for images of this style, initialized as a pure function of `seed`.

@@ -32,7 +32,7 @@ class ICT(Method):
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak})
 
-    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=0.25), alpha: Scalar = 1.0,  # noqa: B008
+    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=0.25), alpha: Scalar = 1.0,
                  ema: Scalar = 0.999) -> None:
         super().__init__(net)
         self.ema = Ema(net, ema, teacher=True)

@@ -30,7 +30,7 @@ class MeanTeacher(Method):
     recipe = "recipes/consistency.py"
     views = Views(labeled={"student": Weak, "teacher": Weak}, unlabeled={"student": Weak, "teacher": Weak})
 
-    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=40 / 150),  # noqa: B008
+    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=40 / 150),
                  ema: Scalar = 0.999) -> None:
         super().__init__(net)
         self.ema = Ema(net, ema, teacher=True)

@@ -29,7 +29,7 @@ class PiModel(Method):
     recipe = "recipes/consistency.py"
     views = Views(labeled={"first": Weak, "second": Weak}, unlabeled={"first": Weak, "second": Weak})
 
-    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=80 / 300),  # noqa: B008
+    def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=80 / 300),
                  stop_gradient: bool = False, ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
         self.weight = weight

@@ -27,7 +27,7 @@ class PseudoLabel(Method):
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak})
 
-    def __init__(self, net: Net, threshold: Scalar = 0.95, weight: Scalar = ramp_up(1.0, until=0.4),  # noqa: B008
+    def __init__(self, net: Net, threshold: Scalar = 0.95, weight: Scalar = ramp_up(1.0, until=0.4),
                  ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
         self.threshold = threshold

@@ -38,7 +38,7 @@ class TemporalEnsembling(Method):
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak})
     ensemble: Tensor
 
-    def __init__(self, net: Net, images: int, weight: Scalar = ramp_up(30.0, until=80 / 300),  # noqa: B008
+    def __init__(self, net: Net, images: int, weight: Scalar = ramp_up(30.0, until=80 / 300),
                  decay: Scalar = 0.6, ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
         if images < 1:
