@@ -143,8 +143,8 @@ def run_command(commands: Mapping[str, Callable[..., None]], program: str, descr
 
 def exit_with_status(action: Callable[[], object]) -> None:
     """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
-    # Threads that spin while they wait starve each other where cores are shared: steps of a small net were seen to
-    # take 7 times as long beside one other process. Read when torch is imported, which is not yet.
+    # Threads that spin while they wait starve each other where cores are shared: a short run of a small net was
+    # seen to take 7 times as long beside other processes. Read when torch is imported, which is not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training handles it: as Ctrl-C
     try:

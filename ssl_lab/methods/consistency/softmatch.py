@@ -21,9 +21,9 @@ class SoftMatch(Method):
     with q_b = p(weak(u_b)) and w_b = exp(-(n_sigma d)^2 / (2 variance)), d = min(max A(q_b) - mean, 0): a Gaussian
     below the mean confidence, 1 above it. A aligns the mean prediction to the uniform distribution; it
     serves the weight only, not the pseudo-label. Mean and (unbiased) variance are moving averages, from
-    1 / classes and 1 on, of the confidence max q_b *before* alignment, as in the paper. All averages move
-    after the step (the paper's code moves them just before they are used), so that micro-batches and ranks
-    see the same weights.
+    1 / classes and 1 on, of the confidence max q_b *before* alignment (the authors' code takes it after). All
+    averages move after the step (in that code just before they are used), so that micro-batches and ranks see
+    the same weights.
 
     n_sigma: how sharply the weight falls; a standard deviation below the mean it is exp(-n_sigma^2 / 2).
     momentum: of the averages. weight: of the unlabeled loss.
