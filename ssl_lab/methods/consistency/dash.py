@@ -42,7 +42,7 @@ class Dash(Method):
         self.least = least
         self.weight = weight
         self.register_buffer("first_loss", torch.tensor(0.0))  # rho_0: the mean so far while t = 0
-        self._seen: list[Tensor] = []
+        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -57,7 +57,7 @@ class Dash(Method):
         soft = -(q * log_p).sum(dim=1)
         hard = -log_p.gather(1, pseudo[:, None])[:, 0]
         per_row = torch.where(falling > at.value(self.least), soft, hard)
-        self._seen.append(soft.detach().mean())
+        self._seen[at.rank] = soft.detach().mean()
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -72,7 +72,7 @@ class Dash(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        loss = mean_over_ranks(torch.stack(self._seen).mean())
+        loss = mean_over_ranks(torch.stack([*self._seen.values()]).mean())
         self._seen.clear()
         if self._warming_up(at):
             self.first_loss.lerp_(loss.to(self.first_loss.dtype), 1 / (at.step + 1))

@@ -42,7 +42,7 @@ class FlexMatch(Method):
         self.threshold = threshold
         self.weight = weight
         self.register_buffer("selected", torch.full((images,), -1))  # the pseudo-label of each image, -1 = not yet
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # of this step, by micro-batch
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -52,7 +52,7 @@ class FlexMatch(Method):
         counts = thresholds.class_counts(self.selected, self.net.classes)
         relative = thresholds.convex(thresholds.learning_status(counts, self.unlabeled))
         mask = confidence >= (threshold * relative)[pseudo]
-        self._seen.append((u.indices, torch.where(confidence >= threshold, pseudo, -1)))
+        self._seen[at.rank] = u.indices, torch.where(confidence >= threshold, pseudo, -1)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -68,7 +68,7 @@ class FlexMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, labels = (cat_over_ranks(torch.cat(part)) for part in zip(*self._seen, strict=True))
+        indices, labels = (cat_over_ranks(torch.cat(part)) for part in zip(*self._seen.values(), strict=True))
         self._seen.clear()
         # An image may be in a batch twice: the later confident row wins, on every device and rank.
         rows = torch.where(labels >= 0, torch.arange(len(labels), device=labels.device), -1)

@@ -48,7 +48,7 @@ class FreeMatch(Method):
         self.register_buffer("threshold", torch.tensor(1 / net.classes))
         self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
         self.register_buffer("histogram", torch.full((net.classes,), 1 / net.classes))
-        self._seen: list[Tensor] = []
+        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -59,7 +59,7 @@ class FreeMatch(Method):
         mask = confidence >= limits[pseudo]
         fairness = thresholds.fairness(strong, mask, self.prediction, self.histogram)
         histogram = thresholds.class_counts(pseudo, self.net.classes) / len(u)
-        self._seen.append(torch.cat([confidence.mean()[None], q.mean(dim=0), histogram]))
+        self._seen[at.rank] = torch.cat([confidence.mean()[None], q.mean(dim=0), histogram])
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -76,7 +76,7 @@ class FreeMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        seen = mean_over_ranks(torch.stack(self._seen).mean(dim=0))
+        seen = mean_over_ranks(torch.stack([*self._seen.values()]).mean(dim=0))
         self._seen.clear()
         new = seen[0], seen[1:1 + self.net.classes], seen[1 + self.net.classes:]
         for average, value in zip((self.threshold, self.prediction, self.histogram), new, strict=True):

@@ -48,7 +48,7 @@ class SoftMatch(Method):
         self.register_buffer("mean", torch.tensor(1 / net.classes))
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
-        self._seen: list[Tensor] = []
+        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -59,8 +59,8 @@ class SoftMatch(Method):
         aligned = losses.align(q, uniform, self.prediction).amax(dim=1)
         weights = thresholds.truncated_gaussian(aligned, self.mean, self.variance, at.value(self.n_sigma))
         offset = confidence - self.mean  # sums of small numbers: what is left of a variance near 0 is right
-        self._seen.append(torch.cat([torch.stack([torch.ones_like(offset), offset, offset.square()]).sum(dim=1),
-                                     q.sum(dim=0)]))
+        self._seen[at.rank] = torch.cat([torch.stack([torch.ones_like(offset), offset, offset.square()]).sum(dim=1),
+                                        q.sum(dim=0)])
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -75,7 +75,7 @@ class SoftMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        rows, offset, square, *_ = seen = sum_over_ranks(torch.stack(self._seen).sum(dim=0))
+        rows, offset, square, *_ = seen = sum_over_ranks(torch.stack([*self._seen.values()]).sum(dim=0))
         self._seen.clear()
         offset = offset / rows
         variance = (square / rows - offset.square()).clamp(min=0) * rows / (rows - 1).clamp(min=1)
