@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,12 +14,13 @@ from torch import nn
 import ssl_lab as sl
 from ssl_lab.batch import At as Moment
 from ssl_lab.batch import Loss
-from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict
+from ssl_lab.data import Pool
+from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict, scores
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.meter import Meter
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
-from ssl_lab.nets import frozen_statistics
+from ssl_lab.nets import Output, frozen_statistics
 from ssl_lab.optim import SGD, AdamW, parameter_groups
 from ssl_lab.schedule import linear
 
@@ -411,3 +413,54 @@ def test_one_trainer_is_good_for_many_runs(tmp_path, digits):
     first = trainer.fit(Supervised(flat_net()), digits, 8).summary
     second = trainer.fit(Supervised(flat_net()), digits, 8).summary
     assert first["test_accuracy"] == second["test_accuracy"]
+
+
+class Fixed(torch.nn.Module):
+    """A net whose logits are those given, row by row of the images' first pixel."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits, self.classes = logits, logits.shape[1]
+
+    def forward(self, x):
+        return Output(x.flatten(1), self.logits[(x[:, 0, 0, 0] * 255).round().long()])
+
+
+def test_scores_agree_with_a_loop():
+    draw = np.random.default_rng(0)
+    truth = np.concatenate([draw.integers(0, 3, 90), [-1] * 10])
+    images = np.arange(100, dtype=np.uint8)[:, None, None].repeat(4, 1).repeat(4, 2)
+    pool = Pool.from_arrays(images, truth)
+    logits = torch.from_numpy(draw.normal(size=(100, 3))).float() * 3
+    given = scores(Fixed(logits), pool, np.arange(100), Runtime.start("cpu", "fp32"))
+
+    p = logits.double().softmax(1).numpy()
+    recall, gap = [], 0.0
+    for c in range(3):
+        rows = [i for i in range(90) if truth[i] == c]
+        recall.append(sum(p[i].argmax() == c for i in rows) / len(rows))
+    for low in range(15):
+        rows = [i for i in range(90) if low / 15 < p[i].max() <= (low + 1) / 15]
+        gap += abs(sum((p[i].argmax() == truth[i]) - p[i].max() for i in rows)) / 90
+    assert given["accuracy"] == pytest.approx(np.mean(p[:90].argmax(1) == truth[:90]))
+    assert given["balanced_accuracy"] == pytest.approx(np.mean(recall))
+    assert given["ece"] == pytest.approx(gap, abs=1e-6)
+    assert given["accuracy"] != given["balanced_accuracy"]
+
+
+def test_monitors_join_the_metrics_and_the_summary(tmp_path):
+    def monitor(method, pool, runtime):
+        return {"bias": float(method.net.head.bias.detach().sum()), "images": len(pool)}
+
+    result = train(tmp_path, monitors=[monitor], evaluations=3)
+    measured = [row for row in rows(tmp_path) if "images" in row]
+    assert [row["step"] for row in measured] == [4, 8, 12]
+    assert len({row["bias"] for row in measured}) == 3
+    assert result.summary["bias"] == measured[-1]["bias"]
+
+
+def test_a_method_without_a_classifier_gets_no_accuracy(tmp_path, monkeypatch):
+    monkeypatch.setattr(FixMatch, "classifies", False)
+    result = train(tmp_path)
+    assert result.summary["test_accuracy"] is None
+    assert not [key for row in rows(tmp_path) for key in row if "test_accuracy" in key]

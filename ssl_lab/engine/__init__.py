@@ -1,10 +1,11 @@
 """The engine: the loop, and what it stands on (device and ranks, checkpoints, evaluation, callbacks)."""
 
 from ssl_lab.engine.callbacks import Callback, ShowProgress, TensorBoard
-from ssl_lab.engine.evaluate import accuracy, predict
+from ssl_lab.engine.evaluate import Monitor, accuracy, predict, scores
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.result import Result
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.engine.trainer import Trainer
 
-__all__ = ["Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy", "predict"]
+__all__ = ["Callback", "Feed", "Monitor", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
+           "predict", "scores"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -12,11 +14,22 @@ from torch import Tensor
 from ssl_lab.batch import At, generator
 from ssl_lab.data import Pool
 from ssl_lab.engine.runtime import Runtime
+from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval
 
 IntArray = NDArray[np.int64]
 MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
+BINS = 15  # of confidence, in the calibration error
+
+
+class Monitor(Protocol):
+    """Measures a method at each evaluation point; its numbers join the row of metrics.
+
+    Called on every rank, with equal weights; all ranks return the same numbers.
+    """
+
+    def __call__(self, method: Method, pool: Pool, runtime: Runtime) -> Mapping[str, float]: ...
 
 
 @torch.inference_mode()
@@ -36,14 +49,33 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
 
 
 def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float:
-    """Share of correct predictions in [0, 1] against the pool's truth; NaN without images.
+    """Share of correct predictions in [0, 1] against the pool's truth; NaN without images. See `scores`."""
+    return scores(net, pool, indices, runtime)["accuracy"]
 
-    Each rank predicts its part; all must hold the same net.
+
+def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> dict[str, float]:
+    """How good the predictions are, for the rows whose truth the pool knows; NaN where there are none.
+
+    accuracy: share of correct ones. balanced_accuracy: mean over the classes that occur of the share of their
+    images that are recognized. ece: expected calibration error, the mean over images of |accuracy - confidence|
+    of their bin of 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599). All lie in [0, 1]. Each rank
+    predicts its part; all must hold the same net.
     """
-    mine = indices[runtime.rank :: runtime.world]
-    correct = (predict(net, pool, mine, runtime).argmax(dim=1).numpy() == pool.truth[mine]).sum()
-    right, seen = runtime.totals([int(correct), len(mine)])
-    return right / seen if seen else math.nan
+    mine = indices[pool.truth[indices] >= 0][runtime.rank :: runtime.world]
+    p, said = predict(net, pool, mine, runtime).double().softmax(dim=1).max(dim=1)
+    confidence = p.nan_to_num().numpy()  # the run is stopped where weights are checked, not here
+    truth = pool.truth[mine]
+    right = said.numpy() == truth
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    sums = [np.bincount(truth, weights=right, minlength=pool.classes), np.bincount(truth, minlength=pool.classes),
+            np.bincount(bins, weights=right - confidence, minlength=BINS)]
+    recalled, seen, gaps = np.split(np.array(runtime.totals(np.concatenate(sums).tolist())),
+                                    [pool.classes, 2 * pool.classes])
+    if not seen.sum():
+        return dict.fromkeys(("accuracy", "balanced_accuracy", "ece"), math.nan)
+    return {"accuracy": recalled.sum() / seen.sum(),
+            "balanced_accuracy": float((recalled[seen > 0] / seen[seen > 0]).mean()),
+            "ece": float(np.abs(gaps).sum() / seen.sum())}
 
 
 def monitored(pool: Pool) -> tuple[str, IntArray]:

@@ -41,7 +41,6 @@ from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.timing import steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
-from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, Optimizer, Update, plain
 
 
@@ -54,7 +53,7 @@ class Trainer:
     if `out` has a checkpoint, a folder continues the run in it (`out` then plays no part). micro_batches: parts
     of a step that pass the net one after another, each with its own batch statistics, their gradients averaged.
     clip: largest norm of the gradient. compile: "on" compiles the method's nets. evaluations: points of the
-    accuracy curve. config: settings to record, in place of the trainer's own.
+    accuracy curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -73,6 +72,7 @@ class Trainer:
     checkpoint_seconds: float = 60.0
     tensorboard: bool = False
     callbacks: Sequence[Callback] | None = None
+    monitors: Sequence[evaluate.Monitor] = ()
     config: Mapping[str, Any] | None = None
 
     def fit(self, method: Method, pool: Pool, labeled: int = 64, unlabeled: int = 448) -> Result:
@@ -153,7 +153,8 @@ class _Run:
         pool, curve = self.pool, evaluate.monitored(self.pool)[1]
         images = self.trainer.evaluations * len(curve) + len(pool.valid) + len(pool.test)
         steps = steps_within(seconds, self.runtime, lambda: self._step(at),
-                             lambda rows: self._accuracy(self.method.predictor(), rows), curve[:256], 2 * images)
+                             lambda rows: evaluate.predict(self.method.predictor(), pool, rows, self.runtime),
+                             curve[:256], 2 * images)
         self.method.load_state_dict(before)
         self.optimizer = self.trainer.optimizer.build(self.method)
         return steps
@@ -209,14 +210,21 @@ class _Run:
         row = {"step": done, "seconds": 0.0} | self.meter.mean(self.runtime)
         row["lr"] = at.value(self.trainer.optimizer.lr)
         if done % self.evaluate_every == 0 or last:
-            split, indices = evaluate.monitored(self.pool)
-            if len(indices):
-                row[f"{split}_accuracy"] = self._accuracy(self.method.predictor(), indices)
-                row[f"{split}_accuracy_plain"] = self._accuracy(self.method.net, indices)
+            row |= self._measured(*evaluate.monitored(self.pool)) | self._monitored()
         return row
 
-    def _accuracy(self, net: Net, indices: evaluate.IntArray) -> float:
-        return evaluate.accuracy(net, self.pool, indices, self.runtime)
+    def _measured(self, split: str, indices: evaluate.IntArray) -> dict[str, float]:
+        """Scores of the averaged weights, accuracy of the plain ones; none if the method trains no classifier."""
+        if not self.method.classifies or not len(indices):
+            return {}
+        averaged, plain_ = (evaluate.scores(net, self.pool, indices, self.runtime)
+                            for net in (self.method.predictor(), self.method.net))
+        return {f"{split}_{name}": value for name, value in averaged.items()} | {
+            f"{split}_accuracy_plain": plain_["accuracy"]}
+
+    def _monitored(self) -> dict[str, float]:
+        return {name: value for monitor in self.trainer.monitors
+                for name, value in monitor(self.method, self.pool, self.runtime).items()}
 
     def _save(self, done: int) -> None:
         meter = self.meter.state()  # stops here if a loss was not finite
@@ -229,14 +237,13 @@ class _Run:
 
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()
-        accuracies = {f"{split}_accuracy{suffix}": self._accuracy(net, indices) if len(indices) else None
-                      for suffix, net in (("", predictor), ("_plain", self.method.net))
-                      for split, indices in (("valid", pool.valid), ("test", pool.test))}
+        nothing = dict.fromkeys(("valid_accuracy", "valid_accuracy_plain", "test_accuracy", "test_accuracy_plain"))
+        measured = self._measured("valid", pool.valid) | self._measured("test", pool.test) | self._monitored()
         images = self.feed.images_per_step * self.steps
         summary = {"method": self.method.name, "data": pool.name, "labels": len(pool.labeled),
                    "valid_images": len(pool.valid), "seed": self.trainer.seed, "steps": self.steps,
                    "seconds": round(self.seconds, 2), "images_per_second": round(images / self.seconds, 1),
-                   "peak_memory_bytes": self.runtime.peak_memory_bytes(), **accuracies,
+                   "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
         self.folder.finish(predictor, summary)

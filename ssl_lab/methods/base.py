@@ -43,6 +43,7 @@ class Method(nn.Module):
     arxiv: ClassVar[str]
     recipe: ClassVar[str]
     views: Views
+    classifies: ClassVar[bool] = True  # whether the head learns the pool's classes; not so in pretraining
 
     def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
         super().__init__()
