@@ -21,29 +21,7 @@ if TYPE_CHECKING:
     from ssl_lab.data import Pool, Sampler, load
     from ssl_lab.engine import Callback, Feed, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
     from ssl_lab.errors import UsageError
-    from ssl_lab.methods import (
-        ICT,
-        S4L,
-        UDA,
-        VAT,
-        AdaMatch,
-        Dash,
-        DeFixMatch,
-        FixMatch,
-        FlexMatch,
-        FreeMatch,
-        MeanTeacher,
-        Method,
-        MixMatch,
-        PiModel,
-        PseudoLabel,
-        ReMixMatch,
-        SimMatch,
-        SoftMatch,
-        Supervised,
-        TemporalEnsembling,
-        Views,
-    )
+    from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW
     from ssl_lab.views import Eval, Strong, Weak
@@ -55,11 +33,6 @@ _HOMES = {
     "engine": ("Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
                "predict"),
     "errors": ("UsageError",),
-    "methods": (
-        "AdaMatch", "Dash", "DeFixMatch", "FixMatch", "FlexMatch", "FreeMatch", "ICT",
-        "MeanTeacher", "Method", "MixMatch", "PiModel", "PseudoLabel", "ReMixMatch", "S4L",
-        "SimMatch", "SoftMatch", "Supervised", "TemporalEnsembling", "UDA", "VAT", "Views",
-    ),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),
     "views": ("Eval", "Strong", "Weak"),
@@ -73,8 +46,12 @@ def __getattr__(name: str) -> Any:
         return getattr(importlib.import_module(f"ssl_lab.{_HOME[name]}"), name)
     if name in _MODULES:
         return importlib.import_module(f"ssl_lab.{name}")
+    if name[0].isupper():
+        methods = importlib.import_module("ssl_lab.methods")
+        if name in methods.__all__:
+            return getattr(methods, name)
     raise AttributeError(f"module 'ssl_lab' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_HOME, *_MODULES]
+    return [*_HOME, *_MODULES, *importlib.import_module("ssl_lab.methods").__all__]

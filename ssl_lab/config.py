@@ -39,6 +39,8 @@ class Settings:
     """In place of --labels: a file of the rows to label, or the split.json of another run."""
     balance: Literal["class", "natural"] = "class"
     """Draw the same number of labels from each class, or as they come."""
+    imbalance: float | None = None
+    """Long-tailed training classes: the largest has this many times the images of the smallest."""
     valid: float | None = None
     """Validation images taken from the training set, a fraction or a count; they cost labels (default: those of a
     folder's valid/, if any)."""
@@ -72,7 +74,7 @@ class Settings:
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""
         return {"labels": self.labels, "labeled": self.split_file, "valid": self.valid, "seed": self.seed,
-                "balance": self.balance}
+                "balance": self.balance, "imbalance": self.imbalance}
 
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""

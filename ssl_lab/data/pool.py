@@ -18,7 +18,7 @@ from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, to_pixels
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
-from ssl_lab.data.split import Balance, draw_labeled, draw_valid, read_rows
+from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -31,7 +31,8 @@ class Pool:
     diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
     the labels that training may use. notes: what a person should be told, a line each. files: the path of
     each row's image, where images come from files. seed, balance: how the labels were chosen (None: they
-    were not drawn).
+    were not drawn). imbalance: of the long tail that train rows were cut to, if they were; dropped: int64,
+    sorted, the rows that it left out.
     """
 
     name: str
@@ -47,6 +48,8 @@ class Pool:
     files: tuple[str, ...] = ()
     seed: int | None = None
     balance: str | None = None
+    imbalance: float | None = None
+    dropped: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
     def __post_init__(self) -> None:
         if self.classes == 1:
@@ -93,14 +96,19 @@ class Pool:
     def split(self, labels: int | None = None,
               valid: float | ArrayLike | str | os.PathLike[str] | None = None, seed: int = 0,
               balance: Balance = "class", *, labeled: ArrayLike | str | os.PathLike[str] | None = None,
-              ledger: str | os.PathLike[str] | None = None) -> Pool:
+              imbalance: float | None = None, ledger: str | os.PathLike[str] | None = None) -> Pool:
         """This pool with few labels: a new pool on the same images; the same arguments give the same split.
 
         labels: how many train images get their label; None: all whose label is known. With balance "class",
         each class gets an equal share; with "natural", images are drawn at random. valid: a fraction (0 to
         1) or a count of the train images whose label is known, or explicit rows, that become validation
         rows instead. *Their labels come on top of `labels`: count them when you report.* 0: none; None: those
-        of this pool stay. Train and valid rows of this pool are dealt anew; test never changes.
+        of this pool stay. Train, valid and dropped rows of this pool are dealt anew; test never changes.
+
+        imbalance: train rows become long-tailed. Class c of C keeps n_0 * imbalance^(-c / (C - 1)) of those whose
+        label is known (at least one), with the largest n_0 that all classes can give; the others are dropped.
+        With balance "class", `labels` are then dealt in the same proportions, at least one to each class. Valid
+        and test rows, and images whose label is unknown, stay as they are.
 
         labeled, valid: explicit rows of the pool, or a file of them: .npy, .json, text with one a line, or a
         manifest written by `write_manifest`, which brings its valid rows too. ledger: a file that holds the
@@ -108,8 +116,11 @@ class Pool:
         """
         if labeled is not None and labels is not None:
             raise UsageError(f"labels={labels} and labeled={_brief(labeled)} both choose labels; give one")
+        if labeled is not None and imbalance is not None:
+            raise UsageError(f"imbalance={imbalance:g} chooses train rows, perhaps not those of labeled="
+                             f"{_brief(labeled)}; give one (a manifest brings its long tail with it)")
         manifest = {} if labeled is None else self._manifest_of(labeled)
-        rows = np.union1d(self.train, self.valid)
+        rows = np.union1d(np.union1d(self.train, self.valid), self.dropped)
         chosen = to_indices(manifest["labeled"], len(self), "labeled") if manifest else None
 
         if valid is None:
@@ -123,11 +134,19 @@ class Pool:
             self._check(held, np.flatnonzero(self.truth >= 0), "valid", "has no known label")
 
         train = np.setdiff1d(rows, held)
+        dropped = to_indices(manifest.get("dropped", self.dropped[:0]), len(self), "dropped")
+        if imbalance is None:
+            imbalance = manifest.get("imbalance")
+        else:
+            known = train[self.truth[train] >= 0]
+            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed))
+        train = np.setdiff1d(train, dropped)
         known = train[self.truth[train] >= 0]
         if chosen is None:
             chosen = known
             if labels is not None:
-                chosen = draw_labeled(known, self.truth, labels, self.class_names, seed, balance)
+                chosen = draw_labeled(known, self.truth, labels, self.class_names, seed, balance,
+                                      long_tailed=imbalance is not None)
         self._check(chosen, train, "labeled", "is a valid or test row")
         if "labels" in manifest:
             values = to_labels(manifest["labels"], len(chosen), self.classes, "the manifest's labels")
@@ -136,7 +155,7 @@ class Pool:
             self._check(chosen, known, "labeled", "has no known label")
             values = self.truth[chosen]
         return replace(self, train=train, valid=held, seed=seed, balance=None if labels is None else balance,
-                       ledger=_begin(Ledger(ledger), chosen, values))
+                       imbalance=imbalance, dropped=dropped, ledger=_begin(Ledger(ledger), chosen, values))
 
     def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
         manifest = read_rows(labeled, "labeled")
@@ -151,7 +170,7 @@ class Pool:
             raise UsageError(f"{what}: row {wrong[0]} of {self.name} {otherwise} ({len(wrong)} such rows)")
 
     def manifest(self) -> dict[str, Any]:
-        """What this split is, ready for JSON: name, seed, balance, counts, rows and labels, and two hashes.
+        """What this split is, ready for JSON: name, seed, balance, imbalance, counts, rows, labels, and two hashes.
 
         pixels: the fingerprint of the images. hash: sha256 of the pixels' fingerprint, the truth, and the
         rows and labels; two splits with the same hash are the same experiment.
@@ -163,7 +182,8 @@ class Pool:
             digest.update(f"{len(part)};".encode() + part.astype("<i8").tobytes())
         counts = {"images": len(self), "train": len(self.train)}
         counts |= {key: len(part) for key, part in rows.items()}
-        return {"name": self.name, "seed": self.seed, "balance": self.balance, "counts": counts,
+        return {"name": self.name, "seed": self.seed, "balance": self.balance, "imbalance": self.imbalance,
+                "counts": counts, "dropped": self.dropped.tolist(),
                 "class_names": list(self.class_names), "hash": digest.hexdigest(),
                 "pixels": self.images.fingerprint(), "labels": labels.tolist(),
                 **{key: part.tolist() for key, part in rows.items()}}

@@ -26,12 +26,13 @@ def shuffled(rows: IntArray, *key: Key) -> IntArray:
 
 
 def draw_labeled(rows: IntArray, truth: IntArray, count: int, class_names: Sequence[str], seed: int,
-                 balance: str) -> IntArray:
+                 balance: str, long_tailed: bool = False) -> IntArray:
     """`count` of `rows`, sorted. With the same seed, a smaller draw is part of a larger one.
 
     truth: int64 [N], the labels of all images; all `rows` have one. balance "class": count/C of each class,
-    where the remainder falls on classes chosen by the seed. "natural": at random, classes as they come.
-    UsageError if there are too few images, or too few labels for the classes.
+    where the remainder falls on classes chosen by the seed, or, if `long_tailed`, each class by its share of
+    `rows` and at least one. "natural": at random, classes as they come. UsageError if there are too few images,
+    or too few labels for the classes.
     """
     if balance not in ("class", "natural"):
         raise unknown("balance", balance, ("class", "natural"))
@@ -44,16 +45,52 @@ def draw_labeled(rows: IntArray, truth: IntArray, count: int, class_names: Seque
     if count < classes:
         raise UsageError(f"labels={count} is fewer than the {classes} classes. Give {classes} or more, or "
                          "balance='natural', which may leave classes out.")
-    first = shuffled(np.arange(classes), seed, "remainder")[:count % classes]
+    order = shuffled(np.arange(classes), seed, "remainder")
+    if long_tailed:
+        quotas = shares(np.bincount(truth[rows], minlength=classes), count, order)
+    else:
+        quotas = count // classes + np.isin(np.arange(classes), order[:count % classes])
     chosen = []
-    for label in range(classes):
+    for label, quota in enumerate(quotas.tolist()):
         members = rows[truth[rows] == label]
-        quota = count // classes + int(label in first)
         if len(members) < quota:
             raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which "
                              f"has only {len(members)}. Give fewer labels, or balance='natural'.")
         chosen.append(shuffled(members, seed, "labeled", label)[:quota])
     return np.sort(np.concatenate(chosen))
+
+
+def shares(sizes: IntArray, count: int, order: IntArray) -> IntArray:
+    """How many of `count` fall to each class: in proportion to its size, at least one. int64 [C].
+
+    By Webster's method, with which a larger count takes nothing from any class (largest remainders would), and
+    no class gets more than its size. sizes: int64 [C], all positive, with C <= count <= their sum. order: of
+    the classes; among equals the first comes first.
+    """
+    label = np.repeat(order, sizes[order] - 1)
+    nth = np.concatenate([np.arange(1, size) for size in sizes[order]])
+    first = np.argsort(-sizes[label] / (nth + 0.5), kind="stable")[:count - len(sizes)]
+    return 1 + np.bincount(label[first], minlength=len(sizes))
+
+
+def long_tail(rows: IntArray, truth: IntArray, imbalance: float, class_names: Sequence[str], seed: int) -> IntArray:
+    """The `rows` that a long tail keeps: n_c = n_0 * imbalance^(-c / (C - 1)) of class c, at least one; sorted.
+
+    n_0, of the first class, is the largest with which no class lacks images. truth: int64 [N], the labels of
+    all images; all `rows` have one. UsageError if imbalance is below 1 or a class has no image.
+    """
+    if not 1 <= imbalance < np.inf:
+        raise UsageError(f"imbalance={imbalance:g}: expected 1 or more, how many times the images of the smallest "
+                         "class the largest has")
+    sizes = np.bincount(truth[rows], minlength=len(class_names))
+    if not sizes.all():
+        raise UsageError(f"imbalance={imbalance:g}: class {class_names[sizes.argmin()]!r} has no train image "
+                         "whose label is known and that does not validate")
+    law = float(imbalance) ** -np.linspace(0, 1, len(sizes))
+    counts = np.floor((sizes / law).min(initial=np.inf) * law + 1e-6).astype(np.int64)  # 29.9999999 are 30
+    chosen = [shuffled(rows[truth[rows] == label], seed, "imbalance", label)[:max(1, count)]
+              for label, count in enumerate(counts.tolist())]
+    return np.sort(np.concatenate([*chosen, rows[:0]]))
 
 
 def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int) -> IntArray:

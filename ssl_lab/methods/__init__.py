@@ -37,7 +37,6 @@ def get(name: str) -> type[Method]:
 
 __all__ = [
     "ICT",
-    "METHODS",
     "S4L",
     "UDA",
     "VAT",
@@ -58,5 +57,4 @@ __all__ = [
     "Supervised",
     "TemporalEnsembling",
     "Views",
-    "get",
 ]
