@@ -1,60 +1,55 @@
-"""Any consistency method, with the settings of its paper unless told otherwise.
+"""Any consistency method, with the settings of its paper, or with some for minutes on a CPU.
 
     python recipes/consistency.py --method flexmatch --data mnist --labels 40 --steps 1000
     python recipes/consistency.py --method uda --arguments temperature 0.5 --data digits --labels 10 --steps 300
+    python recipes/consistency.py --method mixmatch --data cifar100 --labels 2500 --net wrn_28_2 --steps 1048576
 
 The first gave 98.04% on the test images in 138 seconds on one crowded core of an AMD EPYC (one seed, so no claim).
 
-`ssl-lab list methods` names them; a method's docstring explains its arguments. Batches, learning rate and net are a
-preset for minutes on a CPU, the same for all methods.
+`ssl-lab list methods` names the methods; a method's docstring explains its arguments. `ssl_lab/presets.py` holds the
+settings: the papers' from 65,536 steps on, else those for short runs. recipes/compare.py compares methods.
 """
 
-import inspect
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 import ssl_lab as sl
-
-# What papers set by data set, in place of a method's own defaults.
-BY_DATA = {
-    # Berthelot et al. 2019; the method's own 75 is for CIFAR-10, with the same ramp.
-    ("mixmatch", "cifar100"): {"weight": sl.schedule.linear(0.0, 150.0, until=1 / 64)},
-    ("mixmatch", "svhn"): {"weight": sl.schedule.linear(0.0, 250.0, until=1 / 64)},
-}
+from ssl_lab import presets
 
 
 @dataclass
 class Settings(sl.Settings):
     method: str = "fixmatch"
     """Name of the method (see `ssl-lab list methods`)."""
-    arguments: dict[str, float] = field(default_factory=dict)
-    """Arguments of the method: NAME VALUE, as often as you like."""
-    labeled: int = 32
+    preset: Literal["auto", "paper", "short"] = "auto"
+    """Where the settings below come from if they are not given. auto: by the number of steps."""
+    arguments: dict[str, float | str] = field(default_factory=dict)
+    """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like."""
+    labeled: int | None = None
     """Labeled images per step."""
-    unlabeled: int = 128
+    unlabeled: int | None = None
     """Unlabeled images per step."""
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    ema: float = 0.999
+    lr: float | None = None
+    """Peak learning rate."""
+    weight_decay: float | None = None
+    ema: float | None = None
     """Decay of the averaged weights, which are evaluated."""
-    bn_momentum: float = 0.02
+    bn_momentum: float | None = None
     """Of BatchNorm's running statistics."""
 
 
 def main(settings: Settings) -> None:
+    kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
+    preset = presets.preset(settings.method, settings.data, kind)
+    settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
     net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
-    method = sl.methods.get(settings.method)
-    known = inspect.signature(method).parameters
-    arguments = {"ema": settings.ema} | BY_DATA.get((settings.method, settings.data), {}) | settings.arguments
-    for name in arguments:
-        if name not in known:
-            raise sl.UsageError(f"{settings.method} has no argument {name!r}; it has {', '.join(list(known)[1:])}")
-    sizes = {"images": len(pool), "unlabeled": len(pool.unlabeled)}  # for methods that remember something of each
-    arguments |= {name: size for name, size in sizes.items() if name in known}
+    method = presets.build(settings.method, net, pool, {"ema": settings.ema, **preset.arguments, **settings.arguments})
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
-    trainer = sl.Trainer(optimizer=optimizer, **settings.trainer())
-    print(trainer.fit(method(net, **arguments), pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
+    trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
+    print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 
 
 if __name__ == "__main__":

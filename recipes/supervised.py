@@ -33,7 +33,7 @@ def main(settings: Settings) -> None:
     view = {"weak": sl.Weak, "strong": sl.Strong}[settings.view]
     method = sl.Supervised(net, view=view, ema=settings.ema)
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
-    trainer = sl.Trainer(optimizer=optimizer, **settings.trainer())
+    trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled))
 
 

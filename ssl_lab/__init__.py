@@ -19,7 +19,18 @@ if TYPE_CHECKING:
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
     from ssl_lab.data import Pool, Sampler, load
-    from ssl_lab.engine import Callback, Feed, Result, Runtime, ShowProgress, TensorBoard, Trainer, accuracy, predict
+    from ssl_lab.engine import (
+        Callback,
+        Feed,
+        PseudoLabels,
+        Result,
+        Runtime,
+        ShowProgress,
+        TensorBoard,
+        Trainer,
+        accuracy,
+        predict,
+    )
     from ssl_lab.errors import UsageError
     from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.nets import Ema, Net, Output, net
@@ -30,8 +41,8 @@ _HOMES = {
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
     "config": ("Settings", "launch"),
     "data": ("Pool", "Sampler", "load"),
-    "engine": ("Callback", "Feed", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
-               "predict"),
+    "engine": ("Callback", "Feed", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer",
+               "accuracy", "predict"),
     "errors": ("UsageError",),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),

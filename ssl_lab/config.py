@@ -66,8 +66,10 @@ class Settings:
     """auto: bf16 where this machine multiplies it faster."""
     compile: Literal["off", "on"] = "off"
     """Compile the nets with torch.compile."""
-    micro_batches: int = 1
-    """Parts into which each step's batch is cut; each has its own batch statistics."""
+    micro_batches: int | Literal["auto"] = 1
+    """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
+    forward: Literal["joint", "split"] = "joint"
+    """split: views that only make targets pass the net by themselves, without gradient."""
     tensorboard: bool = False
     """Also write TensorBoard files (pip install "ssl_lab[track]")."""
 
@@ -79,7 +81,7 @@ class Settings:
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "micro_batches",
-                 "tensorboard")
+                 "forward", "tensorboard")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
 
     def plain(self) -> dict[str, Any]:

@@ -8,9 +8,10 @@ LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config"},
     {"data", "views", "nets", "optim"},
     {"methods"},
-    {"engine"},
-    {"active", "report"},
-    {"testing", "quickstart"},
+    {"engine", "presets"},
+    {"features", "report"},
+    {"active"},
+    {"bench", "comparison", "testing", "quickstart"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

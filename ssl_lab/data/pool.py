@@ -134,14 +134,12 @@ class Pool:
             self._check(held, np.flatnonzero(self.truth >= 0), "valid", "has no known label")
 
         train = np.setdiff1d(rows, held)
-        dropped = to_indices(manifest.get("dropped", self.dropped[:0]), len(self), "dropped")
-        if imbalance is None:
-            imbalance = manifest.get("imbalance")
-        else:
-            known = train[self.truth[train] >= 0]
-            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed))
-        train = np.setdiff1d(train, dropped)
         known = train[self.truth[train] >= 0]
+        if imbalance is None:
+            dropped = np.intersect1d(train, to_indices(manifest.get("dropped", []), len(self), "dropped"))
+        else:
+            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed))
+        train, known = np.setdiff1d(train, dropped), np.setdiff1d(known, dropped)
         if chosen is None:
             chosen = known
             if labels is not None:
@@ -155,7 +153,8 @@ class Pool:
             self._check(chosen, known, "labeled", "has no known label")
             values = self.truth[chosen]
         return replace(self, train=train, valid=held, seed=seed, balance=None if labels is None else balance,
-                       imbalance=imbalance, dropped=dropped, ledger=_begin(Ledger(ledger), chosen, values))
+                       imbalance=manifest.get("imbalance", imbalance), dropped=dropped,
+                       ledger=_begin(Ledger(ledger), chosen, values))
 
     def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
         manifest = read_rows(labeled, "labeled")

@@ -84,7 +84,7 @@ def long_tail(rows: IntArray, truth: IntArray, imbalance: float, class_names: Se
                          "class the largest has")
     sizes = np.bincount(truth[rows], minlength=len(class_names))
     if not sizes.all():
-        raise UsageError(f"imbalance={imbalance:g}: class {class_names[sizes.argmin()]!r} has no train image "
+        raise UsageError(f"imbalance={imbalance:g}: class {class_names[int(sizes.argmin())]!r} has no train image "
                          "whose label is known and that does not validate")
     law = float(imbalance) ** -np.linspace(0, 1, len(sizes))
     counts = np.floor((sizes / law).min(initial=np.inf) * law + 1e-6).astype(np.int64)  # 29.9999999 are 30

@@ -3,9 +3,10 @@
 from ssl_lab.engine.callbacks import Callback, ShowProgress, TensorBoard
 from ssl_lab.engine.evaluate import Monitor, accuracy, predict, scores
 from ssl_lab.engine.feed import Feed
+from ssl_lab.engine.monitors import PseudoLabels
 from ssl_lab.engine.result import Result
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.engine.trainer import Trainer
 
-__all__ = ["Callback", "Feed", "Monitor", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer", "accuracy",
-           "predict", "scores"]
+__all__ = ["Callback", "Feed", "Monitor", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer",
+           "accuracy", "predict", "scores"]

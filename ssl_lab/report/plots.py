@@ -88,6 +88,34 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
     return _inline(file.getvalue(), f"{y} against {printable(x)}: {names}")
 
 
+def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") -> Markup:
+    """One row of color for each label, from none at 0 to full at 1, over x; as an SVG beside others in a page.
+
+    lines: fractions. Where a line has no value, its row is empty.
+    """
+    title, labels = printable(title), [_shortened(printable(label)) for label in lines]
+    height = max(HEIGHT, TOP + BOTTOM + FONT * len(labels))
+    left = 12 + 0.6 * FONT * max(map(cell_len, labels), default=0)
+    with rc_context(RC), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure = Figure(figsize=(WIDTH / 72, height / 72), dpi=72)
+        axes = figure.add_axes((left / WIDTH, BOTTOM / height, (WIDTH - left - 12) / WIDTH,
+                                (height - TOP - BOTTOM) / height))
+        for row, line in enumerate(lines.values()):
+            edges = np.concatenate([[0.0], line.x]) if len(line.x) else np.zeros(1)
+            for start, stop, value in zip(edges, edges[1:], line.mean, strict=False):
+                axes.barh(row, stop - start, left=start, height=0.9, color=PALETTE[0], linewidth=0,
+                          alpha=float(np.clip(value, 0, 1)))
+        _dress(axes, x, percent=False)
+        axes.grid(visible=False)
+        axes.set(yticks=range(len(labels)), ylim=(len(labels) - 0.5, -0.5))
+        axes.set_yticklabels(labels, parse_math=False)
+        figure.text(0, 1 - FONT / height, title, va="center_baseline", weight="bold", size=FONT + 1, parse_math=False)
+        file = io.StringIO()
+        figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(file.getvalue(), f"{title}, by {', '.join(labels)}")
+
+
 def _shortened(label: str) -> str:
     text = Text(label)
     text.truncate(LABEL_WIDTH, overflow="ellipsis")

@@ -1,0 +1,71 @@
+"""Methods side by side: the same splits, initial weights and length, one table and one report.
+
+    python recipes/compare.py --methods fixmatch,flexmatch,mixmatch --data mnist --labels 40 --seeds 3 --minutes 3
+    python recipes/compare.py --methods all --data mnist --labels 40 --seeds 2 --steps 1000 --processes 2
+
+Each run is a process of recipes/consistency.py with a folder of its own in --out. Finished ones are kept and cut ones
+resumed, so the same command goes on where it stopped; with more methods or seeds it adds what is missing. The
+supervised baseline is always there, and tuned: the best of two views and three learning rates by validation images
+(and their labels) of another split, which no method gets. The methods are not tuned (see `ssl_lab/presets.py`).
+"""
+
+import itertools
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import ssl_lab as sl
+from ssl_lab import comparison
+
+HERE = Path(__file__).parent
+GRID = list(itertools.product(("weak", "strong"), (0.01, 0.03, 0.1)))  # the baseline's view and learning rate
+TUNING_SEED = 1000  # of the split on which it is tuned
+
+
+@dataclass
+class Settings(sl.Settings):
+    methods: str = "fixmatch,flexmatch,freematch"
+    """Names, separated by commas, or `all` consistency methods."""
+    seeds: int = 3
+    """Runs of each method: seeds 0 and up of split, initial weights and training."""
+    processes: int = 1
+    """Runs at a time. With several, give --steps: they would disturb each other's clocks."""
+    preset: Literal["auto", "paper", "short"] = "auto"
+    """Where the methods' settings come from; see recipes/consistency.py."""
+
+
+def main(settings: Settings) -> None:
+    consistency = [name for name, method in sl.methods.METHODS.items() if method.family == "consistency"]
+    names = consistency if settings.methods == "all" else settings.methods.split(",")
+    for name in names:
+        sl.methods.get(name)
+    if settings.processes > 1 and settings.minutes is not None:
+        raise sl.UsageError(f"--minutes {settings.minutes} with --processes {settings.processes}: runs beside each "
+                            "other would each get less of the machine; give --steps")
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size)
+    shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
+
+    def job(recipe: str, name: str, **changes: object) -> comparison.Job:
+        return comparison.Job(HERE / f"{recipe}.py", shared | changes, settings.out / name)
+
+    tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED,
+                  valid=min(1000, len(pool.train) // 5)) for view, lr in GRID]
+    failed = comparison.run_all(tuning, settings.processes)
+    best = max((each for each in tuning if each.summary), key=lambda each: each.summary["valid_accuracy"])
+    view, lr = best.settings["view"], best.settings["lr"]
+
+    seeds = range(settings.seeds)
+    supervised = [job("supervised", f"supervised-{seed}", view=view, lr=lr, seed=seed) for seed in seeds]
+    jobs = {name: [job("consistency", f"{name}-{seed}", method=name, preset=settings.preset, seed=seed)
+                   for seed in seeds] for name in names}
+    by_seed = [each for runs in zip(supervised, *jobs.values(), strict=True) for each in runs]
+    failed += comparison.run_all(by_seed, settings.processes)
+    note = (f"The baseline is cross-entropy on the labeled images under the {view} view with a learning rate of {lr}, "
+            f"the best of {len(GRID)} settings by {best.settings['valid']} validation images of another split.")
+    comparison.show(pool, comparison.Runs("supervised", supervised),
+                    [comparison.Runs(name, runs) for name, runs in jobs.items()], [note, *failed], settings.out,
+                    balanced=settings.imbalance is not None)
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

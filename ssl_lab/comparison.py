@@ -1,0 +1,218 @@
+"""Many runs of recipes, each a process with a folder of its own, and what they show side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from scipy.stats import t as student
+
+from ssl_lab.data import Pool
+from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.files import write_text
+from ssl_lab.report import (
+    Band,
+    Column,
+    Report,
+    Table,
+    band,
+    curves,
+    heat_map,
+    mean_and_spread,
+    mean_spread,
+    read_metrics,
+)
+
+MAY_DIFFER = {"out", "resume", "device", "data_dir"}  # between a finished run and one that would be started now
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a recipe, its settings, and the folder that it fills."""
+
+    recipe: Path
+    settings: Mapping[str, Any]
+    out: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run gave; None if it is not finished."""
+        file = self.out / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def prepare(self) -> None:
+        """Writes the settings into the folder. UsageError if it holds a run with other ones."""
+        file = self.out / "settings.yaml"
+        if file.exists():
+            before = yaml.safe_load(file.read_text())
+            changed = [f"{key}: {before.get(key)!r} -> {self.settings.get(key)!r}"
+                       for key in sorted({*before, *self.settings} - MAY_DIFFER)
+                       if before.get(key) != self.settings.get(key)]
+            if changed:
+                raise UsageError(f"{self.out} holds a run with other settings ({', '.join(changed)}); "
+                                 "take another --out, or delete that folder")
+        content = {**self.settings, "out": str(self.out), "resume": "auto"}
+        write_text(file, yaml.safe_dump(content, sort_keys=False))
+
+    def run(self) -> None:
+        """Runs or resumes it. Raises RuntimeError with its last words if it fails."""
+        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
+        with (self.out / "log.txt").open("a") as log:
+            status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+        if status == 130:
+            raise Interrupted("stopped; the same command goes on")
+        if status:
+            last = (self.out / "log.txt").read_text().strip().splitlines()[-1:]
+            raise RuntimeError(f"{self.out.name} failed: {' '.join(last)} (see {self.out / 'log.txt'})")
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
+    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed."""
+    for job in jobs:
+        job.prepare()
+    waiting = [job for job in jobs if job.summary is None]
+    if processes > 1:  # their threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    failed = []
+    with ThreadPoolExecutor(processes) as pool:
+        started = {job.out: pool.submit(job.run) for job in waiting}
+        try:
+            for number, job in enumerate(waiting, start=1):
+                try:
+                    started[job.out].result()
+                except RuntimeError as error:
+                    failed.append(str(error))
+                    print(f"{number}/{len(waiting)} {error}", file=sys.stderr)
+                else:
+                    done = job.summary or {}
+                    accuracy = done["test_accuracy"] if done["test_accuracy"] is not None else done["valid_accuracy"]
+                    print(f"{number}/{len(waiting)} {job.out.name}: {accuracy or math.nan:.2%} in "
+                          f"{done['seconds']:.0f} s", file=sys.stderr)
+        except KeyboardInterrupt:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The runs of one method, over seeds; those that failed count nowhere."""
+
+    name: str
+    jobs: Sequence[Job]
+
+    def each(self, key: str) -> list[float]:
+        """A number of the summaries, of those runs that have it."""
+        found = [(job.summary or {}).get(key) for job in self.jobs]
+        return [float(value) for value in found if value is not None]
+
+    def mean(self, key: str) -> float:
+        """Its mean; NaN where no run has it."""
+        values = self.each(key)
+        return sum(values) / len(values) if values else math.nan
+
+    def band(self, key: str) -> Band:
+        """A curve of the metrics, over the finished runs."""
+        return band([read_metrics(job.out / "metrics.jsonl") for job in self.jobs if job.summary], key)
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean and half-width of Student's confidence interval; the half-width of fewer than 2 values is NaN."""
+    if not values:
+        return math.nan, math.nan
+    mean, spread = (float(part) for part in mean_and_spread(values))
+    n = len(values)
+    return mean, float(student.ppf((1 + level) / 2, n - 1)) * spread / math.sqrt(n) if n > 1 else math.nan
+
+
+def table(title: str, runs: Sequence[Runs], balanced: bool) -> Table:
+    """One row for each method: accuracy and what it cost."""
+    score = "test_balanced_accuracy" if balanced else "test_accuracy"
+    columns = [Column("method"), Column("balanced accuracy (%)" if balanced else "test accuracy (%)", "right"),
+               Column("± 95%", "right"), Column("pseudo-label precision", "right", ".1%"),
+               Column("coverage", "right", ".1%"), Column("ECE", "right", ".1%"), Column("steps", "right", ",.0f"),
+               Column("seconds", "right", ",.0f"), Column("images/s", "right", ",.0f"),
+               Column("memory (MB)", "right", ",.0f")]
+    rows = [(each.name, mean_spread(each.each(score)), _points(interval(each.each(score))[1]), each.mean("precision"),
+             each.mean("coverage"), each.mean("test_ece"), each.mean("steps"), each.mean("seconds"),
+             each.mean("images_per_second"), each.mean("peak_memory_bytes") / 2**20) for each in runs]
+    return Table(title, columns, rows)
+
+
+def _points(fraction: float) -> str | None:
+    return None if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def verdicts(runs: Sequence[Runs], baseline: Runs, balanced: bool) -> list[str]:
+    """A sentence for each method: whether unlabeled images helped, by the paired difference over seeds."""
+    score = "test_balanced_accuracy" if balanced else "test_accuracy"
+    said = []
+    for each in runs:
+        both = [(job.summary, other.summary) for job, other in zip(each.jobs, baseline.jobs, strict=True)]
+        pairs = [one[score] - other[score] for one, other in both if one and other]
+        if not pairs:
+            continue
+        mean, half = interval(pairs)
+        size = f"{100 * mean:+.1f} points" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
+        if mean <= 0:
+            said.append(f"{each.name}: unlabeled images did not help ({size} against the tuned supervised baseline).")
+        elif math.isnan(half):
+            said.append(f"{each.name}: {size} over the baseline in a single run, which decides nothing.")
+        elif mean <= half:
+            said.append(f"{each.name}: {size}; over {len(pairs)} seeds the difference could be chance.")
+        else:
+            said.append(f"{each.name}: unlabeled images helped ({size}, 95% interval over {len(pairs)} seeds).")
+    return said
+
+
+def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str], out: Path,
+         balanced: bool = False) -> None:
+    """Prints the table and who was helped; writes `out`/report.html and `out`/table.md.
+
+    pool: that of the runs, without their split. baseline: the supervised runs, of the same seeds. notes: what a
+    reader should know. balanced: judge by balanced accuracy, as for long-tailed training sets.
+    """
+    everything = [baseline, *runs]
+    summary = baseline.jobs[0].summary or {}
+    title = f"{pool.name} with {summary['labels']} labels: mean ± standard deviation over {len(baseline.jobs)} seeds"
+    score = "test_balanced_accuracy" if balanced else "test_accuracy"
+    shown = table(title, sorted(everything, key=lambda each: -each.mean(score)), balanced)
+    said = [*notes, *verdicts(runs, baseline, balanced)]
+    page = Report(f"{len(runs)} methods on {pool.name}", title)
+    page.table(shown)
+    for line in said:
+        page.text(line)
+    page.section("During training")
+    for key, caption in ((score, "Averaged weights on test images. The curve chose nothing."),
+                         ("precision", "Share of right ones among the unlabeled images that the evaluated net is at "
+                                       "least 95% sure of, whatever threshold the method itself has."),
+                         ("coverage", "Share of the unlabeled images that it is at least 95% sure of.")):
+        page.figure(curves({each.name: each.band(key) for each in everything}, key.replace("_", " "), percent=True),
+                    f"{caption} Mean and standard deviation over seeds.")
+    page.section("Pseudo-labels by class")
+    for each in everything:
+        for key in ("precision", "coverage"):
+            bands = {name: each.band(f"{key}/{c}") for c, name in enumerate(pool.class_names)}
+            page.figure(heat_map(bands, f"{each.name}: {key}"), _lowest(bands, key))
+    Console().print(shown)
+    print(*said, f"The report is {out / 'report.html'}", sep="\n")
+    page.write(out / "report.html")
+    write_text(out / "table.md", shown.markdown() + "\n")
+
+
+def _lowest(bands: Mapping[str, Band], key: str) -> str:
+    last = {name: float(line.mean[-1]) for name, line in bands.items() if len(line.x)}
+    if not last:
+        return "Nothing was measured."
+    name = min(last, key=lambda each: last[each])
+    return f"By class over training, mean over seeds. At the end the lowest {key} is that of {name}, {last[name]:.0%}."

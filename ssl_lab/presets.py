@@ -1,0 +1,100 @@
+"""How each method is trained, in one place: the papers' settings, and others for minutes on a CPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+
+from ssl_lab import methods
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Method
+from ssl_lab.nets import Net
+from ssl_lab.schedule import Schedule, linear
+
+Kind = Literal["paper", "short"]
+LONG = 2**16  # steps from which the papers' settings are the better ones
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Images per step, SGD's peak learning rate and weight decay, decay of the averaged weights, momentum of
+    BatchNorm's running statistics; and what the method's own arguments are, where not its defaults."""
+
+    labeled: int
+    unlabeled: int
+    lr: float
+    weight_decay: float
+    ema: float
+    bn_momentum: float
+    arguments: Mapping[str, Any]
+
+
+# The recipe that FixMatch (Sohn et al. 2020, table 4) and the comparisons of TorchSSL (Zhang et al. 2021, appendix)
+# train every method by: WRN-28-2, 2^20 steps, SGD with Nesterov momentum 0.9, learning rate 0.03 cos(7 pi t / 16).
+PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001, arguments={})
+# As many unlabeled as labeled images, in the papers and there; the others have seven times as many.
+EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "ict", "mixmatch", "remixmatch", "s4l"}
+# What papers set by data set, in place of the method's own defaults, which are those for CIFAR-10.
+BY_DATA: dict[tuple[str, str], dict[str, Schedule | float]] = {
+    # Berthelot et al. 2019, section 4.2
+    ("mixmatch", "cifar100"): {"weight": linear(0.0, 150.0, until=1 / 64)},
+    ("mixmatch", "svhn"): {"weight": linear(0.0, 250.0, until=1 / 64)},
+}
+WEIGHT_DECAY = {"cifar100": 1e-3}  # Sohn et al. 2020, table 4
+
+# A thousand steps or a few: small batches, a higher learning rate, statistics that follow at once. What a method
+# ramps up over a 64th of a million steps rises over the first third here, and averages forget a hundred steps.
+SHORT = Preset(labeled=32, unlabeled=128, lr=0.1, weight_decay=5e-4, ema=0.999, bn_momentum=0.02, arguments={})
+SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "freematch": {"momentum": 0.99},
+    "softmatch": {"momentum": 0.99},
+    "adamatch": {"momentum": 0.99},
+    "mixmatch": {"weight": linear(0.0, 75.0, until=0.3)},
+    "remixmatch": {"mixed": linear(0.0, 1.5, until=0.3), "anchored": linear(0.0, 0.5, until=0.3)},
+    "uda": {"tsa": "none"},
+}
+
+
+def preset(method: str, data: str, kind: Kind) -> Preset:
+    """The settings of this method on this data set."""
+    if kind == "short":
+        return dataclasses.replace(SHORT, arguments=SHORT_ARGUMENTS.get(method, {}))
+    return dataclasses.replace(PAPER, unlabeled=64 if method in EQUAL_BATCHES else PAPER.unlabeled,
+                               weight_decay=WEIGHT_DECAY.get(data, PAPER.weight_decay),
+                               arguments=BY_DATA.get((method, data), {}))
+
+
+def kind_for(steps: int | None) -> Kind:
+    """Which preset suits a run of so many steps; None, a run by the clock, is short."""
+    return "paper" if steps is not None and steps >= LONG else "short"
+
+
+def fill(settings: S, preset: Preset) -> S:
+    """The settings (a dataclass) with the preset's values where they are None."""
+    names = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
+    given = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)
+             if field.name in names and getattr(settings, field.name) is None}
+    return dataclasses.replace(settings, **given)  # type: ignore[type-var]
+
+
+def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Method:
+    """The method of this name around `net`, for this pool.
+
+    Arguments that describe the pool are filled in where the method has them: images (its rows), unlabeled (how many
+    of them train), class_counts (labels by class). Raises UsageError for an argument that the method does not have.
+    """
+    method = methods.get(name)
+    known = inspect.signature(method).parameters
+    for argument in arguments:
+        if argument not in known:
+            raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(list(known)[1:])}")
+    facts = {"images": len(pool), "unlabeled": len(pool.unlabeled),
+             "class_counts": np.bincount(pool.labels[pool.labeled], minlength=pool.classes).tolist()}
+    return method(net, **{fact: value for fact, value in facts.items() if fact in known} | dict(arguments))
