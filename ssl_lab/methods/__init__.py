@@ -2,7 +2,10 @@
 
 from ssl_lab.errors import unknown
 from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.consistency.abc import ABC
 from ssl_lab.methods.consistency.adamatch import AdaMatch
+from ssl_lab.methods.consistency.comatch import CoMatch
+from ssl_lab.methods.consistency.darp import DARP
 from ssl_lab.methods.consistency.dash import Dash
 from ssl_lab.methods.consistency.defixmatch import DeFixMatch
 from ssl_lab.methods.consistency.fixmatch import FixMatch
@@ -11,8 +14,10 @@ from ssl_lab.methods.consistency.freematch import FreeMatch
 from ssl_lab.methods.consistency.ict import ICT
 from ssl_lab.methods.consistency.mean_teacher import MeanTeacher
 from ssl_lab.methods.consistency.mixmatch import MixMatch
+from ssl_lab.methods.consistency.noisy_student import NoisyStudent
 from ssl_lab.methods.consistency.pi_model import PiModel
 from ssl_lab.methods.consistency.pseudo_label import PseudoLabel
+from ssl_lab.methods.consistency.reference_prior import ReferencePrior
 from ssl_lab.methods.consistency.remixmatch import ReMixMatch
 from ssl_lab.methods.consistency.s4l import S4L
 from ssl_lab.methods.consistency.simmatch import SimMatch
@@ -24,7 +29,8 @@ from ssl_lab.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
     Supervised, PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L,
-    FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch,
+    FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
+    ReferencePrior, ABC, DARP,
 )}
 
 
@@ -36,11 +42,14 @@ def get(name: str) -> type[Method]:
 
 
 __all__ = [
+    "ABC",
+    "DARP",
     "ICT",
     "S4L",
     "UDA",
     "VAT",
     "AdaMatch",
+    "CoMatch",
     "Dash",
     "DeFixMatch",
     "FixMatch",
@@ -49,9 +58,11 @@ __all__ = [
     "MeanTeacher",
     "Method",
     "MixMatch",
+    "NoisyStudent",
     "PiModel",
     "PseudoLabel",
     "ReMixMatch",
+    "ReferencePrior",
     "SimMatch",
     "SoftMatch",
     "Supervised",
