@@ -664,7 +664,7 @@ def test_uda_gives_the_numbers_of_its_code():
     assert thresholds.tsa_cross_entropy(WEAK, targets, 0.3).item() == pytest.approx(2.986144946172395, rel=1e-12)
 
     class Fixed(UDA):
-        def joint(self, *views):
+        def joint(self, *views, constant=None):
             return tuple(Output(logits, logits) for logits in (WEAK, WEAK, STRONG))
 
     method = Fixed(net("tiny_4", classes=4, style=STYLE, seed=0), threshold=0.6)

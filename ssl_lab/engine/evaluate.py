@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -76,6 +76,24 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> dict[st
     return {"accuracy": recalled.sum() / seen.sum(),
             "balanced_accuracy": float((recalled[seen > 0] / seen[seen > 0]).mean()),
             "ece": float(np.abs(gaps).sum() / seen.sum())}
+
+
+def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, IntArray],
+            monitors: Sequence[Monitor]) -> dict[str, float]:
+    """What an evaluation point reports: scores of each split's rows, and what the monitors measure.
+
+    Of the averaged weights all scores, of the plain ones the accuracy; none where the method trains no classifier,
+    or a split has no rows.
+    """
+    row: dict[str, float] = {}
+    for split, indices in splits.items():
+        if method.classifies and len(indices):
+            averaged, plain = (scores(net, pool, indices, runtime) for net in (method.predictor(), method.net))
+            row |= {f"{split}_{name}": value for name, value in averaged.items()}
+            row[f"{split}_accuracy_plain"] = plain["accuracy"]
+    for monitor in monitors:
+        row |= monitor(method, pool, runtime)
+    return row
 
 
 def monitored(pool: Pool) -> tuple[str, IntArray]:

@@ -38,9 +38,10 @@ from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
 from ssl_lab.engine.runtime import Precision, Runtime
 from ssl_lab.engine.signals import StopRequest
-from ssl_lab.engine.timing import steps_within
+from ssl_lab.engine.timing import fastest_micro_batches, steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
+from ssl_lab.methods.base import Forward
 from ssl_lab.optim import SGD, Optimizer, Update, plain
 
 
@@ -48,12 +49,14 @@ from ssl_lab.optim import SGD, Optimizer, Update, plain
 class Trainer:
     """Trains a method on a pool; one object is good for one or many runs.
 
-    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete.
-    out: folder of the run. seed: of everything drawn in training. resume: None starts afresh, "auto" goes on
-    if `out` has a checkpoint, a folder continues the run in it (`out` then plays no part). micro_batches: parts
-    of a step that pass the net one after another, each with its own batch statistics, their gradients averaged.
-    clip: largest norm of the gradient. compile: "on" compiles the method's nets. evaluations: points of the
-    accuracy curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
+    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete. out:
+    folder of the run. seed: of everything drawn in training. resume: None starts afresh, "auto" goes on if `out`
+    has a checkpoint, a folder continues the run in it (`out` then plays no part). micro_batches: parts of a step
+    that pass the net one after another, each with its own batch statistics, their gradients averaged; "auto" times
+    a few steps and records how many were fastest. forward: "split" passes the views that only make targets by
+    themselves, without gradient (see `Method.set_forward`). clip: largest norm of the gradient. compile: "on"
+    compiles the method's nets. evaluations: points of the accuracy curve, at which also the monitors measure.
+    config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -65,7 +68,8 @@ class Trainer:
     device: str = "auto"
     precision: Precision = "auto"
     compile: Literal["off", "on"] = "off"
-    micro_batches: int = 1
+    micro_batches: int | Literal["auto"] = 1
+    forward: Forward = "joint"
     clip: float | None = None
     resume: str | Path | None = None
     evaluations: int = 10
@@ -115,14 +119,13 @@ class _Run:
                  unlabeled: int, saved: dict[str, Any] | None) -> None:
         self.trainer, self.runtime, self.method, self.pool = trainer, runtime, method, pool
         self.folder = RunFolder(trainer.folder, writes=runtime.main)
-        self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world,
-                         trainer.micro_batches)
+        parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
+        self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world, parts)
+        method.set_forward(trainer.forward)
         self.forward = runtime.wrap(method, trainer.compile == "on")
         self.optimizer = trainer.optimizer.build(method)
-        self.meter = Meter()
-        self.start, self.seconds = 0, 0.0
-        known = saved["steps"] if saved else trainer.steps
-        self.steps = int(known) if known else self._steps_for(60 * float(trainer.minutes or 0))
+        self.meter, self.start, self.seconds = Meter(), 0, 0.0
+        self.micro_batches, self.steps = self._resolved(saved)
         self.config = self._config(labeled, unlabeled)
         self.manifest = pool.manifest()
         if saved:
@@ -133,11 +136,11 @@ class _Run:
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
         own = {"method": self.method.name, "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled,
-               "micro_batches": self.trainer.micro_batches, "optimizer": repr(self.trainer.optimizer),
+               "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
                "compile": self.trainer.compile, "clip": self.trainer.clip}
-        given = dict(self.trainer.config) if self.trainer.config is not None else own
-        return given | {"steps": self.steps, "minutes": None, "precision": self.runtime.precision,
-                        "out": str(self.folder.path), "resume": None}
+        return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
+                "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
+                "micro_batches": self.micro_batches}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
@@ -146,18 +149,23 @@ class _Run:
         self.meter.load(saved["meter"])
         self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
 
-    def _steps_for(self, seconds: float) -> int:
-        """How many steps fit into `seconds`, evaluations included; leaves the method as it was."""
-        before = copy.deepcopy(self.method.state_dict())
-        at = At(0, 1, self.trainer.seed, self.runtime.rank, self.runtime.world)
-        pool, curve = self.pool, evaluate.monitored(self.pool)[1]
-        images = self.trainer.evaluations * len(curve) + len(pool.valid) + len(pool.test)
-        steps = steps_within(seconds, self.runtime, lambda: self._step(at),
-                             lambda rows: evaluate.predict(self.method.predictor(), pool, rows, self.runtime),
-                             curve[:256], 2 * images)
+    def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
+        """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace."""
+        trainer, runtime, begun = self.trainer, self.runtime, time.perf_counter()
+        parts, steps = trainer.micro_batches, trainer.steps
+        if saved:
+            return int(saved["config"]["micro_batches"] if parts == "auto" else parts), int(saved["steps"])
+        if parts != "auto" and steps:
+            return parts, steps
+        before, at = copy.deepcopy(self.method.state_dict()), At(0, 1, trainer.seed, runtime.rank, runtime.world)
+        if parts == "auto":
+            rows = [stream.rows for stream in self.feed.streams.values()]
+            parts = fastest_micro_batches(rows, runtime, lambda parts: self._step(at, parts))
+        steps = steps or steps_within(60 * (trainer.minutes or 0), begun, lambda: self._step(at, parts),
+                                      self.method, self.pool, runtime, trainer.evaluations)
         self.method.load_state_dict(before)
-        self.optimizer = self.trainer.optimizer.build(self.method)
-        return steps
+        self.optimizer = trainer.optimizer.build(self.method)
+        return parts, steps
 
     def train(self) -> Result:
         trainer, runtime = self.trainer, self.runtime
@@ -171,7 +179,7 @@ class _Run:
             self.method.train()
             for step in range(self.start, self.steps):
                 at = At(step, self.steps, trainer.seed, runtime.rank, runtime.world)
-                loss = self._step(at)
+                loss = self._step(at, self.micro_batches)
                 self.meter.add(step, loss.detached())
                 done = step + 1
                 watching.step(done)
@@ -192,10 +200,10 @@ class _Run:
                                       "go on with --resume auto")
             return self._finish()
 
-    def _step(self, at: At) -> Loss:
+    def _step(self, at: At, micro_batches: int) -> Loss:
         """One step of training."""
         self.trainer.optimizer.set(self.optimizer, at)
-        parts = self.feed(at).chunk(self.trainer.micro_batches)
+        parts = self.feed(at).chunk(micro_batches)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, self.trainer.clip)
         loss = self.trainer.update(closure, self.optimizer, at)
         self.method.after_step(at)
@@ -210,21 +218,11 @@ class _Run:
         row = {"step": done, "seconds": 0.0} | self.meter.mean(self.runtime)
         row["lr"] = at.value(self.trainer.optimizer.lr)
         if done % self.evaluate_every == 0 or last:
-            row |= self._measured(*evaluate.monitored(self.pool)) | self._monitored()
+            row |= self._measure(dict([evaluate.monitored(self.pool)]))
         return row
 
-    def _measured(self, split: str, indices: evaluate.IntArray) -> dict[str, float]:
-        """Scores of the averaged weights, accuracy of the plain ones; none if the method trains no classifier."""
-        if not self.method.classifies or not len(indices):
-            return {}
-        averaged, plain_ = (evaluate.scores(net, self.pool, indices, self.runtime)
-                            for net in (self.method.predictor(), self.method.net))
-        return {f"{split}_{name}": value for name, value in averaged.items()} | {
-            f"{split}_accuracy_plain": plain_["accuracy"]}
-
-    def _monitored(self) -> dict[str, float]:
-        return {name: value for monitor in self.trainer.monitors
-                for name, value in monitor(self.method, self.pool, self.runtime).items()}
+    def _measure(self, splits: Mapping[str, evaluate.IntArray]) -> dict[str, float]:
+        return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors)
 
     def _save(self, done: int) -> None:
         meter = self.meter.state()  # stops here if a loss was not finite
@@ -238,7 +236,7 @@ class _Run:
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()
         nothing = dict.fromkeys(("valid_accuracy", "valid_accuracy_plain", "test_accuracy", "test_accuracy_plain"))
-        measured = self._measured("valid", pool.valid) | self._measured("test", pool.test) | self._monitored()
+        measured = self._measure({"valid": pool.valid, "test": pool.test})
         images = self.feed.images_per_step * self.steps
         summary = {"method": self.method.name, "data": pool.name, "labels": len(pool.labeled),
                    "valid_images": len(pool.valid), "seed": self.trainer.seed, "steps": self.steps,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Ema, Net, Output
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import ViewFactory
+
+Forward = Literal["joint", "split"]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,8 @@ class Method(nn.Module):
     recipe: ClassVar[str]
     views: Views
     classifies: ClassVar[bool] = True  # whether the head learns the pool's classes; not so in pretraining
+    splits: ClassVar[bool] = False  # whether a view of its joint pass only makes targets; see `set_forward`
+    _forward_policy: Forward = "joint"
 
     def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
         super().__init__()
@@ -62,12 +67,31 @@ class Method(nn.Module):
         """The net that is evaluated and exported."""
         return self.ema.net
 
-    def joint(self, *views: Tensor) -> tuple[Output, ...]:
+    def joint(self, *views: Tensor, constant: int | None = None) -> tuple[Output, ...]:
         """One pass of the net over all views together, so that BatchNorm sees them as one batch.
 
-        views: float [B_i, C, H, W]; returns one Output for each, in order.
+        views: float [B_i, C, H, W]; returns one Output for each, in order. constant: the number of the view whose
+        output only makes targets: after `set_forward("split")` it passes by itself, without gradient.
         """
+        if constant is not None and self._forward_policy == "split":
+            with torch.no_grad():
+                target = self.net(views[constant])
+            others = self.joint(*views[:constant], *views[constant + 1 :])
+            return *others[:constant], target, *others[constant:]
         sizes = [len(view) for view in views]
         output = self.net(torch.cat(views))
         return tuple(map(Output, output.features.split(sizes), output.logits.split(sizes)))
 
+    def set_forward(self, policy: Forward) -> None:
+        """How views pass that only make targets: "joint" with the others, as in the papers, or "split" from them.
+
+        Split saves their backward pass. BatchNorm then normalizes them, and the other views, by statistics of their
+        own, and each of the two passes moves the running statistics; without BatchNorm and dropout, the gradient is
+        the same. UsageError if the method has no such views (see `splits`).
+        """
+        if policy not in get_args(Forward):
+            raise unknown("forward policy", policy, get_args(Forward))
+        if policy == "split" and not self.splits:
+            raise UsageError(f"{self.name} has no view that only makes targets in its joint pass; "
+                             "use forward 'joint'")
+        self._forward_policy = policy

@@ -32,6 +32,7 @@ class Dash(Method):
     arxiv = "2109.00650"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
     first_loss: Tensor
 
     def __init__(self, net: Net, gamma: Scalar = 1.004, epochs: int = 1024, least: Scalar = 0.05,
@@ -46,7 +47,7 @@ class Dash(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         falling = self.first_loss * at.value(self.gamma) ** -max(0, self._epoch(at) - 1)

@@ -26,6 +26,7 @@ class DeFixMatch(Method):
     arxiv = "2203.07512"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak, "strong": Strong}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
 
     def __init__(self, net: Net, threshold: Scalar = 0.95, weight: Scalar = 0.5, ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
@@ -35,7 +36,7 @@ class DeFixMatch(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         x_weak, x_strong, u_weak, u_strong = (
-            out.logits for out in self.joint(x["weak"], x["strong"], u["weak"], u["strong"])
+            out.logits for out in self.joint(x["weak"], x["strong"], u["weak"], u["strong"], constant=2)
         )
         supervised = (losses.cross_entropy(x_weak, x.targets) + losses.cross_entropy(x_strong, x.targets)) / 2
         x_confidence, x_pseudo = losses.pseudo_labels(x_weak)

@@ -25,6 +25,7 @@ class FixMatch(Method):
     arxiv = "2001.07685"
     recipe = "recipes/fixmatch.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
 
     def __init__(self, net: Net, threshold: Scalar = 0.95, weight: Scalar = 1.0, ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
@@ -33,7 +34,7 @@ class FixMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         confidence, pseudo = losses.pseudo_labels(weak)
         mask = confidence >= at.value(self.threshold)
         return Loss(

@@ -33,6 +33,7 @@ class FlexMatch(Method):
     arxiv = "2110.08263"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
     selected: Tensor
 
     def __init__(self, net: Net, images: int, unlabeled: int | None = None, threshold: Scalar = 0.95,
@@ -46,7 +47,7 @@ class FlexMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         confidence, pseudo = losses.pseudo_labels(weak)
         threshold = at.value(self.threshold)
         counts = thresholds.class_counts(self.selected, self.net.classes)

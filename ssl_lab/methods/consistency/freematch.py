@@ -35,6 +35,7 @@ class FreeMatch(Method):
     arxiv = "2205.07246"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
     threshold: Tensor
     prediction: Tensor
     histogram: Tensor
@@ -52,7 +53,7 @@ class FreeMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         limits = thresholds.class_thresholds(self.threshold, self.prediction)

@@ -37,6 +37,7 @@ class SimMatch(Method):
     arxiv = "2203.06915"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
 
     bank: Tensor
     bank_labels: Tensor
@@ -59,7 +60,7 @@ class SimMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = self.joint(x["weak"], u["weak"], u["strong"])
+        labeled, weak, strong = self.joint(x["weak"], u["weak"], u["strong"], constant=1)
         with torch.no_grad():
             p = losses.probabilities(weak.logits)
             aligned = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), self.model.mean(dim=0))

@@ -35,6 +35,7 @@ class SoftMatch(Method):
     arxiv = "2301.10921"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
     mean: Tensor
     variance: Tensor
     prediction: Tensor
@@ -52,7 +53,7 @@ class SoftMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         uniform = torch.full_like(self.prediction, 1 / self.net.classes)

@@ -31,6 +31,7 @@ class UDA(Method):
     arxiv = "1904.12848"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
+    splits = True
 
     def __init__(self, net: Net, threshold: Scalar = 0.8, temperature: Scalar = 0.4, tsa: str = "linear",
                  weight: Scalar = 1.0, ema: Scalar = 0.999) -> None:
@@ -43,7 +44,7 @@ class UDA(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"]))
+        labeled, weak, strong = (out.logits for out in self.joint(x["weak"], u["weak"], u["strong"], constant=1))
         confidence, pseudo = losses.pseudo_labels(weak)
         mask = confidence > at.value(self.threshold)
         target = losses.probabilities(weak.detach(), at.value(self.temperature))

@@ -1,0 +1,203 @@
+"""`ssl-lab bench query`: what a query costs in seconds and memory, alone or beside scikit-activeml."""
+
+from __future__ import annotations
+
+import importlib
+import json as jsonlib
+import multiprocessing
+import sys
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ssl_lab.active.memory import Cost, measured
+from ssl_lab.active.plugins import make_query
+from ssl_lab.active.query import UNLABELED, FloatArray, PoolView
+from ssl_lab.errors import UsageError
+from ssl_lab.report import Column, Table
+
+ROWS, MEMBERS = 8192, 5  # made at a time; of mc_probs
+PEERS = {
+    "k_center": ("CoreSet", {}),
+    "typiclust": ("TypiClust", {}),
+    "prob_cover": ("ProbCover", {}),
+    "badge": ("Badge", {}),
+    "margin": ("UncertaintySampling", {"method": "margin_sampling"}),
+    "entropy": ("UncertaintySampling", {"method": "entropy"}),
+    "least_confidence": ("UncertaintySampling", {"method": "least_confident"}),
+}
+
+
+@dataclass(frozen=True)
+class Size:
+    """n rows of dim features in `classes` classes, of which `budget` are to be chosen."""
+
+    n: int
+    dim: int
+    classes: int
+    budget: int
+
+
+def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int = 500, queries: str = "",
+                peers: bool = False, seed: int = 0, json: bool = False) -> None:
+    """Prints what queries cost on clustered random features: seconds, and the peak of memory over that of the inputs.
+
+    queries: names separated by commas; empty for all that need no arguments. peers: also time scikit-activeml's
+    query of the same name, right after each. json: print a list of objects instead of a table.
+    """
+    rows = costs(Size(n, dim, classes, budget), _names(queries), peers, seed)
+    if json:
+        print(jsonlib.dumps(rows, indent=2))
+        return
+    columns = [Column("query"), Column("seconds", "right", ".2f"), Column("peak memory, MB", "right", ".0f")]
+    cells = [[row["query"], row["seconds"], row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6]
+             for row in rows]
+    if peers:
+        columns += [Column("scikit-activeml"), Column("its seconds", "right", ".2f"),
+                    Column("times as long", "right", ".1f")]
+        for row, line in zip(rows, cells, strict=True):
+            both = row["seconds"] and row["peer_seconds"]
+            line += [row["peer"], row["peer_seconds"], both and row["peer_seconds"] / row["seconds"]]
+    Console().print(Table(f"{n} rows, {dim} features, {classes} classes, budget {budget}", columns, cells))
+
+
+def costs(size: Size, queries: list[str], peers: bool, seed: int) -> list[dict[str, Any]]:
+    """For each query: query, n, dim, classes, budget, seconds, peak_memory_bytes; with peers also peer, peer_seconds.
+
+    Each query, and each peer, runs in a process of its own, in turn: it makes the inputs from the seed, runs once on
+    a small pool, so that what is loaded on first use is not counted, and then on the whole. peak_memory_bytes is the
+    highest resident memory of that process meanwhile, less what was resident when the inputs had been made; null
+    where the system does not tell (all but Linux). seconds is null where a query cannot do this size, and standard
+    error says why; peer and peer_seconds are null where there is no such peer.
+    """
+    if min(size.n, size.dim, size.classes, size.budget) < 1 or size.budget > size.n - _labels(size):
+        raise UsageError(f"cannot choose {size.budget} of {size.n} rows of {size.dim} features and {size.classes} "
+                         f"classes, {_labels(size)} of them labeled; expected sizes of at least 1, and a budget of at "
+                         "most the unlabeled rows")
+    if peers:
+        _skactiveml("pool")
+    rows = []
+    for query in queries:
+        name = make_query(query).name
+        row = {"query": name, "n": size.n, "dim": size.dim, "classes": size.classes, "budget": size.budget}
+        cost = _alone(query, size, seed, peer=False)
+        row |= {"seconds": cost and cost.seconds, "peak_memory_bytes": cost and cost.memory}
+        if peers:
+            known = PEERS.get(name)
+            beside = _alone(name, size, seed, peer=True) if known else None
+            row |= {"peer": known and known[0], "peer_seconds": beside and beside.seconds}
+        rows.append(row)
+    return rows
+
+
+def inputs(size: Size, seed: int, needs: frozenset[str] = frozenset()) -> PoolView:
+    """A pool of 8 clusters a class in features, with all arrays that queries may need; mc_probs only if in `needs`.
+
+    The head is linear, and a row's label is that of its cluster; 10 * classes rows are labeled (half of all at most).
+    Arrays are made in place, so that the process never holds much more than they take.
+    """
+    draws = np.random.default_rng(seed)
+    clusters = 8 * size.classes
+    centers = draws.standard_normal((clusters, size.dim), dtype=np.float32)
+    weight = np.stack([centers[c :: size.classes].mean(axis=0) for c in range(size.classes)])
+    weight *= 3 / np.linalg.norm(weight, axis=1, keepdims=True)
+    cluster = draws.integers(clusters, size=size.n)
+    h = np.empty((size.n, size.dim), dtype=np.float32)
+    p = np.empty((size.n, size.classes), dtype=np.float32)
+    members = np.empty((size.n, MEMBERS, size.classes), dtype=np.float32) if "mc_probs" in needs else None
+    for start in range(0, size.n, ROWS):
+        part = slice(start, min(start + ROWS, size.n))
+        h[part] = draws.standard_normal(h[part].shape, dtype=np.float32) + centers[cluster[part]]
+        logits = h[part] @ weight.T
+        p[part] = _softmax(logits)
+        if members is not None:
+            members[part] = _softmax(logits[:, None] + draws.standard_normal(members[part].shape, dtype=np.float32))
+    labels = np.full(size.n, UNLABELED)
+    labels[: _labels(size)] = cluster[: _labels(size)] % size.classes
+    return PoolView(labels, embeddings=h, probs=p, mc_probs=members, predicted_loss=1 - p.max(axis=1),
+                    head_weight=weight, head_bias=np.zeros(size.classes, dtype=np.float32))
+
+
+def _labels(size: Size) -> int:
+    return min(10 * size.classes, size.n // 2)
+
+
+def _softmax(logits: FloatArray) -> FloatArray:
+    powers: FloatArray = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    powers /= powers.sum(axis=-1, keepdims=True)
+    return powers
+
+
+def _names(queries: str) -> list[str]:
+    if queries:
+        return [name.strip() for name in queries.split(",")]
+    from ssl_lab.active.queries import QUERIES
+
+    return [name for name in QUERIES if _needs_nothing(name)]
+
+
+def _needs_nothing(name: str) -> bool:
+    try:
+        make_query(name)
+    except UsageError:
+        return False
+    return True
+
+
+def _alone(query: str, size: Size, seed: int, peer: bool) -> Cost | None:
+    """The cost of a query, or of the peer of this name, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(there, query, size, seed, peer))
+    process.start()
+    there.close()
+    try:
+        result = here.recv()
+    except EOFError:
+        process.join()
+        result = f"its process ended with status {process.exitcode} (-9: too little memory)"
+    process.join()
+    if isinstance(result, Cost):
+        return result
+    print(f"{query}: {result}", file=sys.stderr)
+    return None
+
+
+def _run(answer: Connection, query: str, size: Size, seed: int, peer: bool) -> None:
+    small = Size(min(size.n, 400), size.dim, min(size.classes, 10), min(size.budget, 10))
+    call, needs = (_peer, frozenset[str]()) if peer else (_house, make_query(query).needs)
+    try:
+        call(query, inputs(small, seed, needs), small.budget, seed)
+        answer.send(call(query, inputs(size, seed, needs), size.budget, seed))
+    except (UsageError, MemoryError) as error:
+        answer.send(str(error) or "too little memory")
+
+
+def _house(query: str, view: PoolView, budget: int, seed: int) -> Cost:
+    chooser = make_query(query)
+    return measured(lambda: chooser(view, budget, seed))[1]
+
+
+def _peer(query: str, view: PoolView, budget: int, seed: int) -> Cost:
+    """scikit-activeml's query, with a logistic classifier of the labeled rows where it wants one, fitted before."""
+    name, arguments = PEERS[query]
+    x, classes = view.need("embeddings"), view.need("probs").shape[1]
+    y = np.where(view.labels == UNLABELED, np.nan, view.labels)
+    chooser = getattr(_skactiveml("pool"), name)(random_state=seed, **arguments)
+    more = {}
+    if name in ("Badge", "UncertaintySampling"):
+        linear = importlib.import_module("sklearn.linear_model").LogisticRegression()
+        wrapped = _skactiveml("classifier").SklearnClassifier(linear, classes=list(range(classes)))
+        more = {"clf": wrapped.fit(x, y), "fit_clf": False}
+    return measured(lambda: chooser.query(X=x, y=y, batch_size=budget, **more))[1]
+
+
+def _skactiveml(part: str) -> Any:
+    try:
+        return importlib.import_module(f"skactiveml.{part}")
+    except ImportError as error:
+        raise UsageError(f"peers are timed with scikit-activeml, which cannot be imported ({error}); install it with "
+                         "`pip install scikit-activeml`") from error

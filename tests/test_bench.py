@@ -1,0 +1,287 @@
+"""What makes a step fast (forward policy, micro-batches by timing), and the benchmarks that show it."""
+
+import json
+import runpy
+
+import pytest
+import torch
+import yaml
+from small_runs import ROOT, assert_same_run, digits, flat_net, rows, tiny_net, train
+
+import ssl_lab
+from ssl_lab.batch import At, Batch, Rows
+from ssl_lab.bench import measure
+from ssl_lab.bench.step import PARTS, Step, bench_step, random_pool
+from ssl_lab.bench.views import bench_views
+from ssl_lab.engine import Feed, Runtime, timing, trainer
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import METHODS, FixMatch, Supervised
+from ssl_lab.nets import describe, net
+from ssl_lab.presets import build
+
+CPU = Runtime(torch.device("cpu"), "fp32", "asked")
+SPLITS = [name for name, method in METHODS.items() if method.splits]
+
+
+# Forward policy
+
+
+def _double(part: Rows) -> Rows:
+    return Rows({name: view.double() for name, view in part.views.items()}, part.targets, part.truth, part.indices)
+
+
+def _gradients(name, forward, precision=torch.float64):
+    """Terms and gradients of a method around a net without BatchNorm, sure enough of itself to give pseudo-labels."""
+    pool = digits()
+    method = build(name, flat_net(), pool, {}).train()
+    with torch.no_grad():
+        method.net.head.weight.mul_(30)
+    method.set_forward(forward)
+    batch = Feed(pool, method.views, 16, 32, 0, CPU.device)(At(3, 10))
+    if precision == torch.float64:
+        method, batch = method.double(), Batch(_double(batch.labeled), _double(batch.unlabeled))
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        loss = method(batch, At(3, 10))
+    loss.total.backward()
+    return loss.terms, [p.grad for p in method.parameters() if p.requires_grad]
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_split_gives_the_gradient_of_joint_where_rows_do_not_meet(name):
+    (joint, expected), (split, got) = (_gradients(name, forward) for forward in ("joint", "split"))
+    assert joint["unlabeled"] > 0.01  # else the view that is passed by itself plays no part
+    torch.testing.assert_close(split, joint, rtol=1e-10, atol=0)
+    torch.testing.assert_close(got, expected, rtol=1e-8, atol=1e-12)
+
+
+def test_split_learns_under_autocast():
+    """Weights that were cast to bf16 without gradient must not be taken from autocast's cache."""
+    _, split = _gradients("fixmatch", "split", torch.bfloat16)
+    _, joint = _gradients("fixmatch", "joint", torch.bfloat16)
+    torch.testing.assert_close(split, joint, rtol=0.05, atol=0.05)
+    assert all(gradient.any() for gradient in split)
+
+
+def test_split_passes_the_constant_view_by_its_own_statistics():
+    pool = digits()
+    views = [torch.rand(rows, 1, 8, 8, generator=torch.Generator().manual_seed(rows)) for rows in (4, 6, 8)]
+    joint, split, plain = (FixMatch(tiny_net(pool)).train() for _ in range(3))
+    split.set_forward("split")
+    together = joint.joint(*views, constant=1)
+    assert all(torch.equal(a.logits, b.logits) for a, b in zip(together, plain.joint(*views), strict=True))
+    assert together[1].logits.requires_grad
+    first, constant, last = split.joint(*views, constant=1)
+    assert not constant.logits.requires_grad
+    assert first.logits.requires_grad
+    assert last.logits.requires_grad
+    other = tiny_net(pool).train()
+    assert torch.equal(constant.logits, other(views[1]).logits)
+    rest = other(torch.cat([views[0], views[2]]))
+    assert torch.equal(torch.cat([first.features, last.features]), rest.features)
+    for (name, mine), theirs in zip(split.net.named_buffers(), other.buffers(), strict=True):
+        assert torch.equal(mine, theirs), name  # both passes moved the running statistics
+
+
+@pytest.mark.parametrize(("method", "policy", "words"), [
+    (FixMatch, "spilt", "unknown forward policy 'spilt'. Did you mean split"),
+    (Supervised, "split", "supervised has no view that only makes targets"),
+])
+def test_a_wrong_forward_policy_says_so(tmp_path, method, policy, words):
+    with pytest.raises(UsageError, match=words):
+        train(tmp_path, method(flat_net()), forward=policy)
+
+
+def test_the_trainer_splits_and_records_it(tmp_path):
+    split, joint = (train(tmp_path / forward, forward=forward, steps=4) for forward in ("split", "joint"))
+    config = yaml.safe_load((split.out / "config.yaml").read_text())
+    assert config["forward"] == "split"
+    assert rows(split.out)[0]["loss"] != rows(joint.out)[0]["loss"]  # BatchNorm has other batches
+    with pytest.raises(UsageError, match="forward: 'split' -> 'joint'"):
+        train(split.out, forward="joint", steps=4, resume="auto")
+
+
+# Micro-batches by timing
+
+
+def _chosen(monkeypatch, seconds, sizes=(64, 448)):
+    """What is chosen if a step in k parts takes seconds[k], and which k were tried."""
+    clock, tried = [0.0], []
+
+    def step(parts):
+        clock[0] += seconds[parts] + (10 if parts not in tried else 0)  # the first one sets up kernels
+        tried.append(parts)
+        return ssl_lab.Loss({"loss": torch.tensor(0.0)})
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    return timing.fastest_micro_batches(sizes, CPU, step), tried
+
+
+@pytest.mark.parametrize(("seconds", "best"), [
+    ({1: 1.0, 2: 0.8, 4: 0.7, 8: 0.9}, 4),
+    ({1: 1.0, 2: 0.97, 4: 0.96, 8: 0.98}, 1),  # not worth smaller batches
+    ({1: 1.0, 2: 0.9, 4: 0.88, 8: 0.87}, 2),
+])
+def test_the_least_number_that_no_other_beats_is_chosen(monkeypatch, seconds, best):
+    chosen, tried = _chosen(monkeypatch, seconds)
+    assert chosen == best
+    assert tried[:8] == [1, 2, 4, 8] * 2  # in turn; 16 would leave 32 images
+
+
+@pytest.mark.parametrize(("sizes", "numbers"), [
+    ((64, 448), {1, 2, 4, 8}), ((6, 448), {1, 2}), ((5, 448), set()), ((32, 0), set()), ((128, 0), {1, 2})])
+def test_numbers_divide_both_batches_and_leave_enough_rows(monkeypatch, sizes, numbers):
+    assert set(_chosen(monkeypatch, dict.fromkeys((1, 2, 4, 8), 1.0), sizes)[1]) == numbers
+
+
+def test_auto_leaves_no_trace_and_is_resumed_with_what_it_chose(tmp_path, monkeypatch):
+    monkeypatch.setattr(timing, "LEAST_ROWS", 6)
+    monkeypatch.setattr(timing, "WORTH_IT", 1e-9)  # on a busy machine, any
+    first = train(tmp_path / "auto", micro_batches="auto", steps=4)
+    assert_same_run(first.out, train(tmp_path / "one", micro_batches=1, steps=4).out)
+    monkeypatch.setattr(trainer, "fastest_micro_batches", lambda rows, runtime, step: [step(2), step(4), 4][-1])
+    other = train(tmp_path / "four", micro_batches="auto", steps=None, minutes=0.005)
+    config = yaml.safe_load((other.out / "config.yaml").read_text())
+    assert config["micro_batches"] == 4
+    assert_same_run(other.out, train(tmp_path / "again", micro_batches=4, steps=config["steps"]).out)
+    monkeypatch.delattr(trainer, "fastest_micro_batches")
+    train(other.out, micro_batches="auto", steps=config["steps"], resume="auto")
+    with pytest.raises(UsageError, match="micro_batches: 4 -> 2"):
+        train(other.out, micro_batches=2, steps=config["steps"], resume="auto")
+
+
+# What the benchmarks measure with
+
+
+def test_laps_are_in_turn_and_the_first_round_is_dropped():
+    order = []
+    laps = measure.in_turn({"a": lambda: order.append("a") or len(order), "b": lambda: order.append("b")}, 3)
+    assert "".join(order) == "abababab"
+    assert laps["a"] == [3, 5, 7]
+    with pytest.raises(UsageError, match="repeats=0"):
+        measure.in_turn({}, 0)
+
+
+def test_the_clock_counts_time_for_the_inner_part(monkeypatch):
+    now = iter([0.0, 1.0, 5.0, 7.0, 10.0, 12.0])
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: next(now))
+    clock = measure.Clock()
+    with clock.part("outer"), clock.part("inner"):
+        pass
+    with clock.part("outer"):
+        pass
+    assert clock.seconds == {"outer": 1.0 + 2.0 + 2.0, "inner": 4.0}
+
+
+def test_flops_of_a_linear_layer():
+    layer, x = torch.nn.Linear(30, 20), torch.ones(10, 30)
+    assert measure.flops(lambda: layer(x).sum().backward()) == 2 * 2 * 10 * 30 * 20  # x needs no gradient
+
+
+def test_peak_memory_is_that_of_the_action():
+    measure.peak_memory(lambda: torch.ones(2**28, dtype=torch.uint8), CPU)
+    nothing = measure.peak_memory(lambda: None, CPU)
+    assert measure.peak_memory(lambda: torch.ones(2**28, dtype=torch.uint8), CPU) - nothing > 2**27
+
+
+# ssl-lab bench step
+
+TINY = {"net": "tiny_4", "labeled": 8, "unlabeled": 16, "size": 8, "device": "cpu"}
+
+
+def test_a_step_is_the_trainers(tmp_path):
+    pool = random_pool(8, 24)
+    mine, trained = (FixMatch(net("tiny_4", style=pool.style)) for _ in range(2))
+    step = Step(mine, pool, 8, 16, CPU, 2, False)
+    step(), step()
+    train(tmp_path, trained, pool, 8, 16, steps=2, micro_batches=2)
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in mine.state_dict().items())
+
+
+def test_bench_step_prints_what_a_step_costs(capsys):
+    bench_step(**TINY, micro_batches=2, forward="split", repeats=2, reference=True, json=True)
+    row = json.loads(capsys.readouterr().out)
+    assert {"method": "fixmatch", "net": "tiny_4", "micro_batches": 2, "forward": "split"}.items() <= row.items()
+    assert row["step_ms_least"] <= row["step_ms"] <= row["step_ms_most"]
+    assert row["images_per_second"] == pytest.approx(24e3 / row["step_ms"])
+    assert row["tflops"] == pytest.approx(row["flops"] / row["step_ms"] / 1e9)
+    assert row["peak_fraction"] == pytest.approx(row["tflops"] / row["peak_tflops"])
+    assert row["peak_memory_bytes"] > 2**20
+    assert row["ratio"] == pytest.approx(row["reference_step_ms"] / row["step_ms"])
+    assert list(row["parts_ms"]) == list(PARTS)
+    assert all(value > 0 for value in row["parts_ms"].values())
+    assert sum(row["parts_ms"].values()) < 1.1 * row["step_ms_most"]
+
+
+@pytest.mark.parametrize(("forward", "passes"), [("joint", 3 * 40), ("split", 3 * 24 + 16)])
+def test_flops_are_those_of_the_passes(forward, passes):
+    found, = bench_step(**TINY, forward=forward, micro_batches=1, repeats=1, json=True)
+    style = random_pool(8, 24).style
+    _, one = describe(net("tiny_4", style=style), style)
+    stem = 2 * 4 * 3 * 9 * 64  # no gradient for its input: 4 channels from 3, 3x3, 64 pixels
+    rows_with_gradient = 40 if forward == "joint" else 24
+    assert found["flops"] == passes * one - rows_with_gradient * stem
+
+
+def test_methods_take_turns_and_fixmatch_is_the_unit(capsys):
+    found = bench_step("fixmatch,supervised", **TINY, micro_batches="auto", repeats=1)
+    out = capsys.readouterr().out
+    assert [row["to_fixmatch"] for row in found] == [1.0, found[1]["step_ms"] / found[0]["step_ms"]]
+    assert found[1]["images_per_second"] == pytest.approx(8e3 / found[1]["step_ms"])
+    assert "supervised" in out
+    assert "gradient" in out
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_a_step(name):
+    pool = random_pool(16, 24)
+    _, parts = Step(build(name, net("tiny_4", style=pool.style), pool, {}), pool, 8, 16, CPU, 1, False)()
+    assert parts["forward and backward"] > 0
+
+
+def test_wrong_arguments_say_so(monkeypatch, tmp_path):
+    with pytest.raises(UsageError, match="unknown method 'fixmach'"):
+        bench_step("fixmach", **TINY)
+    with pytest.raises(UsageError, match="says nothing of supervised"):
+        bench_step("supervised", reference=True, **TINY)
+    with pytest.raises(UsageError, match="supervised has no view that only makes targets"):
+        bench_step("supervised", forward="split", **TINY)
+    monkeypatch.setattr(ssl_lab, "__file__", str(tmp_path / "ssl_lab" / "__init__.py"))
+    with pytest.raises(UsageError, match="run it in a clone"):
+        bench_step(reference=True, **TINY)
+
+
+def test_the_reference_learns():
+    pool = random_pool(8, 48)
+    made = net("tiny_4", style=pool.style)
+    before = [p.clone() for p in made.parameters()]
+    step = runpy.run_path(str(ROOT / "tests" / "benchmarks" / "reference.py"))["Reference"](
+        made, pool, 16, 32, CPU.device)
+    numbers = step()
+    assert numbers["loss"] == pytest.approx(numbers["labeled"] + numbers["unlabeled"])
+    for old, new, mean in zip(before, made.parameters(), step.average.parameters(), strict=True):
+        torch.testing.assert_close(mean, 0.999 * old + 0.001 * new)
+    assert not torch.equal(before[0], next(made.parameters()))
+
+
+# ssl-lab bench views
+
+
+def test_bench_views_compares_results_too(capsys):
+    bench_views(size=(32, 33), rows=64, repeats=1, device="cpu", json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["view"], row["size"]) for row in found[:len(found) // 2]] == [
+        (name, 32) for name in ssl_lab.views.VIEWS]
+    for row in found:
+        assert row["images_per_second_per_core"] == pytest.approx(64e3 / row["ms"] / row["threads"])
+        if row["view"] in ("eval", "weak", "strong"):
+            least = row["pillow_images_per_second"] / row["images_per_second_per_core"]
+            assert row["ratio"] == pytest.approx(1 / least)
+            assert row["differing"] <= (0.002 if row["view"] == "strong" else 0)  # see ops.auto_contrast
+
+
+def test_bench_views_in_a_table(capsys):
+    bench_views(size=(8,), rows=4, repeats=1, device="cpu")
+    assert "strong" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="rows=0"):
+        bench_views(rows=0)
