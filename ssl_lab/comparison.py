@@ -18,7 +18,7 @@ from rich.console import Console
 from scipy.stats import t as student
 
 from ssl_lab.data import Pool
-from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.report import (
     Band,
@@ -65,7 +65,7 @@ class Job:
         write_text(file, yaml.safe_dump(content, sort_keys=False))
 
     def run(self) -> None:
-        """Runs or resumes it. Raises RuntimeError with its last words if it fails."""
+        """Runs or resumes it. RunFailedError has its last words."""
         command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
         with (self.out / "log.txt").open("a") as log:
             status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
@@ -73,7 +73,7 @@ class Job:
             raise Interrupted("stopped; the same command goes on")
         if status:
             last = (self.out / "log.txt").read_text().strip().splitlines()[-1:]
-            raise RuntimeError(f"{self.out.name} failed: {' '.join(last)} (see {self.out / 'log.txt'})")
+            raise RunFailedError(f"{self.out.name} failed: {' '.join(last)} (see {self.out / 'log.txt'})")
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
@@ -90,7 +90,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
             for number, job in enumerate(waiting, start=1):
                 try:
                     started[job.out].result()
-                except RuntimeError as error:
+                except RunFailedError as error:
                     failed.append(str(error))
                     print(f"{number}/{len(waiting)} {error}", file=sys.stderr)
                 else:
@@ -102,6 +102,14 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
             pool.shutdown(cancel_futures=True)
             raise
     return failed
+
+
+def best(jobs: Sequence[Job], key: str) -> Job:
+    """The finished job with the highest `key` in its summary. RunFailedError if none finished."""
+    finished = [(job.summary[key], -number, job) for number, job in enumerate(jobs) if job.summary]
+    if not finished:
+        raise RunFailedError(f"none of the {len(jobs)} runs in {jobs[0].out.parent} finished; see their log.txt")
+    return max(finished)[-1]
 
 
 @dataclass(frozen=True)
@@ -143,9 +151,9 @@ def table(title: str, runs: Sequence[Runs], balanced: bool) -> Table:
                Column("coverage", "right", ".1%"), Column("ECE", "right", ".1%"), Column("steps", "right", ",.0f"),
                Column("seconds", "right", ",.0f"), Column("images/s", "right", ",.0f"),
                Column("memory (MB)", "right", ",.0f")]
-    rows = [(each.name, mean_spread(each.each(score)), _points(interval(each.each(score))[1]), each.mean("precision"),
-             each.mean("coverage"), each.mean("test_ece"), each.mean("steps"), each.mean("seconds"),
-             each.mean("images_per_second"), each.mean("peak_memory_bytes") / 2**20) for each in runs]
+    keys = ("pseudo_precision", "pseudo_coverage", "test_ece", "steps", "seconds", "images_per_second")
+    rows = [(each.name, mean_spread(each.each(score)), _points(interval(each.each(score))[1]), *map(each.mean, keys),
+             each.mean("peak_memory_bytes") / 2**20) for each in runs]
     return Table(title, columns, rows)
 
 
@@ -193,16 +201,19 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     for line in said:
         page.text(line)
     page.section("During training")
-    for key, caption in ((score, "Averaged weights on test images. The curve chose nothing."),
-                         ("precision", "Share of right ones among the unlabeled images that the evaluated net is at "
-                                       "least 95% sure of, whatever threshold the method itself has."),
-                         ("coverage", "Share of the unlabeled images that it is at least 95% sure of.")):
+    captions = {
+        score: "Averaged weights on test images. The curve chose nothing.",
+        "pseudo_precision": "Share of right ones among the unlabeled images that the evaluated net is at least 95% "
+                            "sure of, whatever threshold the method itself has.",
+        "pseudo_coverage": "Share of the unlabeled images that it is at least 95% sure of.",
+    }
+    for key, caption in captions.items():
         page.figure(curves({each.name: each.band(key) for each in everything}, key.replace("_", " "), percent=True),
                     f"{caption} Mean and standard deviation over seeds.")
     page.section("Pseudo-labels by class")
     for each in everything:
         for key in ("precision", "coverage"):
-            bands = {name: each.band(f"{key}/{c}") for c, name in enumerate(pool.class_names)}
+            bands = {name: each.band(f"pseudo_{key}/{c}") for c, name in enumerate(pool.class_names)}
             page.figure(heat_map(bands, f"{each.name}: {key}"), _lowest(bands, key))
     Console().print(shown)
     print(*said, f"The report is {out / 'report.html'}", sep="\n")

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from ssl_lab.errors import NonFiniteLossError, UsageError, unknown
+from ssl_lab.errors import NonFiniteLossError, RunFailedError, UsageError, unknown
 
 S = TypeVar("S", bound="Settings")
 
@@ -160,7 +160,7 @@ def exit_with_status(action: Callable[[], object]) -> None:
     except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
         sys.stderr.close()
         sys.exit(0)
-    except (NonFiniteLossError, OSError) as error:
+    except (NonFiniteLossError, RunFailedError, OSError) as error:
         _exit(f"error: {error}", 1)
 
 

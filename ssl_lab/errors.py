@@ -14,6 +14,10 @@ class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the message names the step, the terms and the checkpoint."""
 
 
+class RunFailedError(RuntimeError):
+    """A run in a process of its own ended with an error; the message has its last line and names its log."""
+
+
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C or SIGTERM arrived; the step was finished and a checkpoint saved. Exit status 130."""
 

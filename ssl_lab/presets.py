@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from ssl_lab import methods
-from ssl_lab.data import Pool
+from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
@@ -40,7 +41,8 @@ class Preset:
 # train every method by: WRN-28-2, 2^20 steps, SGD with Nesterov momentum 0.9, learning rate 0.03 cos(7 pi t / 16).
 PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001, arguments={})
 # As many unlabeled as labeled images, in the papers and there; the others have seven times as many.
-EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "ict", "mixmatch", "remixmatch", "s4l"}
+EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "ict", "mixmatch", "remixmatch", "s4l",
+                 "s4l_exemplar", "hiermatch"}
 # What papers set by data set, in place of the method's own defaults, which are those for CIFAR-10.
 BY_DATA: dict[tuple[str, str], dict[str, Schedule | float]] = {
     # Berthelot et al. 2019, section 4.2
@@ -57,6 +59,7 @@ SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "softmatch": {"momentum": 0.99},
     "adamatch": {"momentum": 0.99},
     "mixmatch": {"weight": linear(0.0, 75.0, until=0.3)},
+    "hiermatch": {"base": partial(methods.MixMatch, weight=linear(0.0, 75.0, until=0.3))},
     "remixmatch": {"mixed": linear(0.0, 1.5, until=0.3), "anchored": linear(0.0, 0.5, until=0.3)},
     "uda": {"tsa": "none"},
 }
@@ -88,13 +91,23 @@ def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Meth
     """The method of this name around `net`, for this pool.
 
     Arguments that describe the pool are filled in where the method has them: images (its rows), unlabeled (how many
-    of them train), class_counts (labels by class). Raises UsageError for an argument that the method does not have.
+    of them train), class_counts (labels by class), parents (the superclass of each class). Raises UsageError for an
+    argument that the method does not have, or needs and was not given.
     """
     method = methods.get(name)
     known = inspect.signature(method).parameters
     for argument in arguments:
         if argument not in known:
             raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(list(known)[1:])}")
-    facts = {"images": len(pool), "unlabeled": len(pool.unlabeled),
-             "class_counts": np.bincount(pool.labels[pool.labeled], minlength=pool.classes).tolist()}
-    return method(net, **{fact: value for fact, value in facts.items() if fact in known} | dict(arguments))
+    facts: dict[str, Callable[[], Any]] = {
+        "images": lambda: len(pool),
+        "unlabeled": lambda: len(pool.unlabeled),
+        "class_counts": lambda: np.bincount(pool.labels[pool.labeled], minlength=pool.classes).tolist(),
+        "parents": lambda: [hierarchy.parents(pool)],
+    }
+    filled = {name: fact() for name, fact in facts.items() if name in known and name not in arguments}
+    missing = [name for name, parameter in list(known.items())[1:]
+               if parameter.default is parameter.empty and name not in filled.keys() | arguments.keys()]
+    if missing:
+        raise UsageError(f"{name} needs {', '.join(missing)}, which {method.recipe} finds for it")
+    return method(net, **filled, **arguments)

@@ -65,7 +65,8 @@ def test_a_recipe_is_about_forty_lines_and_shows_its_command(name):
     assert f"python recipes/{name}.py --" in recipe(name).__doc__
 
 
-@pytest.mark.parametrize("method", [name for name, method in METHODS.items() if method.family == "consistency"])
+@pytest.mark.parametrize("method", [name for name, method in METHODS.items()
+                                    if method.family == "consistency" and method.recipe != "recipes/openset.py"])
 def test_every_consistency_method_runs(tmp_path, method):
     run("consistency", "--method", method, "--steps", 2, "--unlabeled", 16, "--out", tmp_path)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -18,11 +18,11 @@ from ssl_lab.methods import Method
 class PseudoLabels:
     """How right the evaluated net is about the unlabeled images, by class: the same measure for every method.
 
-    Of a fixed sample of `rows` unlabeled training images whose truth the pool knows: `coverage/c`, the share of
+    Of a fixed sample of `rows` unlabeled training images whose truth the pool knows: `pseudo_coverage/c`, the share of
     the images of class c that are predicted, as whatever class, with a confidence of `threshold` or more, and
-    `precision/c`, the share of right ones among the confident predictions of c (NaN where there are none);
-    `coverage` and `precision`, the same over all classes. Training never sees these numbers. Nothing is measured
-    where no truth is known, or of a method that trains no classifier.
+    `pseudo_precision/c`, the share of right ones among the confident predictions of c (NaN where there are none);
+    `pseudo_coverage` and `pseudo_precision`, the same over all classes. Training never sees these numbers. Nothing
+    is measured where no truth is known, or of a method that trains no classifier.
     """
 
     threshold: float = 0.95
@@ -40,8 +40,7 @@ class PseudoLabels:
             truth, truth[confident], said[confident], said[confident & (said == truth)])]
         there, covered, claimed, right = np.split(np.array(runtime.totals(np.concatenate(counts).tolist())), 4)
         with np.errstate(invalid="ignore"):  # 0 / 0 is NaN: nothing to report
-            coverage, precision = covered / there, right / claimed
-            numbers = {"coverage": covered.sum() / there.sum(), "precision": right.sum() / claimed.sum()}
-        return {name: float(value) for name, value in numbers.items()} | {
-            f"{name}/{c}": float(values[c]) for name, values in (("coverage", coverage), ("precision", precision))
-            for c in range(classes)}
+            by_class = {"pseudo_coverage": covered / there, "pseudo_precision": right / claimed}
+            over_all = {"pseudo_coverage": covered.sum() / there.sum(), "pseudo_precision": right.sum() / claimed.sum()}
+        return {name: float(value) for name, value in over_all.items()} | {
+            f"{name}/{c}": float(values[c]) for name, values in by_class.items() for c in range(classes)}

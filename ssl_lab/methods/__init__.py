@@ -11,15 +11,17 @@ from ssl_lab.methods.consistency.defixmatch import DeFixMatch
 from ssl_lab.methods.consistency.fixmatch import FixMatch
 from ssl_lab.methods.consistency.flexmatch import FlexMatch
 from ssl_lab.methods.consistency.freematch import FreeMatch
+from ssl_lab.methods.consistency.hiermatch import HierMatch
 from ssl_lab.methods.consistency.ict import ICT
 from ssl_lab.methods.consistency.mean_teacher import MeanTeacher
 from ssl_lab.methods.consistency.mixmatch import MixMatch
 from ssl_lab.methods.consistency.noisy_student import NoisyStudent
+from ssl_lab.methods.consistency.opencos import OpenCoS
 from ssl_lab.methods.consistency.pi_model import PiModel
 from ssl_lab.methods.consistency.pseudo_label import PseudoLabel
 from ssl_lab.methods.consistency.reference_prior import ReferencePrior
 from ssl_lab.methods.consistency.remixmatch import ReMixMatch
-from ssl_lab.methods.consistency.s4l import S4L
+from ssl_lab.methods.consistency.s4l import S4L, S4LExemplar
 from ssl_lab.methods.consistency.simmatch import SimMatch
 from ssl_lab.methods.consistency.softmatch import SoftMatch
 from ssl_lab.methods.consistency.temporal_ensembling import TemporalEnsembling
@@ -28,9 +30,10 @@ from ssl_lab.methods.consistency.vat import VAT
 from ssl_lab.methods.supervised import Supervised
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (
-    Supervised, PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L,
+    Supervised,
+    PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L, S4LExemplar,
     FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
-    ReferencePrior, ABC, DARP,
+    ReferencePrior, HierMatch, ABC, DARP, OpenCoS,
 )}
 
 
@@ -55,14 +58,17 @@ __all__ = [
     "FixMatch",
     "FlexMatch",
     "FreeMatch",
+    "HierMatch",
     "MeanTeacher",
     "Method",
     "MixMatch",
     "NoisyStudent",
+    "OpenCoS",
     "PiModel",
     "PseudoLabel",
     "ReMixMatch",
     "ReferencePrior",
+    "S4LExemplar",
     "SimMatch",
     "SoftMatch",
     "Supervised",

@@ -1,20 +1,27 @@
-"""S4L-Rotation (Zhai et al. 2019, arXiv 1905.03670): tell how an image was turned, on all images, beside its class."""
+"""S4L (Zhai et al. 2019, arXiv 1905.03670): a pretext task on all images, labeled or not, beside their class."""
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.mixing import all_rotations, rotation_head
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
-from ssl_lab.views import Weak
+from ssl_lab.views import Strong, Weak
 
 
 class S4L(Method):
-    """L = mean_r H(y, p(turn_r(x))) + weight * (R(x) + R(u)) / 2,    R(z) = mean_r H(r, p_rot(turn_r(z)))
+    """S4L-Rotation: tell how an image was turned.
+
+    L = mean_r H(y, p(turn_r(x))) + weight * (R(x) + R(u)) / 2,    R(z) = mean_r H(r, p_rot(turn_r(z)))
 
     with r over 0, 90, 180 and 270 degrees, means over the rows, and p_rot a linear head on the features. Every
     image is there in all four rotations, the labeled ones with their class in each; all 4 (B + U) rows pass the
@@ -53,3 +60,73 @@ class S4L(Method):
                 "rotation_accuracy": losses.accuracy(rotations_u.detach().argmax(dim=1), turns_u),
             },
         )
+
+
+class S4LExemplar(Method):
+    """S4L-Exemplar: tell which views show the same image.
+
+    L = mean_k H(y, p(v_k(x))) + weight * (T(x) + T(u)) / 2,    T(z) = mean of `batch_hard` over the views v_k(z)
+
+    Every image is there in K views, the labeled ones with their class in each; all K (B + U) rows pass the net
+    together. The embedding is a linear layer on the features, scaled to length 1. Triplets are sought among the
+    rows of a rank, the labeled and the unlabeled ones apart.
+
+    The paper's views are crops with noise in hue, saturation and value; here they are strong views, which suit
+    small images. Its code hands the numbers of images and of views to the loss in reverse order, so that runs of
+    many images count as one; here the positives are the other views of the image, as the paper says.
+
+    copies: K. dim: of the embedding, 1000 in the paper's code. weight: of the triplet loss, w in the paper.
+    """
+
+    name = "s4l_exemplar"
+    family = "consistency"
+    paper = "S4L: Self-Supervised Semi-Supervised Learning"
+    arxiv = "1905.03670"
+    recipe = "recipes/consistency.py"
+
+    def __init__(self, net: Net, copies: int = 8, dim: int = 128, weight: Scalar = 1.0, ema: Scalar = 0.999) -> None:
+        super().__init__(net, ema)
+        if copies < 2:
+            raise UsageError(f"copies={copies}: expected 2 or more views of an image, to be told from other images'")
+        self.weight = weight
+        strong = {f"strong_{k + 1}": Strong for k in range(copies)}
+        self.views = Views(labeled=strong, unlabeled=strong)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed_of("exemplar head"))
+            self.exemplar_head = nn.Linear(net.features_dim, dim)
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        x, u = batch.labeled, batch.unlabeled
+        labeled, unlabeled = self.joint(torch.cat([*x.views.values()]), torch.cat([*u.views.values()]))
+        triplets = [batch_hard(self._embed(part.features), torch.arange(len(part.features), device=u.indices.device)
+                               % len(rows)) for part, rows in ((labeled, x), (unlabeled, u))]
+        return Loss(
+            {
+                "labeled": losses.cross_entropy(labeled.logits, x.targets.repeat(len(x.views))),
+                "exemplar": at.value(self.weight) * (triplets[0].mean() + triplets[1].mean()) / 2,
+            },
+            logs={
+                "train_accuracy": losses.accuracy(labeled.logits[: len(x)].detach().argmax(dim=1), x.targets),
+                # softplus(d+ - d-) is below log 2 where the farthest view of the image is the nearer one
+                "exemplar_accuracy": (triplets[1].detach() < math.log(2)).float().mean(),
+            },
+        )
+
+    def _embed(self, features: Tensor) -> Tensor:
+        """[N, dim], rows of length 1, float32 at least."""
+        return F.normalize(self.exemplar_head(features).to(self.exemplar_head.weight.dtype), dim=1)
+
+
+def batch_hard(embeddings: Tensor, images: Tensor) -> Tensor:
+    """softplus(max_(j shows i's image, j != i) d_ij - min_(j shows another image) d_ij) for each row i: float [N].
+
+    d is the Euclidean distance, 1e-6 at least: its gradient has no limit at 0 (Hermans et al. 2017, arXiv 1703.07737,
+    with the soft margin). embeddings: float [N, D]. images: int64 [N], which image a row shows, each at least twice;
+    where all show the same one, the loss is 0.
+    """
+    distance = torch.cdist(embeddings, embeddings, compute_mode="donot_use_mm_for_euclid_dist").clamp(min=1e-6)
+    same = images[:, None] == images
+    others = same & ~torch.eye(len(images), dtype=torch.bool, device=images.device)
+    farthest = distance.masked_fill(~others, -torch.inf).amax(dim=1)
+    nearest = distance.masked_fill(same, torch.inf).amin(dim=1)
+    return F.softplus(farthest - nearest)
