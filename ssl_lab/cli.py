@@ -1,9 +1,10 @@
-"""The `ssl-lab` command: quickstart, list, env."""
+"""The `ssl-lab` command: quickstart, list, env, query, bench."""
 
 from __future__ import annotations
 
 import json as jsonlib
 import platform
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -81,7 +82,10 @@ def _methods() -> list[dict[str, str]]:
 
 
 def _queries() -> list[dict[str, str]]:
-    return []
+    from ssl_lab.active.queries import QUERIES
+
+    return [{"name": name, "family": query.family, "needs": ", ".join(sorted(query.needs)), "arxiv": query.arxiv,
+             "paper": query.paper} for name, query in QUERIES.items()]
 
 
 def _views() -> list[dict[str, str]]:
@@ -109,7 +113,34 @@ def _described(names: Mapping[str, str]) -> list[dict[str, str]]:
 _TABLES: dict[str, Any] = {"methods": _methods, "queries": _queries, "views": _views, "nets": _nets, "data": _data}
 
 
+def query() -> None:
+    """Chooses images to label next from your own arrays; see `ssl-lab query --help`."""
+
+
+def bench() -> None:
+    """Times a step, a view or a query on this machine; see `ssl-lab bench step|views|query --help`."""
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of `ssl-lab`."""
-    commands: dict[str, Callable[..., None]] = {"quickstart": quickstart, "list": list_, "env": env}
-    exit_with_status(lambda: run_command(commands, "ssl-lab", __doc__ or "", arguments))
+    """Entry point of `ssl-lab`. What needs torch to be imported is imported only when it is asked for."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    exit_with_status(lambda: _run(argv))
+
+
+def _run(argv: list[str]) -> None:
+    if argv[:1] == ["bench"]:
+        from ssl_lab import bench as room
+        from ssl_lab.bench.query import bench_query
+        from ssl_lab.bench.step import bench_step
+        from ssl_lab.bench.views import bench_views
+
+        run_command({"step": bench_step, "views": bench_views, "query": bench_query}, "ssl-lab bench",
+                    room.__doc__ or "", argv[1:])
+        return
+    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
+                                                  "query": query, "bench": bench}
+    if argv[:1] == ["query"]:
+        from ssl_lab.active.command import query_command
+
+        commands["query"] = query_command
+    run_command(commands, "ssl-lab", __doc__ or "", argv)

@@ -125,14 +125,14 @@ def launch(main: Callable[[S], object], settings: type[S]) -> None:
         exit_with_status(lambda: main(parse(settings)))
 
 
-def run_command(commands: Mapping[str, Callable[..., None]], program: str, description: str,
+def run_command(commands: Mapping[str, Callable[..., object]], program: str, description: str,
                 arguments: Sequence[str] | None = None) -> None:
     """Runs the subcommand that the command line names; its arguments become flags."""
     import tyro
 
-    chosen: list[Callable[[], None]] = []
+    chosen: list[Callable[[], object]] = []
 
-    def later(command: Callable[..., None]) -> Callable[..., None]:
+    def later(command: Callable[..., object]) -> Callable[..., None]:
         """Takes the command's arguments, so that only the parsing happens while stderr is held back."""
         @functools.wraps(command)
         def choose(*args: Any, **kwargs: Any) -> None:
