@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from ssl_lab import methods
+from ssl_lab import methods, schedule
 from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
@@ -91,8 +91,8 @@ def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Meth
     """The method of this name around `net`, for this pool.
 
     Arguments that describe the pool are filled in where the method has them: images (its rows), unlabeled (how many
-    of them train), class_counts (labels by class), parents (the superclass of each class). Raises UsageError for an
-    argument that the method does not have, or needs and was not given.
+    of them train), class_counts (labels by class), parents (the superclass of each class). A text with a parenthesis
+    is a schedule. Raises UsageError for an argument that the method does not have, or needs and was not given.
     """
     method = methods.get(name)
     known = inspect.signature(method).parameters
@@ -110,4 +110,6 @@ def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Meth
                if parameter.default is parameter.empty and name not in filled.keys() | arguments.keys()]
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}, which {method.recipe} finds for it")
-    return method(net, **filled, **arguments)
+    given = {name: schedule.parse(value) if isinstance(value, str) and "(" in value else value
+             for name, value in arguments.items()}
+    return method(net, **filled, **given)

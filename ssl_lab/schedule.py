@@ -6,9 +6,13 @@ A method reads one with `at.value(self.threshold)`.
 
 from __future__ import annotations
 
+import ast
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
+
+from ssl_lab.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,29 @@ def warm_up(until: float, then: Scalar) -> Schedule:
     after = then if callable(then) else constant(then)
     return Schedule(f"warm_up({until}, {then})",
                     lambda t: after(0.0) * t / until if t < until else after((t - until) / (1 - until)))
+
+
+def parse(text: str) -> Schedule:
+    """The schedule that its text describes, e.g. "linear(0, 75, until=0.3)": a function of this module and numbers.
+
+    UsageError for anything else.
+    """
+    known = (constant, linear, cosine, cosine_7_16, ramp_up, cyclical, warm_up)
+    makers: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in known}
+
+    def value(node: ast.expr) -> Any:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in makers:
+            named = {word.arg: value(word.value) for word in node.keywords if word.arg}
+            return makers[node.func.id](*map(value, node.args), **named)
+        return ast.literal_eval(node)
+
+    try:
+        made = value(ast.parse(text, mode="eval").body)
+        made(0.5)  # numbers, and as many as it needs
+    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+        raise UsageError(f"{text!r} is no schedule; expected e.g. linear(0, 1, until=0.3), by one of "
+                         f"{', '.join(makers)}") from None
+    return cast(Schedule, made)
 
 
 def _clip(t: float) -> float:

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from ssl_lab import schedule
 from ssl_lab.batch import At
+from ssl_lab.errors import UsageError
 
 FRACTION = st.floats(0, 1)
 
@@ -41,3 +42,18 @@ def test_warm_up_is_linear_and_then_runs_the_whole_of_what_follows():
 def test_a_schedule_prints_how_it_was_made():
     assert repr(schedule.linear(0.0, 2.0, until=0.5)) == "linear(0.0, 2.0, until=0.5)"
     assert repr(schedule.warm_up(0.1, schedule.cosine(2.0))) == "warm_up(0.1, cosine(2.0, 0.0, cycles=0.5))"
+
+
+@pytest.mark.parametrize("made", [schedule.linear(0.0, 75.0, until=0.3), schedule.cyclical(0.2, 0.8, cycles=4),
+                                  schedule.warm_up(0.1, schedule.cosine_7_16(0.03)), schedule.constant(-2.0)])
+def test_a_schedule_is_read_from_how_it_prints(made):
+    again = schedule.parse(repr(made))
+    assert repr(again) == repr(made)
+    assert [again(t / 7) for t in range(8)] == [made(t / 7) for t in range(8)]
+
+
+@pytest.mark.parametrize("text", ["linear(0", "linear(0)", "open('x')", "parse('1')", "3", "linear('a', 'b')", "x.y(1)",
+                                  "linear(0, 1, until=0)", "linear(0, 1, 2, 3)"])
+def test_what_is_no_schedule_is_refused(text):
+    with pytest.raises(UsageError, match="is no schedule; expected"):
+        schedule.parse(text)
