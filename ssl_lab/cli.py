@@ -82,10 +82,10 @@ def _methods() -> list[dict[str, str]]:
 
 
 def _queries() -> list[dict[str, str]]:
-    from ssl_lab.active.queries import QUERIES
+    from ssl_lab.active.queries import QUERIES, WRAPPERS
 
     return [{"name": name, "family": query.family, "needs": ", ".join(sorted(query.needs)), "arxiv": query.arxiv,
-             "paper": query.paper} for name, query in QUERIES.items()]
+             "paper": query.paper} for name, query in (QUERIES | WRAPPERS).items()]
 
 
 def _views() -> list[dict[str, str]]:

@@ -10,10 +10,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ssl_lab.active.checks import check_query
 from ssl_lab.batch import At, Batch, Loss, Rows, Style, generator
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net, net
 from ssl_lab.views import ViewFactory
+
+__all__ = ["check_method", "check_query", "check_views"]
 
 ROWS = 8
 CLASSES = 4

@@ -131,6 +131,18 @@ class Query:
         return view.ids_of(self.select(view, budget, seed))
 
 
+class ScoreQuery(Query):
+    """A query that takes the rows of the highest scores. A subclass writes `scores`; wrappers reuse them."""
+
+    def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
+        """[len(rows)], how much each row is worth: at least 0, and higher is chosen sooner."""
+        raise NotImplementedError
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        candidates = view.candidates
+        return candidates[highest(self.scores(view, candidates), budget, seed)]
+
+
 def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:
     """Positions of the `budget` highest scores [M], highest first; equal scores in an order drawn from the seed."""
     order = rng(seed, "ties").permutation(len(scores))

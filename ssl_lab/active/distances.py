@@ -1,0 +1,86 @@
+"""Distances between many rows: float32 matrix products in blocks, so that memory is O(N D + block)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+
+from ssl_lab.active.query import FloatArray, IntArray
+
+BLOCK = 2**24  # numbers in a block of distances: 64 MiB
+
+
+def blocks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices that cover `rows`, each of at most BLOCK numbers if a row has `columns` (but of one row at least)."""
+    size = max(1, BLOCK // max(columns, 1))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def take(array: FloatArray, rows: IntArray) -> FloatArray:
+    """`array[rows]` for increasing rows; no copy if these are all rows."""
+    return array if len(rows) == len(array) else array[rows]
+
+
+def centered(x: FloatArray) -> FloatArray:
+    """x [N, D] minus its mean: the same distances, with more digits left after the squares cancel."""
+    result: FloatArray = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return result
+
+
+def unit(x: FloatArray) -> FloatArray:
+    """x [N, D] with rows of length 1; rows of zeros stay."""
+    norms: FloatArray = np.sqrt(squared_norms(x))
+    norms[norms == 0] = 1
+    return x / norms[:, None]
+
+
+def squared_norms(x: FloatArray) -> FloatArray:
+    """[N], of x [N, D]."""
+    norms: FloatArray = np.einsum("nd,nd->n", x, x)
+    return norms
+
+
+def squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:
+    """[N, M], |x_i - y_j|^2 of x [N, D] and y [M, D], by one matrix product; never below 0.
+
+    The error is about 1e-7 of the squared norms: give `centered` rows. Equal rows may be at a distance above 0.
+    """
+    products: FloatArray = x @ y.T
+    products *= -2
+    products += squared_norms(x)[:, None]
+    products += squared_norms(y)
+    return np.maximum(products, 0, out=products)
+
+
+def min_squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:
+    """[N], from each row of x [N, D] to the nearest of y [M, D]; infinity if M = 0."""
+    nearest = np.full(len(x), np.inf, dtype=np.float32)
+    if len(y):
+        for part in blocks(len(x), len(y)):
+            nearest[part] = squared_distances(x[part], y).min(axis=1)
+    return nearest
+
+
+def max_cosines(x: FloatArray, y: FloatArray) -> FloatArray:
+    """[N], from each unit row of x [N, D] to the nearest unit row of y [M, D]; -infinity if M = 0."""
+    nearest = np.full(len(x), -np.inf, dtype=np.float32)
+    if len(y):
+        for part in blocks(len(x), len(y)):
+            nearest[part] = (x[part] @ y.T).max(axis=1)
+    return nearest
+
+
+def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: int = 1) -> tuple[IntArray, FloatArray]:
+    """Lloyd's k-means on all rows of x [N, D], N >= k: the cluster of each row [N], its squared distance to it [N].
+
+    Starts from k rows drawn from the seed; the best of `restarts`. Clusters may be empty where rows are equal.
+    """
+    # FAISS takes a sample of 256 rows per cluster unless told otherwise, and complains about fewer than 39.
+    means = faiss.Kmeans(x.shape[1], k, niter=iterations, nredo=restarts, seed=seed % 2**31,
+                         min_points_per_centroid=1, max_points_per_centroid=max(len(x), 1))
+    x = np.ascontiguousarray(x)
+    means.train(x)
+    squared, clusters = means.index.search(x, 1)
+    return clusters[:, 0], squared[:, 0]

@@ -1,0 +1,172 @@
+"""Cluster-Margin (Citovsky et al. 2021, arXiv 2107.14263): uncertain rows, in turn from their clusters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import faiss
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import coo_array, csr_array
+from scipy.sparse.csgraph import connected_components
+
+from ssl_lab.active.distances import centered, take
+from ssl_lab.active.query import IGNORED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.errors import UsageError
+
+ROWS = 8192  # at a time
+EXACT = 20_000  # rows, up to which each is compared with all
+PROBES = 8  # cells that are searched for the neighbors of a row
+
+
+class ClusterMargin(Query):
+    """Clusters all rows that are not ignored, takes the `pool * budget` candidates of least margin p_(1) - p_(2), and
+    then, in turn, a random one from each cluster among these, smallest cluster first (by how many of them it has),
+    until the budget is met.
+
+    The clustering is the paper's agglomerative one with average linkage, on the graph of each row's `neighbors`
+    nearest others; a pair without an edge counts as being as far apart as the longest edge. With neighbors >= N - 1
+    that is average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 8 nearest
+    of sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
+    distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It
+    is a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one
+    clustering does. pool: k_m / k_t in the paper. Memory is O(N (D + neighbors)).
+    """
+
+    name = "cluster_margin"
+    family = "hybrid"
+    paper = "Batch Active Learning at Scale"
+    arxiv = "2107.14263"
+    needs = frozenset({"embeddings", "probs"})
+
+    def __init__(self, pool: float = 10, neighbors: int = 10, size: float = 10) -> None:
+        if pool < 1:
+            raise UsageError(f"pool = {pool}; expected at least 1: rows of small margin for each row of the budget")
+        self.pool, self.neighbors, self.size = pool, neighbors, size
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        candidates = view.candidates
+        margins = np.concatenate([_margins(view.need("probs")[candidates[start : start + ROWS]])
+                                  for start in range(0, len(candidates), ROWS)])
+        unsure = candidates[highest(-margins, int(self.pool * budget), seed)]
+        rows = np.flatnonzero(view.labels != IGNORED)
+        clusters = self.clusters(take(view.need("embeddings"), rows))[np.searchsorted(rows, unsure)]
+        return unsure[in_turn(clusters, rng(seed, "cluster_margin"))[:budget]]
+
+    def clusters(self, embeddings: FloatArray) -> IntArray:
+        """The cluster of each row: int64 [N]."""
+        rows = len(embeddings)
+        if rows <= 1:
+            return np.zeros(rows, dtype=np.int64)
+        return average_linkage(neighbor_graph(embeddings, self.neighbors), max(1, round(rows / self.size)))
+
+
+def in_turn(clusters: IntArray, draws: np.random.Generator) -> IntArray:
+    """Positions [M], in the order of taking a random one of each cluster in turn, smallest cluster first."""
+    shuffled = draws.permutation(len(clusters))
+    _, cluster, sizes = np.unique(clusters[shuffled], return_inverse=True, return_counts=True)
+    place = np.empty(len(sizes), dtype=np.int64)
+    place[np.lexsort((draws.random(len(sizes)), sizes))] = np.arange(len(sizes))  # equal sizes in a drawn order
+    by_cluster = np.argsort(cluster, kind="stable")
+    turn = np.empty_like(cluster)
+    turn[by_cluster] = np.arange(len(cluster)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    order: IntArray = shuffled[np.lexsort((place[cluster], turn))]
+    return order
+
+
+def neighbor_graph(x: FloatArray, k: int) -> csr_array:
+    """Distances [N, N] to the k nearest others, symmetric: an edge where either is near the other."""
+    n, x = len(x), centered(x)
+    edges = []
+    for members, others in _cells(x):
+        squares, near = faiss.knn(x[members], x[others], min(k + 1, len(others)))  # the row itself is one
+        row, column = np.repeat(members, near.shape[1]), others[near.ravel()]
+        low, high = np.minimum(row, column), np.maximum(row, column)
+        apart = low != high
+        edges.append((low[apart], high[apart], np.sqrt(np.maximum(squares.ravel()[apart], 0))))
+    low, high, length = (np.concatenate(part) for part in zip(*edges, strict=True))
+    _, once = np.unique(low * n + high, return_index=True)
+    low, high, length = low[once], high[once], length[once]
+    return csr_array((np.tile(length, 2), (np.append(low, high), np.append(high, low))), shape=(n, n))
+
+
+def _cells(x: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
+    """Every row once, by cell of k-means, with the rows of the nearest cells, among which its neighbors are sought."""
+    n = len(x)
+    if n <= EXACT:
+        for start in range(0, n, ROWS):
+            yield np.arange(start, min(start + ROWS, n)), np.arange(n)
+        return
+    cells = int(n**0.5)
+    means = faiss.Kmeans(x.shape[1], cells, niter=10, max_points_per_centroid=64, seed=0)  # a sample is enough
+    means.train(x)
+    cell = np.concatenate([means.index.search(x[start : start + ROWS], 1)[1][:, 0] for start in range(0, n, ROWS)])
+    order = np.argsort(cell, kind="stable")
+    bounds = np.searchsorted(cell[order], np.arange(cells + 1))
+    _, nearest = means.index.search(np.array(means.centroids), PROBES)
+    for own in np.flatnonzero(np.diff(bounds)):
+        rows = [order[bounds[c] : bounds[c + 1]] for c in nearest[own]]
+        yield order[bounds[own] : bounds[own + 1]], np.concatenate(rows)
+
+
+def average_linkage(graph: csr_array, clusters: int) -> IntArray:
+    """Agglomerative clustering of a symmetric graph [N, N] of distances, cut at `clusters` clusters: int64 [N].
+
+    The linkage of two clusters is the mean distance of their pairs of rows; pairs without an edge count as being as
+    far apart as the longest edge. No merge of two that are each other's nearest brings another one nearer (the
+    linkage is a weighted mean of what it was), so all such pairs merge at once, and the tree is that of merging one
+    by one (Sumengen et al. 2021, arXiv 2105.11653).
+    """
+    n = graph.shape[0]
+    edges = graph.tocoo()
+    row, col = edges.row.astype(np.int64), edges.col.astype(np.int64)
+    closer = edges.data.max(initial=0).astype(np.float64) - edges.data  # than the longest; in sum, for two clusters
+    member, size = np.arange(n), np.ones(n)  # of each cluster: any row that is in it; its number of rows
+    merges: list[tuple[IntArray, IntArray, NDArray[np.float64]]] = []
+    merged = np.empty(0)
+    while len(row) and clusters < n:
+        near = closer / (size[row] * size[col])  # the longest edge less the linkage
+        if len(merged) >= n - clusters and near.max() < -np.partition(-merged, n - clusters - 1)[n - clusters - 1]:
+            break  # every merge to come is above the cut
+        low, high, height = _nearest_pairs(row, col, near, len(member))
+        merges.append((member[low], member[high], height))
+        merged = np.append(merged, height)
+        into = np.arange(len(member))
+        into[high] = low
+        kept, into = np.unique(into, return_inverse=True)
+        member, size = member[kept], np.bincount(into, size)
+        row, col = into[row], into[col]
+        apart = row != col
+        joined = coo_array((closer[apart], (row[apart], col[apart])), shape=(len(kept), len(kept))).tocsr().tocoo()
+        row, col, closer = joined.row.astype(np.int64), joined.col.astype(np.int64), joined.data
+    if not merges:
+        return np.arange(n)
+    left, right, heights = (np.concatenate(part) for part in zip(*merges, strict=True))
+    lowest = np.argsort(-heights, kind="stable")[: n - clusters]
+    links = coo_array((np.ones(len(lowest)), (left[lowest], right[lowest])), shape=(n, n))
+    labels: IntArray = connected_components(links, directed=False)[1].astype(np.int64)
+    return labels
+
+
+def _nearest_pairs(row: IntArray, col: IntArray, near: NDArray[np.float64],
+                   size: int) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
+    """The pairs (low, high) that are each other's nearest, and how near they are. Edges are sorted by row.
+
+    Of equally near ones the pair of lowest numbers counts as nearer, so that there always is a pair.
+    """
+    starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
+    counts = np.diff(np.append(starts, len(row)))
+    most = np.maximum.reduceat(near, starts)
+    pair = np.minimum(row, col) * size + np.maximum(row, col)
+    pair[near < np.repeat(most, counts)] = np.iinfo(np.int64).max
+    nearest, times = np.unique(np.minimum.reduceat(pair, starts), return_counts=True)
+    mutual = nearest[times == 2]
+    low, high = mutual // size, mutual % size
+    return low, high, most[np.searchsorted(row[starts], low)]
+
+
+def _margins(p: FloatArray) -> FloatArray:
+    """The highest probability less the second highest: [M]."""
+    top = np.partition(p, -2, axis=1)[:, -2:] if p.shape[1] > 1 else np.pad(p, ((0, 0), (1, 0)))
+    margins: FloatArray = top[:, 1] - top[:, 0]
+    return margins

@@ -1,0 +1,54 @@
+"""Query by committee (Seung et al. 1992): where members of an ensemble, checkpoints or dropout samples disagree."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from scipy.special import entr
+
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.errors import unknown
+
+ROWS = 8192  # at a time
+MEASURES = ("vote_entropy", "consensus_kl")
+
+
+class Committee(ScoreQuery):
+    """Highest disagreement of the S members, each a slice of mc_probs [N, S, C].
+
+    vote_entropy (Dagan and Engelson 1995): the entropy of the shares v_c / S of members whose argmax is c.
+    consensus_kl (McCallum and Nigam 1998): (1/S) sum_s KL(p_s || mean p), which is BALD's mutual information,
+    H(mean p) - mean H(p_s). Exact; memory O(N). One member never disagrees: then all rows are equal, and the order
+    is drawn.
+    """
+
+    name = "committee"
+    family = "hybrid"
+    paper = "Query by Committee"
+    arxiv = ""
+    needs = frozenset({"mc_probs"})
+
+    def __init__(self, measure: Literal["vote_entropy", "consensus_kl"] = "consensus_kl") -> None:
+        if measure not in MEASURES:
+            raise unknown("measure of disagreement", measure, MEASURES)
+        self.measure = measure
+
+    def scores(self, view: PoolView, rows: IntArray) -> FloatArray:
+        members = view.need("mc_probs")
+        score = vote_entropy if self.measure == "vote_entropy" else consensus_kl
+        return np.concatenate([score(members[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)])
+
+
+def vote_entropy(p: FloatArray) -> FloatArray:
+    """[M, S, C] -> [M]."""
+    votes = p.argmax(axis=2)
+    shares = np.stack([(votes == label).mean(axis=1) for label in range(p.shape[2])], axis=1)
+    entropy: FloatArray = entr(shares).sum(axis=1)
+    return entropy
+
+
+def consensus_kl(p: FloatArray) -> FloatArray:
+    """[M, S, C] -> [M]."""
+    gained: FloatArray = entr(p.mean(axis=1)).sum(axis=1) - entr(p).sum(axis=2).mean(axis=1)
+    return np.maximum(gained, 0)

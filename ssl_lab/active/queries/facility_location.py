@@ -1,0 +1,56 @@
+"""Facility location: every row of the pool is to have a chosen row that is like it."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_lab.active.distances import blocks, take, unit
+from ssl_lab.active.greedy import lazy_greedy
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query
+
+
+class FacilityLocation(Query):
+    """Greedy maximum of F(S) = sum_i max_{j in L + S} s(i, j),    s(i, j) = (1 + cos(x_i, x_j)) / 2 in [0, 1]
+
+    over all rows i, labeled or not. Exact up to float32: gains only fall (submodularity), so lazy greedy. It
+    takes O(N^2 D) time for the first gains, O(N D) for each gain computed again, and O(N D) memory.
+    """
+
+    name = "facility_location"
+    family = "diversity"
+    paper = "Submodularity in Data Subset Selection and Active Learning"
+    arxiv = ""
+    needs = frozenset({"embeddings"})
+
+    def similarity(self, cosines: FloatArray) -> FloatArray:
+        """s of cosines of any shape, at least 0; may write to them."""
+        cosines += 1
+        cosines *= 0.5
+        return np.maximum(cosines, 0, out=cosines)
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = np.flatnonzero(view.labels != IGNORED)
+        x = unit(take(view.need("embeddings"), rows))
+        free = view.labels[rows] == UNLABELED
+        covered = np.zeros(len(x), dtype=np.float32)  # max_{j in L + S} s(i, j)
+
+        def choose(some: int | NDArray[np.bool_]) -> None:
+            centers = np.atleast_2d(x[some])
+            for part in blocks(len(x), len(centers)):
+                if len(centers):
+                    nearest = self.similarity(x[part] @ centers.T).max(axis=1)
+                    covered[part] = np.maximum(covered[part], nearest)
+
+        def now(some: IntArray) -> NDArray[np.float64]:
+            gains = np.empty(len(some))
+            for part in blocks(len(some), len(x)):
+                similar = self.similarity(x[some[part]] @ x.T)
+                similar -= covered
+                gains[part] = np.maximum(similar, 0, out=similar).sum(axis=1, dtype=np.float64)
+            return gains
+
+        choose(~free)
+        bounds = np.full(len(x), -np.inf)
+        bounds[free] = now(np.flatnonzero(free))
+        return rows[lazy_greedy(bounds, now, choose, budget, seed, batch=8)]

@@ -1,0 +1,42 @@
+"""One k-means with a cluster for each pick, as in batch mode clustering (Zhdanov 2019, arXiv 1901.05954)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ssl_lab.active.distances import centered, k_means, take
+from ssl_lab.active.query import IntArray, PoolView, Query, rng
+
+
+class KMeans(Query):
+    """Cluster the candidates into `budget` clusters; choose the row of each that is nearest to its center.
+
+    Largest cluster first. Lloyd's algorithm finds a local optimum (FAISS, on all rows, started from the seed); the
+    rest is exact. Where rows are equal a cluster may stay empty: its pick is drawn from the rows left. The
+    labeled set plays no part. Unlike the paper, rows weigh the same; see `Prefilter` for its prefilter.
+
+    iterations, restarts: of k-means, of which the best restart counts.
+    """
+
+    name = "k_means"
+    family = "diversity"
+    paper = "Diverse mini-batch Active Learning"
+    arxiv = "1901.05954"
+    needs = frozenset({"embeddings"})
+
+    def __init__(self, iterations: int = 25, restarts: int = 1) -> None:
+        self.iterations = iterations
+        self.restarts = restarts
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = view.candidates
+        x = centered(take(view.need("embeddings"), rows))
+        clusters, squared = k_means(x, budget, seed, self.iterations, self.restarts)
+        ties = rng(seed, "ties").permutation(len(rows))
+        order = np.lexsort((ties, squared, clusters))
+        found, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
+        nearest = order[first][np.lexsort((ties[found], -sizes))]
+        left = np.setdiff1d(np.arange(len(rows)), nearest)
+        extra = rng(seed, "empty").permutation(left)[: budget - len(nearest)]
+        chosen: IntArray = rows[np.concatenate([nearest, extra])]
+        return chosen

@@ -1,0 +1,24 @@
+"""Learning loss (Yoo and Kweon 2019, arXiv 1905.03677): rows whose loss a head predicts to be highest."""
+
+from __future__ import annotations
+
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
+
+
+class LearningLoss(ScoreQuery):
+    """Highest `predicted_loss`, which a net trained by `ssl_lab.methods.learning_loss.LearningLoss` gives.
+
+    Exact; labeled rows do not matter. The paper draws 10,000 candidates at random and chooses among these; here all
+    are compared.
+    """
+
+    name = "learning_loss"
+    family = "training"
+    paper = "Learning Loss for Active Learning"
+    arxiv = "1905.03677"
+    needs = frozenset({"predicted_loss"})
+
+    def scores(self, view: PoolView, rows: IntArray) -> FloatArray:
+        scores: FloatArray = view.need("predicted_loss")[rows]
+        scores -= scores.min()  # the head only ranks: what it predicts may be below 0
+        return scores

@@ -1,0 +1,65 @@
+"""Stochastic batches (Kirsch et al. 2023, arXiv 2106.12059): draw by score instead of taking the highest scores."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_lab.active.queries.uncertainty import BALD
+from ssl_lab.active.query import IntArray, PoolView, Query, ScoreQuery, highest, rng
+from ssl_lab.errors import UsageError
+
+
+class _Stochastic(Query):
+    """Rows drawn without replacement, p(i) proportional to a weight w_i: the highest log w_i + Gumbel noise."""
+
+    family = "uncertainty"
+    paper = "Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning"
+    arxiv = "2106.12059"
+
+    def __init__(self, query: ScoreQuery | None = None, beta: float = 1.0) -> None:
+        self.query = BALD() if query is None else query
+        self.beta = beta
+        self.needs = self.query.needs
+
+    def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        """log w [M] of the scores [M], which are at least 0."""
+        raise NotImplementedError
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = view.candidates
+        scores = np.asarray(self.query.scores(view, rows), dtype=np.float64)
+        if not (scores >= 0).all():
+            raise UsageError(f"{self.query.name} gives scores below 0 or NaN; expected at least 0, and higher = sooner")
+        noise = rng(seed, self.name).gumbel(size=len(rows))
+        return rows[highest(self.log_weights(scores, seed) + noise, budget, seed)]
+
+
+class Power(_Stochastic):
+    """p(i) ~ score_i^beta: PowerBALD by default. Rows of score 0 come last."""
+
+    name = "power"
+
+    def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        logs = np.log(scores, out=np.full(len(scores), -np.inf), where=scores > 0)
+        return self.beta * logs if self.beta else np.zeros(len(scores))
+
+
+class Gibbs(_Stochastic):
+    """p(i) ~ exp(beta score_i); "softmax" in the paper."""
+
+    name = "gibbs"
+
+    def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        return self.beta * scores
+
+
+class SoftRank(_Stochastic):
+    """p(i) ~ rank_i^-beta, where the highest score has rank 1."""
+
+    name = "soft_rank"
+
+    def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+        ranks = np.empty(len(scores))
+        ranks[highest(scores, len(scores), seed)] = np.arange(1, len(scores) + 1)
+        return -self.beta * np.log(ranks)

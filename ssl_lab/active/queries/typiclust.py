@@ -1,0 +1,74 @@
+"""TypiClust (Hacohen et al. 2022, arXiv 2202.02794): with few labels, ask for typical rows of unlabeled clusters."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ssl_lab.active.distances import blocks, centered, k_means, squared_distances, take
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+
+
+def mean_neighbor_distances(x: FloatArray, k: int) -> FloatArray:
+    """[n], the mean Euclidean distance of each row of x [n, D] to its k nearest other rows, 1 <= k < n."""
+    means = np.empty(len(x), dtype=np.float32)
+    for part in blocks(len(x), len(x)):
+        squared = squared_distances(x[part], x)
+        own = np.arange(part.start, part.stop)
+        squared[own - part.start, own] = np.inf
+        means[part] = np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1)
+    return means
+
+
+class TypiClust(Query):
+    """Clusters of the labeled and unlabeled rows: min(labeled + budget, max_clusters) by k-means. Then, in turn,
+    from the clusters with the fewest labels, the largest of them first, the row of highest
+
+        typicality(x) = 1 / mean_{y in KNN(x)} |x - y|,    K = min(neighbors, |cluster| / 2) within its cluster.
+
+    Clusters of `least` rows or fewer are left out while others have candidates. If there are more picks than
+    clusters, the turns start again. Lloyd's algorithm finds a local optimum (FAISS, on all rows, from the seed);
+    the rest is exact. In the authors' code distances are squared, and the typicality of a second pick in a
+    cluster leaves out the first; here distances are the paper's, and each row's typicality is computed once.
+    """
+
+    name = "typiclust"
+    family = "diversity"
+    paper = "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets"
+    arxiv = "2202.02794"
+    needs = frozenset({"embeddings"})
+
+    def __init__(self, max_clusters: int = 500, neighbors: int = 20, least: int = 5) -> None:
+        self.max_clusters = max_clusters
+        self.neighbors = neighbors
+        self.least = least
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = np.flatnonzero(view.labels != IGNORED)
+        x = centered(take(view.need("embeddings"), rows))
+        free = view.labels[rows] == UNLABELED
+        count = min(int((~free).sum()) + budget, self.max_clusters)
+        clusters, _ = k_means(x, count, seed)
+        sizes = np.bincount(clusters, minlength=count)
+        labels = np.bincount(clusters[~free], minlength=count)
+        ties = rng(seed, "ties").permutation(len(rows))
+
+        large = sizes > self.least
+        chosen: list[int] = []
+        for group in (large, ~large):
+            order = np.lexsort((ties[:count], -sizes, labels))
+            queues = [self._typical_first(x, np.flatnonzero(clusters == cluster), free, ties)
+                      for cluster in order[group[order]][: budget - len(chosen)]] if len(chosen) < budget else []
+            turn = 0
+            while len(chosen) < budget and any(turn < len(queue) for queue in queues):
+                chosen += [int(queue[turn]) for queue in queues if turn < len(queue)][: budget - len(chosen)]
+                turn += 1
+        return rows[chosen]
+
+    def _typical_first(self, x: FloatArray, members: IntArray, free: NDArray[np.bool_], ties: IntArray) -> IntArray:
+        """The candidates among the members of a cluster, the most typical first."""
+        k = min(self.neighbors, len(members) // 2)
+        distances = mean_neighbor_distances(x[members], k) if k else np.zeros(len(members))
+        typical: IntArray = members[np.lexsort((ties[members], distances))]
+        candidates: IntArray = typical[free[typical]]
+        return candidates

@@ -1,0 +1,147 @@
+"""Queries by what the model does not know of each row alone. All are exact; equal scores are ordered by the seed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import entr
+
+from ssl_lab.active.distances import blocks
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, ScoreQuery, rng
+
+
+def entropy(probs: NDArray[Any], axis: int = -1) -> NDArray[Any]:
+    """H(p) = -sum_c p_c log p_c along an axis, in nats; 0 log 0 = 0."""
+    result: NDArray[Any] = entr(probs).sum(axis=axis)
+    return result
+
+
+def bald_scores(mc_probs: FloatArray) -> NDArray[np.float64]:
+    """[N], H(mean_s p_s) - mean_s H(p_s) >= 0, the mutual information of label and model, of mc_probs [N, S, C]."""
+    probs = mc_probs.astype(np.float64)
+    information: NDArray[np.float64] = np.maximum(entropy(probs.mean(axis=1)) - entropy(probs).mean(axis=1), 0)
+    return information
+
+
+class Random(Query):
+    """Rows drawn uniformly: the baseline of every comparison."""
+
+    name = "random"
+    family = "baseline"
+    paper = "Uniform sampling"
+    arxiv = ""
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        return rng(seed, "random").permutation(view.candidates)[:budget]
+
+
+class LeastConfidence(ScoreQuery):
+    """score = 1 - max_c p_c"""
+
+    name = "least_confidence"
+    family = "uncertainty"
+    paper = "A Sequential Algorithm for Training Text Classifiers"
+    arxiv = "cmp-lg/9407020"
+    needs = frozenset({"probs"})
+
+    def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
+        scores: NDArray[Any] = np.maximum(1 - view.need("probs").max(axis=1)[rows], 0)
+        return scores
+
+
+class Margin(ScoreQuery):
+    """score = 1 - (p_1 - p_2), of the two most probable classes: the smallest margin first"""
+
+    name = "margin"
+    family = "uncertainty"
+    paper = "Active Hidden Markov Models for Information Extraction"
+    arxiv = ""
+    needs = frozenset({"probs"})
+
+    def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
+        probs = view.need("probs")
+        scores = np.empty(len(rows), dtype=np.float32)
+        for part in blocks(len(rows), probs.shape[1]):
+            block = probs[rows[part]]
+            which = (np.arange(len(block)), block.argmax(axis=1))
+            first = block[which]
+            block[which] = 0  # at least as low as the second
+            scores[part] = 1 - (first - block.max(axis=1))
+        return np.maximum(scores, 0, out=scores)
+
+
+class Entropy(ScoreQuery):
+    """score = H(p) = -sum_c p_c log p_c. For MC dropout, give the mean of the samples' probabilities."""
+
+    name = "entropy"
+    family = "uncertainty"
+    paper = "A Mathematical Theory of Communication"
+    arxiv = ""
+    needs = frozenset({"probs"})
+
+    def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
+        return entropy(view.need("probs"))[rows]
+
+
+class _Samples(ScoreQuery):
+    """A score of the samples [S, C] of each row, in blocks of rows."""
+
+    needs = frozenset({"mc_probs"})
+
+    def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
+        mc = view.need("mc_probs")
+        scores = np.empty(len(rows))
+        for part in blocks(len(rows), mc[0].size if len(mc) else 1):
+            scores[part] = self.of_samples(mc[rows[part]])
+        return scores
+
+    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
+        """[n], of mc_probs [n, S, C]."""
+        raise NotImplementedError
+
+
+class BALD(_Samples):
+    """score = H(mean_s p_s) - mean_s H(p_s): what the label would tell about the model"""
+
+    name = "bald"
+    family = "uncertainty"
+    paper = "Bayesian Active Learning for Classification and Preference Learning"
+    arxiv = "1112.5745"
+
+    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
+        return bald_scores(mc_probs)
+
+
+class MeanStd(_Samples):
+    """score = mean_c std_s p_sc, with the standard deviation over the S samples (not S - 1)"""
+
+    name = "mean_std"
+    family = "uncertainty"
+    paper = "Deep Bayesian Active Learning with Image Data"
+    arxiv = "1703.02910"
+
+    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
+        scores: NDArray[Any] = mc_probs.std(axis=1, dtype=np.float64).mean(axis=1)
+        return scores
+
+
+class VariationRatio(_Samples):
+    """score = 1 - (votes of the class with most votes) / S, where each sample votes for its most probable class
+
+    Freeman's ratio of votes, not 1 - max_c mean_s p_sc, which is `least_confidence` on the mean. Equal
+    probabilities vote for the lower class.
+    """
+
+    name = "variation_ratio"
+    family = "uncertainty"
+    paper = "Deep Bayesian Active Learning with Image Data"
+    arxiv = "1703.02910"
+
+    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
+        count, samples, classes = mc_probs.shape
+        votes = mc_probs.argmax(axis=2) + classes * np.arange(count)[:, None]
+        modes = np.bincount(votes.ravel(), minlength=count * classes).reshape(count, classes).max(axis=1)
+        scores: NDArray[Any] = 1 - modes / samples
+        return scores

@@ -1,0 +1,158 @@
+"""Queries around queries: prefilters, balance, costs, near-duplicates."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.active.distances import max_cosines, take, unit
+from ssl_lab.active.query import IGNORED, UNLABELED, IntArray, PoolView, Query, ScoreQuery, highest, rng
+from ssl_lab.errors import UsageError
+
+
+def only(view: PoolView, rows: IntArray) -> PoolView:
+    """The view with no candidates but these rows; the others are ignored."""
+    labels = np.where(view.labels == UNLABELED, IGNORED, view.labels)
+    labels[rows] = UNLABELED
+    return replace(view, labels=labels)
+
+
+class Prefilter(Query):
+    """`then` chooses among the `factor` * budget candidates that `first` would choose, as uncertainty then diversity.
+
+    To `then`, the other candidates do not exist: they take no part in its clusters and coverage.
+    """
+
+    name = "prefilter"
+    family = "wrapper"
+    paper = "Diverse mini-batch Active Learning"
+    arxiv = "1901.05954"
+
+    def __init__(self, first: Query, then: Query, factor: int = 10) -> None:
+        if factor < 1:
+            raise UsageError(f"a factor of {factor} was given; expected at least 1")
+        self.first, self.then, self.factor = first, then, factor
+        self.needs = first.needs | then.needs
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        kept = self.first.select(view, min(self.factor * budget, len(view.candidates)), seed)
+        return self.then.select(only(view, kept), budget, seed)
+
+
+class ClassBalanced(Query):
+    """Evens out the labels of the classes: each unit of the budget goes to the class with the fewest labels so far,
+    counting the picks by their predicted class, argmax_c p_c, as long as it has candidates.
+
+    Within each class `query` chooses; candidates of other classes do not exist to it. Equal counts in an order
+    drawn from the seed.
+    """
+
+    name = "class_balanced"
+    family = "wrapper"
+    paper = "Class-Balanced Active Learning for Image Classification"
+    arxiv = "2110.04543"
+
+    def __init__(self, query: Query) -> None:
+        self.query = query
+        self.needs = query.needs | {"probs"}
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = view.candidates
+        predicted = view.need("probs").argmax(axis=1)[rows]
+        classes = max(view.need("probs").shape[1], int(view.labels.max()) + 1)
+        counts = np.bincount(view.labels[view.labeled], minlength=classes)
+        left = np.bincount(predicted, minlength=classes)
+        ties = rng(seed, "classes").permutation(classes)
+        turns = []
+        for _ in range(budget):
+            open_ = np.flatnonzero(left)
+            turns.append(open_[np.lexsort((ties[open_], counts[open_]))[0]])
+            counts[turns[-1]] += 1
+            left[turns[-1]] -= 1
+        chosen = np.empty(budget, dtype=np.int64)
+        for label in np.unique(turns):
+            places = np.flatnonzero(turns == label)
+            chosen[places] = self.query.select(only(view, rows[predicted == label]), len(places), seed)
+        return chosen
+
+
+class CostAware(Query):
+    """Rows of the highest score / cost, one after the other, that still fit into a total cost of `limit`.
+
+    cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
+    back: as many as fit, and UsageError if none does. The greedy order is not the optimum of the knapsack.
+    """
+
+    name = "cost_aware"
+    family = "wrapper"
+    paper = "Active Learning with Real Annotation Costs"
+    arxiv = ""
+
+    def __init__(self, query: ScoreQuery, cost: ArrayLike, limit: float = np.inf) -> None:
+        self.query, self.limit = query, limit
+        self.cost = np.asarray(cost, dtype=np.float64)
+        self.needs = query.needs
+        if self.cost.ndim != 1 or not (np.isfinite(self.cost) & (self.cost > 0)).all():
+            raise UsageError(f"costs have shape {list(self.cost.shape)} from {self.cost.min(initial=np.inf):g}; "
+                             "expected one finite number above 0 for each id")
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = view.candidates
+        ids = view.ids_of(rows)
+        if ids.min() < 0 or ids.max() >= len(self.cost):
+            raise UsageError(f"there are costs of the ids 0 to {len(self.cost) - 1}; ids {ids.min()} to {ids.max()} "
+                             "are in the pool")
+        cost = self.cost[ids]
+        order = highest(self.query.scores(view, rows) / cost, len(rows), seed)
+        left = self.limit
+        chosen: list[int] = []
+        for row in order.tolist():
+            if len(chosen) < budget and cost[row] <= left:
+                chosen.append(row)
+                left -= cost[row]
+        if not chosen:
+            raise UsageError(f"the cheapest candidate costs {cost.min():g}; expected a limit of at least that, "
+                             f"not {self.limit:g}")
+        return rows[chosen]
+
+
+class WithoutDuplicates(Query):
+    """What `query` chooses when candidates with cosine >= `threshold` to a labeled or chosen row are left out.
+
+    It chooses, the near-duplicates of its picks are taken out of the pool, and it chooses again until no two
+    picks are near-duplicates. When nothing else is left, near-duplicates fill the budget, at the end.
+    """
+
+    name = "without_duplicates"
+    family = "wrapper"
+    paper = "Near-duplicate filtering"
+    arxiv = ""
+
+    def __init__(self, query: Query, threshold: float = 0.98) -> None:
+        self.query, self.threshold = query, threshold
+        self.needs = query.needs | {"embeddings"}
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = view.candidates
+        x = unit(take(view.need("embeddings"), rows))
+        kept = max_cosines(x, unit(view.need("embeddings")[view.labeled])) < self.threshold
+        chosen = np.empty(0, dtype=np.int64)
+        while kept.any():
+            picks = self.query.select(only(view, rows[kept]), min(budget, int(kept.sum())), seed)
+            chosen = np.searchsorted(rows, picks)
+            near = x[chosen] @ x[chosen].T >= self.threshold
+            first: list[int] = []
+            for place in range(len(chosen)):
+                if not near[place, first].any():
+                    first.append(place)
+            if len(first) == len(chosen):
+                break
+            repeats = max_cosines(x, x[chosen[first]]) >= self.threshold
+            repeats[chosen[first]] = False
+            kept &= ~repeats
+        filled = np.empty(0, dtype=np.int64)
+        if len(chosen) < budget:
+            filled = self.query.select(only(view, np.delete(rows, chosen)), budget - len(chosen), seed)
+        return np.concatenate([rows[chosen], filled])
