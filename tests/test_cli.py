@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from ssl_lab.active.queries import QUERIES, WRAPPERS
 from ssl_lab.cli import main
 from ssl_lab.config import run_command
 from ssl_lab.data import DATASETS
@@ -14,7 +15,7 @@ from ssl_lab.methods import METHODS
 from ssl_lab.nets import NETS
 from ssl_lab.views import VIEWS
 
-KNOWN = {"methods": METHODS, "queries": (), "views": VIEWS, "nets": NETS, "data": DATASETS}
+KNOWN = {"methods": METHODS, "queries": QUERIES | WRAPPERS, "views": VIEWS, "nets": NETS, "data": DATASETS}
 
 
 def _listed(arguments, capsys):

@@ -17,6 +17,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
+OF_MANY_RUNS = {"active", "active_benchmark", "compare", "features"}  # tested in files of their own
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
 
 
@@ -39,7 +40,7 @@ def in_a_process(name, *arguments, **environment):
     return start(ROOT / "recipes" / f"{name}.py", *TINY, *arguments, **environment)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted({*RECIPES} - OF_MANY_RUNS))
 def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
     first, again = tmp_path / "first", tmp_path / "again"
     run(name, "--minutes", "0.01", "--valid", "50", "--out", first)
@@ -59,9 +60,9 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_about_forty_lines_and_shows_its_command(name):
+def test_a_recipe_is_short_and_shows_its_command(name):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 65
+    assert len(text.splitlines()) <= 80
     assert f"python recipes/{name}.py --" in recipe(name).__doc__
 
 

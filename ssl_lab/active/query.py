@@ -115,6 +115,7 @@ class Query:
     paper: ClassVar[str]
     arxiv: ClassVar[str]
     needs: frozenset[str] = frozenset()
+    uses_classes: ClassVar[bool] = False  # of the labeled rows, not only that they have one
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         """`budget` different row numbers out of `view.candidates`, in selection order."""

@@ -36,6 +36,7 @@ class AlfaMix(Query):
     paper = "Active Learning by Feature Mixing"
     arxiv = "2203.07034"
     needs = frozenset({"embeddings", "head_weight", "head_bias"})
+    uses_classes = True
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         z, weight, bias = view.need("embeddings"), view.need("head_weight"), view.need("head_bias")

@@ -27,6 +27,7 @@ class Galaxy(Query):
     paper = "GALAXY: Graph-based Active Learning at the Extreme"
     arxiv = "2202.01402"
     needs = frozenset({"probs"})
+    uses_classes = True
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         draws = rng(seed, "galaxy")

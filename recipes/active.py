@@ -1,0 +1,78 @@
+"""The active-learning loop: train, choose images, have them labeled, again.
+
+    python recipes/active.py --query badge --data mnist --initial 20 --budget 20 --rounds 10 --steps 300
+    python recipes/active.py --query typiclust --initial-query typiclust --trainer fixmatch --data mnist --initial 10 \\
+        --rounds 1 --weights simclr.safetensors --steps 1000
+    python recipes/active.py --query margin --data PATH/TO/FOLDER --oracle label_studio --steps 300 --resume auto
+
+The second is a cold start: its first labels are chosen by a backbone's embeddings. Where people answer, the command
+ends when there is nothing to do without them; the same one goes on later. --steps (or --minutes) are each round's.
+"""
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import ssl_lab as sl
+from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.plugins import make_oracle, make_query
+from ssl_lab.active.show import show_loop
+from ssl_lab.active.trainers import TrainSettings, backbone, fitter
+
+
+@dataclass
+class Settings(TrainSettings):
+    out: Path = Path("runs/active")
+    """Folder of the loop: labels, rounds, report."""
+    query: str = "badge"
+    """Name of the query (see `ssl-lab list queries`), or package.module:Class of your own."""
+    arguments: dict[str, float] = field(default_factory=dict)
+    """Arguments of the query: NAME VALUE, as often as you like."""
+    trainer: str = "supervised"
+    """supervised, learning_loss (which the query of that name needs), fixmatch; or finetune, finetune_fixmatch, which
+    start from --weights or --pretrained."""
+    initial: int = 20
+    """Labels to begin with."""
+    initial_query: str | None = None
+    """Choose them by this query, on the embeddings of --weights or --pretrained (default: at random, by the seed)."""
+    budget: int = 20
+    """Labels asked for in each round."""
+    rounds: int = 10
+    """How often labels are asked for; a first round that chooses the initial labels counts."""
+    oracle: str = "truth"
+    """Who answers: truth, label_studio, "command: PROGRAM ARGUMENTS", or a CSV or JSON file of id (or path) and label.
+    Except for truth, all labels that the data have count, and --initial are asked for only if there are none."""
+    noise: float = 0.0
+    """Share of wrong answers, of truth."""
+    abstain: float = 0.0
+    """Share of images that truth does not answer."""
+    new_classes: bool = False
+    """A label that names no class founds one."""
+
+
+def main(settings: Settings) -> None:
+    if settings.labels is not None:
+        raise sl.UsageError(f"--labels {settings.labels}: active learning begins with --initial N labels")
+    out = settings.out if settings.resume in (None, "auto") else Path(settings.resume)
+    if settings.resume is None and (out / "loop.json").exists():
+        raise sl.UsageError(f"{out} holds the labels of a loop; go on with --resume auto, or choose another --out")
+    settings = dataclasses.replace(settings, out=out)
+    split = settings.split()
+    if settings.oracle == "truth" and settings.split_file is None:
+        split |= {"labeled": []} if settings.initial_query else {"labels": settings.initial}
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
+    oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed)
+    loop = ActiveLoop(
+        pool, fitter(settings, settings.trainer, out), make_query(settings.query, settings.arguments), oracle,
+        settings.budget, settings.rounds, out, settings.seed, first=make_query(settings.initial_query or "random"),
+        initial=settings.initial, backbone=backbone(settings, pool.style), embeddings=settings.embeddings,
+        new_classes=settings.new_classes, device=settings.device, precision=settings.precision)
+    loop.run()
+    show_loop(loop, f"{settings.query}, {settings.trainer}: {settings.budget} labels a round")
+    if len(loop.pending):
+        print(f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers; {loop.write_asked()} lists the "
+              "images. When there are some, the same command with --resume auto goes on")
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

@@ -1,0 +1,234 @@
+"""Active-learning strategies side by side, on equal initial sets: curves, areas, labeling efficiency, tests.
+
+    python recipes/active_benchmark.py --data mnist --queries margin,badge,typiclust --seeds 5 --initial 10 \\
+        --final 110 --batches 20 --steps 300 --processes 2
+
+random always runs. Each combination of trainer, batch, query, seed and initial set is a cell with a folder of its own
+in --out. Finished cells are kept and cut ones resumed, so the same command goes on where it stopped, and with more
+queries or seeds it adds what is missing. With fewer than 3 seeds the report ranks nothing.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import itertools
+import json
+import multiprocessing
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.oracle import Truth
+from ssl_lab.active.plugins import make_query
+from ssl_lab.active.query import IntArray
+from ssl_lab.active.trainers import TRAINERS, TrainSettings, backbone, fitter
+from ssl_lab.batch import generator
+from ssl_lab.data import Images, Pool, load
+from ssl_lab.engine import Result
+from ssl_lab.engine.folder import check_same
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.files import write_text
+
+BASELINE = "random"
+IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "processes",
+              "seed", "tensorboard", "labels", "split_file"}  # to what a cell gives
+
+
+@dataclass
+class Benchmark(TrainSettings):
+    """Settings of recipes/active_benchmark.py."""
+
+    out: Path = Path("runs/active_benchmark")
+    """Folder of all cells and of the report."""
+    queries: str = "margin,badge,k_center,typiclust"
+    """Names (see `ssl-lab list queries`), or package.module:Class, separated by commas."""
+    trainers: str = "supervised"
+    """supervised, learning_loss, fixmatch; finetune, finetune_fixmatch, which start from --weights or --pretrained;
+    separated by commas."""
+    seeds: int = 5
+    """Seeds 0 and up, of the initial labels, the initial weights, training and the queries."""
+    sets: int = 1
+    """Initial sets for each seed, all different."""
+    initial: int = 20
+    """Labels to begin with, the same for all queries; 0: the first batch is chosen by a backbone's embeddings."""
+    final: int = 120
+    """Labels at the end."""
+    batches: str = "20"
+    """Labels asked for in each round, several separated by commas."""
+    duplicates: int = 1
+    """Redundancy: of the training images one in so many is kept, and is there so many times."""
+    noise: float = 0.0
+    """Share of the oracle's answers that are wrong; the initial labels are right."""
+    transfer: str | None = None
+    """Another net, trained from scratch on what was selected at the end."""
+    processes: int = 1
+    """Cells at a time."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of the loop."""
+
+    trainer: str
+    batch: int
+    query: str
+    seed: int
+    initial_set: int
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies below the benchmark's folder."""
+        query = re.sub(r"[^\w.-]", "_", self.query)
+        return Path(self.trainer, f"batch-{self.batch}", query, f"seed-{self.seed}-set-{self.initial_set}")
+
+
+def cells_of(settings: Benchmark) -> list[Cell]:
+    """All cells, seed by seed, with random's first. UsageError for settings that make no benchmark."""
+    if settings.labels is not None or settings.split_file is not None or settings.minutes is not None:
+        raise UsageError("a benchmark takes --initial in place of --labels and --split-file, and --steps in place of "
+                         "--minutes, by which cells would train for different lengths")
+    trainers, batches = settings.trainers.split(","), [int(batch) for batch in settings.batches.split(",")]
+    for trainer in trainers:
+        if trainer not in TRAINERS:
+            raise unknown("trainer", trainer, TRAINERS)
+    if min(settings.seeds, settings.sets, settings.duplicates, *batches) < 1 or settings.initial < 0:
+        raise UsageError("seeds, sets, duplicates and batches must be at least 1, and --initial at least 0")
+    for batch in batches:
+        if settings.final <= settings.initial or (settings.final - settings.initial) % batch:
+            raise UsageError(f"from --initial {settings.initial} to --final {settings.final} there is no whole number "
+                             f"of rounds of {batch} labels")
+    queries = list(dict.fromkeys([BASELINE, *settings.queries.split(",")]))
+    for name in queries:
+        make_query(name)
+    return [Cell(trainer, batch, query, seed, initial_set) for seed, initial_set, trainer, batch, query in
+            itertools.product(range(settings.seeds), range(settings.sets), trainers, batches, queries)]
+
+
+def run_cells(settings: Benchmark, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
+    """Runs what is not finished, `processes` at a time, and returns what each cell gave; see `run_cell`."""
+    waiting = [cell for cell in cells if _finished(settings, cell) is None]
+    for number, cell in enumerate(_running(settings, waiting), start=1):
+        result = _finished(settings, cell) or {}
+        print(f"{number}/{len(waiting)} {cell.folder}: {result['accuracy'][-1]:.2%} with {result['labels'][-1]} labels",
+              file=sys.stderr)
+    return {cell: _finished(settings, cell) or {} for cell in cells}
+
+
+def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
+    """Yields each cell when it is done."""
+    if settings.processes == 1:
+        for cell in cells:
+            run_cell(settings, cell)
+            yield cell
+        return
+    threads = max(1, (os.cpu_count() or 1) // settings.processes)
+    with concurrent.futures.ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"),
+                                                torch.set_num_threads, (threads,)) as executor:
+        running = {executor.submit(run_cell, settings, cell): cell for cell in cells}
+        try:
+            for future in concurrent.futures.as_completed(running):
+                future.result()
+                yield running[future]
+        except BaseException:
+            executor.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _spec(settings: Benchmark, cell: Cell) -> dict[str, Any]:
+    """What a cell depends on."""
+    values = settings.plain()
+    return {key: values[key] for key in (field.name for field in fields(Benchmark)) if key not in IRRELEVANT
+            } | {"cell": asdict(cell)}
+
+
+def _finished(settings: Benchmark, cell: Cell) -> dict[str, Any] | None:
+    """What the cell gave, if it is finished. UsageError if it was run with other settings."""
+    path = settings.out / cell.folder / "result.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    check_same(result["settings"], _spec(settings, cell), path.parent)
+    return result
+
+
+def run_cell(settings: Benchmark, cell: Cell) -> None:
+    """Runs or resumes a cell and writes its result.json.
+
+    labels, accuracy: the curve. initial: ids; selected: the ids of each round, in selection order. seconds, memory: of
+    each query. fit_seconds: of all training. transfer: test accuracy of the other net.
+    """
+    out = settings.out / cell.folder
+    spec, own = _spec(settings, cell), replace(settings, seed=cell.seed)
+    if (out / "settings.json").exists():
+        check_same(json.loads((out / "settings.json").read_text()), spec, out)
+    write_text(out / "settings.json", json.dumps(spec, indent=1) + "\n")
+    pool = duplicated(load(settings.data, settings.data_dir, settings.image_size), settings.duplicates, cell.seed)
+    split = settings.split() | {"seed": cell.seed + 1000 * cell.initial_set, "labels": settings.initial}
+    if not settings.initial:
+        split |= {"labels": None, "labeled": []}
+    pool = pool.split(**split)
+    if not len(pool.test):
+        raise UsageError(f"{pool.name} has no test images, so that there is nothing to compare by")
+    loop = ActiveLoop(pool, fitter(own, cell.trainer, out, quiet=True, keep=False), make_query(cell.query),
+                      Truth(pool, settings.noise, seed=cell.seed), cell.batch,
+                      (settings.final - settings.initial) // cell.batch, out, cell.seed,
+                      backbone=backbone(settings, pool.style), embeddings=settings.embeddings, device=settings.device,
+                      precision=settings.precision)
+    records = loop.run()
+    moved = None
+    if settings.transfer is not None:
+        trainer = "fixmatch" if "fixmatch" in cell.trainer else "supervised"
+        other = fitter(replace(own, net=settings.transfer), trainer, out / "transfer", quiet=True, keep=False)(
+            loop.pool, 0)
+        moved = other.test_accuracy if isinstance(other, Result) else None
+    measured = [record for record in records if record.accuracy is not None]
+    asked = [record for record in records if record.ids]
+    write_text(out / "result.json", json.dumps({
+        "settings": spec, "labels": [record.labels for record in measured],
+        "accuracy": [record.accuracy for record in measured], "initial": pool.labeled.tolist(),
+        "selected": [list(record.ids) for record in asked],
+        "seconds": [record.seconds["query"] for record in asked], "memory": [record.memory for record in asked],
+        "fit_seconds": sum(record.seconds.get("fit", 0.0) for record in records), "transfer": moved}) + "\n")
+
+
+class _Rows:
+    """Some images of another source, in another order, perhaps more than once."""
+
+    def __init__(self, images: Images, rows: IntArray) -> None:
+        self.images, self.rows = images, rows
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.images.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: IntArray) -> torch.Tensor:
+        return self.images.take(self.rows[indices])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.fingerprint().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+
+
+def duplicated(pool: Pool, times: int, seed: int = 0) -> Pool:
+    """The pool, before its split, with 1 in `times` train images, drawn at random, each there `times` times."""
+    if times == 1:
+        return pool
+    kept = len(pool.train) // times
+    chosen = pool.train[torch.randperm(len(pool.train), generator=generator(seed, "duplicates")).numpy()[:kept]]
+    parts = [np.tile(np.sort(chosen), times), pool.valid, pool.test]
+    rows = np.concatenate(parts)
+    ends = np.cumsum([len(part) for part in parts])
+    train, valid, test = np.split(np.arange(ends[-1]), ends[:-1])
+    return replace(pool, images=_Rows(pool.images, rows), truth=pool.truth[rows], train=train, valid=valid, test=test,
+                   files=tuple(pool.files[row] for row in rows.tolist()) if pool.files else ())

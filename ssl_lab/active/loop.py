@@ -1,0 +1,378 @@
+"""The active-learning loop: train, see, query, ask, record; again.
+
+    for round in 0 .. rounds - 1:
+        net = fit(pool, round)                    # not while there is no label: then a backbone's embeddings serve
+        arrays = what the query needs of the net  # one pass over the train images, evaluation view
+        ids = query(arrays, budget)               # on disk before anyone is asked
+        oracle(ids) -> tell                       # each answer is on disk when `tell` returns
+    fit once more, for the last point of the curve
+
+A folder holds all of it: labels.jsonl (the ledger, unless the pool's has a file), round-000.json and so on,
+abstained.json, classes.json, loop.json. A loop that is made on the folder of another goes on where that one stopped,
+in the middle of a round too: ids that were asked for and not answered are asked for again, not drawn again.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
+from ssl_lab.active.memory import measured
+from ssl_lab.active.oracle import Answer, Asked, Oracle
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, ScoreQuery
+from ssl_lab.batch import seed_of
+from ssl_lab.data import Ledger, Pool
+from ssl_lab.engine import Result, Runtime, accuracy
+from ssl_lab.engine.folder import check_same
+from ssl_lab.engine.runtime import Precision
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.files import write_text
+from ssl_lab.nets import Net
+
+Fit = Callable[[Pool, int], Net | Result]
+"""Trains on a pool's labels in round 0, 1, ...; should start afresh, and may resume a fit that was cut off."""
+
+_ABSTAINED = -3
+
+
+@dataclass(frozen=True)
+class Round:
+    """A round's record. labels: labeled images that the net was trained on. ids: what was asked, in selection order;
+    empty in the last record, which only measures. query: its name. accuracy: on the test images. version: a hash of
+    the weights that the query saw. scores, predicted, confidence: of each id, where known. seconds: of "fit", "arrays"
+    and "query". memory: peak bytes of the query above its inputs."""
+
+    round: int
+    labels: int
+    accuracy: float | None
+    version: str | None
+    query: str | None = None
+    ids: tuple[int, ...] = ()
+    scores: tuple[float, ...] | None = None
+    predicted: tuple[int, ...] | None = None
+    confidence: tuple[float, ...] | None = None
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    memory: int | None = None
+
+
+@dataclass
+class ActiveLoop:
+    """`run()` goes through all rounds with an oracle; `ask` and `tell` are its parts, for people and programs.
+
+    fit: see `Fit`. query: chooses `budget` images in each of `rounds` rounds. oracle: see `ssl_lab.active.oracle`; None
+    if you tell the answers yourself. out: the loop's folder. first: the query while there is no label (default: query),
+    of which it chooses `initial` (default: budget); it can need no more than embeddings, which `backbone` gives, any
+    `Net`. embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
+    new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a typo.
+
+    `pool` is replaced by one with the durable ledger, and by one with more classes where `tell` founds any.
+    """
+
+    pool: Pool
+    fit: Fit
+    query: Query
+    oracle: Oracle | None = None
+    budget: int = 20
+    rounds: int = 10
+    out: str | Path = "runs/active"
+    seed: int = 0
+    first: Query | None = None
+    initial: int | None = None
+    backbone: Net | None = None
+    embeddings: Literal["net", "backbone"] = "net"
+    new_classes: bool = False
+    device: str = "auto"
+    precision: Precision = "auto"
+
+    def __post_init__(self) -> None:
+        if self.budget < 1 or self.rounds < 0 or (self.initial is not None and self.initial < 1):
+            raise UsageError(f"budget={self.budget}, rounds={self.rounds}, initial={self.initial}: expected positive "
+                             "numbers (no rounds: train and measure only)")
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UsageError("the active-learning loop runs in one process; start it without torchrun")
+        self.out = self.folder = Path(self.out)
+        self._settle()
+        names = _read(self.folder / "classes.json", [])
+        self.pool = _durable(replace(self.pool, class_names=(*self.pool.class_names, *names)),
+                             self.folder / "labels.jsonl")
+        self._abstained: set[int] = set(_read(self.folder / "abstained.json", []))
+        self.records = [_round(path) for path in sorted(self.folder.glob("round-*.json"))]
+        self._runtime: Runtime | None = None
+        self._cached: FloatArray | None = None
+        self._check(self._now, cold=not len(self.pool.labeled))
+        self._check(self.query, cold=False)
+
+    def _settle(self) -> None:
+        """Write down what this loop is, or check that the folder's loop is the same."""
+        own = {"query": _described(self.query), "budget": self.budget, "seed": self.seed,
+               "first": self.first and _described(self.first), "initial": self.initial, "embeddings": self.embeddings,
+               "pixels": self.pool.images.fingerprint()}
+        path = self.folder / "loop.json"
+        if path.exists():
+            check_same(_read(path, {}), own, self.folder)
+        else:
+            write_text(path, json.dumps(own, indent=2) + "\n")
+
+    @property
+    def _now(self) -> Query:
+        """The query of a round that begins now."""
+        return self.query if len(self.pool.labeled) or self.first is None else self.first
+
+    def _check(self, query: Query, cold: bool) -> None:
+        """UsageError if what the query needs cannot be had."""
+        backbone = cold or self.embeddings == "backbone"
+        if cold and query.needs - {"embeddings"}:
+            raise UsageError(f"{query.name} needs {', '.join(sorted(query.needs - {'embeddings'}))}, which cannot be "
+                             "had before there are labels: label some images first, or give a query for the first "
+                             "round that needs embeddings alone")
+        if backbone and "embeddings" in query.needs and self.backbone is None:
+            raise UsageError(f"{query.name} needs embeddings, and there is no trained net: give a backbone")
+        if self.embeddings == "backbone" and {"embeddings", "head_weight"} <= query.needs:
+            raise UsageError(f"{query.name} needs the head on its embeddings, and a backbone has none: take "
+                             "embeddings='net'")
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where nets compute."""
+        if self._runtime is None:
+            self._runtime = Runtime.start(self.device, self.precision)
+        return self._runtime
+
+    @property
+    def pending(self) -> IntArray:
+        """int64, the ids of the round now open that have no answer yet, in selection order."""
+        ids = np.array(self.records[-1].ids if self.records else (), dtype=np.int64)
+        waits = (self.pool.labels[ids] == UNLABELED) & ~np.isin(ids, list(self._abstained))
+        open_: IntArray = ids[waits]
+        return open_
+
+    @property
+    def abstained(self) -> IntArray:
+        """int64, sorted: the ids that the oracle would not label. They stay unlabeled and are not asked for again."""
+        return np.array(sorted(i for i in self._abstained if self.pool.labels[i] == UNLABELED), dtype=np.int64)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all rounds are answered and the last net is measured."""
+        return bool(self.records) and not self.records[-1].ids and self.records[-1].round >= self.rounds
+
+    def run(self) -> list[Round]:
+        """All rounds, or those until the oracle has no more answers for now: then `pending` says to what. Run it again
+        when there are some. Returns the records, which `records` holds too."""
+        if self.oracle is None:
+            raise UsageError("run() needs an oracle; without one, use ask() and tell()")
+        while len(pending := self.ask()):
+            answers = self.oracle(self._asked(pending))
+            if isinstance(answers, Mapping):
+                self.tell(list(answers), list(answers.values()))
+            else:
+                for i, answer in answers:
+                    self.tell([i], [answer])
+            if len(self.pending) == len(pending):
+                break
+        return self.records
+
+    def ask(self, n: int | None = None) -> IntArray:
+        """int64: ids to label now, in selection order, at most n of them; empty when all rounds are done.
+
+        They are the unanswered ones of the open round, the same until `tell` has answers. If none is open, this
+        trains on the labels so far and opens the next.
+        """
+        if n is not None and n < 1:
+            raise UsageError(f"ask({n}): expected at least 1")
+        if not len(self.pending) and not self.finished:
+            self._next_round()
+        return self.pending[:n]
+
+    def tell(self, ids: ArrayLike, labels: Sequence[Answer] | IntArray) -> None:
+        """Record answers, all of which are durable when this returns. If it raises, none of them was recorded.
+
+        ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer replaces an
+        earlier one. labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
+        """
+        rows, answers = np.asarray(ids, dtype=np.int64), list(labels)
+        if rows.shape != (len(answers),) or len(np.unique(rows)) != len(rows):
+            raise UsageError(f"tell: {rows.size} ids for {len(answers)} labels; expected a label for each id, and "
+                             "no id twice")
+        strays = np.setdiff1d(rows, self.pool.train)
+        if len(strays):
+            raise UsageError(f"tell: row {strays[0]} of {self.pool.name} is not a train row ({len(strays)} such rows)")
+        names = list(self.pool.class_names)
+        values = np.array([self._value(answer, names) for answer in answers], dtype=np.int64)
+        if len(names) > self.pool.classes:  # before a label says so: a class without images does no harm
+            founded = names[self.pool.classes:]
+            grown = replace(self.pool, class_names=tuple(names))
+            path = self.folder / "classes.json"
+            write_text(path, json.dumps(_read(path, []) + founded) + "\n")
+            self.pool = grown
+        given = values != _ABSTAINED
+        if given.any():
+            self.pool.record(rows[given], values[given], f"round {self.records[-1].round if self.records else 0}")
+        abstained = (self._abstained - set(rows[given].tolist())) | set(rows[~given].tolist())
+        if abstained != self._abstained:
+            write_text(self.folder / "abstained.json", json.dumps(sorted(abstained)) + "\n")
+            self._abstained = abstained
+
+    def _value(self, answer: Answer, names: list[str]) -> int:
+        """The number of an answer; adds a name that founds a class to `names`."""
+        if answer is None:
+            return _ABSTAINED
+        if isinstance(answer, str):
+            if answer not in names:
+                if not self.new_classes:
+                    raise unknown("class", answer, names, "To add a class, make the loop with new_classes=True.")
+                names.append(answer)
+            return names.index(answer)
+        if not IGNORED <= int(answer) < self.pool.classes:
+            raise UsageError(f"tell: label {answer} is out of range; expected a class number below "
+                             f"{self.pool.classes}, a class name, -2 to ignore, -1 to take a label back, or None to "
+                             "abstain")
+        return int(answer)
+
+    def _next_round(self) -> None:
+        """Train, measure, and, if rounds are left, choose."""
+        number = sum(bool(record.ids) for record in self.records)
+        choosing = number < self.rounds
+        budget = self.budget if len(self.pool.labeled) else self.initial or self.budget
+        view = self._view({})
+        if choosing and budget > len(view.candidates):
+            raise UsageError(f"round {number} is to choose {budget} images, but {len(view.candidates)} unlabeled ones "
+                             "are left: give fewer rounds, or a smaller budget")
+        query = self._now
+        if choosing:
+            self._check(query, cold=not len(self.pool.labeled))
+        seconds, learner = {}, None
+        if len(self.pool.labeled):
+            start = time.perf_counter()
+            learner = self.fit(self.pool, number)
+            seconds["fit"] = time.perf_counter() - start
+        net = learner.method.predictor() if isinstance(learner, Result) else learner
+        record = Round(number, len(self.pool.labeled), self._accuracy(learner),
+                       None if net is None else version_of(net), seconds=seconds)
+        if choosing:
+            start = time.perf_counter()
+            view = self._view(self._arrays(query, learner, net, number))
+            seconds["arrays"] = time.perf_counter() - start
+            ids, cost = measured(lambda: query(view, budget, seed_of(self.seed, "query", number)))
+            seconds["query"] = cost.seconds
+            seen = net or self.backbone
+            record = replace(record, query=query.name, ids=tuple(ids.tolist()), scores=_scores(query, view, ids),
+                             version=None if seen is None else version_of(seen), memory=cost.memory,
+                             **self._predictions(net, ids))
+        write_text(self.folder / f"round-{number:03}.json", json.dumps(dataclasses.asdict(record)) + "\n")
+        self.records[number:] = [record]
+
+    def _view(self, arrays: Mapping[str, FloatArray]) -> PoolView:
+        """The train rows. Abstained ones may not be chosen again."""
+        rows, labels = self.pool.train, self.pool.labels[self.pool.train]
+        labels = np.where(np.isin(rows, self.abstained), IGNORED, labels)
+        return PoolView(labels, rows, **arrays)
+
+    def _arrays(self, query: Query, learner: Net | Result | None, net: Net | None,
+                number: int) -> dict[str, FloatArray]:
+        needs: set[str] = set(query.needs)
+        found: dict[str, FloatArray] = {}
+        if "embeddings" in needs and (net is None or self.embeddings == "backbone"):
+            assert self.backbone is not None  # see _check
+            if self._cached is None:
+                self._cached = arrays_of(self.backbone, self.pool, self.pool.train, ("embeddings",),
+                                         self.runtime)["embeddings"]
+            found["embeddings"] = self._cached
+        if "predicted_loss" in needs:
+            found["predicted_loss"] = predicted_loss(learner, self.pool, self.pool.train, self.runtime)
+        if net is not None:
+            found |= arrays_of(net, self.pool, self.pool.train, needs - found.keys(), self.runtime,
+                               seed_of(self.seed, "arrays", number))
+        return found
+
+    def _predictions(self, net: Net | None, ids: IntArray) -> dict[str, Any]:
+        """What the net says of the images that are asked for, for people who label them."""
+        if net is None:
+            return {}
+        probs = arrays_of(net, self.pool, ids, ("probs",), self.runtime)["probs"]
+        return {"predicted": tuple(probs.argmax(axis=1).tolist()), "confidence": tuple(probs.max(axis=1).tolist())}
+
+    def _accuracy(self, learner: Net | Result | None) -> float | None:
+        if learner is None or not len(self.pool.test):
+            return None
+        value = (learner.test_accuracy if isinstance(learner, Result)
+                 else accuracy(learner.to(self.runtime.device), self.pool, self.pool.test, self.runtime))
+        return None if math.isnan(value) else float(value)
+
+    def write_asked(self) -> Path:
+        """Writes asked.csv, the pending ids and paths with an empty column `label`: `FromFile` reads it filled in."""
+        asked, rows = self._asked(self.pending), io.StringIO()
+        writer = csv.writer(rows, lineterminator="\n")
+        writer.writerows([("id", "path", "label"), *((i, path, "") for i, path in zip(asked.ids.tolist(), asked.paths,
+                                                                                   strict=True))])
+        write_text(self.folder / "asked.csv", rows.getvalue())
+        return self.folder / "asked.csv"
+
+    def _asked(self, pending: IntArray) -> Asked:
+        """What the record of the open round knows of these ids."""
+        record = self.records[-1]
+        places = [record.ids.index(i) for i in pending.tolist()]
+
+        def at(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+            return None if values is None else tuple(values[place] for place in places)
+
+        paths = tuple(self.pool.files[i] for i in pending.tolist()) if self.pool.files else ("",) * len(pending)
+        classes = at(record.predicted)
+        predicted = None if classes is None else tuple(self.pool.class_names[label] for label in classes)
+        return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version)
+
+
+def _durable(pool: Pool, path: Path) -> Pool:
+    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does."""
+    if pool.ledger.path is not None:
+        return pool
+    ledger, given = Ledger(path), pool.ledger.entries
+    for old, new in zip(ledger.entries, given, strict=False):
+        if not (np.array_equal(old.indices, new.indices) and np.array_equal(old.labels, new.labels)):
+            raise UsageError(f"{path} began with other labels than this pool: split it as then, or choose another "
+                             "folder")
+    for entry in given[len(ledger.entries):]:
+        ledger.append(entry.indices, entry.labels, entry.source)
+    return replace(pool, ledger=ledger)
+
+
+def _scores(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | None:
+    """The scores of ids (train rows, and those are sorted), from a query that has any."""
+    if not isinstance(query, ScoreQuery):
+        return None
+    scores = query.scores(view, np.searchsorted(view.ids_of(np.arange(len(view))), ids))
+    return tuple(np.asarray(scores, dtype=np.float64).tolist())
+
+
+def _described(query: Query) -> dict[str, Any]:
+    """A query's name and plain arguments."""
+    plain = {key: value for key, value in vars(query).items() if isinstance(value, int | float | str)}
+    return {"name": query.name, **plain}
+
+
+def _round(path: Path) -> Round:
+    content: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
+                               for key, value in _read(path, {}).items()}
+    return Round(**content)
+
+
+def _read(path: Path, default: Any) -> Any:
+    if not path.exists():
+        return default
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,43 @@
+"""Time and peak memory of one call."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Cost(NamedTuple):
+    """seconds: wall clock. memory: bytes by which the process's resident memory peaked above where it was when the
+    call began; None where the system does not tell (only Linux does)."""
+
+    seconds: float
+    memory: int | None
+
+
+def measured(call: Callable[[], T]) -> tuple[T, Cost]:
+    """What the call returns, and what it cost."""
+    before = _bytes("VmRSS") if _reset_peak() else None
+    start = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    peak = _bytes("VmHWM")
+    return result, Cost(seconds, None if before is None or peak is None else max(0, peak - before))
+
+
+def _reset_peak() -> bool:
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return False
+    return True
+
+
+def _bytes(key: str) -> int | None:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(f"{key}:"):
+            return 1024 * int(line.split()[1])
+    return None

@@ -1,0 +1,185 @@
+"""What the recipes of active learning print and write: tables, curves, and no more claims than the runs bear."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from ssl_lab.active import statistics
+from ssl_lab.active.benchmark import BASELINE, Cell
+from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.statistics import FloatArray, Paired
+from ssl_lab.data import Pool
+from ssl_lab.files import write_text
+from ssl_lab.report import Band, Column, Report, Table, curves, image_grid
+
+ENOUGH = 3  # seeds, from which strategies are compared at all
+SIGNIFICANT = 0.05
+SHOWN = 10  # images of a round
+
+
+def show_loop(loop: ActiveLoop, title: str) -> None:
+    """Prints a table of the rounds and writes report.html into the loop's folder."""
+    pool = loop.pool
+    labels = pool.labels
+    columns = [Column("round", "right"), Column("labels", "right"), Column("test accuracy", "right", ".2%"),
+               Column("asked", "right"), Column("ignored", "right"), Column("abstained", "right"),
+               Column("training (s)", "right", ".1f"), Column("choosing (s)", "right", ".2f")]
+    rows = []
+    for record in loop.records:
+        ids = np.array(record.ids, dtype=np.int64)
+        rows.append((record.round, record.labels, record.accuracy, len(ids), int((labels[ids] == -2).sum()),
+                     int(np.isin(ids, loop.abstained).sum()), record.seconds.get("fit"), record.seconds.get("query")))
+    table = Table(title, columns, rows)
+    page = Report(title, f"{pool.name}: {len(pool.train):,} training images, {len(pool.labeled):,} labeled now")
+    measured = [record for record in loop.records if record.accuracy is not None]
+    x, y = ([float(value or 0) for value in values] for values in
+            ([record.labels for record in measured], [record.accuracy for record in measured]))
+    page.figure(curves({"test": Band(np.array(x), np.array(y), np.full(len(x), np.nan))}, "test accuracy", "labels",
+                       percent=True),
+                "One run: where it goes is partly chance. recipes/active_benchmark.py compares strategies over seeds.")
+    page.table(table)
+    asked = [record for record in loop.records if record.ids]
+    if asked:
+        page.section("What was asked")
+        page.images(*_picks(pool, [record.ids[:SHOWN] for record in asked], [f"{record.round}" for record in asked]))
+    Console().print(table)
+    page.write(loop.folder / "report.html")
+    print(f"The report is {loop.folder / 'report.html'}")
+
+
+def _picks(pool: Pool, rounds: Sequence[Sequence[int]], names: Sequence[str]) -> tuple[Any, str]:
+    """A grid of the first images of each round, and its caption."""
+    width = min(map(len, rounds))
+    ids = np.array([i for chosen in rounds for i in chosen[:width]])
+    names_of = {-1: "no answer", -2: "ignored"} | dict(enumerate(pool.class_names))
+    grid = image_grid(pool.images.take(ids).numpy(), [names_of[label] for label in pool.labels[ids].tolist()], width,
+                      rows=[f"round {name}" for name in names])
+    return grid, f"The first {width} images of each round, in the order of choice, with their labels."
+
+
+@dataclass(frozen=True)
+class Group:
+    """The curves of all queries under one trainer and batch: labels [P], accuracy name -> [R, P], over equal runs."""
+
+    name: str
+    labels: FloatArray
+    accuracy: Mapping[str, FloatArray]
+    results: Mapping[str, Sequence[Mapping[str, Any]]]
+
+    def areas(self, query: str) -> FloatArray:
+        """[R], the area under each run's curve."""
+        return statistics.area(self.labels, self.accuracy[query])
+
+    def against_random(self) -> dict[str, Paired]:
+        """The paired difference of the areas from random's, with p adjusted by Holm for the number of queries."""
+        others = [query for query in self.accuracy if query != BASELINE]
+        tests = [statistics.paired_t(self.areas(query), self.areas(BASELINE)) for query in others]
+        adjusted = statistics.holm([test.p for test in tests])
+        return {query: test._replace(p=p) for query, test, p in zip(others, tests, adjusted, strict=True)}
+
+
+def groups_of(results: Mapping[Cell, Mapping[str, Any]]) -> list[Group]:
+    """The cells' results by trainer and batch."""
+    groups: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for cell, result in results.items():
+        name = f"{cell.trainer}, {cell.batch} a round"
+        groups.setdefault(name, {}).setdefault(cell.query, []).append(result)
+    return [Group(name, np.array(next(iter(runs.values()))[0]["labels"], dtype=np.float64),
+                  {query: np.array([run["accuracy"] for run in each]) for query, each in runs.items()}, runs)
+            for name, runs in groups.items()]
+
+
+def verdict(group: Group, seeds: int) -> str:
+    """What may be said of the strategies: nothing with fewer than 3 seeds; else who differs from random."""
+    if seeds < ENOUGH:
+        return (f"{group.name}: no ranking. {seeds} seed{'s say' if seeds > 1 else ' says'} nothing of the next; run "
+                f"at least {ENOUGH}.")
+    sides: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
+    for query, test in group.against_random().items():
+        side = "same" if test.p >= SIGNIFICANT else "better" if test.difference > 0 else "worse"
+        sides[side].append(f"{query} ({_points(test)})")
+    runs = len(group.areas(BASELINE))
+    parts = [f"{text}: {', '.join(sides[side])}" for side, text in
+             (("better", "better than random"), ("worse", "worse than random"),
+              ("same", "not to be told from random")) if sides[side]]
+    return f"{group.name}, {runs} paired runs: {'; '.join(parts) or 'random alone'}."
+
+
+def _points(test: Paired) -> str:
+    return f"{100 * test.difference:+.1f} ± {100 * test.half_width:.1f}"
+
+
+def group_table(group: Group, seeds: int) -> Table:
+    """A row for each query; ranked by area, with intervals and compared with random, only from 3 seeds on."""
+    ranked = seeds >= ENOUGH
+    transfers = any(run["transfer"] is not None for runs in group.results.values() for run in runs)
+    columns = [Column("query"), Column("area (%)", "right"), Column("last (%)", "right", ".1f"),
+               Column("vs random", "right"), Column("p", "right", ".3f"), Column("label eff.", "right", ".2f"),
+               Column("choosing (s)", "right", ".2f"), Column("memory (MB)", "right", ",.0f")]
+    columns += [Column("transfer (%)", "right", ".1f")] if transfers else []
+    tests = group.against_random() if ranked else {}
+    baseline = group.accuracy[BASELINE].mean(axis=0)
+    rows: list[list[Any]] = []
+    for query in sorted(group.accuracy, key=lambda name: -group.areas(name).mean()) if ranked else group.accuracy:
+        runs, mean, areas = group.results[query], group.accuracy[query].mean(axis=0), 100 * group.areas(query)
+        memory = [peak for run in runs for peak in run["memory"] if peak is not None]
+        area = f"{areas.mean():.1f}" + (f" ± {statistics.half_width(areas):.1f}" if ranked else "")
+        test = tests.get(query)
+        compared = [None] * 3 if test is None else [
+            _points(test), test.p, statistics.labeling_efficiency(group.labels, mean, baseline)]
+        row = [query, area, 100 * mean[-1], *compared, np.mean([second for run in runs for second in run["seconds"]]),
+               max(memory) / 2**20 if memory else None]
+        rows.append(row + ([100 * np.mean([run["transfer"] for run in runs])] if transfers else []))
+    return Table(f"{group.name}: mean over {len(group.areas(BASELINE))} runs ({seeds} seed{'s' * (seeds > 1)})",
+                 columns, rows)
+
+
+def win_table(groups: Sequence[Group]) -> Table:
+    """Who beats whom how often, over all points of all groups."""
+    names = list(groups[0].accuracy)
+    wins = np.mean([statistics.win_matrix(group.accuracy, SIGNIFICANT) for group in groups], axis=0)
+    rows = [[name, *row] for name, row in zip(names, wins.tolist(), strict=True)]
+    rows.append(["is beaten, mean", *wins.mean(axis=0).tolist()])
+    return Table("Row beats column: share of the curves' points at which it does, by a paired t-test at 5%",
+                 [Column("query"), *(Column(name, "right", ".0%") for name in names)], rows)
+
+
+def show_benchmark(results: Mapping[Cell, Mapping[str, Any]], about: str, out: Path) -> None:
+    """Prints tables and what may be said; writes report.html and results.json, with the ids of every selection.
+
+    results: by cell, see `run_cell`. about: what was run, a sentence.
+    """
+    groups, seeds = groups_of(results), len({cell.seed for cell in results})
+    said = [verdict(group, seeds) for group in groups]
+    tables = [group_table(group, seeds) for group in groups]
+    page = Report("Active learning strategies side by side", about)
+    for line in said:
+        page.text(line)
+    for table in tables:
+        page.table(table)
+    page.text("Area: mean accuracy over the budget, by trapezoids, with its 95% interval. Vs random: paired difference "
+              "of the areas, in points; p: of the paired t-test, after Holm. Label eff.: labels that random needs / "
+              "labels that the strategy needs for the highest accuracy that both reach; above 1 it saves labels. "
+              "Choosing and memory: of the query alone, mean, and peak above its inputs.")
+    page.section("Accuracy by labels")
+    for group in groups:
+        lines = {query: Band(group.labels, runs.mean(axis=0), statistics.half_width(runs) if seeds >= ENOUGH else
+                             np.full(len(group.labels), np.nan)) for query, runs in group.accuracy.items()}
+        page.figure(curves(lines, "test accuracy", "labels", percent=True),
+                    f"{group.name}: mean" + (" and 95% interval" if seeds >= ENOUGH else "") + " over runs.")
+    if seeds >= ENOUGH:
+        page.section("Who beats whom")
+        page.table(win_table(groups))
+        page.text("These many tests are not corrected for their number: of true ties, one in forty counts as a win of "
+                  "the row.")
+    Console().print(*tables, sep="\n")
+    print(*said, f"The report is {out / 'report.html'}", sep="\n")
+    page.write(out / "report.html")
+    write_text(out / "results.json", json.dumps(list(results.values())) + "\n")

@@ -1,0 +1,121 @@
+"""What may be said of learning curves: areas, labeling efficiency, intervals, paired tests. Pure functions.
+
+A curve is accuracy against the number of labels: labels, float [P], rising; accuracy, float [P], or [R, P] of R runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import stdtr, stdtrit
+
+FloatArray = NDArray[np.float64]
+
+
+class Paired(NamedTuple):
+    """A mean paired difference, half the width of its 95% interval, and the two-sided p-value of "no difference"."""
+
+    difference: float
+    half_width: float
+    p: float
+
+
+def area(labels: ArrayLike, accuracy: ArrayLike) -> FloatArray:
+    """The area under each curve by trapezoids, divided by its width: the mean accuracy over the budget.
+
+    accuracy: [..., P] -> [...]. Of a single point, its accuracy.
+    """
+    x, y = np.asarray(labels, dtype=np.float64), np.asarray(accuracy, dtype=np.float64)
+    if len(x) == 1:
+        return y[..., 0]
+    return np.asarray(np.trapezoid(y, x, axis=-1) / (x[-1] - x[0]))
+
+
+def half_width(values: ArrayLike, confidence: float = 0.95) -> FloatArray:
+    """Half the width of Student's confidence interval of the mean over the first axis; NaN for fewer than 2 runs."""
+    runs = np.asarray(values, dtype=np.float64)
+    if len(runs) < 2:
+        return np.full(runs.shape[1:], np.nan)
+    quantile = stdtrit(len(runs) - 1, (1 + confidence) / 2)
+    return np.asarray(quantile * runs.std(axis=0, ddof=1) / np.sqrt(len(runs)))
+
+
+def paired_t(one: ArrayLike, other: ArrayLike) -> Paired:
+    """Student's paired t-test of `one - other`, [R] each, run by run.
+
+    Where all differences are equal, p is 1 if they are 0, else 0. With fewer than 2 runs, interval and p are NaN.
+    """
+    differences = np.asarray(one, dtype=np.float64) - np.asarray(other, dtype=np.float64)
+    mean, runs = float(differences.mean()), len(differences)
+    if runs < 2:
+        return Paired(mean, float("nan"), float("nan"))
+    error = float(differences.std(ddof=1)) / runs**0.5
+    if error == 0:
+        return Paired(mean, 0.0, float(mean == 0))
+    return Paired(mean, float(half_width(differences)), float(2 * stdtr(runs - 1, -abs(mean / error))))
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given: those below .05 are, with 95% certainty, all no accident."""
+    adjusted, least = list(p), 0.0
+    for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
+        least = max(least, min(1.0, (len(p) - rank) * p[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def monotone(accuracy: ArrayLike) -> FloatArray:
+    """The non-decreasing curve [P] nearest to the given one in squares (pool adjacent violators)."""
+    groups: list[tuple[float, int]] = []  # mean, size
+    for value in np.asarray(accuracy, dtype=np.float64).tolist():
+        mean, size = value, 1
+        while groups and groups[-1][0] > mean:
+            before, count = groups.pop()
+            mean, size = (before * count + mean * size) / (count + size), count + size
+        groups.append((mean, size))
+    return np.repeat([mean for mean, _ in groups], [size for _, size in groups])
+
+
+def labels_needed(labels: ArrayLike, accuracy: ArrayLike, level: float) -> float:
+    """The fewest labels at which the monotone curve, linear between its points, reaches `level`.
+
+    NaN if it never does, and if it starts above: the labels needed are then not known.
+    """
+    x, y = np.asarray(labels, dtype=np.float64), monotone(accuracy)
+    if not y[0] <= level <= y[-1]:
+        return float("nan")
+    after = int(np.argmax(y >= level))
+    if after == 0:
+        return float(x[0])
+    share = (level - y[after - 1]) / (y[after] - y[after - 1])
+    return float(x[after - 1] + share * (x[after] - x[after - 1]))
+
+
+def labeling_efficiency(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayLike,
+                        level: float | None = None) -> float:
+    """Labels that the baseline needs / labels that the strategy needs, to reach the same accuracy (arXiv 2106.15324).
+
+    Above 1, the strategy saves labels. accuracy, baseline: mean curves [P]. level: by default the highest accuracy
+    that both reach. NaN where either does not have `level` within its curve.
+    """
+    if level is None:
+        level = float(min(monotone(accuracy)[-1], monotone(baseline)[-1]))
+    return labels_needed(labels, baseline, level) / labels_needed(labels, accuracy, level)
+
+
+def win_matrix(runs: Mapping[str, ArrayLike], significance: float = 0.05) -> FloatArray:
+    """float64 [M, M]: the share of points at which row beats column, by a paired two-sided t-test (arXiv 1906.03671).
+
+    runs: name -> accuracy [R, P], run r of each with the same initial labels and seed. A column's mean is how often
+    that strategy is beaten: the lower, the better.
+    """
+    curves = [np.asarray(accuracy, dtype=np.float64) for accuracy in runs.values()]
+    wins = np.zeros((len(curves), len(curves)))
+    for i, one in enumerate(curves):
+        for j, other in enumerate(curves):
+            tests = [paired_t(a, b) for a, b in zip(one.T, other.T, strict=True)]
+            wins[i, j] = np.mean([test.difference > 0 and test.p < significance for test in tests])
+    return wins

@@ -1,0 +1,105 @@
+"""How the loop trains between queries, by name: a fresh net in each round, with settings for minutes on a CPU."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from ssl_lab.active.loop import Fit
+from ssl_lab.batch import Style
+from ssl_lab.config import Settings
+from ssl_lab.data import Pool
+from ssl_lab.engine import Result, Trainer
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.methods import FixMatch, Method, Supervised
+from ssl_lab.methods.learning_loss import LearningLoss
+from ssl_lab.nets import Net, net
+from ssl_lab.optim import SGD
+from ssl_lab.schedule import cosine_7_16
+
+
+def _learning_loss(net: Net, ema: float) -> Method:
+    return LearningLoss(Supervised(net, ema=ema))
+
+
+TRAINERS: dict[str, tuple[Callable[..., Method], float, bool]] = {  # method, learning rate, from the backbone or afresh
+    "supervised": (Supervised, 0.03, False),
+    "learning_loss": (_learning_loss, 0.03, False),
+    "fixmatch": (FixMatch, 0.1, False),
+    "finetune": (Supervised, 0.03, True),
+    "finetune_fixmatch": (FixMatch, 0.03, True),
+}
+
+
+@dataclass
+class TrainSettings(Settings):
+    """What the recipes of active learning share. --steps (or --minutes) are those of each round's training, --weights
+    and --pretrained those of the backbone."""
+
+    balance: Literal["class", "natural"] = "natural"
+    """How initial labels are drawn at random: as they come, or the same number from each class, which nobody who
+    begins without labels can do."""
+    backbone: str | None = None
+    """The net that --weights or --pretrained belong to (default: --net). finetune trains it, the other trainers train
+    --net from scratch; its embeddings serve queries while there is no label."""
+    embeddings: Literal["net", "backbone"] = "net"
+    """Whose embeddings queries see once there are labels."""
+    labeled: int = 32
+    """Labeled images per step."""
+    unlabeled: int = 128
+    """Unlabeled images per step, for FixMatch."""
+    lr: float | None = None
+    """Learning rate (default: 0.1 for FixMatch from scratch, else 0.03)."""
+    weight_decay: float = 5e-4
+    ema: float = 0.999
+    """Decay of the averaged weights, which are evaluated."""
+    bn_momentum: float = 0.02
+    """Of BatchNorm's running statistics."""
+
+
+def backbone(settings: TrainSettings, style: Style, classes: int = 1) -> Net | None:
+    """The net that --weights or --pretrained describe; None if there are neither."""
+    if settings.weights is None and not settings.pretrained:
+        return None
+    return net(settings.backbone or settings.net, classes, style, settings.pretrained, settings.weights,
+               settings.seed, settings.bn_momentum)
+
+
+def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False, keep: bool = True) -> Fit:
+    """A fit that trains afresh in each round, in a folder of its own under `out`; what was cut off is resumed.
+
+    Nets are measured when they are trained. quiet: without a progress bar. keep: leave the folders then.
+    UsageError for an unknown trainer, and for one that wants a backbone where there is none.
+    """
+    if trainer not in TRAINERS:
+        raise unknown("trainer", trainer, TRAINERS)
+    method, rate, from_backbone = TRAINERS[trainer]
+    if from_backbone and settings.weights is None and not settings.pretrained:
+        raise UsageError(f"trainer {trainer} starts from a backbone: give --weights FILE, or --pretrained and a timm "
+                         "net")
+    shared = {field.name: getattr(settings, field.name) for field in fields(TrainSettings)}
+    lr = rate if settings.lr is None else settings.lr
+
+    def fit(pool: Pool, round: int) -> Result:
+        start = backbone(settings, pool.style, pool.classes) if from_backbone else None
+        learner = method(start or net(settings.net, pool.classes, pool.style, seed=settings.seed,
+                                      bn_momentum=settings.bn_momentum), ema=settings.ema)
+        folder = out / f"training-{round:03}"
+        split = folder / "split.json"
+        if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
+            shutil.rmtree(folder)  # labels were changed while it was cut off
+        config = {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()}
+        # of the class: recipes/active.py has a setting of the method's name
+        arguments: dict[str, Any] = Settings.trainer(replace(settings, out=folder, resume="auto"))
+        arguments |= {"config": config | {"trainer": trainer}, "optimizer": SGD(cosine_7_16(lr), settings.weight_decay)}
+        trains = Trainer(**arguments, evaluations=1, callbacks=[] if quiet else None)
+        result = trains.fit(learner, pool, settings.labeled, settings.unlabeled)
+        if not keep:
+            shutil.rmtree(folder)
+        return result
+
+    return fit

@@ -1,0 +1,275 @@
+"""recipes/active.py and recipes/active_benchmark.py as a person runs them, at a tiny size."""
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_recipes import recipe
+
+from ssl_lab.active import benchmark
+from ssl_lab.active.arrays import predicted_loss
+from ssl_lab.active.benchmark import Benchmark, Cell, cells_of, duplicated, run_cells
+from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.trainers import TRAINERS, TrainSettings, fitter
+from ssl_lab.batch import At
+from ssl_lab.config import parse
+from ssl_lab.data import load
+from ssl_lab.engine import Runtime
+from ssl_lab.errors import UsageError
+from ssl_lab.nets import net
+from ssl_lab.views import Eval
+
+TINY = ("--net", "tiny_4", "--labeled", "8", "--unlabeled", "8", "--device", "cpu", "--precision", "fp32",
+        "--steps", "2")
+
+
+def run(name, *arguments):
+    module = recipe(name)
+    module.main(parse(module.Settings, [*TINY, *map(str, arguments)]))
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory, digits):
+    """A file of a net's weights."""
+    path = tmp_path_factory.mktemp("weights") / "model.safetensors"
+    save_file(net("tiny_4", 10, digits.style, seed=7).state_dict(), path)
+    return path
+
+
+def records(out):
+    return [json.loads(path.read_text()) for path in sorted(out.glob("round-*.json"))]
+
+
+def test_the_loop_from_a_command_line(tmp_path, capsys):
+    arguments = ("--query", "margin", "--initial", 12, "--budget", 4, "--rounds", 2, "--out", tmp_path)
+    run("active", *arguments)
+    said = capsys.readouterr().out
+    assert "margin, supervised: 4 labels a round" in said
+    assert f"The report is {tmp_path / 'report.html'}" in said
+    assert [(row["labels"], len(row["ids"])) for row in records(tmp_path)] == [(12, 4), (16, 4), (20, 0)]
+    assert all(0 <= row["accuracy"] <= 1 for row in records(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<img") == 8  # the images of two rounds
+    assert 'aria-label="test accuracy (%) against labels: test"' in page
+    before = records(tmp_path)
+    with pytest.raises(UsageError, match="holds the labels of a loop; go on with --resume auto"):
+        run("active", *arguments)
+    run("active", *arguments, "--resume", "auto")
+    assert records(tmp_path) == before
+
+
+def test_people_answer_through_a_file(tmp_path, capsys):
+    out, answers = tmp_path / "loop", tmp_path / "answers.csv"
+    split = tmp_path / "rows.txt"
+    split.write_text("\n".join(map(str, load("digits").split(labels=10).labeled)))
+    arguments = ("--query", "random", "--budget", 3, "--rounds", 1, "--out", out, "--oracle", answers,
+                 "--split-file", split, "--resume", "auto")
+    run("active", *arguments)
+    assert f"Round 0 waits for 3 answers; {out / 'asked.csv'} lists the images" in " ".join(
+        capsys.readouterr().out.split("\n"))
+    rows = list(csv.DictReader((out / "asked.csv").read_text().splitlines()))
+    answers.write_text("id,label\n" + "".join(f"{row['id']},{label}\n" for row, label in
+                                              zip(rows, ("7", "ignore", "abstain"), strict=True)))
+    run("active", *arguments)
+    assert "waits" not in capsys.readouterr().out
+    assert [row["labels"] for row in records(out)] == [10, 11]
+
+
+def test_a_cold_start_by_a_backbone(tmp_path, weights):
+    run("active", "--initial-query", "typiclust", "--initial", 12, "--query", "margin", "--weights", weights,
+        "--trainer", "finetune_fixmatch", "--rounds", 2, "--budget", 4, "--out", tmp_path / "b")
+    assert [(row["labels"], len(row["ids"]), row["query"]) for row in records(tmp_path / "b")] == [
+        (0, 12, "typiclust"), (12, 4, "margin"), (16, 0, None)]
+    with pytest.raises(UsageError, match="typiclust needs embeddings, and there is no trained net: give a backbone"):
+        run("active", "--initial-query", "typiclust", "--out", tmp_path / "c")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--labels", 20), "--labels 20: active learning begins with --initial N labels"),
+    (("--trainer", "fixmach"), "unknown trainer 'fixmach'. Did you mean "),
+    (("--trainer", "finetune"), "trainer finetune starts from a backbone: give --weights FILE"),
+    (("--query", "margins"), "unknown query 'margins'. Did you mean margin"),
+    (("--oracle", "people"), "unknown oracle 'people'"),
+])
+def test_bad_input_says_what_to_do(tmp_path, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        run("active", "--out", tmp_path, *arguments)
+
+
+def settings_of(out, **settings):
+    given = {"net": "tiny_4", "labeled": 8, "unlabeled": 8, "device": "cpu", "precision": "fp32", "steps": 2,
+             "queries": "margin", "seeds": 1, "initial": 12, "final": 20, "batches": "4", "out": out}
+    return Benchmark(**{**given, **settings})
+
+
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_every_trainer_trains_afresh(tmp_path, weights, trainer):
+    pool = load("digits").split(labels=10)
+    shared = TrainSettings(net="tiny_4", steps=2, labeled=8, unlabeled=8, device="cpu", precision="fp32", lr=0.0,
+                           weights=weights)
+    first, second = (fitter(shared, trainer, tmp_path / name, quiet=True, keep=False)(pool, 0) for name in ("b", "c"))
+    assert first.summary["method"] == {"finetune": "supervised"}.get(trainer, trainer.removeprefix("finetune_"))
+    start = net("tiny_4", 10, pool.style, seed=7 if trainer.startswith("finetune") else 0)
+    for each in (first, second):
+        for one, other in zip(each.method.net.parameters(), start.parameters(), strict=True):
+            np.testing.assert_array_equal(one.detach(), other.detach())
+    assert not (tmp_path / "b" / "training-000").exists()
+
+
+def test_a_query_of_the_loss_that_is_predicted(tmp_path):
+    run("active", "--query", "learning_loss", "--trainer", "learning_loss", "--initial", 12, "--budget", 4,
+        "--rounds", 1, "--out", tmp_path)
+    assert len(records(tmp_path)[0]["ids"]) == 4
+    with pytest.raises(UsageError, match="train with a method that predicts its loss"):
+        run("active", "--query", "learning_loss", "--initial", 12, "--out", tmp_path / "b")
+
+
+def test_predicted_losses_are_the_methods(tmp_path, digits):
+    shared = TrainSettings(net="tiny_4", steps=2, labeled=8, device="cpu", precision="fp32")
+    result = fitter(shared, "learning_loss", tmp_path, quiet=True)(digits, 0)
+    rows = digits.train[[5, 2, 9]]
+    found = predicted_loss(result, digits, rows, Runtime.start("cpu", "fp32"), batch=2)
+    predictor = result.method.predictor().eval()
+    pixels = Eval(digits.style)(digits.images.take(rows), At(0, 1).draw("eval", 3))
+    with torch.no_grad():
+        expected = result.method.head_ema.net(predictor(pixels).features)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_a_fit_that_was_cut_off_before_labels_changed_starts_afresh(tmp_path):
+    shared = TrainSettings(net="tiny_4", steps=2, labeled=8, device="cpu", precision="fp32")
+    fit = fitter(shared, "supervised", tmp_path, quiet=True)
+    fit(load("digits").split(labels=10), 0)
+    assert fit(load("digits").split(labels=20), 0).summary["labels"] == 20
+
+
+# The benchmark
+
+def test_two_seeds_are_not_ranked_and_cells_are_kept(tmp_path, capsys, monkeypatch):
+    arguments = ("--queries", "margin", "--seeds", 2, "--initial", 12, "--final", 20, "--batches", "4",
+                 "--out", tmp_path)
+    run("active_benchmark", *arguments)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "supervised, 4 a round: no ranking. 2 seeds say nothing of the next" in said
+    page = (tmp_path / "report.html").read_text()
+    assert "Who beats whom" not in page
+    assert "no ranking" in page
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert len(results) == 4
+    by_cell = {(result["settings"]["cell"]["query"], result["settings"]["cell"]["seed"]): result for result in results}
+    for seed in (0, 1):
+        random, margin = by_cell["random", seed], by_cell["margin", seed]
+        assert random["initial"] == margin["initial"]
+        assert random["accuracy"][0] == margin["accuracy"][0]  # equal initial sets, weights and training
+        assert random["selected"] != margin["selected"]
+        assert random["labels"] == [12, 16, 20]
+        assert [len(ids) for ids in margin["selected"]] == [4, 4]
+    assert by_cell["random", 0]["initial"] != by_cell["random", 1]["initial"]
+    assert not list(tmp_path.rglob("checkpoint.pt"))
+
+    ran = []
+    cell = benchmark.run_cell
+    monkeypatch.setattr(benchmark, "run_cell", lambda settings, which: ran.append(which) or cell(settings, which))
+    run("active_benchmark", *arguments, "--seeds", 3)
+    assert sorted(which.query for which in ran) == ["margin", "random"]
+    assert {which.seed for which in ran} == {2}
+    said = " ".join(capsys.readouterr().out.split())
+    assert "3 paired runs: " in said
+    assert "no ranking" not in said
+    assert "Who beats whom" in (tmp_path / "report.html").read_text()
+    with pytest.raises(UsageError, match=r"steps: 2 -> 3\)"):
+        run("active_benchmark", *arguments, "--steps", 3)
+
+
+def test_a_cell_that_was_cut_goes_on(tmp_path, monkeypatch):
+    cell = Cell("supervised", 4, "margin", 0, 0)
+    whole = settings_of(tmp_path / "whole")
+    benchmark.run_cell(whole, cell)
+    cut = settings_of(tmp_path / "cut")
+    tell, calls = ActiveLoop.tell, []
+
+    def dies(self, ids, labels):
+        calls.append(len(ids))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        tell(self, ids, labels)
+
+    monkeypatch.setattr(ActiveLoop, "tell", dies)
+    with pytest.raises(KeyboardInterrupt):
+        benchmark.run_cell(cut, cell)
+    monkeypatch.setattr(ActiveLoop, "tell", tell)
+    benchmark.run_cell(cut, cell)
+    one, other = (json.loads((settings.out / cell.folder / "result.json").read_text()) for settings in (whole, cut))
+    for key in ("labels", "accuracy", "initial", "selected"):
+        assert one[key] == other[key], key
+
+
+def test_what_a_cell_is_told(tmp_path):
+    """Duplicates, wrong answers, a long tail, another net."""
+    settings = settings_of(tmp_path, duplicates=3, noise=1.0, imbalance=5.0, transfer="tiny_8", final=16)
+    cell = Cell("supervised", 4, "random", 0, 0)
+    benchmark.run_cell(settings, cell)
+    out = tmp_path / cell.folder
+    result = json.loads((out / "result.json").read_text())
+    assert 0 <= result["transfer"] <= 1
+    pool = duplicated(load("digits"), 3, 0)
+    lines = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()[1:]]
+    initial, answers = ((np.array(line["indices"]), np.array(line["labels"])) for line in lines)
+    assert (pool.truth[initial[0]] == initial[1]).all()
+    assert (pool.truth[answers[0]] != answers[1]).all()
+
+
+def test_duplicates_are_copies():
+    pool = load("digits")
+    twice = duplicated(pool, 2, seed=0)
+    assert len(twice.train) == 2 * (len(pool.train) // 2)
+    images = twice.images.take(twice.train).flatten(1).numpy()
+    half = len(twice.train) // 2
+    np.testing.assert_array_equal(images[:half], images[half:])
+    np.testing.assert_array_equal(twice.truth[twice.train[:half]], twice.truth[twice.train[half:]])
+    kept = {row.tobytes() for row in images[:half]}
+    original = {row.tobytes(): label for row, label in
+                zip(pool.images.take(pool.train).flatten(1).numpy(), pool.truth[pool.train], strict=True)}
+    assert all(original[row.tobytes()] == label for row, label in zip(images, twice.truth[twice.train], strict=True))
+    assert len(kept) > 0.99 * half
+    np.testing.assert_array_equal(twice.images.take(twice.test), pool.images.take(pool.test))
+    np.testing.assert_array_equal(twice.truth[twice.test], pool.truth[pool.test])
+    assert duplicated(pool, 1) is pool
+    assert twice.images.fingerprint() == duplicated(pool, 2, seed=0).images.fingerprint()
+    assert twice.images.fingerprint() != duplicated(pool, 2, seed=1).images.fingerprint()
+
+
+def test_cells_run_in_processes(tmp_path):
+    settings = settings_of(tmp_path, final=16, processes=2)
+    cells = cells_of(settings)
+    results = run_cells(settings, cells)
+    assert [cell.query for cell in cells] == ["random", "margin"]
+    assert all(len(results[cell]["accuracy"]) == 2 for cell in cells)
+    alone = settings_of(tmp_path / "alone", final=16)
+    benchmark.run_cell(alone, cells[1])
+    assert run_cells(alone, cells[1:])[cells[1]]["selected"] == results[cells[1]]["selected"]
+
+
+@pytest.mark.parametrize(("changes", "words"), [
+    ({"labels": 20}, "takes --initial in place of --labels"),
+    ({"minutes": 1.0}, "--steps in place of --minutes"),
+    ({"final": 21}, "from --initial 12 to --final 21 there is no whole number of rounds of 4 labels"),
+    ({"trainers": "supervise"}, "unknown trainer 'supervise'. Did you mean supervised"),
+    ({"queries": "margins"}, "unknown query 'margins'"),
+    ({"seeds": 0}, "must be at least 1"),
+])
+def test_settings_that_make_no_benchmark(tmp_path, changes, words):
+    with pytest.raises(UsageError, match=re.escape(words)):
+        cells_of(settings_of(tmp_path, **changes))
+
+
+def test_cells_are_all_combinations(tmp_path):
+    cells = cells_of(settings_of(tmp_path, queries="margin,random,badge", trainers="supervised,fixmatch", seeds=2,
+                                 sets=2, batches="4,8"))
+    assert len(cells) == len(set(cells)) == 3 * 2 * 2 * 2 * 2
+    assert [cell.query for cell in cells[:3]] == ["random", "margin", "badge"]
+    assert len({cell.folder for cell in cells}) == len(cells)
