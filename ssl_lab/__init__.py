@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ssl_lab import losses, methods, schedule, testing
-    from ssl_lab.active import ActiveLoop, PoolView, Query, make_query
+    from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
     from ssl_lab.data import Pool, Sampler, load
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ssl_lab.views import Eval, Strong, Weak
 
 _HOMES = {
-    "active": ("ActiveLoop", "PoolView", "Query", "make_query"),
+    "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
     "config": ("Settings", "launch"),
     "data": ("Pool", "Sampler", "load"),

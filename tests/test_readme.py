@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+from ssl_lab.active.queries import QUERIES, WRAPPERS
 from ssl_lab.methods import METHODS
 from ssl_lab.nets import NETS
 from ssl_lab.views import VIEWS
@@ -23,6 +24,8 @@ def test_methods_views_and_nets_are_listed():
     for method in METHODS.values():
         assert f"| `{method.name}` |" in README
         assert method.recipe in README
+    for query in QUERIES | WRAPPERS:
+        assert f"`{query}`" in README
     for view in VIEWS:
         assert f"| `{view}` |" in README
     for family in NETS:

@@ -3,6 +3,6 @@
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Command, FromFile, Truth
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import PoolView, Query
+from ssl_lab.active.query import PoolView, Query, ScoreQuery
 
-__all__ = ["ActiveLoop", "Command", "FromFile", "PoolView", "Query", "Truth", "make_query"]
+__all__ = ["ActiveLoop", "Command", "FromFile", "PoolView", "Query", "ScoreQuery", "Truth", "make_query"]
