@@ -22,50 +22,30 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ssl_lab.active.answers import Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
 from ssl_lab.active.memory import measured
 from ssl_lab.active.oracle import Answer, Asked, Oracle
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, ScoreQuery
+from ssl_lab.active.record import Round, read_round
 from ssl_lab.batch import seed_of
-from ssl_lab.data import Ledger, Pool
+from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime, accuracy
 from ssl_lab.engine.folder import check_same
 from ssl_lab.engine.runtime import Precision
-from ssl_lab.errors import UsageError, unknown
+from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 from ssl_lab.nets import Net
 
 Fit = Callable[[Pool, int], Net | Result]
 """Trains on a pool's labels in round 0, 1, ...; should start afresh, and may resume a fit that was cut off."""
-
-_ABSTAINED = -3
-
-
-@dataclass(frozen=True)
-class Round:
-    """A round's record. labels: labeled images that the net was trained on. ids: what was asked, in selection order;
-    empty in the last record, which only measures. query: its name. accuracy: on the test images. version: a hash of
-    the weights that the query saw. scores, predicted, confidence: of each id, where known. seconds: of "fit", "arrays"
-    and "query". memory: peak bytes of the query above its inputs."""
-
-    round: int
-    labels: int
-    accuracy: float | None
-    version: str | None
-    query: str | None = None
-    ids: tuple[int, ...] = ()
-    scores: tuple[float, ...] | None = None
-    predicted: tuple[int, ...] | None = None
-    confidence: tuple[float, ...] | None = None
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    memory: int | None = None
 
 
 @dataclass
@@ -105,11 +85,9 @@ class ActiveLoop:
             raise UsageError("the active-learning loop runs in one process; start it without torchrun")
         self.out = self.folder = Path(self.out)
         self._settle()
-        names = _read(self.folder / "classes.json", [])
-        self.pool = _durable(replace(self.pool, class_names=(*self.pool.class_names, *names)),
-                             self.folder / "labels.jsonl")
-        self._abstained: set[int] = set(_read(self.folder / "abstained.json", []))
-        self.records = [_round(path) for path in sorted(self.folder.glob("round-*.json"))]
+        self._answers = Answers(self.pool, self.folder, self.new_classes)
+        self.pool = self._answers.pool
+        self.records = [read_round(path) for path in sorted(self.folder.glob("round-*.json"))]
         self._runtime: Runtime | None = None
         self._cached: FloatArray | None = None
         self._check(self._now, cold=not len(self.pool.labeled))
@@ -122,7 +100,7 @@ class ActiveLoop:
                "pixels": self.pool.images.fingerprint()}
         path = self.folder / "loop.json"
         if path.exists():
-            check_same(_read(path, {}), own, self.folder)
+            check_same(read_json(path, {}), own, self.folder)
         else:
             write_text(path, json.dumps(own, indent=2) + "\n")
 
@@ -155,14 +133,14 @@ class ActiveLoop:
     def pending(self) -> IntArray:
         """int64, the ids of the round now open that have no answer yet, in selection order."""
         ids = np.array(self.records[-1].ids if self.records else (), dtype=np.int64)
-        waits = (self.pool.labels[ids] == UNLABELED) & ~np.isin(ids, list(self._abstained))
+        waits = (self.pool.labels[ids] == UNLABELED) & ~np.isin(ids, self.abstained)
         open_: IntArray = ids[waits]
         return open_
 
     @property
     def abstained(self) -> IntArray:
         """int64, sorted: the ids that the oracle would not label. They stay unlabeled and are not asked for again."""
-        return np.array(sorted(i for i in self._abstained if self.pool.labels[i] == UNLABELED), dtype=np.int64)
+        return self._answers.abstained
 
     @property
     def finished(self) -> bool:
@@ -203,44 +181,8 @@ class ActiveLoop:
         ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer replaces an
         earlier one. labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
         """
-        rows, answers = np.asarray(ids, dtype=np.int64), list(labels)
-        if rows.shape != (len(answers),) or len(np.unique(rows)) != len(rows):
-            raise UsageError(f"tell: {rows.size} ids for {len(answers)} labels; expected a label for each id, and "
-                             "no id twice")
-        strays = np.setdiff1d(rows, self.pool.train)
-        if len(strays):
-            raise UsageError(f"tell: row {strays[0]} of {self.pool.name} is not a train row ({len(strays)} such rows)")
-        names = list(self.pool.class_names)
-        values = np.array([self._value(answer, names) for answer in answers], dtype=np.int64)
-        if len(names) > self.pool.classes:  # before a label says so: a class without images does no harm
-            founded = names[self.pool.classes:]
-            grown = replace(self.pool, class_names=tuple(names))
-            path = self.folder / "classes.json"
-            write_text(path, json.dumps(_read(path, []) + founded) + "\n")
-            self.pool = grown
-        given = values != _ABSTAINED
-        if given.any():
-            self.pool.record(rows[given], values[given], f"round {self.records[-1].round if self.records else 0}")
-        abstained = (self._abstained - set(rows[given].tolist())) | set(rows[~given].tolist())
-        if abstained != self._abstained:
-            write_text(self.folder / "abstained.json", json.dumps(sorted(abstained)) + "\n")
-            self._abstained = abstained
-
-    def _value(self, answer: Answer, names: list[str]) -> int:
-        """The number of an answer; adds a name that founds a class to `names`."""
-        if answer is None:
-            return _ABSTAINED
-        if isinstance(answer, str):
-            if answer not in names:
-                if not self.new_classes:
-                    raise unknown("class", answer, names, "To add a class, make the loop with new_classes=True.")
-                names.append(answer)
-            return names.index(answer)
-        if not IGNORED <= int(answer) < self.pool.classes:
-            raise UsageError(f"tell: label {answer} is out of range; expected a class number below "
-                             f"{self.pool.classes}, a class name, -2 to ignore, -1 to take a label back, or None to "
-                             "abstain")
-        return int(answer)
+        self._answers.record(ids, labels, f"round {self.records[-1].round if self.records else 0}")
+        self.pool = self._answers.pool
 
     def _next_round(self) -> None:
         """Train, measure, and, if rounds are left, choose."""
@@ -335,20 +277,6 @@ class ActiveLoop:
         return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version)
 
 
-def _durable(pool: Pool, path: Path) -> Pool:
-    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does."""
-    if pool.ledger.path is not None:
-        return pool
-    ledger, given = Ledger(path), pool.ledger.entries
-    for old, new in zip(ledger.entries, given, strict=False):
-        if not (np.array_equal(old.indices, new.indices) and np.array_equal(old.labels, new.labels)):
-            raise UsageError(f"{path} began with other labels than this pool: split it as then, or choose another "
-                             "folder")
-    for entry in given[len(ledger.entries):]:
-        ledger.append(entry.indices, entry.labels, entry.source)
-    return replace(pool, ledger=ledger)
-
-
 def _scores(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | None:
     """The scores of ids (train rows, and those are sorted), from a query that has any."""
     if not isinstance(query, ScoreQuery):
@@ -361,18 +289,3 @@ def _described(query: Query) -> dict[str, Any]:
     """A query's name and plain arguments."""
     plain = {key: value for key, value in vars(query).items() if isinstance(value, int | float | str)}
     return {"name": query.name, **plain}
-
-
-def _round(path: Path) -> Round:
-    content: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                               for key, value in _read(path, {}).items()}
-    return Round(**content)
-
-
-def _read(path: Path, default: Any) -> Any:
-    if not path.exists():
-        return default
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
