@@ -1,0 +1,92 @@
+"""Similarity of representations: linear CKA between features, and between the layers of two nets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor, nn
+
+from ssl_lab.batch import At
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Runtime
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.nets import Net
+from ssl_lab.views import Eval
+
+
+def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
+    """Linear centered kernel alignment of two sets of features of the same images (Kornblith et al. 2019,
+    arXiv 1905.00414), in [0, 1].
+
+        ||Yc' Xc||_F^2 / (||Xc' Xc||_F ||Yc' Yc||_F)
+
+    x: [n, D], y: [n, E]; Xc, Yc: with each column's mean taken away. Invariant to rotation and to isotropic scaling
+    of either, not to any invertible map. NaN if all rows of one are equal. Few images and many features raise it:
+    compare only values of the same n. Computed with the smaller of [n, n] and [D, E] matrices.
+    """
+    a, b = (np.asarray(values, dtype=np.float64) for values in (x, y))
+    if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
+        raise UsageError(f"features have shapes {list(a.shape)} and {list(b.shape)}; expected [n, D] and [n, E] "
+                         "of the same n of 2 or more images")
+    a, b = a - a.mean(axis=0), b - b.mean(axis=0)
+    if len(a) <= min(a.shape[1], b.shape[1]):
+        return gram_cka(a @ a.T, b @ b.T)
+    with np.errstate(invalid="ignore"):
+        return float(np.square(b.T @ a).sum() / (np.linalg.norm(a.T @ a) * np.linalg.norm(b.T @ b)))
+
+
+def gram_cka(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
+    """The same from Gram matrices [n, n] of centered features: <K, M> / (||K|| ||M||)."""
+    with np.errstate(invalid="ignore"):
+        return float((k * m).sum() / (np.linalg.norm(k) * np.linalg.norm(m)))
+
+
+def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: Runtime,
+              first_layers: Sequence[str] | None = None, second_layers: Sequence[str] | None = None,
+              ) -> tuple[NDArray[np.float64], list[str], list[str]]:
+    """Linear CKA between layers of two nets on images `indices` of the pool, in evaluation mode, and their names.
+
+    Layers are submodules of the backbone by name (default: those without submodules that hold weights). Maps are
+    flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few hundred
+    images are right. Returns float64 [layers of first, layers of second].
+    """
+    mine, mine_names = _grams(first, pool, indices, runtime, first_layers)
+    theirs, their_names = _grams(second, pool, indices, runtime, second_layers)
+    return np.array([[gram_cka(a, b) for b in theirs] for a in mine]), mine_names, their_names
+
+
+def _grams(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
+           layers: Sequence[str] | None) -> tuple[list[NDArray[np.float64]], list[str]]:
+    modules = {name: module for name, module in net.backbone.named_modules() if name}
+    if layers is None:
+        layers = [name for name, module in modules.items()
+                  if not list(module.children()) and list(module.parameters(recurse=False))]
+    grams: dict[str, NDArray[np.float64]] = {}
+
+    def keep(name: str) -> None:
+        def hook(module: nn.Module, given: object, output: Tensor) -> None:
+            rows = output.flatten(1).double()
+            rows = rows - rows.mean(dim=0)
+            grams[name] = (rows @ rows.T).cpu().numpy()
+
+        handles.append(modules[name].register_forward_hook(hook))
+
+    handles: list[torch.utils.hooks.RemovableHandle] = []
+    was_training = net.training
+    try:
+        for name in layers:
+            if name not in modules:
+                raise unknown("layer", name, modules, f"It is not in the backbone of {net.name}.")
+            keep(name)
+        net.eval().to(runtime.device)  # outside of inference mode, in which weights that move cannot be trained again
+        images = pool.images.take(indices).to(runtime.device)
+        with torch.inference_mode(), runtime.autocast():
+            net(Eval(pool.style)(images, At(0, 1).draw("cka", len(images), runtime.device)))
+    finally:
+        net.train(was_training)
+        for handle in handles:
+            handle.remove()
+    return [grams[name] for name in layers], list(layers)

@@ -1,0 +1,121 @@
+"""Linear probe: multinomial logistic regression on frozen features, its L2 chosen on held-out labels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.optimize import minimize
+
+from ssl_lab.batch import seed_of
+from ssl_lab.data import IntArray
+from ssl_lab.errors import UsageError
+from ssl_lab.features.knn import check_labels, labeled_rows, softmax
+from ssl_lab.features.search import FloatArray, matrix, unit
+
+L2_GRID = tuple(np.logspace(-6, 5, 45).tolist())
+FEW = 0.1  # the L2 where labels are too few to hold any out
+FOLDS = 5
+MANY = 1000
+
+
+def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, l2: float | None = None,
+                 valid: IntArray | None = None) -> FloatArray:
+    """Probabilities of the queries by logistic regression on unit features:
+
+        min over W, b of  sum_i CE(W x_i + b, y_i) + l2 / 2 ||W||^2
+
+    features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. Returns float32 [M, classes]; a class without
+    a label gets nearly 0. l2: None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in
+    Kornblith et al. 2019 (arXiv 1805.08974). It chooses on the labeled rows `valid` (row numbers of features), or,
+    where none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class has
+    one label only, nothing can be held out and l2 = 0.1.
+    """
+    rows, known = labeled_rows(features, labels, classes)
+    rows, asked = unit(rows), unit(matrix(queries, "queries", rows.shape[1]))
+    if len(rows) < rows.shape[1]:  # the minimum lies in the span of the rows: so few coordinates say all
+        basis = np.linalg.qr(rows.T)[0]
+        rows, asked = rows @ basis, asked @ basis
+    if l2 is None:
+        held_out = _folds(known) if valid is None else [_places(check_labels(labels, classes), valid)]
+        l2 = choose_l2(rows, known, classes, held_out)
+    return softmax(_with_one(asked) @ fit(rows, known, classes, l2).T)
+
+
+def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[IntArray]) -> float:
+    """The value of `L2_GRID` that is right most often on held-out rows, each part predicted by a fit on the others.
+
+    rows: float32 [n, D]. known: int64 [n]. held_out: parts of the row numbers; none: `FEW`.
+    """
+    if not held_out:
+        return FEW
+    scores = np.zeros((len(L2_GRID), 2))
+    for held in held_out:
+        rest = np.setdiff1d(np.arange(len(known)), held)
+        weights = None
+        for place in reversed(range(len(L2_GRID))):  # the strong ones are quick, and start the next
+            weights = fit(rows[rest], known[rest], classes, L2_GRID[place], weights)
+            logits = _with_one(rows[held]) @ weights.T
+            right = int((logits.argmax(axis=1) == known[held]).sum())
+            scores[place] += right, -_cross_entropy(logits, known[held])[0]
+    best = max(range(len(L2_GRID)), key=lambda place: (scores[place, 0], scores[place, 1]))
+    return float(L2_GRID[best])
+
+
+def fit(rows: FloatArray, known: IntArray, classes: int, l2: float, start: FloatArray | None = None) -> FloatArray:
+    """float32 [classes, D + 1]: W and, last, b at the minimum, by L-BFGS (SciPy) from `start` (default: zeros)."""
+    if l2 <= 0:
+        raise UsageError(f"l2={l2}: it must be positive")
+    x = _with_one(rows)
+    shape = (classes, x.shape[1])
+    held = np.full(shape[1], l2 / len(x))
+    held[-1] = 0  # the bias is not held back
+    scale = 1 / np.sqrt(1 + held)  # of what the solver sees, so that its tolerances suit any l2
+
+    def objective(flat: FloatArray) -> tuple[float, FloatArray]:
+        w = flat.reshape(shape) * scale
+        value, slope = _cross_entropy(x @ w.astype(np.float32).T, known)
+        gradient = (slope.T @ x / len(x) + held * w) * scale
+        return value / len(x) + float((held * w * w).sum()) / 2, gradient.ravel().astype(np.float64)
+
+    first = np.zeros(shape) if start is None else start / scale
+    found = minimize(objective, first.ravel().astype(np.float64), jac=True, method="L-BFGS-B",
+                     options={"maxiter": 300, "gtol": 1e-6, "ftol": 1e-10, "maxcor": 20})
+    weights: FloatArray = (found.x.reshape(shape) * scale).astype(np.float32)
+    return weights
+
+
+def _cross_entropy(logits: FloatArray, known: IntArray) -> tuple[float, FloatArray]:
+    """The sum over rows, and its gradient [n, classes]."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    exponents = np.exp(shifted)
+    sums = exponents.sum(axis=1)
+    places = np.arange(len(known)), known
+    slope = exponents / sums[:, None]
+    slope[places] -= 1
+    return float((np.log(sums) - shifted[places]).sum(dtype=np.float64)), slope
+
+
+def _with_one(rows: FloatArray) -> FloatArray:
+    """Rows with a last column of ones, which the bias multiplies."""
+    return np.column_stack([rows, np.ones(len(rows), dtype=np.float32)])
+
+
+def _folds(known: IntArray) -> list[IntArray]:
+    """Up to five parts with an equal share of each class; none if a class has a single label. Of `MANY` labels or
+    more only the first part: it is large enough to choose by."""
+    counts = np.bincount(known)
+    folds = min(FOLDS, int(counts[counts > 0].min()))
+    if folds < 2:
+        return []
+    order = np.random.default_rng(seed_of("folds")).permutation(len(known))
+    order = order[np.argsort(known[order], kind="stable")]  # by class, in a random order within each
+    return [np.sort(order[part::folds]) for part in range(folds if len(known) < MANY else 1)]
+
+
+def _places(labels: IntArray, valid: IntArray) -> IntArray:
+    """The places of rows `valid` among the labeled rows."""
+    places = np.flatnonzero(np.isin(np.flatnonzero(labels >= 0), valid))
+    if len(places) != len(valid) or not 0 < len(places) < (labels >= 0).sum():
+        raise UsageError(f"valid names {len(valid)} rows, of which {len(places)} have a label among "
+                         f"{(labels >= 0).sum()}; expected labeled rows, and others beside them")
+    return places

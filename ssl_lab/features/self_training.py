@@ -1,0 +1,84 @@
+"""Learning from one's own confident predictions, and from the agreement of several sets of features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.data import IntArray
+from ssl_lab.errors import UsageError
+from ssl_lab.features.knn import check_labels
+from ssl_lab.features.probe import linear_probe
+from ssl_lab.features.search import FloatArray, matrix
+
+Learner = Callable[..., FloatArray]
+"""(features [N, D], labels int [N] with -1 = unlabeled, queries [M, D], classes) -> probabilities [M, classes]."""
+
+
+def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, rounds: int = 5,
+                  share: float = 0.8, l2: float = 1.0, first: Learner = linear_probe) -> FloatArray:
+    """Logistic regression on the labels and on class-balanced confident pseudo-labels, over some rounds.
+
+    Each round takes for every class the unlabeled rows that the last round predicts as it most confidently, the
+    same number for each class, so that no class crowds out another: in round r of R, r / R of `share` of the
+    unlabeled rows divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels
+    alike, with this l2. first: who predicts before the first round. Shapes as in `weighted_knn`.
+    """
+    rows, known = matrix(features, "features"), check_labels(labels, classes)
+    if rounds < 1 or not 0 < share <= 1:
+        raise UsageError(f"rounds={rounds}, share={share}: expected 1 or more rounds, and a share in (0, 1]")
+    unlabeled = np.flatnonzero(known == -1)
+    if not len(unlabeled):
+        return first(rows, known, queries, classes)
+    probs = first(rows, known, rows[unlabeled], classes)
+    for number in range(1, rounds + 1):
+        quota = max(1, int(share * number / rounds * len(unlabeled) / classes))
+        taken, guess = balanced(probs, quota)
+        guessed = known.copy()
+        guessed[unlabeled[taken]] = guess
+        last = number == rounds
+        probs = linear_probe(rows, guessed, queries if last else rows[unlabeled], classes, l2)
+    return probs
+
+
+def balanced(probs: FloatArray, quota: int) -> tuple[IntArray, IntArray]:
+    """Row numbers int64 [n] and classes int64 [n]: of each class the `quota` rows that are predicted as it with the
+    highest probability (all, if there are fewer). probs: [N, C]."""
+    predicted = probs.argmax(axis=1)
+    confidence = probs.max(axis=1)
+    taken = []
+    for label in range(probs.shape[1]):
+        mine = np.flatnonzero(predicted == label)
+        taken.append(mine[np.argsort(-confidence[mine], kind="stable")[:quota]])
+    chosen = np.concatenate(taken)
+    return chosen, predicted[chosen]
+
+
+def ensemble(views: Sequence[ArrayLike], labels: ArrayLike, queries: Sequence[ArrayLike], classes: int,
+             learner: Learner = linear_probe, pseudo: bool = True, **arguments: Any) -> FloatArray:
+    """Several backbones (or variants of one) as one: the mean of what `learner` says on each's features, after Zhang
+    et al. 2025 (arXiv 2503.09707).
+
+    views, queries: for each backbone the features [N, D_b] of all rows and [M, D_b] of the queries. pseudo: with True,
+    the mean's most confident rows, equally many of each class and half of the unlabeled ones at most, become
+    pseudo-labels from which each learns again: backbones teach each other what none says alone.
+    """
+    if not views or len(views) != len(queries):
+        raise UsageError(f"{len(views)} sets of features and {len(queries)} of queries; expected one each per backbone")
+    known = check_labels(labels, classes)
+    unlabeled = np.flatnonzero(known == -1)
+
+    def mean(of: Sequence[ArrayLike], given: IntArray) -> FloatArray:
+        each = [learner(view, given, asked, classes, **arguments) for view, asked in zip(views, of, strict=True)]
+        agreed: FloatArray = np.mean(each, axis=0, dtype=np.float32)
+        return agreed
+
+    if pseudo and len(unlabeled):
+        agreed = mean([matrix(view, "features")[unlabeled] for view in views], known)
+        taken, guess = balanced(agreed, max(1, len(unlabeled) // (2 * classes)))
+        known = known.copy()
+        known[unlabeled[taken]] = guess
+    return mean(queries, known)

@@ -1,0 +1,170 @@
+"""`FeatureStore`: the features of all images of a pool, computed once and memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.batch import seed_of
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Runtime
+from ssl_lab.errors import UsageError
+from ssl_lab.features.embed import embed
+from ssl_lab.features.search import Approximate, FloatArray, matrix, top_k, unit, within, without_self
+from ssl_lab.files import cannot_write, write_atomically, write_text
+from ssl_lab.nets import Net
+from ssl_lab.views import Eval, ViewFactory
+
+_FORMAT = 1
+_BLOCK = 1024
+"""Images embedded before progress is written: what a kill can cost."""
+_DUPLICATE_ROWS = 8192
+
+LARGE = 200_000
+"""Images from which on search is approximate."""
+
+
+class FeatureStore:
+    """float32 [N, D], row i of which is image i of the pool; made by `build`, opened by `FeatureStore(folder)`."""
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+        meta = _read_meta(self.folder)
+        if meta is None or meta["done"] < meta["rows"]:
+            what = "is no feature store" if meta is None else f"holds {meta['done']} of {meta['rows']} images"
+            raise UsageError(f"{self.folder} {what}; FeatureStore.build makes a store, or completes it")
+        self.seconds = float(meta["seconds"])
+        self.features: FloatArray = np.load(self.folder / "features.npy", mmap_mode="r")
+        self._index: Approximate | None = None
+
+    @classmethod
+    def build(cls, net: Net, pool: Pool, out: str | Path, runtime: Runtime | None = None,
+              view: ViewFactory = Eval) -> FeatureStore:
+        """The store of this net's features of this pool in folder `out`, computed as far as it is not there.
+
+        Its own folder in `out` is named by a hash of the net's weights (but the head's), the view, the precision and
+        the images, so that `out` may hold stores of many nets and pools. A build that was cut short goes on where it
+        stopped. Ranks share the work.
+        """
+        runtime = runtime or Runtime.start()
+        folder = Path(out) / key_of(net, pool, view, runtime)
+        meta = _read_meta(folder)
+        if meta is None:
+            meta = {"format": _FORMAT, "net": net.name, "data": pool.name, "rows": len(pool),
+                    "dim": net.features_dim, "done": 0, "seconds": 0.0}
+            if runtime.main:
+                _allocate(folder, meta)
+            runtime.wait()
+        features = np.load(folder / "features.npy", mmap_mode="r+")
+        while meta["done"] < len(pool):
+            began, start = time.perf_counter(), meta["done"] + runtime.rank * _BLOCK
+            rows = np.arange(start, min(start + _BLOCK, len(pool)))
+            features[start:start + len(rows)] = embed(net, pool, rows, runtime, view)
+            features.flush()
+            runtime.wait()
+            meta["done"] = min(meta["done"] + runtime.world * _BLOCK, len(pool))
+            meta["seconds"] += time.perf_counter() - began
+            if runtime.main:
+                write_text(folder / "meta.json", json.dumps(meta) + "\n")
+            runtime.wait()
+        return cls(folder)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def search(self, queries: ArrayLike, k: int) -> tuple[FloatArray, IntArray]:
+        """Cosines float32 [q, k], falling, and rows int64 [q, k] of the k nearest images to each of queries [q, D].
+
+        Exact below 200,000 images; above, by the approximate index, which is built when it is first needed.
+        """
+        queries = matrix(queries, "queries", self.features.shape[1])
+        return top_k(queries, self.features, k) if len(self) < LARGE else self.index().search(queries, k)
+
+    def index(self, recall: float = 0.99) -> Approximate:
+        """The approximate index, from its file beside the features, or built for this recall and saved there."""
+        import faiss
+
+        codes, note = self.folder / "index.faiss", self.folder / "index.json"
+        if self._index is None and note.exists():
+            tuned = json.loads(note.read_text(encoding="utf-8"))
+            self._index = Approximate(faiss.read_index(str(codes)), self.features, tuned["factor"], tuned["aim"])
+        if self._index is None or self._index.aim < recall:
+            self._index = Approximate.build(self.features, recall)
+            content = faiss.serialize_index(self._index.codes).tobytes()
+            note.unlink(missing_ok=True)  # written last, so that it never speaks of another file
+            write_atomically(codes, lambda file: file.write(content))
+            write_text(note, json.dumps({"factor": self._index.factor, "aim": recall}) + "\n")
+        return self._index
+
+    def range_search(self, queries: ArrayLike, cosine: float) -> tuple[IntArray, IntArray, FloatArray]:
+        """All (query number, row, cosine) of images at least so alike to queries [q, D], exactly; see `within`."""
+        return within(matrix(queries, "queries", self.features.shape[1]), self.features, cosine)
+
+    def near_duplicates(self, cosine: float = 0.95, k: int = 10) -> tuple[IntArray, FloatArray]:
+        """Pairs of images at least so alike: rows int64 [P, 2], the smaller first, and cosines [P], falling.
+
+        Each image is held against its k nearest others: a cluster of more than k twins is linked up by pairs, not
+        each with each. Above 200,000 images a few pairs may be missed, see `search`.
+        """
+        k = min(k, len(self) - 1)
+        pairs: dict[tuple[int, int], float] = {}
+        for start in range(0, len(self), _DUPLICATE_ROWS):
+            own = np.arange(start, min(start + _DUPLICATE_ROWS, len(self)))
+            cosines, rows = without_self(*self.search(self.features[own], k + 1), own)
+            for line, place in zip(*np.nonzero(cosines >= cosine), strict=True):
+                pair = sorted((int(own[line]), int(rows[line, place])))
+                pairs[pair[0], pair[1]] = float(cosines[line, place])
+        found = np.array(list(pairs), dtype=np.int64).reshape(-1, 2)
+        alike = np.array(list(pairs.values()), dtype=np.float32)
+        order = np.lexsort((found[:, 1], found[:, 0], -alike))
+        return found[order], alike[order]
+
+    def kmeans(self, clusters: int, seed: int = 0, steps: int = 25) -> tuple[IntArray, FloatArray]:
+        """Spherical k-means of unit features (FAISS): cluster int64 [N] of each image, centers float32 [clusters, D] of
+        length 1. A pure function of the features and the arguments."""
+        import faiss
+
+        if not 1 <= clusters <= len(self):
+            raise UsageError(f"{clusters} clusters of {len(self)} images: expected 1 to {len(self)}")
+        run: Any = faiss.Kmeans(self.features.shape[1], clusters, niter=steps, seed=seed_of(seed, "kmeans") % 2**31,
+                           spherical=True, min_points_per_centroid=1)
+        run.train(unit(self.features))
+        centers = unit(run.centroids)
+        return top_k(self.features, centers, 1)[1][:, 0], centers
+
+
+def key_of(net: Net, pool: Pool, view: ViewFactory, runtime: Runtime) -> str:
+    """24 hexadecimal digits that change with whatever changes the features."""
+    digest = hashlib.sha256(f"{_FORMAT} {net.name} {view(pool.style)!r} {runtime.precision}".encode())
+    digest.update(pool.images.fingerprint().encode())
+    for name, tensor in net.state_dict().items():
+        if not name.startswith("head."):
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().data)
+    return digest.hexdigest()[:24]
+
+
+def _allocate(folder: Path, meta: dict[str, Any]) -> None:
+    """An array of zeros on disk, and a note that nothing of it is done."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (meta["rows"], meta["dim"]))
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    write_text(folder / "meta.json", json.dumps(meta) + "\n")
+
+
+def _read_meta(folder: Path) -> dict[str, Any] | None:
+    """The store's description, if it is one and its array has the size that it says."""
+    try:
+        meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+        shape = np.load(folder / "features.npy", mmap_mode="r").shape
+        return meta if meta["format"] == _FORMAT and shape == (meta["rows"], meta["dim"]) else None
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None

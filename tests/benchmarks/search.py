@@ -1,0 +1,81 @@
+"""Nearest neighbors beside scikit-learn's brute force and FAISS's flat index, in one run.
+
+    python tests/benchmarks/search.py                                  # 10,000 queries, 50,000 x 512 features
+    python tests/benchmarks/search.py --features STORE/features.npy    # of a feature store: the last rows are queries
+
+The made-up features lie around 100 points of a curved surface of 32 dimensions: no approximate index helps where
+features fill all of theirs. Timings drift with the machine: compare only numbers of one run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import faiss
+import numpy as np
+from sklearn.neighbors import NearestNeighbors
+
+from ssl_lab.features.search import Approximate, top_k, unit
+
+T = TypeVar("T")
+
+
+def made_up(rows: int, dim: int, seed: int) -> np.ndarray:
+    """float32 [rows, dim], of the same surface for any seed."""
+    fixed, drawn = np.random.default_rng(0), np.random.default_rng(seed)
+    centers = fixed.standard_normal((100, 32))
+    first, second = fixed.standard_normal((32, 256)) / 32**0.5, fixed.standard_normal((256, dim)) / 16
+    inner = centers[drawn.integers(0, 100, rows)] + 0.7 * drawn.standard_normal((rows, 32))
+    outer = np.maximum(np.maximum(inner @ first, 0) @ second, 0) + 0.02 * drawn.standard_normal((rows, dim))
+    return outer.astype(np.float32)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--queries", type=int, default=10_000)
+    parser.add_argument("--rows", type=int, default=50_000)
+    parser.add_argument("--dim", type=int, default=512)
+    parser.add_argument("--k", type=int, default=20)
+    parser.add_argument("--recall", type=float, default=0.99)
+    parser.add_argument("--features", help="an .npy file of real features, in place of made-up ones")
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    if options.features:
+        stored = np.load(options.features, mmap_mode="r")
+        bank, queries = np.array(stored[:options.rows]), np.array(stored[-options.queries:])
+    else:
+        bank, queries = made_up(options.rows, options.dim, 1), made_up(options.queries, options.dim, 2)
+    print(f"{len(queries)} queries, {' x '.join(map(str, bank.shape))} features, k={options.k}")
+
+    start = time.perf_counter()
+    index = Approximate.build(bank, options.recall)
+    print(f"approximate index: built in {time.perf_counter() - start:.1f} s, probes {index.codes.nprobe} of "
+          f"{index.codes.nlist} lists, {index.factor} candidates per neighbor")
+    flat = faiss.IndexFlatIP(bank.shape[1])
+    flat.add(unit(bank))
+    brute = NearestNeighbors(n_neighbors=options.k, algorithm="brute").fit(unit(bank))
+    ways: dict[str, Callable[[], np.ndarray]] = {
+        "exact": lambda: top_k(queries, bank, options.k)[1],
+        "FAISS flat": lambda: flat.search(unit(queries), options.k)[1],
+        "scikit-learn brute": lambda: brute.kneighbors(unit(queries), return_distance=False),
+        "approximate": lambda: index.search(queries, options.k)[1],
+    }
+    best, found = dict.fromkeys(ways, float("inf")), {}
+    for _ in range(options.repeats):  # in turns, so that all see the same weather
+        for name, way in ways.items():
+            start = time.perf_counter()
+            found[name] = way()
+            best[name] = min(best[name], time.perf_counter() - start)
+    for name, seconds in best.items():
+        pairs = zip(found["FAISS flat"], found[name], strict=True)
+        recall = np.mean([np.isin(true, rows).mean() for true, rows in pairs])
+        print(f"{name:20} {seconds:8.2f} s  {best['exact'] / seconds:6.2f} x as fast as exact  recall {recall:.4f}")
+    rival = min(best["FAISS flat"], best["scikit-learn brute"])
+    print(f"exact is {rival / best['exact']:.2f} x as fast as the faster rival")
+
+
+if __name__ == "__main__":
+    main()

