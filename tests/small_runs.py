@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ssl_lab.batch import Style
 from ssl_lab.data import Pool, load
 from ssl_lab.engine import Callback, Result, Trainer
 from ssl_lab.methods import FixMatch, Method
@@ -49,6 +50,15 @@ def train(out: Path, method: Method | None = None, pool: Pool | None = None, lab
     method = method or FixMatch(tiny_net(pool), threshold=0.5)
     settings = {"steps": 12, "device": "cpu", "precision": "fp32", "callbacks": []} | settings
     return Trainer(out=out, **settings).fit(method, pool, labeled, unlabeled)
+
+
+def with_teacher(method, **arguments):
+    """What `check_method` calls: the distillation method around a net, with a teacher for the same images."""
+    def build(student: Net) -> Method:
+        channels = len(student.mean)
+        style = Style(channels, 16, 16, mean=(0.5,) * channels, std=(0.25,) * channels)
+        return method(student, net("tiny_6", classes=student.classes, style=style, seed=9), **arguments)
+    return build
 
 
 class At(Callback):

@@ -11,7 +11,7 @@ LEVELS = [
     {"engine", "presets"},
     {"features", "report"},
     {"active"},
-    {"bench", "comparison", "testing", "quickstart"},
+    {"advise", "bench", "comparison", "export", "testing", "quickstart"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

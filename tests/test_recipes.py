@@ -17,7 +17,8 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
-OF_MANY_RUNS = {"active", "active_benchmark", "compare", "features"}  # tested in files of their own
+# Tested in files of their own.
+ELSEWHERE = {"active", "active_benchmark", "compare", "evaluate", "features", "finetune", "pretrain", "workflow"}
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
 
 
@@ -40,7 +41,7 @@ def in_a_process(name, *arguments, **environment):
     return start(ROOT / "recipes" / f"{name}.py", *TINY, *arguments, **environment)
 
 
-@pytest.mark.parametrize("name", sorted({*RECIPES} - OF_MANY_RUNS))
+@pytest.mark.parametrize("name", sorted({*RECIPES} - ELSEWHERE))
 def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
     first, again = tmp_path / "first", tmp_path / "again"
     run(name, "--minutes", "0.01", "--valid", "50", "--out", first)

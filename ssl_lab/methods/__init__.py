@@ -27,14 +27,39 @@ from ssl_lab.methods.consistency.softmatch import SoftMatch
 from ssl_lab.methods.consistency.temporal_ensembling import TemporalEnsembling
 from ssl_lab.methods.consistency.uda import UDA
 from ssl_lab.methods.consistency.vat import VAT
+from ssl_lab.methods.distillation import (
+    CC,
+    DIST,
+    DISTILLATION,
+    DKD,
+    KD,
+    NST,
+    PKT,
+    RKD,
+    SP,
+    VID,
+    AttentionTransfer,
+    FitNet,
+    FunctionMatching,
+    LogitStd,
+)
+from ssl_lab.methods.pretraining.barlow_twins import BarlowTwins
+from ssl_lab.methods.pretraining.byol import BYOL
+from ssl_lab.methods.pretraining.moco import MoCoV2, MoCoV3
+from ssl_lab.methods.pretraining.simclr import SimCLR
+from ssl_lab.methods.pretraining.simsiam import SimSiam
+from ssl_lab.methods.pretraining.vicreg import VICReg
 from ssl_lab.methods.supervised import Supervised
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (
+_ALL: tuple[type[Method], ...] = (
     Supervised,
     PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L, S4LExemplar,
     FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
     ReferencePrior, HierMatch, ABC, DARP, OpenCoS,
-)}
+    SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg,
+    *DISTILLATION.values(),
+)
+METHODS = {method.name: method for method in _ALL}
 
 
 def get(name: str) -> type[Method]:
@@ -46,22 +71,39 @@ def get(name: str) -> type[Method]:
 
 __all__ = [
     "ABC",
+    "BYOL",
+    "CC",
     "DARP",
+    "DIST",
+    "DKD",
     "ICT",
+    "KD",
+    "NST",
+    "PKT",
+    "RKD",
     "S4L",
+    "SP",
     "UDA",
     "VAT",
+    "VID",
     "AdaMatch",
+    "AttentionTransfer",
+    "BarlowTwins",
     "CoMatch",
     "Dash",
     "DeFixMatch",
+    "FitNet",
     "FixMatch",
     "FlexMatch",
     "FreeMatch",
+    "FunctionMatching",
     "HierMatch",
+    "LogitStd",
     "MeanTeacher",
     "Method",
     "MixMatch",
+    "MoCoV2",
+    "MoCoV3",
     "NoisyStudent",
     "OpenCoS",
     "PiModel",
@@ -69,9 +111,12 @@ __all__ = [
     "ReMixMatch",
     "ReferencePrior",
     "S4LExemplar",
+    "SimCLR",
     "SimMatch",
+    "SimSiam",
     "SoftMatch",
     "Supervised",
     "TemporalEnsembling",
+    "VICReg",
     "Views",
 ]

@@ -2,9 +2,14 @@
 
 from ssl_lab.views.base import View as View
 from ssl_lab.views.base import ViewFactory as ViewFactory
+from ssl_lab.views.contrastive import BYOL1 as BYOL1
+from ssl_lab.views.contrastive import BYOL2 as BYOL2
+from ssl_lab.views.contrastive import MOCO as MOCO
+from ssl_lab.views.contrastive import VICREG as VICREG
+from ssl_lab.views.contrastive import SimCLRView as SimCLRView
 from ssl_lab.views.presets import Eval as Eval
 from ssl_lab.views.presets import Strong as Strong
 from ssl_lab.views.presets import Weak as Weak
 
-VIEWS: dict[str, type] = {"weak": Weak, "strong": Strong, "eval": Eval}
+VIEWS: dict[str, type] = {"weak": Weak, "strong": Strong, "simclr": SimCLRView, "eval": Eval}
 """The named views; `ssl-lab list views` prints each with the first line of its docstring."""

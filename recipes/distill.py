@@ -1,0 +1,65 @@
+"""Distillation: from the net that the labels allowed to the net that ships, on every image of the pool, labeled or not.
+
+    python recipes/fixmatch.py --data mnist --labels 40 --net tiny_32 --steps 2000 --out runs/teacher
+    python recipes/distill.py --teacher runs/teacher --net tiny_8 --method kd --data mnist --labels 40 --steps 2000
+
+Prints the student's accuracy, its agreement with the teacher on test images, and the cost of both. The teacher may also
+be a file of weights (of --teacher-net) or of stored `logits` (with --view eval), timm/<model> for methods that compare
+features, or the name of a method that is trained first, for --teacher-steps.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Literal
+
+import ssl_lab as sl
+from ssl_lab import presets
+from ssl_lab.features.fidelity import comparison
+from ssl_lab.methods.distillation import load_teacher
+from ssl_lab.views import VIEWS
+
+
+@dataclass
+class Settings(sl.Settings):
+    net: str = "tiny_8"
+    """The student."""
+    method: str = "kd"
+    """Name of a distillation method (see `ssl-lab list methods`)."""
+    arguments: dict[str, float | str] = field(default_factory=dict)
+    """Arguments of the method: NAME VALUE, as often as you like."""
+    teacher: str = "fixmatch"
+    """A run's folder, a file, timm/<model>, or a method to train first."""
+    teacher_net: str = ""
+    """Its net, where no run's config.yaml names it."""
+    teacher_size: int | None = None
+    """Side of its images, where not the data's or its run's."""
+    teacher_steps: int = 200
+    view: Literal["weak", "strong", "eval"] = "weak"
+    images: Literal["all", "labeled"] = "all"
+    labeled: int = 32
+    unlabeled: int = 128
+    lr: float = 0.1
+
+
+def main(settings: Settings) -> None:
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    new = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+    trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
+    if settings.teacher in sl.methods.METHODS:
+        first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
+                        resume=settings.resume and "auto", config=None)
+        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {})
+        teacher = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
+    else:
+        teacher = load_teacher(settings.teacher, pool.classes, pool.style, settings.teacher_net,
+                               settings.teacher_size, len(pool))
+    pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
+    net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    arguments = {"teacher": teacher, "view": VIEWS[settings.view], **settings.arguments}
+    method = presets.build(settings.method, net, pool, arguments)
+    print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
+    print(comparison(method.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision)))
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

@@ -1,0 +1,67 @@
+"""Self-supervised pretraining: features from images without labels.
+
+    python recipes/pretrain.py --method simclr --data mnist --minutes 10 --out runs/pretrain
+    python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 500
+
+Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online-knn,
+how well the nearest labeled images tell the class of others. `sl.net(..., weights=FILE)` loads its model.safetensors.
+"""
+
+from dataclasses import dataclass, field
+
+import ssl_lab as sl
+from ssl_lab import presets
+from ssl_lab.errors import unknown
+from ssl_lab.features import Health, OnlineKnn
+from ssl_lab.optim import LARS, SGD, with_rates
+from ssl_lab.schedule import cosine, warm_up
+
+# For 256 images a step: SGD's learning rate, tried on 16-pixel digits; that of LARS and its weight decay, the papers'
+# (SimSiam and MoCo v2, which use SGD there, have SimCLR's); and arguments for minutes on a CPU.
+TABLE: dict[str, tuple[float, float, float, dict[str, object]]] = {
+    "simclr": (0.12, 0.3, 1e-6, {}),
+    "byol": (0.12, 0.2, 1.5e-6, {"hidden": 1024, "tau": cosine(0.97, 1.0)}),
+    "simsiam": (0.4, 0.3, 1e-6, {"dim": 1024, "bottleneck": 256}),
+    "barlow_twins": (0.002, 0.2, 1e-6, {"hidden": 1024, "dim": 1024}),
+    "vicreg": (0.06, 0.2, 1e-6, {"hidden": 1024, "dim": 1024}),
+    "moco_v2": (0.12, 0.3, 1e-6, {"queue": 4096, "momentum": 0.99}),
+    "moco_v3": (0.12, 0.3, 1.5e-6, {"hidden": 1024, "momentum": cosine(0.97, 1.0)}),
+}
+
+
+@dataclass
+class Settings(sl.Settings):
+    method: str = "simclr"
+    """Name of the method (see `ssl-lab list methods`, family pretraining)."""
+    arguments: dict[str, int | float] = field(default_factory=dict)
+    """Arguments of the method: NAME VALUE, as often as you like."""
+    unlabeled: int = 256
+    """Images per step."""
+    lr: float | None = None
+    """Peak learning rate (default: by method and --unlabeled, of SGD, or from 1024 on of LARS)."""
+    online_knn: bool = False
+    """Measure a nearest-neighbor classifier at evaluation points; it takes the labels that there are."""
+
+
+def main(settings: Settings) -> None:
+    if settings.method not in TABLE:
+        raise unknown("pretraining method", settings.method, TABLE)
+    small, large, decay, arguments = TABLE[settings.method]
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+                 pretrained=settings.pretrained, weights=settings.weights)
+    method = presets.build(settings.method, net, pool, {**arguments, **settings.arguments, "seed": settings.seed})
+    many = settings.unlabeled >= 1024
+    lr = settings.lr or (large if many else small) * settings.unlabeled / 256
+    rate = warm_up(0.05, cosine(lr))
+    optimizer = LARS(rate, decay) if many else SGD(rate, 5e-4)
+    if settings.method == "simsiam":
+        optimizer = with_rates(optimizer, {"prediction": lr})
+    monitors = [Health(), *([OnlineKnn()] if settings.online_knn else [])]
+    trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())
+    result = trainer.fit(method, pool, unlabeled=settings.unlabeled)
+    print(result, *(f"{k} {v:.4g}" for k, v in result.summary.items() if k in ("knn_accuracy", "effective_rank")))
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

@@ -1,0 +1,102 @@
+"""How far a student has become its teacher, beside how accurate it is."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_lab.batch import At
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Runtime
+from ssl_lab.engine.evaluate import BINS, accuracy
+from ssl_lab.features.cka import linear_cka
+from ssl_lab.features.embed import batch_of
+from ssl_lab.methods.distillation.hooks import see
+from ssl_lab.methods.distillation.teacher import Teacher
+from ssl_lab.nets import Net
+from ssl_lab.views import Eval
+
+
+@torch.inference_mode()
+def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray, runtime: Runtime) -> dict[str, float]:
+    """Does distillation really work? (Stanton et al. 2021, arXiv 2106.05945.) On images that trained neither net.
+
+    agreement: share of images to which both give the same class. kl: mean of KL(p_teacher || p_student), in nats, at
+    temperature 1. student_ece, teacher_ece: expected calibration error, as in `scores`, over the images whose truth
+    the pool knows (NaN without one). cka: linear CKA of the pooled features, NaN of a teacher without features.
+
+    indices: int64 [n], n >= 2, of the pool. Evaluation mode and view; the student's mode is restored, the teacher is
+    frozen for good.
+    """
+    frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    view, batch = Eval(pool.style), batch_of(pool, runtime)
+    was_training = student.training
+    student.eval().to(runtime.device)
+    frozen.to(runtime.device)
+    seen = []
+    for start in range(0, len(indices), batch):
+        rows = indices[start : start + batch]
+        images = view(pool.images.take(rows).to(runtime.device), At(0, 1).draw("fidelity", len(rows), runtime.device))
+        with runtime.autocast():
+            both = see(student, images), frozen(images, torch.from_numpy(rows).to(runtime.device))
+        seen.append([part.cpu() for each in both for part in each[:2]])
+    student.train(was_training)
+    mine, mine_features, theirs, their_features = map(torch.cat, zip(*seen, strict=True))
+    q, p = (logits.double().log_softmax(dim=1) for logits in (mine, theirs))
+    truth = pool.truth[indices]
+    return {
+        "agreement": float((mine.argmax(dim=1) == theirs.argmax(dim=1)).double().mean()),
+        "kl": float((p.exp() * (p - q)).sum(dim=1).mean()),
+        "student_ece": calibration_error(mine, truth),
+        "teacher_ece": calibration_error(theirs, truth),
+        "cka": linear_cka(mine_features, their_features) if their_features.shape[1] else float("nan"),
+    }
+
+
+def comparison(student: Net, teacher: Net | Teacher, pool: Pool, runtime: Runtime) -> str:
+    """A line on the `fidelity` on test images (else validation images), and one on accuracy and cost of each net."""
+    split, indices = ("test", pool.test) if len(pool.test) else ("valid", pool.valid)
+    if len(indices) < 2:
+        return "no test or validation images to compare student and teacher on"
+    found = fidelity(student, teacher, pool, indices, runtime)
+    lines = [f"fidelity on {len(indices)} {split} images: agreement {found['agreement']:.2%}, KL {found['kl']:.4f}, "
+             f"ECE {found['student_ece']:.2%} (teacher {found['teacher_ece']:.2%}), CKA {found['cka']:.3f}"]
+    nets = teacher.nets if isinstance(teacher, Teacher) and not teacher.image_size else [teacher]
+    for name, net in [("student", student), *(("teacher", each) for each in nets if isinstance(each, Net))]:
+        parameters = sum(p.numel() for p in net.parameters())
+        lines.append(f"{name} {net.name}: {split} accuracy {accuracy(net, pool, indices, runtime):.2%}, "
+                     f"{parameters:,} parameters, {images_per_second(net, pool, runtime):,.0f} images/s")
+    return "\n".join(lines)
+
+
+def images_per_second(net: Net, pool: Pool, runtime: Runtime) -> float:
+    """How many images of the pool's style the net classifies per second: the best of five batches of 256."""
+    images = torch.zeros(256, *pool.images.shape, device=runtime.device)
+    took = []
+    was_training = net.training
+    net.eval()
+    for _ in range(5):
+        begun = time.perf_counter()
+        with torch.inference_mode(), runtime.autocast():
+            net(images).logits[0, 0].item()  # waits for the device
+        took.append(time.perf_counter() - begun)
+    net.train(was_training)
+    return len(images) / min(took)
+
+
+def calibration_error(logits: Tensor, truth: NDArray[np.int64]) -> float:
+    """Expected calibration error of logits [n, C] in 15 equal bins (Guo et al. 2017, arXiv 1706.04599), in [0, 1].
+
+    truth: int64 [n]; rows with a negative one are left out. NaN without rows.
+    """
+    known = truth >= 0
+    if not known.any():
+        return float("nan")
+    p, said = logits.double().softmax(dim=1).max(dim=1)
+    confidence, right = p.numpy()[known], said.numpy()[known] == truth[known]
+    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
+    return float(np.abs(np.bincount(bins, weights=right - confidence)).sum() / len(right))

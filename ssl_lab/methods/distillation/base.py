@@ -1,0 +1,115 @@
+"""What every distillation method shares: a student, a frozen teacher, and the same augmented images for both."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ssl_lab import losses
+from ssl_lab.batch import At, Batch, Loss, Rows
+from ssl_lab.errors import UsageError
+from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.distillation.hooks import Seen, channels, pair_layers, see
+from ssl_lab.methods.distillation.teacher import Teacher
+from ssl_lab.nets import Net
+from ssl_lab.schedule import Scalar
+from ssl_lab.views import Eval, ViewFactory, Weak
+
+
+class Distillation(Method):
+    """L = labeled * H(y, p(x)) + weight * distance(student, teacher; x and u)
+
+    The first term is the mean over the labeled images, the second takes every image of the batch. Student and teacher
+    see the same augmented tensor, each once, and normalize it themselves. A subclass writes `distance`; its modules
+    (adapters) and buffers learn and are saved, the teacher neither.
+
+    net: the student. teacher: a Net, frozen from now on, or a Teacher. weight, labeled: of the two terms. view: how
+    images are augmented; Eval where the teacher's logits were stored.
+
+    UsageError: a teacher for other classes, or one without what the method reads.
+    """
+
+    family = "distillation"
+    recipe = "recipes/distill.py"
+    reads: ClassVar[Literal["logits", "features"]] = "logits"
+    layers: tuple[str, ...] = ()  # of the student, whose maps `distance` sees
+    teacher_layers: tuple[str, ...] = ()
+
+    def __init__(self, net: Net, teacher: Net | Teacher, weight: Scalar, labeled: Scalar = 1.0,
+                 view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
+        super().__init__(net, ema)
+        if any(module is net for module in teacher.modules()):
+            raise UsageError("the teacher is the net that learns; give a copy of it")
+        self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+        self.weight, self.labeled = weight, labeled
+        self.views = Views(labeled={"view": view}, unlabeled={"view": view})
+        if self.reads == "features" and len(self.teacher.nets) != 1:
+            raise UsageError(f"{self.name} compares features, and a teacher of {len(self.teacher.nets)} nets has none "
+                             "of its own: give a single net, or choose a method that compares logits")
+        if self.reads == "logits" and not self.teacher.classifies:
+            raise UsageError(f"{self.name} compares logits, and the teacher's head is not trained: fine-tune it first, "
+                             "or choose a method that compares features")
+        if self.teacher.classes != net.classes:
+            raise UsageError(f"the teacher tells {self.teacher.classes} classes apart, the student {net.classes}")
+        if self.teacher.fixed and view is not Eval:
+            raise UsageError("stored logits are those of images as they are: give view=Eval, or a net as the teacher")
+
+    def distance(self, student: Seen, teacher: Seen, rows: Rows, at: At) -> Tensor:
+        """Scalar, of one batch: how far the student is from the teacher, in float32 at least.
+
+        rows: all images, labeled ones first, as `rows["view"]`, with the labels that may be used (-1 = unlabeled).
+        """
+        raise NotImplementedError
+
+    def rows(self, batch: Batch, at: At) -> Rows:
+        """All images of the batch as rows under one view, which both nets see."""
+        parts = [part for part in (batch.labeled, batch.unlabeled) if part.views]
+        return Rows({"view": torch.cat([part["view"] for part in parts])},
+                    *(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "truth", "indices")))
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        x, rows = batch.labeled, self.rows(batch, at)
+        student = see(self.net, rows["view"], self.layers)
+        teacher = self.teacher(rows["view"], rows.indices, self.teacher_layers)
+        terms, said = {}, student.logits.detach().argmax(dim=1)
+        with full_precision(rows["view"].device):
+            if len(x):
+                terms["labeled"] = at.value(self.labeled) * losses.cross_entropy(student.logits[: len(x)], x.targets)
+            terms["distilled"] = at.value(self.weight) * self.distance(student, teacher, rows, at)
+        logs = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
+        if self.teacher.classifies:
+            logs["agreement"] = (said == teacher.logits.argmax(dim=1)).float().mean()
+            logs["teacher_accuracy"] = losses.accuracy(teacher.logits.argmax(dim=1), rows.truth)
+        return Loss(terms, logs)
+
+
+class MapDistillation(Distillation):
+    """A method that compares maps [B, channels, height, width] of layers, of one net each.
+
+    layers, teacher_layers: submodules of the backbones, by path; see `pair_layers`. By default those of `stage`: the
+    last layers of all the resolutions that both nets have, of the middle or of the last one.
+    """
+
+    reads = "features"
+    stage: ClassVar[Literal["all", "middle", "last"]] = "all"
+
+    def __init__(self, net: Net, teacher: Net | Teacher, weight: Scalar, layers: str | Sequence[str] | None = None,
+                 teacher_layers: str | Sequence[str] | None = None, labeled: Scalar = 1.0,
+                 view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
+        super().__init__(net, teacher, weight, labeled, view, ema)
+        mine, theirs = pair_layers(net, self.teacher.net, layers, teacher_layers)
+        if layers is None and teacher_layers is None:
+            middle = len(mine) // 2
+            chosen = {"all": slice(None), "middle": slice(middle, middle + 1), "last": slice(-1, None)}[self.stage]
+            mine, theirs = mine[chosen], theirs[chosen]
+        self.layers, self.teacher_layers = mine, theirs
+        self.channels = list(zip(channels(net, mine), channels(self.teacher.net, theirs), strict=True))
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[Any]:
+    """Within it, products of matrices and convolutions are not rounded to bf16 by autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

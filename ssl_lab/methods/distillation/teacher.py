@@ -1,0 +1,143 @@
+"""Teachers: frozen nets, ensembles of them, and logits that were computed before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import torch
+import torch.nn.functional as F
+import yaml
+from torch import Tensor, nn
+
+from ssl_lab.batch import Style
+from ssl_lab.errors import UsageError
+from ssl_lab.methods.distillation.hooks import Seen, see
+from ssl_lab.nets import Net, net
+from ssl_lab.nets.weights import is_net, read_weights
+
+
+class Teacher(nn.Module):
+    """A frozen net, or several whose mean probabilities teach: their logits are log((1/K) sum_k softmax(z_k)).
+
+    It is always in eval mode, has no gradient, and is part of no state_dict, so of no checkpoint. As a submodule of
+    the method it moves with it, and is compiled with it. The nets are frozen in place.
+
+    image_size: side, or height and width, to which images are resized on their device. classifies: whether the
+    logits mean something; not so of a backbone with a fresh head.
+    """
+
+    fixed: ClassVar[bool] = False  # whether it answers for the images as they are, whatever the view
+
+    def __init__(self, *nets: Net, image_size: int | tuple[int, int] | None = None, classifies: bool = True) -> None:
+        super().__init__()
+        if len({each.classes for each in nets}) > 1:
+            raise UsageError(f"an ensemble of nets for {', '.join(str(each.classes) for each in nets)} classes: "
+                             "expected the same number")
+        self.nets = nn.ModuleList(nets).requires_grad_(False).eval()
+        self.image_size, self.classifies = image_size, classifies
+
+    @property
+    def classes(self) -> int:
+        return self._members[0].classes
+
+    @property
+    def net(self) -> Net:
+        """The one net, for methods that look inside."""
+        (net,) = self._members
+        return net
+
+    @property
+    def _members(self) -> list[Net]:
+        return cast(list[Net], list(self.nets))
+
+    @torch.no_grad()  # not inference_mode, whose tensors autograd refuses to keep for the student's backward pass
+    def forward(self, images: Tensor, indices: Tensor, layers: Sequence[str] = ()) -> Seen:
+        """images: float [B, C, H, W] in [0, 1]. indices: int64 [B], global. layers: of the one net's backbone."""
+        if self.image_size is not None:
+            size = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+            if size != tuple(images.shape[2:]):
+                images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        if len(self.nets) == 1:
+            return see(self.net, images, layers)
+        logits = torch.stack([see(each, images).logits.log_softmax(dim=1) for each in self._members])
+        return Seen(logits.logsumexp(dim=0) - math.log(len(logits)), images.new_empty(len(images), 0))
+
+    def train(self, mode: bool = True) -> Self:
+        return super().train(False)
+
+    def state_dict(self, *args: Any, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:
+        """Nothing: it is not part of what is learned."""
+        return {} if destination is None else destination
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.update(super().state_dict(prefix=prefix))  # what it has, so that nothing is missing
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class StoredLogits(Teacher):
+    """Logits that were computed before, of the images as they are: only for methods whose view is Eval.
+
+    logits: float [N, C], a row for each image of the pool.
+    """
+
+    fixed = True
+    logits: Tensor
+
+    def __init__(self, logits: Tensor) -> None:
+        super().__init__()
+        if logits.ndim != 2 or not logits.is_floating_point():
+            raise UsageError(f"stored logits are {logits.dtype} of shape {list(logits.shape)}; expected floats [N, C]")
+        self.register_buffer("logits", logits)
+
+    @property
+    def classes(self) -> int:
+        return self.logits.shape[1]
+
+    def forward(self, images: Tensor, indices: Tensor, layers: Sequence[str] = ()) -> Seen:
+        return Seen(self.logits[indices], images.new_empty(len(images), 0))
+
+
+def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
+                 image_size: int | None = None, images: int | None = None) -> Teacher:
+    """The teacher that `source` names, for images of this style.
+
+    source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
+    weights); a file of weights, of the net `name`; a file with the one tensor `logits`, for a pool of so many
+    `images`; or timm/<model> with its published weights, whose features can teach but not its fresh head.
+    image_size: side that the teacher takes, where it is not that of the style.
+    """
+    if str(source).startswith("timm/"):
+        return Teacher(net(str(source), classes, _resized(style, image_size), pretrained=True),
+                       image_size=image_size, classifies=False)
+    source = Path(source)
+    if source.is_dir():
+        config = _config(source)
+        name, image_size = name or config.get("net", ""), image_size or config.get("image_size")
+        source = source / "model.safetensors"
+    state = read_weights(source)
+    if list(state) == ["logits"]:
+        if images is not None and len(state["logits"]) != images:
+            raise UsageError(f"{source} has logits of {len(state['logits'])} images; the pool has {images}")
+        return StoredLogits(state["logits"].float())
+    if not name:
+        raise UsageError(f"which net are the weights {source} of? Name it (--teacher-net NAME)")
+    head = state.get("head.weight")
+    if head is not None and len(head) != classes:
+        raise UsageError(f"the teacher {source} tells {len(head)} classes apart, the data have {classes}")
+    return Teacher(net(name, classes, _resized(style, image_size), weights=source),
+                   image_size=image_size, classifies=is_net(state))
+
+
+def _resized(style: Style, image_size: int | None) -> Style:
+    return style if image_size is None else replace(style, height=image_size, width=image_size)
+
+
+def _config(folder: Path) -> Mapping[str, Any]:
+    try:
+        return dict(yaml.safe_load((folder / "config.yaml").read_text()))
+    except (OSError, yaml.YAMLError, TypeError, ValueError) as error:
+        raise UsageError(f"{folder} is not the folder of a run: its config.yaml cannot be read ({error})") from None

@@ -1,0 +1,68 @@
+"""Where training starts: from a run, from a file of weights or from a timm model; and how much of it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import yaml
+from torch import nn
+
+from ssl_lab.batch import Style
+from ssl_lab.errors import UsageError
+from ssl_lab.nets.base import Net
+from ssl_lab.nets.zoo import net
+
+
+def start_net(start: str, classes: int, style: Style, name: str = "tiny_16", pretrained: bool = False,
+              weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None) -> Net:
+    """The net that `start` says: a run's folder, a file of weights, or timm/MODEL.
+
+    A run knows its net, and so does a file that lies in a run's folder; of another file, `name` says the net. A timm
+    model has its published weights if `pretrained`, those of the file `weights` if given, or fresh ones. The head is
+    the file's if it tells as many classes apart, else fresh by the seed. UsageError where the net cannot be had.
+    """
+    if start.startswith("timm/"):
+        return net(start, classes, style, pretrained, weights, seed, bn_momentum)
+    if pretrained or weights is not None:
+        raise UsageError(f"{start} brings its own weights; --pretrained and --weights are for timm/MODEL")
+    path = Path(start)
+    file = path / "model.safetensors" if path.is_dir() else path
+    if not file.is_file():
+        raise UsageError(f"there is no {file} to start from; give the folder of a finished run, a .safetensors file, "
+                         "or timm/MODEL")
+    return net(_name(file.parent / "config.yaml") or name, classes, style, False, file, seed, bn_momentum)
+
+
+def _name(config: Path) -> str | None:
+    """The net of the run with this config.yaml, if there is one."""
+    content = yaml.safe_load(config.read_text()) if config.is_file() else None
+    return content.get("net") if isinstance(content, dict) else None
+
+
+def freeze(net: Net, blocks: int) -> None:
+    """Lets the last `blocks` blocks of the backbone learn, with what comes after them, and the head; 0: the head alone.
+
+    Blocks are the members of `backbone.blocks`, or else of the backbone itself (`layer1` ... of timm's ResNets). The
+    BatchNorm of the others normalizes by its running statistics, which do not move. UsageError if there are too few.
+    """
+    from timm.utils.model import freeze_batch_norm_2d  # the import of timm takes seconds
+
+    backbone = net.backbone
+    parent = getattr(backbone, "blocks", backbone)
+    members = [name for name, child in parent.named_children() if any(True for _ in child.parameters())]
+    if not 0 <= blocks <= len(members):
+        raise UsageError(f"{net.name} has {len(members)} blocks; {blocks} cannot be trained")
+    learning = {id(p) for p in _after(backbone, parent, members[len(members) - blocks:])} if blocks else set()
+    for parameter in backbone.parameters():
+        parameter.requires_grad_(id(parameter) in learning)
+    for owner in {backbone, parent}:
+        for name, child in list(owner.named_children()):
+            if not any(p.requires_grad for p in child.parameters()):
+                setattr(owner, name, freeze_batch_norm_2d(child))
+
+
+def _after(backbone: nn.Module, parent: nn.Module, members: list[str]) -> list[nn.Parameter]:
+    """The backbone's parameters from those of the first of the members on, in the order of registration."""
+    first = next(parent.get_submodule(members[0]).parameters())
+    everything = list(backbone.parameters())
+    return everything[next(i for i, p in enumerate(everything) if p is first):]

@@ -1,0 +1,152 @@
+"""recipes/distill.py as a person runs it, at a tiny size, and what it reports: fidelity."""
+
+import json
+import math
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from small_runs import digits, rows
+from test_recipes import recipe
+
+from ssl_lab.config import parse
+from ssl_lab.engine import Runtime
+from ssl_lab.engine.evaluate import predict, scores
+from ssl_lab.errors import UsageError
+from ssl_lab.features.embed import embed
+from ssl_lab.features.fidelity import calibration_error, comparison, fidelity
+from ssl_lab.methods.distillation import DISTILLATION, StoredLogits, Teacher, load_teacher
+from ssl_lab.nets import net
+
+TINY = ("--net", "tiny_4", "--labels", "40", "--labeled", "8", "--unlabeled", "8", "--device", "cpu",
+        "--precision", "fp32", "--steps", "2")
+CPU = Runtime(torch.device("cpu"), "fp32", "")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """The folder of a supervised run of 2 steps."""
+    folder = tmp_path_factory.mktemp("teacher")
+    module = recipe("supervised")
+    module.main(parse(module.Settings, ["--net", "tiny_6", "--labels", "40", "--labeled", "8", "--device", "cpu",
+                                        "--precision", "fp32", "--steps", "2", "--out", str(folder)]))
+    return folder
+
+
+def run(*arguments):
+    module = recipe("distill")
+    module.main(parse(module.Settings, [*TINY, *map(str, arguments)]))
+
+
+@pytest.mark.parametrize("method", DISTILLATION)
+def test_every_method_learns_from_a_runs_folder(tmp_path, capsys, teacher, method):
+    run("--method", method, "--teacher", teacher, "--out", tmp_path)
+    out = capsys.readouterr().out
+    assert out.startswith(f"{method} on digits with 40 labels: ")
+    assert json.loads((tmp_path / "summary.json").read_text())["method"] == method
+    numbers = re.search(r"fidelity on 599 test images: agreement ([\d.]+)%, KL ([\d.]+), ECE ([\d.]+)% \(teacher "
+                        r"([\d.]+)%\), CKA ([\d.]+)\nstudent tiny_4: test accuracy [\d.]+%, ([\d,]+) parameters, "
+                        r"[\d,]+ images/s\nteacher tiny_6: test accuracy ([\d.]+)%, ([\d,]+) parameters", out)
+    assert numbers
+    accuracy = json.loads((teacher / "summary.json").read_text())["test_accuracy"]
+    assert float(numbers[7]) == pytest.approx(100 * accuracy, abs=0.01)
+    assert int(numbers[6].replace(",", "")) < int(numbers[8].replace(",", ""))
+
+
+def test_a_teacher_is_trained_first(tmp_path, capsys):
+    run("--teacher", "supervised", "--teacher-net", "tiny_6", "--teacher-steps", 3, "--out", tmp_path)
+    assert json.loads((tmp_path / "teacher" / "summary.json").read_text())["steps"] == 3
+    assert "teacher tiny_6" in capsys.readouterr().out
+    again = load_teacher(tmp_path / "teacher", 10, digits().style, "tiny_6")
+    assert again.classifies
+
+
+def test_stored_logits_teach_as_their_net_does(tmp_path, capsys, teacher):
+    pool = digits(40)
+    logits = predict(load_teacher(teacher, 10, pool.style).net, pool, np.arange(len(pool)), CPU)
+    torch.save({"logits": logits}, tmp_path / "logits.pt")
+    run("--teacher", tmp_path / "logits.pt", "--view", "eval", "--out", tmp_path / "stored")
+    assert "CKA nan" in capsys.readouterr().out
+    run("--teacher", teacher, "--view", "eval", "--out", tmp_path / "live")
+    for stored, live in zip(rows(tmp_path / "stored"), rows(tmp_path / "live"), strict=True):
+        assert stored["loss"] == pytest.approx(live["loss"], rel=1e-4)
+
+
+def test_settings_reach_the_run(tmp_path, teacher):
+    run("--teacher", teacher, "--images", "labeled", "--arguments", "weight", 0, "labeled", 2, "--out", tmp_path)
+    assert json.loads((tmp_path / "split.json").read_text())["counts"]["train"] == 40
+    assert all(row["loss/distilled"] == 0 for row in rows(tmp_path))
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["teacher"] == str(teacher)
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--teacher", "no/such"), "weights no/such: expected"),
+    (("--teacher", "no/such.pt"), "no such file"),
+    (("--method", "fixmatch"), "fixmatch has no argument 'teacher'"),
+    (("--arguments", "tau", 1), "kd has no argument 'tau'; it has teacher, temperature, weight"),
+])
+def test_bad_input_says_what_to_do(tmp_path, teacher, arguments, words):
+    given = ("--teacher", teacher, *arguments) if "--teacher" not in arguments else arguments
+    with pytest.raises(UsageError, match=words):
+        run(*given, "--out", tmp_path)
+
+
+# --- Fidelity ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def nets():
+    pool = digits()
+    return pool, *(net(name, style=pool.style, seed=seed).eval() for name, seed in (("tiny_4", 0), ("tiny_6", 1)))
+
+
+def test_fidelity_row_by_row(nets):
+    pool, student, teacher = nets
+    indices = pool.test[:300]
+    found = fidelity(student, teacher, pool, indices, CPU)
+    s, t = (predict(each, pool, indices, CPU).double().softmax(1).tolist() for each in (student, teacher))
+    agreed = [p.index(max(p)) == q.index(max(q)) for p, q in zip(s, t, strict=True)]
+    kl = [sum(b * math.log(b / a) for a, b in zip(p, q, strict=True)) for p, q in zip(s, t, strict=True)]
+    assert found["agreement"] == pytest.approx(sum(agreed) / 300)
+    assert found["kl"] == pytest.approx(sum(kl) / 300, rel=1e-5)
+    for name, each in (("student_ece", student), ("teacher_ece", teacher)):
+        assert found[name] == pytest.approx(scores(each, pool, indices, CPU)["ece"], rel=1e-9)
+    a, b = (embed(each, pool, indices, CPU).astype(np.float64) for each in (student, teacher))
+    a, b = a - a.mean(0), b - b.mean(0)
+    k, m = a @ a.T, b @ b.T
+    assert found["cka"] == pytest.approx((k * m).sum() / math.sqrt((k * k).sum() * (m * m).sum()), rel=1e-5)
+
+
+def test_fidelity_to_oneself_is_perfect(nets):
+    pool, student, _ = nets
+    student.train()
+    found = fidelity(student, Teacher(net("tiny_4", style=pool.style, seed=0)), pool, pool.test[:300], CPU)
+    assert student.training
+    student.eval()
+    assert found["agreement"] == 1
+    assert found["kl"] == pytest.approx(0, abs=1e-12)
+    assert found["cka"] == pytest.approx(1)
+
+
+def test_fidelity_to_stored_logits(nets):
+    pool, student, teacher = nets
+    stored = StoredLogits(predict(teacher, pool, np.arange(len(pool)), CPU))
+    found, expected = (fidelity(student, each, pool, pool.test[:50], CPU) for each in (stored, teacher))
+    assert math.isnan(found.pop("cka"))
+    assert found == pytest.approx({key: value for key, value in expected.items() if key != "cka"}, rel=1e-5)
+
+
+def test_calibration_error_leaves_out_what_nobody_knows():
+    logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [3.0, 0.0]])
+    known = calibration_error(logits[:2], np.array([0, 0]))
+    assert calibration_error(logits, np.array([0, 0, -1])) == known > 0.4
+    assert math.isnan(calibration_error(logits, np.full(3, -1)))
+
+
+def test_comparison_without_images_says_so(nets):
+    pool, student, teacher = nets
+    empty = replace(pool, test=pool.test[:0], valid=pool.test[:0])
+    assert comparison(student, teacher, empty, CPU).startswith("no test or validation images")
