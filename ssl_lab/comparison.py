@@ -29,7 +29,6 @@ from ssl_lab.report import (
     curves,
     heat_map,
     mean_and_spread,
-    mean_spread,
     read_metrics,
 )
 
@@ -144,21 +143,22 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
 
 
 def table(title: str, runs: Sequence[Runs], balanced: bool) -> Table:
-    """One row for each method: accuracy and what it cost."""
+    """One row for each method: accuracy and its 95% interval, its pseudo-labels, and what it cost."""
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
-    columns = [Column("method"), Column("balanced accuracy (%)" if balanced else "test accuracy (%)", "right"),
-               Column("± 95%", "right"), Column("pseudo-label precision", "right", ".1%"),
-               Column("coverage", "right", ".1%"), Column("ECE", "right", ".1%"), Column("steps", "right", ",.0f"),
-               Column("seconds", "right", ",.0f"), Column("images/s", "right", ",.0f"),
-               Column("memory (MB)", "right", ",.0f")]
-    keys = ("pseudo_precision", "pseudo_coverage", "test_ece", "steps", "seconds", "images_per_second")
-    rows = [(each.name, mean_spread(each.each(score)), _points(interval(each.each(score))[1]), *map(each.mean, keys),
-             each.mean("peak_memory_bytes") / 2**20) for each in runs]
+    columns = [Column("method"), Column("balanced (%)" if balanced else "accuracy (%)", "right"),
+               Column("precision", "right", ".1%"), Column("coverage", "right", ".1%"), Column("ECE", "right", ".1%"),
+               Column("s", "right", ",.0f"), Column("images/s", "right", ",.0f"), Column("GB", "right", ".2f")]
+    keys = ("pseudo_precision", "pseudo_coverage", "test_ece", "seconds", "images_per_second")
+    rows = [(each.name, _points(*interval(each.each(score))), *map(each.mean, keys),
+             each.mean("peak_memory_bytes") / 1e9) for each in runs]
     return Table(title, columns, rows)
 
 
-def _points(fraction: float) -> str | None:
-    return None if math.isnan(fraction) else f"{100 * fraction:.1f}"
+def _points(mean: float, half: float) -> str | None:
+    """In percent; a dash without runs, no interval of a single one."""
+    if math.isnan(mean):
+        return None
+    return f"{100 * mean:.1f}" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
 
 
 def verdicts(runs: Sequence[Runs], baseline: Runs, balanced: bool) -> list[str]:
@@ -192,7 +192,10 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     """
     everything = [baseline, *runs]
     summary = baseline.jobs[0].summary or {}
-    title = f"{pool.name} with {summary['labels']} labels: mean ± standard deviation over {len(baseline.jobs)} seeds"
+    lengths = sorted({round(each.mean("steps")) for each in everything if each.each("steps")})
+    steps = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
+    title = (f"{pool.name} with {summary['labels']} labels, {steps} steps: mean and 95% interval over "
+             f"{len(baseline.jobs)} seeds")
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
     shown = table(title, sorted(everything, key=lambda each: -each.mean(score)), balanced)
     said = [*notes, *verdicts(runs, baseline, balanced)]
@@ -226,4 +229,5 @@ def _lowest(bands: Mapping[str, Band], key: str) -> str:
     if not last:
         return "Nothing was measured."
     name = min(last, key=lambda each: last[each])
-    return f"By class over training, mean over seeds. At the end the lowest {key} is that of {name}, {last[name]:.0%}."
+    return (f"By class over training, mean over seeds; the darkest is 100%. At the end the lowest {key} is that of "
+            f"{name}, {last[name]:.0%}.")

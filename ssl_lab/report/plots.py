@@ -94,7 +94,7 @@ def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") ->
     lines: fractions. Where a line has no value, its row is empty.
     """
     title, labels = printable(title), [_shortened(printable(label)) for label in lines]
-    height = max(HEIGHT, TOP + BOTTOM + FONT * len(labels))
+    height = TOP + BOTTOM + 1.2 * FONT * len(labels)
     left = 12 + 0.6 * FONT * max(map(cell_len, labels), default=0)
     with rc_context(RC), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
