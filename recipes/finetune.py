@@ -9,7 +9,7 @@
 with --pretrained or --weights FILE. The run's model.safetensors is the whole net.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import tyro
@@ -47,6 +47,7 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
     net = start_net(settings.start, pool.classes, pool.style, settings.net, settings.pretrained, settings.weights,
                     settings.seed)
+    settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
     if settings.train_blocks is not None:
         freeze(net, settings.train_blocks)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **settings.arguments})

@@ -1,4 +1,4 @@
-"""The `ssl-lab` command: quickstart, list, env, query, bench."""
+"""The `ssl-lab` command: quickstart, list, env, query, advise, export, bench."""
 
 from __future__ import annotations
 
@@ -117,6 +117,14 @@ def query() -> None:
     """Chooses images to label next from your own arrays; see `ssl-lab query --help`."""
 
 
+def advise() -> None:
+    """Which way to train on this data with so many labels, by cross-validation; see `ssl-lab advise --help`."""
+
+
+def export() -> None:
+    """Writes a run's net for timm, ONNX or TorchScript, and checks it; see `ssl-lab export --help`."""
+
+
 def bench() -> None:
     """Times a step, a view or a query on this machine; see `ssl-lab bench step|views|query --help`."""
 
@@ -138,9 +146,17 @@ def _run(argv: list[str]) -> None:
                     room.__doc__ or "", argv[1:])
         return
     commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
-                                                  "query": query, "bench": bench}
+                                                  "query": query, "advise": advise, "export": export, "bench": bench}
     if argv[:1] == ["query"]:
         from ssl_lab.active.command import query_command
 
         commands["query"] = query_command
+    elif argv[:1] == ["advise"]:
+        from ssl_lab.advise import advise as run_advise
+
+        commands["advise"] = run_advise
+    elif argv[:1] == ["export"]:
+        from ssl_lab.export import export as run_export
+
+        commands["export"] = run_export
     run_command(commands, "ssl-lab", __doc__ or "", argv)

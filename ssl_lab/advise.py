@@ -1,0 +1,268 @@
+"""`ssl-lab advise`: which way to go with these images and these few labels, by cross-validation on the labels alone."""
+
+from __future__ import annotations
+
+import shlex
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from numpy.typing import NDArray
+from rich.console import Console
+from scipy.special import stdtrit
+
+from ssl_lab import nets, presets
+from ssl_lab.data import IntArray, Pool, load
+from ssl_lab.data.split import shuffled
+from ssl_lab.engine import Runtime, Trainer, predict
+from ssl_lab.errors import UsageError
+from ssl_lab.features import LEARNERS, embed
+from ssl_lab.features.search import FloatArray
+from ssl_lab.methods import get
+from ssl_lab.nets.start import start_net
+from ssl_lab.optim import SGD
+from ssl_lab.report import Column, Table
+from ssl_lab.schedule import cosine_7_16
+
+FOLDS = 5
+LEAST_SECONDS = 2.0
+"""Of a training run: a shorter one says nothing."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to a classifier. right: float [N], 1 or 0 for each label, when it was held out. seconds: of all folds.
+    command: how to go it."""
+
+    name: str
+    right: NDArray[np.float64]
+    seconds: float
+    command: str
+
+
+@dataclass(frozen=True)
+class Advice:
+    """ways: all that were tried, the cheapest first. folds: int64 [N], in which fold each label was held out."""
+
+    ways: Sequence[Way]
+    folds: IntArray
+
+    def accuracy(self, way: Way) -> tuple[float, float]:
+        """Mean over folds, and its standard error."""
+        each = self._by_fold(way.right)
+        return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5)
+
+    def margin(self, one: Way, other: Way) -> tuple[float, float]:
+        """By how much `one` is better in the same folds, and half the width of Student's 95% interval of that.
+
+        It is the wider of two: by the differences between folds, and by McNemar's standard error, sqrt(n) / N of the n
+        labels on which the two disagree, because a few folds may agree by chance.
+        """
+        difference = one.right - other.right
+        each = self._by_fold(difference)
+        folds = stdtrit(len(each) - 1, 0.975) * each.std(ddof=1) / len(each) ** 0.5
+        return float(each.mean()), float(max(folds, 1.96 * np.abs(difference).sum() ** 0.5 / len(difference)))
+
+    @property
+    def best(self) -> Way:
+        """That of the highest accuracy; of equals the cheapest."""
+        return max(self.ways, key=lambda way: self.accuracy(way)[0])
+
+    @property
+    def rivals(self) -> list[Way]:
+        """The ways that the labels cannot tell from the best one; the cheapest first."""
+        best = self.best
+        margins = [(way, *self.margin(best, way)) for way in self.ways if way is not best]
+        return [way for way, difference, half in margins if difference <= half]
+
+    def _by_fold(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(self.folds, values) / np.bincount(self.folds)
+
+    def table(self) -> Table:
+        """The ways, the best first, with the difference to it and what may be noise."""
+        best, rivals = self.best, self.rivals
+        rows = [[way.name, _percent(*self.accuracy(way)), None if way is best else _percent(*self.margin(best, way)),
+                 "best" if way is best else "within noise" if way in rivals else "worse", way.seconds]
+                for way in sorted(self.ways, key=lambda way: -self.accuracy(way)[0])]
+        return Table(f"Accuracy on {len(self.folds)} held-out labels, in % ± standard error", [
+            Column("way"), Column("accuracy", "right"), Column("behind the best ± 95%", "right"), Column("verdict"),
+            Column("seconds", "right", ".1f")], rows)
+
+    def text(self) -> str:
+        """The recommendation."""
+        lines = [f"Recommended: {self.best.name}", f"  {self.best.command}"]
+        if self.rivals:
+            cheapest = self.rivals[0]
+            lines += [f"Within noise of it: {'; '.join(way.name for way in self.rivals)}. {len(self.folds)} labels do "
+                      "not tell which is best; more would. The cheapest of these:", f"  {cheapest.command}"]
+        elif len(self.ways) > 1:
+            lines.append("It beats each other way by more than noise.")
+        lines.append(f"Every number comes from {self.folds.max() + 1} parts of these labels, each predicted from the "
+                     "others; no other label was read. Folds share labels, so that errors are a little larger than "
+                     "they look, and the best of several looks a little better than it is. Training had only the "
+                     "seconds above.")
+        return "\n".join(lines)
+
+
+def advise(data: Annotated[str, tyro.conf.Positional], labels: int | None = None, minutes: float = 5.0,
+           net: str = "tiny_16", backbones: tuple[str, ...] = (), weights: Path | None = None, pretrained: bool = False,
+           methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
+           image_size: int | None = None, data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> Advice:
+    """Compares ways to use a few labels, in a few minutes, and recommends one, with numbers and their uncertainty.
+
+    Nearest neighbors of raw pixels, kNN and linear probe on frozen features (of --net at random init, and of
+    --backbones), and short training of --net: all by cross-validation on the labels given. Test labels are not read.
+
+    data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+    labels: how many are given, as many of each class (default: all that are known).
+    minutes: for all of it.
+    net: that is trained.
+    backbones: whose frozen features may help: folders of runs, files of weights of --net, or timm/MODEL.
+    weights: a file with weights of the timm backbones.
+    pretrained: take the published weights of the timm backbones.
+    methods: to train by (see `ssl-lab list methods`).
+    steps: of each training run, in place of what the minutes allow.
+    image_size: side in pixels to which images are resized.
+    data_dir: where data sets lie.
+    seed: of the draw of labels, the folds, initial weights and training.
+    device: cpu, cuda, or auto.
+    """
+    begun = time.perf_counter()
+    if minutes <= 0 or (steps is not None and steps < 1):
+        raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
+    if wrong := [name for name in methods if not get(name).classifies]:
+        raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
+    pool = blind(load(data, data_dir, image_size).split(labels=labels, seed=seed))
+    folds = deal(pool.labels[pool.labeled], seed)
+    runtime = Runtime.start(device)
+    given = {"data": data, "labels": labels, "image-size": image_size, "data-dir": data_dir, "seed": seed or None}
+    flags = _flags(given)
+
+    features = _features(pool, runtime, net, backbones, weights, pretrained, seed)
+    ways = []
+    for name, rows, learners, chosen, seconds in features:
+        for learner in learners:
+            start = time.perf_counter()
+            right = cross_validated(rows, pool.labels[pool.labeled], folds, learner, pool.classes)
+            command = (f"python recipes/features.py{flags}{_flags(chosen)} --learner {learner}" if chosen
+                       else "nothing but ssl_lab.features.weighted_knn(pixels, labels, queries, classes)")
+            ways.append(Way(f"{name}, {learner}", right, time.perf_counter() - start + seconds, command))
+
+    for number, name in enumerate(methods):
+        left = 60 * minutes - (time.perf_counter() - begun)
+        each = left / (len(methods) - number) / (folds.max() + 1)
+        if steps is None and each < LEAST_SECONDS:
+            print(f"{name} is left out: {max(each, 0):.1f} s remain for each of its {folds.max() + 1} runs; "
+                  "give more --minutes")
+            continue
+        length = {"minutes": each / 60} if steps is None else {"steps": steps}
+        ways.append(_trained(name, pool, folds, net, seed, runtime, length, flags, minutes))
+    held = folds >= 0
+    advice = Advice([replace(way, right=way.right[held]) for way in ways], folds[held])
+    Console().print(advice.table())
+    print(advice.text())
+    return advice
+
+
+def blind(pool: Pool) -> Pool:
+    """The pool without any label but those that training may use, and without validation and test images."""
+    truth = np.full_like(pool.truth, -1)
+    truth[pool.labeled] = pool.labels[pool.labeled]
+    return replace(pool, truth=truth, valid=pool.valid[:0], test=pool.test[:0], notes=())
+
+
+def deal(labels: IntArray, seed: int) -> IntArray:
+    """int64 [N]: a fold, 0 to 4, for each label, the folds as equal in classes and size as they can be; fewer folds if
+    there are fewer labels. -1, never held out: the only label of a class. UsageError if that is all there is."""
+    counts = np.bincount(labels)
+    order = shuffled(np.flatnonzero(counts[labels] > 1), seed, "folds")
+    if not len(order):
+        raise UsageError(f"{len(labels)} labels, no class with two: nothing can be held out to compare by. Give more")
+    order = order[np.argsort(labels[order], kind="stable")]
+    folds = np.full(len(labels), -1)
+    folds[order] = np.arange(len(order)) % min(FOLDS, len(order))
+    return folds
+
+
+def cross_validated(features: FloatArray, labels: IntArray, folds: IntArray, learner: str,
+                    classes: int) -> NDArray[np.float64]:
+    """float64 [N]: whether each label was predicted by a learner (see `LEARNERS`) of the other folds; NaN if never held
+    out. features: [N, D]. labels, folds: int64 [N]."""
+    right = np.full(len(labels), np.nan)
+    for _, held in _parts(folds):
+        probs = LEARNERS[learner](features, np.where(held, -1, labels), features[held], classes)
+        right[held] = probs.argmax(axis=1) == labels[held]
+    return right
+
+
+def _parts(folds: IntArray) -> Iterator[tuple[int, NDArray[np.bool_]]]:
+    for fold in range(folds.max() + 1):
+        yield fold, folds == fold
+
+
+Features = tuple[str, FloatArray, tuple[str, ...], dict[str, Any], float]
+"""Name, [N, D] of the labeled images, names of learners, the settings of recipes/features.py, seconds."""
+
+
+def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str], weights: Path | None, pretrained: bool,
+              seed: int) -> Iterator[Features]:
+    rows = pool.labeled
+    pixels: FloatArray = (pool.images.take(rows).flatten(1).float() / 255).numpy()
+    yield "raw pixels", pixels, ("knn",), {}, 0.0
+    for start in (None, *backbones):
+        begun, settings = time.perf_counter(), dict[str, Any]()
+        if start is None:
+            backbone = nets.net(name, pool.classes, pool.style, seed=seed)
+        else:
+            foreign = start.startswith("timm/")
+            backbone = start_net(start, pool.classes, pool.style, name, pretrained and foreign,
+                                 weights if foreign else None, seed)
+            settings = _weights(start, weights, pretrained)
+        found = embed(backbone, pool, rows, runtime)
+        title = f"frozen {start}" if settings else f"{start or name} at random init"
+        yield title, found, ("knn", "probe"), {"net": backbone.name, **settings}, time.perf_counter() - begun
+
+
+def _weights(start: str, weights: Path | None, pretrained: bool) -> dict[str, Any]:
+    """The settings that give a recipe's --net the weights of a backbone."""
+    if start.startswith("timm/"):
+        return {"pretrained": True} if pretrained else {"weights": weights} if weights else {}
+    path = Path(start)
+    return {"weights": path / "model.safetensors" if path.is_dir() else path}
+
+
+def _trained(name: str, pool: Pool, folds: IntArray, net: str, seed: int, runtime: Runtime, length: dict[str, Any],
+             flags: str, minutes: float) -> Way:
+    """A net trained afresh for each fold, on the labels of the others; held-out images do not train at all."""
+    begun, rows = time.perf_counter(), pool.labeled
+    preset = presets.preset(name, pool.name, "short")
+    right = np.full(len(rows), np.nan)
+    for _, held in _parts(folds):
+        few = pool.split(labeled=rows[~held], valid=rows[held])
+        fresh = nets.net(net, pool.classes, pool.style, seed=seed, bn_momentum=preset.bn_momentum)
+        method = presets.build(name, fresh, few, {"ema": preset.ema, **preset.arguments})
+        with tempfile.TemporaryDirectory() as out:
+            trainer = Trainer(**length, out=out, seed=seed, device=str(runtime.device), precision=runtime.precision,
+                              optimizer=SGD(cosine_7_16(preset.lr), preset.weight_decay), callbacks=[], evaluations=1)
+            trainer.fit(method, few, preset.labeled, preset.unlabeled)
+        said = predict(method.predictor(), few, rows[held], runtime).argmax(dim=1).numpy()
+        right[held] = said == pool.labels[rows[held]]
+    recipe = get(name).recipe
+    by_name = {"method": name} if recipe.endswith("consistency.py") else {}
+    command = f"python {recipe}{flags}{_flags({**by_name, 'net': net, 'minutes': f'{minutes:g}'})}"
+    return Way(f"{net} trained by {name}", right, time.perf_counter() - begun, command)
+
+
+def _percent(value: float, error: float) -> str:
+    return f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+def _flags(settings: dict[str, Any]) -> str:
+    """" --name value" of each setting that is not None; " --name" of True."""
+    return "".join(f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}"
+                   for name, value in settings.items() if value is not None)

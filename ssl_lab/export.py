@@ -1,0 +1,168 @@
+"""`ssl-lab export`: the net of a run as a file that another tool loads, with the same outputs."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import warnings
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, get_args
+
+import safetensors.torch
+import torch
+import tyro
+import yaml
+from torch import Tensor, nn
+
+from ssl_lab import methods
+from ssl_lab.batch import Style, generator
+from ssl_lab.data import load
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.files import write_atomically
+from ssl_lab.nets import Net
+from ssl_lab.nets.start import start_net
+from ssl_lab.nets.weights import one_line, read_weights
+
+Format = Literal["timm", "onnx", "torchscript"]
+SUFFIXES = {"timm": "safetensors", "onnx": "onnx", "torchscript": "pt"}
+TOLERANCE = 1e-4
+"""Of the largest difference, relative to the largest output (or to 1)."""
+
+
+def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | None = None,
+           image_size: int | None = None) -> float:
+    """Writes the net of a finished run for another tool, and prints by how much the outputs differ there.
+
+    onnx and torchscript take images float32 [B, C, H, W] in [0, 1], any B, and normalize them; they give logits
+    [B, classes], or the features [B, D] of a run that trained no classifier. timm gets a state dict of its own model;
+    images must be normalized before it.
+
+    run: folder of a run of one of the recipes.
+    to: timm (of a timm net), onnx (pip install "ssl_lab[export]") or torchscript.
+    out: the file (default: model.safetensors, .onnx or .pt in the folder exported/ of the run).
+    image_size: side of the images in pixels (default: as in the run, whose data are read to know it).
+    """
+    if to not in get_args(Format):
+        raise unknown("format", to, get_args(Format))
+    net, style, classifies = finished(run, image_size)
+    out = out or run / "exported" / f"model.{SUFFIXES[to]}"
+    model = Exported(net, "logits" if classifies else "features").eval()
+    images = torch.rand(5, style.channels, style.height, style.width, generator=generator("export"))
+    with torch.no_grad():
+        expected = model(images)
+        content, found, usage = _WRITERS[to](model, images, out)
+    difference = float((found - expected).abs().max())
+    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+        raise UsageError(f"{net.name} gives other {model.output} as {to}: they differ by {difference:.2g}. "
+                         "Nothing was written; choose another format")
+    write_atomically(out, lambda file: file.write(content))
+    print(f"{out}: {model.output} {list(expected.shape[1:])} of images {list(images.shape[1:])}; largest difference "
+          f"{difference:.1e} over {len(images)} random images\n{usage}")
+    return difference
+
+
+class Exported(nn.Module):
+    """images float32 [B, C, H, W] in [0, 1] -> logits [B, classes] or features [B, D] of a net."""
+
+    def __init__(self, net: Net, output: Literal["logits", "features"]) -> None:
+        super().__init__()
+        self.net, self.output = net, output
+
+    def forward(self, images: Tensor) -> Tensor:
+        output: Tensor = getattr(self.net(images), self.output)
+        return output
+
+
+def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool]:
+    """The net of the run in this folder, the style of its images, and whether its head was trained."""
+    config, weights = run / "config.yaml", run / "model.safetensors"
+    if not config.is_file() or not weights.is_file():
+        raise UsageError(f"{run} is no folder of a finished run: expected config.yaml and model.safetensors there")
+    settings = yaml.safe_load(config.read_text()) or {}
+    if "net" not in settings or "data" not in settings:
+        raise UsageError(f"{config} names no net and data; only runs of the recipes can be exported")
+    state = read_weights(weights)
+    channels, classes = len(state["mean"]), len(state["head.weight"])
+    size = image_size or settings.get("image_size")
+    if size:
+        style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
+    else:
+        style = load(settings["data"], settings.get("data_dir")).style
+    summary = run / "summary.json"
+    method = json.loads(summary.read_text()).get("method") if summary.is_file() else None
+    classifies = method not in methods.METHODS or methods.METHODS[method].classifies
+    return start_net(str(run), classes, style), style, classifies
+
+
+Written = tuple[bytes, Tensor, str]
+"""What the file holds, the outputs of the net that was read back from it, and how to load it from `out`."""
+
+
+def _onnx(model: Exported, images: Tensor, out: Path) -> Written:
+    runtime = _extra("onnxruntime")
+    _extra("onnxscript")
+    try:
+        program: Any = torch.onnx.export(
+            model, (images[:2],), dynamo=True, dynamic_shapes=({0: torch.export.Dim("batch")},), verbose=False,
+            input_names=["images"], output_names=[model.output])
+    except torch.onnx.OnnxExporterError as error:
+        raise UsageError(f"{model.net.name} cannot be written as ONNX: {one_line(error)}") from error
+    content: bytes = program.model_proto.SerializeToString()
+    session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    found = session.run([model.output], {"images": images.numpy()})[0]
+    usage = f"onnxruntime.InferenceSession({str(out)!r}).run(None, {{'images': images}})"
+    return content, torch.from_numpy(found), usage
+
+
+def _torchscript(model: Exported, images: Tensor, out: Path) -> Written:
+    file = io.BytesIO()
+    with warnings.catch_warnings():  # torch recommends torch.export instead, which C++ and phones do not load
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
+        torch.jit.save(torch.jit.trace(model, images[:2]), file)  # type: ignore[no-untyped-call]
+        file.seek(0)
+        found = torch.jit.load(file)(images)  # type: ignore[no-untyped-call]
+    return file.getvalue(), found, f"torch.jit.load({str(out)!r})(images)"
+
+
+def _timm(model: Exported, images: Tensor, out: Path) -> Written:
+    import timm
+
+    net = model.net
+    if not net.name.startswith("timm/"):
+        raise UsageError(f"{net.name} is a net of ssl_lab, which timm does not have; timm takes nets timm/MODEL. "
+                         "Export it as onnx or torchscript")
+    name = net.name.removeprefix("timm/")
+    arguments: dict[str, Any] = {"num_classes": net.classes if model.output == "logits" else 0,
+                                 "in_chans": images.shape[1]}
+    if timm.get_pretrained_cfg(name).fixed_input_size:
+        arguments["img_size"] = tuple(images.shape[2:])
+    other = timm.create_model(name, **arguments).eval()
+    state = dict(net.backbone.state_dict())
+    if model.output == "logits":
+        head = next((key for key, module in other.named_modules() if module is other.get_classifier()), None)
+        if head is None or not isinstance(other.get_classifier(), nn.Linear):
+            raise UsageError(f"{net.name} has no single linear classifier in timm; export it as onnx or torchscript")
+        state |= {f"{head}.{key}": value for key, value in net.head.state_dict().items()}
+    mean, std = ([round(number, 6) for number in values.flatten().tolist()] for values in (net.mean, net.std))
+    notes = {"model": name, "arguments": json.dumps(arguments), "mean": json.dumps(mean), "std": json.dumps(std)}
+    content = safetensors.torch.save({key: value.contiguous() for key, value in state.items()}, notes)
+    try:
+        other.load_state_dict(safetensors.torch.load(content))
+    except RuntimeError as error:
+        raise UsageError(f"{net.name}: timm's model has other weights ({one_line(error)})") from error
+    given = "".join(f", {key}={value!r}" for key, value in arguments.items())
+    return content, other((images - net.mean) / net.std), (
+        f"timm.create_model({name!r}{given}, checkpoint_path={str(out)!r}).eval()((images - mean) / std), with mean "
+        f"{mean} and std {std} by channel")
+
+
+_WRITERS = {"timm": _timm, "onnx": _onnx, "torchscript": _torchscript}
+
+
+def _extra(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UsageError(f"ONNX needs {package}: pip install \"ssl_lab[export]\"") from error

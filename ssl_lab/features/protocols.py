@@ -1,0 +1,165 @@
+"""Protocols of evaluation on frozen features: accuracy by the number of labels, small data, and health at a glance."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.special import stdtrit
+
+from ssl_lab.data import IntArray
+from ssl_lab.data.split import draw_labeled, hold_out
+from ssl_lab.errors import UsageError
+from ssl_lab.features.health import Health, alignment, effective_rank, embedding_std, uniformity
+from ssl_lab.features.knn import check_labels
+from ssl_lab.features.probe import L2_GRID, linear_probe
+from ssl_lab.features.search import FloatArray, matrix
+from ssl_lab.features.self_training import Learner
+
+PER_CLASS, SHARES = (1, 4, 25), (0.01, 0.1)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Accuracies, in [0, 1], of the same experiment on several draws of the labels.
+
+    name: e.g. "4 per class". labels: how many each draw has.
+    """
+
+    name: str
+    labels: int
+    accuracies: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.accuracies))
+
+    @property
+    def half_width(self) -> float:
+        """Half of Student's 95% interval of the mean over draws of the labels; the queries are the same in all, so it
+        says nothing about other queries. NaN for a single draw."""
+        count = len(self.accuracies)
+        if count < 2:
+            return float("nan")
+        return float(stdtrit(count - 1, 0.975) * np.std(self.accuracies, ddof=1) / count**0.5)
+
+
+def label_counts(truth: ArrayLike, classes: int) -> dict[str, int]:
+    """The label counts of the few-label curve that the data allow, rising: 1, 4 and 25 "per class", "1%" and "10%".
+
+    truth: int [N], of the training images, -1 where unknown. So many per class need a class count that large in each;
+    shares are of the images whose label is known, and need one label for each class at least. Of two equal counts the
+    first remains.
+    """
+    sizes = np.bincount(_known(truth, classes), minlength=classes)
+    total = int(sizes.sum())
+    found = {f"{each} per class": each * classes for each in PER_CLASS if each <= sizes.min()}
+    for share in SHARES:
+        count = round(share * total)
+        if count >= classes and sizes.all() and count not in found.values():
+            found[f"{share:.0%}"] = count
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def few_label_curve(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answers: ArrayLike, classes: int,
+                    learner: Learner = linear_probe, seeds: Sequence[int] = range(5),
+                    counts: Mapping[str, int] | None = None) -> list[Scores]:
+    """The accuracy of a learner on frozen features by the number of labels, over several draws of them.
+
+    features: [N, D], of training images. truth: int [N], -1 where unknown. queries: [M, D] and their classes, answers:
+    int [M], which are only counted, never chosen by: what the learner tunes, it tunes on the labels drawn. The other
+    rows are there as unlabeled ones. counts: by default `label_counts`. Counts "... per class" draw as many from each
+    class, others each class by its size, at least one. With the same seed a smaller draw is part of a larger one of
+    the same kind.
+    """
+    rows, known, asked = matrix(features, "features"), check_labels(truth, classes), matrix(queries, "queries")
+    right = _answers(answers, asked, classes)
+    curve = []
+    for name, count in (label_counts(known, classes) if counts is None else counts).items():
+        accuracies = []
+        for seed in seeds:
+            chosen = _draw(known, count, classes, seed, balanced=name.endswith("per class"))
+            probs = learner(rows, _only(known, chosen), asked, classes)
+            accuracies.append(float((probs.argmax(axis=1) == right).mean()))
+        curve.append(Scores(name, count, tuple(accuracies)))
+    return curve
+
+
+def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answers: ArrayLike, classes: int, labels: int,
+               learner: Learner = linear_probe, candidates: Sequence[Mapping[str, Any]] | None = None,
+               valid: float = 0.2, seeds: Sequence[int] = range(5)) -> Scores:
+    """The protocol for small data of Brigato et al. 2021 (arXiv 2108.13122): tune on validation images, fit again on
+    training and validation images, repeat on other draws; balanced accuracy.
+
+    Each seed draws `labels` images, equally many of each class, and holds out the fraction `valid` of each class. Of
+    `candidates`, the learner's arguments, the one with the highest balanced accuracy there is fitted again on all
+    (default: strengths of the linear probe's L2; of equals the first). Other arguments as in `few_label_curve`.
+    """
+    rows, known, asked = matrix(features, "features"), check_labels(truth, classes), matrix(queries, "queries")
+    right = _answers(answers, asked, classes)
+    tried = [{"l2": l2} for l2 in L2_GRID[::4]] if candidates is None else list(candidates)
+    accuracies = []
+    for seed in seeds:
+        drawn = _draw(known, labels, classes, seed, balanced=True)
+        held = hold_out(drawn, known, valid, seed)
+        if not len(held) or not tried:
+            raise UsageError(f"{labels} labels of {classes} classes and {len(tried)} candidates: tuning needs a class "
+                             "with two labels, and a candidate")
+        fitted = _only(known, np.setdiff1d(drawn, held))
+        scores = [balanced_accuracy(learner(rows, fitted, rows[held], classes, **candidate), known[held])
+                  for candidate in tried]
+        probs = learner(rows, _only(known, drawn), asked, classes, **tried[int(np.argmax(scores))])
+        accuracies.append(balanced_accuracy(probs, right))
+    return Scores("small data", labels, tuple(accuracies))
+
+
+def balanced_accuracy(probs: FloatArray, truth: IntArray) -> float:
+    """Mean over the classes that occur of the share of their rows that is recognized. probs: [n, C]; truth: int [n]."""
+    right = probs.argmax(axis=1) == truth
+    return float(np.mean([right[truth == label].mean() for label in np.unique(truth)]))
+
+
+def label_free(features: ArrayLike, pairs: tuple[ArrayLike, ArrayLike] | None = None) -> dict[str, float]:
+    """The health of features [n, D] of plain images, by name, without labels; the limits are those of `Health`.
+
+    embedding_std, effective_rank (of centered features), uniformity; alignment, if the features [m, D] of two random
+    views of the same images are given; collapsed: 1 or 0. All but the last are NaN if features are not finite.
+    """
+    rows = matrix(features, "features")
+    names = ["embedding_std", "effective_rank", "uniformity", *(["alignment"] if pairs else [])]
+    if not np.isfinite(rows).all():
+        return dict.fromkeys(names, float("nan")) | {"collapsed": 1.0}
+    found = {"embedding_std": embedding_std(rows), "effective_rank": effective_rank(rows - rows.mean(axis=0)),
+             "uniformity": uniformity(rows)}
+    if pairs:
+        found["alignment"] = alignment(*pairs)
+    collapsed = found["embedding_std"] < Health.least_std or found["effective_rank"] < Health.least_rank
+    return found | {"collapsed": float(collapsed)}
+
+
+def _known(truth: ArrayLike, classes: int) -> IntArray:
+    labels = check_labels(truth, classes)
+    known: IntArray = labels[labels >= 0]
+    return known
+
+
+def _draw(known: IntArray, count: int, classes: int, seed: int, balanced: bool) -> IntArray:
+    names = [str(label) for label in range(classes)]
+    return draw_labeled(np.flatnonzero(known >= 0), known, count, names, seed, "class", long_tailed=not balanced)
+
+
+def _only(known: IntArray, chosen: IntArray) -> IntArray:
+    """The labels of the chosen rows; the others are unlabeled."""
+    labels = np.full_like(known, -1)
+    labels[chosen] = known[chosen]
+    return labels
+
+
+def _answers(answers: ArrayLike, queries: FloatArray, classes: int) -> IntArray:
+    right = check_labels(answers, classes)
+    if len(right) != len(queries) or right.min() < 0:
+        raise UsageError(f"{len(right)} answers for {len(queries)} queries; expected a known class of each")
+    return right
