@@ -89,8 +89,9 @@ def parse(text: str) -> Schedule:
 
     try:
         made = value(ast.parse(text, mode="eval").body)
-        made(0.5)  # numbers, and as many as it needs
-    except (SyntaxError, ValueError, TypeError, ZeroDivisionError):
+        if not all(math.isfinite(made(t)) for t in (0.0, 0.5, 0.99)):  # numbers, and as many as it needs
+            raise ValueError
+    except (SyntaxError, ValueError, TypeError, ZeroDivisionError, RecursionError):
         raise UsageError(f"{text!r} is no schedule; expected e.g. linear(0, 1, until=0.3), by one of "
                          f"{', '.join(makers)}") from None
     return cast(Schedule, made)

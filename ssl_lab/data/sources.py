@@ -15,6 +15,7 @@ from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_csv, load_folder
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, join, pool_of, resized
+from ssl_lab.data.shards import find_shards, load_shards
 from ssl_lab.data.split import stratified
 from ssl_lab.errors import UsageError, unknown
 
@@ -34,8 +35,9 @@ _NO_FLIP = ("digits", "mnist", "svhn")
 
 def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
          image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Pool:
-    """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv file of `path,label`, or an
-    .npz file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
+    """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv file of `path,label`, WebDataset
+    shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), or an .npz file
+    with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
 
     data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
     image_size: side in pixels to resize to (shorter side, then the center square). By default data sets and
@@ -51,6 +53,8 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
         return resized(_digits(), image_size)
     if name in DATASETS:
         return resized(_fetched(name, data_dir), image_size)
+    if shards := find_shards(path):
+        return load_shards(*shards, caches, image_size, max_pixels)
     if path.is_dir():
         return load_folder(path, caches, image_size, max_pixels)
     if path.is_file() and path.suffix.lower() == ".csv":
@@ -58,10 +62,11 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     if path.is_file() and path.suffix.lower() == ".npz":
         return resized(_npz(path), image_size)
     if path.exists():
-        raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file")
+        raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file, or .tar "
+                         "shards")
     if path.suffix or len(path.parts) > 1:
         raise UsageError(f"there is no file or folder {path}")
-    raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file may also be given.")
+    raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file, or .tar shards may also be given.")
 
 
 def _digits() -> Pool:

@@ -29,6 +29,8 @@ from ssl_lab.methods.consistency.uda import UDA
 from ssl_lab.methods.consistency.vat import VAT
 from ssl_lab.methods.distillation import (
     CC,
+    CESKD,
+    CRD,
     DIST,
     DISTILLATION,
     DKD,
@@ -37,17 +39,28 @@ from ssl_lab.methods.distillation import (
     PKT,
     RKD,
     SP,
+    TEACHERLESS,
     VID,
     AttentionTransfer,
     FitNet,
     FunctionMatching,
     LogitStd,
+    MutualLearning,
+    ReviewKD,
+    SelfDistillation,
+    SoTeacher,
+    TeacherAssistant,
 )
 from ssl_lab.methods.pretraining.barlow_twins import BarlowTwins
 from ssl_lab.methods.pretraining.byol import BYOL
+from ssl_lab.methods.pretraining.dino import DINO
+from ssl_lab.methods.pretraining.mae import MAE
 from ssl_lab.methods.pretraining.moco import MoCoV2, MoCoV3
+from ssl_lab.methods.pretraining.nnclr import NNCLR
+from ssl_lab.methods.pretraining.rotation import Rotation
 from ssl_lab.methods.pretraining.simclr import SimCLR
 from ssl_lab.methods.pretraining.simsiam import SimSiam
+from ssl_lab.methods.pretraining.swav import SwAV
 from ssl_lab.methods.pretraining.vicreg import VICReg
 from ssl_lab.methods.supervised import Supervised
 
@@ -56,8 +69,8 @@ _ALL: tuple[type[Method], ...] = (
     PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L, S4LExemplar,
     FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
     ReferencePrior, HierMatch, ABC, DARP, OpenCoS,
-    SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg,
-    *DISTILLATION.values(),
+    SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg, DINO, SwAV, NNCLR, Rotation, MAE,
+    *DISTILLATION.values(), *TEACHERLESS.values(),
 )
 METHODS = {method.name: method for method in _ALL}
 
@@ -73,11 +86,16 @@ __all__ = [
     "ABC",
     "BYOL",
     "CC",
+    "CESKD",
+    "CRD",
     "DARP",
+    "DINO",
     "DIST",
     "DKD",
     "ICT",
     "KD",
+    "MAE",
+    "NNCLR",
     "NST",
     "PKT",
     "RKD",
@@ -104,18 +122,25 @@ __all__ = [
     "MixMatch",
     "MoCoV2",
     "MoCoV3",
+    "MutualLearning",
     "NoisyStudent",
     "OpenCoS",
     "PiModel",
     "PseudoLabel",
     "ReMixMatch",
     "ReferencePrior",
+    "ReviewKD",
+    "Rotation",
     "S4LExemplar",
+    "SelfDistillation",
     "SimCLR",
     "SimMatch",
     "SimSiam",
+    "SoTeacher",
     "SoftMatch",
     "Supervised",
+    "SwAV",
+    "TeacherAssistant",
     "TemporalEnsembling",
     "VICReg",
     "Views",

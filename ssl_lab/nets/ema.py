@@ -6,7 +6,7 @@ import copy
 from typing import Generic, Self, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_lab.batch import At
 from ssl_lab.schedule import Scalar
@@ -42,14 +42,15 @@ class Ema(nn.Module, Generic[M]):
     def update(self, source: M, at: At) -> None:
         """Move towards `source`, a net of the same structure; call it after the optimizer's step."""
         decay = min(1 - self.warm_up / (at.step + self.warm_up), at.value(self.decay))
-        pairs: list[tuple[Tensor, Tensor]] = [*zip(self.net.parameters(), source.parameters(), strict=True)]
+        parts = [zip(self.net.parameters(), source.parameters(), strict=True)]
         if not self.teacher:
-            pairs += zip(self.net.buffers(), source.buffers(), strict=True)
-        floats = [pair for pair in pairs if pair[0].is_floating_point()]
-        others = [pair for pair in pairs if not pair[0].is_floating_point()]
-        if floats:
-            averages, sources = map(list, zip(*floats, strict=True))
-            torch._foreach_lerp_(averages, sources, 1 - decay)
-        if others:
-            averages, sources = map(list, zip(*others, strict=True))
-            torch._foreach_copy_(averages, sources)
+            parts.append(zip(self.net.buffers(), source.buffers(), strict=True))
+        for pairs in map(list, parts):  # apart: of a sharded net, parameters are spread over ranks and buffers are not
+            floats = [pair for pair in pairs if pair[0].is_floating_point()]
+            others = [pair for pair in pairs if not pair[0].is_floating_point()]
+            if floats:
+                averages, sources = map(list, zip(*floats, strict=True))
+                torch._foreach_lerp_(averages, sources, 1 - decay)
+            if others:
+                averages, sources = map(list, zip(*others, strict=True))
+                torch._foreach_copy_(averages, sources)

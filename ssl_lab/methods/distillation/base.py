@@ -66,10 +66,8 @@ class Distillation(Method):
         raise NotImplementedError
 
     def rows(self, batch: Batch, at: At) -> Rows:
-        """All images of the batch as rows under one view, which both nets see."""
-        parts = [part for part in (batch.labeled, batch.unlabeled) if part.views]
-        return Rows({"view": torch.cat([part["view"] for part in parts])},
-                    *(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "truth", "indices")))
+        """What both nets see."""
+        return all_rows(batch)
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, rows = batch.labeled, self.rows(batch, at)
@@ -108,6 +106,13 @@ class MapDistillation(Distillation):
             mine, theirs = mine[chosen], theirs[chosen]
         self.layers, self.teacher_layers = mine, theirs
         self.channels = list(zip(channels(net, mine), channels(self.teacher.net, theirs), strict=True))
+
+
+def all_rows(batch: Batch) -> Rows:
+    """All images of a batch as rows under one view, "view", labeled ones first."""
+    parts = [part for part in (batch.labeled, batch.unlabeled) if part.views]
+    return Rows({"view": torch.cat([part["view"] for part in parts])},
+                *(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "truth", "indices")))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[Any]:

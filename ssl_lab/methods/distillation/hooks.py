@@ -64,8 +64,8 @@ def pair_layers(student: Net, teacher: Net, layers: str | Sequence[str] | None,
         mine, theirs = stages(student), stages(teacher)
         both = min(len(mine), len(theirs))
         return mine[-both:], theirs[-both:]
-    mine = _paths(given)
-    theirs = mine if teacher_layers is None else _paths(teacher_layers)
+    mine = paths(given)
+    theirs = mine if teacher_layers is None else paths(teacher_layers)
     if len(mine) != len(theirs):
         raise UsageError(f"{len(mine)} layers of the student ({', '.join(mine)}) and {len(theirs)} of the teacher "
                          f"({', '.join(theirs)}): give as many of each")
@@ -96,7 +96,8 @@ def channels(net: Net, layers: Sequence[str]) -> list[int]:
     return [shapes[layer][0] for layer in layers]
 
 
-def _paths(layers: str | Sequence[str]) -> tuple[str, ...]:
+def paths(layers: str | Sequence[str]) -> tuple[str, ...]:
+    """One path, or several, also in one string with commas."""
     return tuple(layers.split(",") if isinstance(layers, str) else layers)
 
 

@@ -42,29 +42,35 @@ class Teacher(nn.Module):
 
     @property
     def classes(self) -> int:
-        return self._members[0].classes
+        return self.members[0].classes
 
     @property
     def net(self) -> Net:
         """The one net, for methods that look inside."""
-        (net,) = self._members
+        (net,) = self.members
         return net
 
     @property
-    def _members(self) -> list[Net]:
+    def members(self) -> list[Net]:
+        """The nets, in order."""
         return cast(list[Net], list(self.nets))
 
     @torch.no_grad()  # not inference_mode, whose tensors autograd refuses to keep for the student's backward pass
     def forward(self, images: Tensor, indices: Tensor, layers: Sequence[str] = ()) -> Seen:
         """images: float [B, C, H, W] in [0, 1]. indices: int64 [B], global. layers: of the one net's backbone."""
-        if self.image_size is not None:
-            size = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
-            if size != tuple(images.shape[2:]):
-                images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = self.resized(images)
         if len(self.nets) == 1:
             return see(self.net, images, layers)
-        logits = torch.stack([see(each, images).logits.log_softmax(dim=1) for each in self._members])
+        logits = torch.stack([see(each, images).logits.log_softmax(dim=1) for each in self.members])
         return Seen(logits.logsumexp(dim=0) - math.log(len(logits)), images.new_empty(len(images), 0))
+
+    def resized(self, images: Tensor) -> Tensor:
+        """The images at the size that the nets take."""
+        if self.image_size is None:
+            return images
+        size = (self.image_size,) * 2 if isinstance(self.image_size, int) else self.image_size
+        return images if size == tuple(images.shape[2:]) else F.interpolate(images, size, mode="bilinear",
+                                                                            antialias=True)
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
@@ -103,13 +109,19 @@ class StoredLogits(Teacher):
 
 def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
                  image_size: int | None = None, images: int | None = None) -> Teacher:
-    """The teacher that `source` names, for images of this style.
+    """The teacher that `source` names, for images of this style; several with commas between them are an ensemble.
 
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
     weights); a file of weights, of the net `name`; a file with the one tensor `logits`, for a pool of so many
     `images`; or timm/<model> with its published weights, whose features can teach but not its fresh head.
     image_size: side that the teacher takes, where it is not that of the style.
     """
+    if "," in str(source):
+        several = [load_teacher(part, classes, style, name, image_size, images) for part in str(source).split(",")]
+        if any(each.fixed for each in several) or len({each.image_size for each in several}) > 1:
+            raise UsageError(f"the teachers {source} are no ensemble: expected nets that take images of the same size")
+        return Teacher(*(each.net for each in several), image_size=several[0].image_size,
+                       classifies=all(each.classifies for each in several))
     if str(source).startswith("timm/"):
         return Teacher(net(str(source), classes, _resized(style, image_size), pretrained=True),
                        image_size=image_size, classifies=False)

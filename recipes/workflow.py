@@ -1,0 +1,79 @@
+"""The whole story in one script: backbone, query, semi-supervised training, distillation, export, and one report.
+
+    python recipes/workflow.py --data mnist --labels 40 --steps 1000 --out runs/workflow
+    python recipes/workflow.py --data PATH/TO/FOLDER --oracle label_studio --steps 1000 --net timm/MODEL --pretrained
+
+Features from images alone (or --weights, or --pretrained); labels for the images that a query chooses by them;
+semi-supervised training from there; a smaller net that learns from that one on all images. --steps (or --minutes) are
+of each training; 300 take about a minute on digits. The same command goes on where it stopped: a stage has a folder.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import ssl_lab as sl
+from ssl_lab import presets
+from ssl_lab.active.plugins import make_oracle
+from ssl_lab.export import SUFFIXES, Format, export
+from ssl_lab.features.fidelity import comparison
+from ssl_lab.methods.distillation import load_teacher
+from ssl_lab.report import stage_report, stage_table
+
+
+@dataclass
+class Settings(sl.Settings):
+    labels: int | None = 40
+    """Labels to ask for."""
+    out: Path = Path("runs/workflow")
+    pretrain: str = "simclr"
+    """Pretraining method, where neither --weights nor --pretrained bring a backbone."""
+    query: str = "typiclust"
+    """What chooses the images to label, by embeddings alone (see `ssl-lab list queries`)."""
+    oracle: str = "truth"
+    """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS", or a CSV or JSON file."""
+    method: str = "fixmatch"
+    """Semi-supervised method, of the teacher --net."""
+    distill: str = "kd"
+    student: str = "tiny_8"
+    """The net that is distilled and exported."""
+    to: Format = "torchscript"
+
+
+def main(settings: Settings) -> None:
+    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
+    split = settings.split() | {"labels": None, "labeled": []}
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
+    new = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+
+    def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, **arguments: object) -> sl.Result:
+        own = replace(settings, net=net.name, out=out / stage, resume="auto")  # later stages read there which net it is
+        trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(lr)), **own.trainer())
+        return trainer.fit(presets.build(method, net, pool, arguments), pool, labeled=32, unlabeled=128)
+
+    stages, weights = {}, settings.weights
+    if not (settings.pretrained or weights):
+        stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
+        train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
+    start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
+    loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
+                         sl.make_query(settings.query), make_oracle(settings.oracle, pool, out / "label_studio"),
+                         settings.labels, rounds=1, out=out / "labels", seed=settings.seed, backbone=start(),
+                         device=settings.device, precision=settings.precision)
+    loop.run()
+    if len(loop.pending):
+        print(f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start this again")
+        return
+    teacher = load_teacher(out / "teacher", pool.classes, pool.style)
+    student = train("student", settings.distill, new(settings.student), loop.pool, lr=0.1, teacher=teacher).method
+    file = out / f"{settings.student.replace('/', '-')}.{SUFFIXES[settings.to]}"
+    export(out / "student", settings.to, file)
+    said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
+    stages |= {"teacher": out / "teacher", "student": out / "student"}
+    page = stage_report(f"From {settings.labels} labels to {file.name}", said, stages, loop.pool, loop.records[0].ids)
+    page.write(out / "report.html")
+    print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

@@ -1,0 +1,112 @@
+"""DINO (Caron et al. 2021, arXiv 2104.14294): say of a view what a slow copy says of the other one."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_lab import losses
+from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.methods.base import Views
+from ssl_lab.methods.consistency.smoothness import full_precision
+from ssl_lab.methods.pretraining.base import Pretraining, Target
+from ssl_lab.methods.pretraining.heads import Head
+from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.nets import Net
+from ssl_lab.schedule import Scalar, cosine, linear
+from ssl_lab.views import BYOL1, BYOL2
+
+MOMENTUM = cosine(0.996, 1.0)
+TEACHER_TEMPERATURE = linear(0.04, 0.07, until=0.1)
+"""The paper's warm-up of 30 epochs, of 300."""
+
+
+class DINO(Pretraining):
+    """L = mean over images of H(P'_1, P_2) / 2 + H(P'_2, P_1) / 2,    H(a, b) = -sum_k a_k log b_k
+
+    with P_v = softmax(s_v / T) of the student and P'_v = softmax((t_v - c) / T') of the teacher, without gradient, for
+    view v. s_v and t_v are cosines with `outputs` directions (see `DINOHead`); the center c, a moving average of the
+    mean of t over both views of all ranks, keeps any of them from taking over. The teacher, a copy of net and
+    projector, becomes momentum * teacher + (1 - momentum) * student after each step. Both views pass together.
+
+    There are two views and no small crops; the least area of 0.14 is what the authors' code advises for that.
+    Directions of length 1 are an option there. It starts slowly: while all images look alike to the net, the centered
+    teacher is uniform, and `teacher_entropy` is near log outputs.
+
+    temperature, teacher_temperature: T and T'. momentum: rises to 1; nearer to it for small batches (the authors advise
+    0.9995 for 256). center_momentum: decay of c. frozen: share of the run in which the last layer does not learn, an
+    epoch in the paper. hidden, dim, outputs: values in the projector's hidden layers and in its bottleneck, and
+    directions. seed: of the projector. logs: `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all
+    images have come to look alike (try a lower teacher_temperature).
+    """
+
+    name = "dino"
+    paper = "Emerging Properties in Self-Supervised Vision Transformers"
+    arxiv = "2104.14294"
+    views = Views(unlabeled={"first": partial(BYOL1, area=0.14), "second": partial(BYOL2, area=0.14)})
+    center: Tensor
+
+    def __init__(self, net: Net, temperature: Scalar = 0.1, teacher_temperature: Scalar = TEACHER_TEMPERATURE,
+                 momentum: Scalar = MOMENTUM, center_momentum: Scalar = 0.9, frozen: float = 0.01, hidden: int = 2048,
+                 dim: int = 256, outputs: int = 65536, ema: Scalar = 0.0, seed: int = 0) -> None:
+        super().__init__(net, ema)
+        self.temperature, self.teacher_temperature = temperature, teacher_temperature
+        self.momentum, self.center_momentum, self.frozen = momentum, center_momentum, frozen
+        self.projector = dino_head(net.features_dim, hidden, dim, outputs, seed)
+        self.target = Target(net, self.projector)
+        self.register_buffer("center", torch.zeros(outputs))
+        self._seen: dict[int, Tensor] = {}  # the teacher's mean output in each micro-batch, for `after_step`
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        views = torch.cat([batch.unlabeled["first"], batch.unlabeled["second"]])
+        student = self.projector(self.net(views).features, frozen=at.frac < self.frozen)
+        teacher = self.target(views)
+        with full_precision(views.device):
+            first, second = losses.probabilities(teacher - self.center, at.value(self.teacher_temperature)).chunk(2)
+            prediction = losses.cross_entropy(student / at.value(self.temperature), torch.cat([second, first]))
+            entropy = torch.special.entr(first).sum(dim=1).mean()
+        self._seen[at.rank] = teacher.mean(dim=0)
+        return Loss({"prediction": prediction}, logs={"teacher_entropy": entropy})
+
+    @torch.no_grad()
+    def after_step(self, at: At) -> None:
+        super().after_step(at)
+        self.target.follow(self.net, self.projector, at.value(self.momentum))
+        mean = mean_over_ranks(torch.stack([*self._seen.values()]).mean(dim=0))
+        self._seen.clear()
+        self.center.lerp_(mean, 1 - at.value(self.center_momentum))
+
+
+class DINOHead(Head):
+    """Layers of which the last gives cosines: of what the others make of x with its weights, the directions."""
+
+    def forward(self, x: Tensor, frozen: bool = False) -> Tensor:
+        """[B, outputs]: cosines of x, float [B, features]. frozen: see `hold`, for the directions."""
+        *layers, last = self
+        for layer in layers:
+            x = layer(x)
+        with full_precision(x.device):
+            directions = F.normalize(hold(last.get_parameter("weight"), frozen), dim=1)
+            return F.linear(F.normalize(x.to(directions.dtype), dim=1), directions)
+
+
+def dino_head(features: int, hidden: int, dim: int, outputs: int, seed: int) -> DINOHead:
+    """Three linear layers with GELU between them, then `outputs` directions; a pure function of the seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(seed, "dino head"))
+        layers = nn.Linear(features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
+        for layer in layers:
+            nn.init.trunc_normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        return DINOHead(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2], nn.Linear(dim, outputs, bias=False))
+
+
+def hold(weight: Tensor, frozen: bool) -> Tensor:
+    """The weight; if frozen, with a gradient of 0. None would not do: DDP waits for all gradients.
+
+    What decay then does to a weight that is scaled to length 1 does not show.
+    """
+    return weight.detach() + 0 * weight if frozen else weight

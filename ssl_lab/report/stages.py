@@ -1,0 +1,59 @@
+"""The page of a story in several runs: what each of them gave, side by side."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.report.html import Report
+from ssl_lab.report.images import image_grid
+from ssl_lab.report.metrics import band, read_metrics
+from ssl_lab.report.plots import curves
+from ssl_lab.report.tables import Cell, Column, Table
+
+SHOWN = 20  # images
+
+def stage_table(stages: Mapping[str, Path]) -> Table:
+    """A row for each stage: name -> the folder of a finished run of a recipe. UsageError for another folder."""
+    columns = [Column("stage"), Column("method"), Column("net"), Column("labels", "right"),
+               Column("steps", "right", ",d"), Column("training (s)", "right", ".1f"),
+               Column("test accuracy", "right", ".2%")]
+    rows: list[list[Cell]] = []
+    for stage, folder in stages.items():
+        try:
+            done = json.loads((folder / "summary.json").read_text())
+            net = yaml.safe_load((folder / "config.yaml").read_text())["net"]
+        except (OSError, ValueError, KeyError, yaml.YAMLError) as error:
+            raise UsageError(f"{folder} is no folder of a finished run of a recipe ({error})") from error
+        rows.append([stage, done["method"], net, done["labels"], done["steps"], done["seconds"],
+                     done["test_accuracy"]])
+    return Table("Stages", columns, rows)
+
+
+def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int]) -> Report:
+    """A page with `stage_table`, the lines that were `said`, accuracy curves of the stages that have one, and the
+    first images that were `asked` for (rows of the pool), with their labels."""
+    page = Report(title, f"{len(pool.train):,} training images, {len(pool.labeled):,} of them labeled; "
+                         f"{len(pool.test):,} to test on")
+    page.table(stage_table(stages))
+    for line in said.splitlines():
+        page.text(line)
+    runs = {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in stages.items()}
+    for split in ("valid", "test"):
+        lines = {stage: band([rows], f"{split}_accuracy") for stage, rows in runs.items()}
+        lines = {stage: line for stage, line in lines.items() if len(line.x)}
+        if lines:
+            page.figure(curves(lines, f"{split} accuracy", percent=True),
+                        f"Averaged weights on {split} images, of the stages that train a classifier. One run: where it "
+                        "goes is partly chance.")
+    ids = np.array(asked[:SHOWN], dtype=np.int64)
+    names = {-1: "no answer", -2: "ignored"} | dict(enumerate(pool.class_names))
+    grid = image_grid(pool.images.take(ids).numpy(), [names[label] for label in pool.labels[ids].tolist()], columns=10)
+    page.images(grid, "The first images that were to be labeled, in the order of choice, with their labels.")
+    return page
