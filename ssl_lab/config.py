@@ -150,7 +150,9 @@ def exit_with_status(action: Callable[[], object]) -> None:
     # Threads that spin while they wait starve each other where cores are shared: a short run of a small net was
     # seen to take 7 times as long beside other processes. Read when torch is imported, which is not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # until training handles it: as Ctrl-C
+    for name in ("SIGTERM", "SIGUSR1"):  # until training handles them: as Ctrl-C
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         action()
     except UsageError as error:

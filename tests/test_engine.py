@@ -450,13 +450,13 @@ def test_scores_agree_with_a_loop():
 
 def test_monitors_join_the_metrics_and_the_summary(tmp_path):
     def monitor(method, pool, runtime):
-        return {"bias": float(method.net.head.bias.detach().sum()), "images": len(pool)}
+        return {"length": float(method.net.head.weight.detach().norm()), "images": len(pool)}
 
     result = train(tmp_path, monitors=[monitor], evaluations=3)
     measured = [row for row in rows(tmp_path) if "images" in row]
     assert [row["step"] for row in measured] == [4, 8, 12]
-    assert len({row["bias"] for row in measured}) == 3
-    assert result.summary["bias"] == measured[-1]["bias"]
+    assert len({row["length"] for row in measured}) == 3
+    assert result.summary["length"] == measured[-1]["length"]
 
 
 def test_a_method_without_a_classifier_gets_no_accuracy(tmp_path, monkeypatch):

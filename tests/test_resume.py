@@ -5,6 +5,7 @@ import os
 import pickle
 import resource
 import signal
+import time
 from contextlib import contextmanager
 
 import pytest
@@ -24,6 +25,7 @@ from small_runs import (
 )
 
 import ssl_lab as sl
+from ssl_lab.engine.signals import SAME
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
 
@@ -115,7 +117,12 @@ def test_killed_between_checkpoints(tmp_path):
 def test_a_second_signal_stops_at_once(tmp_path):
     class Twice(At):
         def __init__(self):
-            super().__init__(6, lambda: [os.kill(os.getpid(), signal.SIGINT) for _ in range(2)])
+            super().__init__(6, self.twice)
+
+        def twice(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(SAME + 0.1)
+            os.kill(os.getpid(), signal.SIGINT)
 
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt) as stopped:
@@ -229,7 +236,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path):
         def __exit__(self, *error):
             self.room.__exit__(None, None, None)
 
-    with pytest.raises(UsageError, match=r"^cannot write .*checkpoint.pt: File too large. Free some space"):
+    with pytest.raises(UsageError, match=r"^cannot write .*checkpoint.new.pt: File too large. Free some space"):
         train(tmp_path, pool=pool, checkpoint_seconds=0, callbacks=[Full()])
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 5
     assert not list(tmp_path.glob(".*"))  # no half-written file is left

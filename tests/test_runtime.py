@@ -1,15 +1,17 @@
 """Devices, precision, and two ranks on one machine."""
 
 import json
+import shutil
+import signal
 
 import pytest
 import torch
-from small_runs import assert_same_run, digits, finish, flat_net, keeping, rows, start, train
+from small_runs import assert_equal, assert_same_run, digits, finish, flat_net, keeping, rows, signal_at, start, train
 
 import ssl_lab as sl
-from ssl_lab.engine import Feed, Runtime, accuracy
+from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
 from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
 
 CPU = torch.device("cpu")
@@ -55,23 +57,38 @@ def test_one_process_is_its_own_sum():
 
 # Ranks
 
+METHODS = {
+    "flat": lambda: FixMatch(flat_net(), threshold=0.12),
+    "supervised": lambda: sl.Supervised(flat_net()),
+}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
 import os, runpy, signal, sys, torch
+from contextlib import suppress
 from pathlib import Path
 from small_runs import digits, flat_net, keeping, signal_at, train
-from ssl_lab.errors import Interrupted
+from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
+from test_runtime import METHODS
 
 out, pool = Path(sys.argv[1]), digits()
 rank = int(os.environ["RANK"])
-train(out / "flat", FixMatch(flat_net(), threshold=0.12), pool, steps=3, update=keeping(out / f"rank{rank}.pt"))
+for name, make in METHODS.items():
+    train(out / name, make(), pool, steps=3, update=keeping(out / f"{name}{rank}.pt"))
 result = train(out / "tiny", pool=pool, steps=12, labeled=16, unlabeled=16)
 torch.save(result.method.state_dict(), out / f"state{rank}.pt")
 try:
     train(out / "cut", pool=pool, steps=12, labeled=16, unlabeled=16, callbacks=[signal_at(5, signal.SIGTERM)])
 except Interrupted:
     train(out / "cut", pool=pool, steps=12, labeled=16, unlabeled=16, resume="auto")
+for name, done in (("long", 21), ("short", 5), ("short", 21)):
+    with suppress(Interrupted):  # between two rows of metrics: one comes at every second step
+        train(out / name, FixMatch(flat_net(), threshold=0.12), pool, steps=202, resume="auto",
+              callbacks=[signal_at(done, signal.SIGUSR1)])
+try:
+    train(out / "none", pool=pool, resume=out / "nowhere")
+except UsageError as error:
+    (out / f"error{rank}.txt").write_text(str(error))
 train(out / "timed", Supervised(flat_net()), pool, steps=None, minutes=0.002)
 sys.argv = ["recipes/fixmatch.py", "--labels", "40", "--net", "tiny_8", "--labeled", "4", "--unlabeled", "8",
             "--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out / "recipe")]
@@ -91,18 +108,19 @@ def ranks(tmp_path_factory):
     return out
 
 
-def test_two_ranks_take_the_steps_of_one(ranks, tmp_path):
-    one = train(tmp_path / "flat", FixMatch(flat_net(), threshold=0.12), digits(), steps=3,
-                update=keeping(tmp_path / "one.pt"))
+@pytest.mark.parametrize("name", METHODS)
+def test_two_ranks_take_the_steps_of_one(ranks, tmp_path, name):
+    one = train(tmp_path / name, METHODS[name](), digits(), steps=3, update=keeping(tmp_path / "one.pt"))
     expected = torch.load(tmp_path / "one.pt")
-    kept = [torch.load(ranks / f"rank{rank}.pt") for rank in (0, 1)]
+    kept = [torch.load(ranks / f"{name}{rank}.pt") for rank in (0, 1)]
     for step in range(3):
         assert all(torch.equal(a, b) for a, b in zip(kept[0][step], kept[1][step], strict=True))
         torch.testing.assert_close(kept[0][step], expected[step], atol=1e-5, rtol=0)
-    saved = torch.load(ranks / "flat" / "checkpoint.pt", weights_only=True)["method"]
+    saved = torch.load(ranks / name / "checkpoint.pt", weights_only=True)["method"]
     torch.testing.assert_close(saved, dict(one.method.state_dict()), atol=1e-5, rtol=0)
-    for ours, theirs in zip(rows(tmp_path / "flat"), rows(ranks / "flat"), strict=True):
-        del ours["pseudo_label_accuracy"], theirs["pseudo_label_accuracy"]  # a ratio on each rank
+    for ours, theirs in zip(rows(tmp_path / name), rows(ranks / name), strict=True):
+        for row in (ours, theirs):
+            row.pop("pseudo_label_accuracy", None)  # a ratio on each rank
         assert theirs == pytest.approx(ours, abs=1e-5)  # the averages are those of the global batch
 
 
@@ -120,6 +138,36 @@ def test_the_first_rank_writes_and_speaks_for_all(ranks):
 
 def test_ranks_resume_exactly(ranks):
     assert_same_run(ranks / "cut", ranks / "tiny")
+
+
+def test_ranks_stop_at_any_step_and_each_goes_on_with_its_part_of_a_row(ranks):
+    states = [checkpoint.load(ranks / name / "checkpoint.pt") for name in ("short", "long")]
+    for part in ("method", "optimizer", "meter", "step"):
+        assert_equal(states[0][part], states[1][part], part)
+    assert [len(rows) for rows in states[0]["meter"]] == [1, 1]
+    assert states[0]["meter"][0] != states[0]["meter"][1]
+    assert rows(ranks / "short") == rows(ranks / "long")
+    assert [row["step"] for row in rows(ranks / "short")] == list(range(2, 21, 2))
+
+
+def test_one_rank_goes_on_with_a_run_of_two(ranks, tmp_path):
+    def until(out, done):
+        with pytest.raises(Interrupted):
+            train(out, METHODS["flat"](), steps=202, resume="auto", callbacks=[signal_at(done, signal.SIGTERM)])
+        found = rows(out)
+        for row in found:
+            row.pop("pseudo_label_accuracy", None)  # a ratio on each rank
+        return found
+
+    shutil.copytree(ranks / "short", tmp_path / "both")
+    for ours, theirs in zip(until(tmp_path / "one", 24), until(tmp_path / "both", 24), strict=True):
+        if ours["step"] != 22:  # its means take in a step of two ranks and one of one rank, by their counts
+            assert theirs == pytest.approx(ours, abs=1e-4)
+
+
+def test_what_the_first_rank_cannot_read_all_of_them_say(ranks):
+    for rank in (0, 1):
+        assert (ranks / f"error{rank}.txt").read_text().startswith(f"no checkpoint at {ranks / 'nowhere'}")
 
 
 def test_evaluation_in_parts_is_evaluation(ranks):

@@ -1,20 +1,36 @@
-"""Checkpoints: written whole or not at all, read without running code."""
+"""Checkpoints: written whole or not at all, read without running code; the one before the last is kept too."""
 
 from __future__ import annotations
 
+import sys
+import zipfile
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from ssl_lab.errors import UsageError
-from ssl_lab.files import write_atomically
+from ssl_lab.files import cannot_write, sync, write_atomically
 
-FORMAT = "ssl_lab checkpoint 1"
+FORMAT = "ssl_lab checkpoint 2"
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before the one at `path` is kept: checkpoint.pt -> checkpoint.previous.pt."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def exists(path: Path) -> bool:
+    """Whether a run left a checkpoint. A kill between the two renames of `save` leaves the previous one alone."""
+    return path.exists() or previous(path).exists()
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Writes a checkpoint of tensors and plain values."""
+    """Writes a checkpoint of tensors and plain values; the one that was there becomes the previous one.
+
+    Nothing changes before all of the new one is on the disk, and a damaged file never replaces a previous one.
+    Raises UsageError for a full disk, a read-only folder and the like.
+    """
     def write(file: IO[bytes]) -> None:
         try:
             torch.save({"format": FORMAT, **state}, file)
@@ -24,27 +40,51 @@ def save(path: Path, state: dict[str, Any]) -> None:
                 raise cause from error
             raise
 
-    write_atomically(path, write)
+    fresh = path.with_name(f"{path.stem}.new{path.suffix}")
+    write_atomically(fresh, write)
+    try:
+        if damage(path) is None:
+            path.replace(previous(path))
+        fresh.replace(path)
+        sync(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint onto the CPU, never running code from it.
+    """Reads a checkpoint onto the CPU, never running code from it. If it is damaged or missing, reads the previous
+    one, and says so on stderr.
 
-    Raises UsageError where the file is missing, truncated, or not one of ours.
+    Raises UsageError where neither can be read, or where the file is not one of ours.
+    """
+    if not exists(path):
+        raise UsageError(f"no checkpoint at {path}; start the run without --resume, or with --resume auto")
+    try:
+        return _read(path)
+    except _DamagedError as error:
+        try:
+            state = _read(previous(path))
+        except UsageError:
+            raise UsageError(f"{path} cannot be read as a checkpoint ({error}); it may be truncated or from another "
+                             "program. Move it away and start again, or name another run with --resume") from None
+        print(f"note: {path} cannot be read ({error}); going on from {previous(path).name}, step {state['step']}",
+              file=sys.stderr)
+        return state
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a file that should be a zip archive, as torch writes them; None if it is whole.
+
+    torch.load does not compare checksums.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
     except FileNotFoundError:
-        raise UsageError(f"no checkpoint at {path}; start the run without --resume, or with --resume auto") from None
-    except Exception as error:  # a torn zip, a foreign pickle: torch raises many kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise UsageError(
-            f"{path} cannot be read as a checkpoint ({reason}); it may be truncated or from another program. "
-            "Move it away and start again, or name another run with --resume"
-        ) from None
-    if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise UsageError(f"{path} is not a checkpoint of ssl_lab (expected format {FORMAT!r}); name another run")
-    return state
+        return "it is missing"
+    except Exception as error:  # zipfile, zlib and struct raise many kinds, by which bytes are wrong
+        return _first_line(error)
+    return bad and f"wrong checksum of {bad}"
 
 
 def restore(state: dict[str, Any], where: Path, **parts: Any) -> None:
@@ -55,3 +95,24 @@ def restore(state: dict[str, Any], where: Path, **parts: Any) -> None:
         except (RuntimeError, ValueError) as error:  # torch lists every tensor that does not fit
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"the run in {where} has another {name} than this one ({reason})") from None
+
+
+class _DamagedError(UsageError):
+    """The file is missing or damaged; the message is the reason."""
+
+
+def _read(path: Path) -> dict[str, Any]:
+    reason = damage(path)
+    if reason:
+        raise _DamagedError(reason)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a foreign pickle, a damaged directory: torch raises many kinds
+        raise _DamagedError(_first_line(error)) from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise UsageError(f"{path} is not a checkpoint of ssl_lab (expected format {FORMAT!r}); name another run")
+    return state
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]

@@ -1,9 +1,11 @@
-"""A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt, model.safetensors, summary.json."""
+"""A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it), model.safetensors,
+summary.json."""
 
 from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,65 +17,62 @@ from torch import nn
 
 from ssl_lab.engine import checkpoint
 from ssl_lab.errors import NonFiniteLossError, UsageError
-from ssl_lab.files import cannot_write, sync, write_atomically, write_text
+from ssl_lab.files import cannot_write, write_atomically, write_text
 
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  # what a resumed run may set anew
 
 
 class RunFolder:
-    """Writes the files of one run. `writes` is False on all ranks but the first: then nothing is written."""
+    """Writes the files of one run. `writes` is False on all ranks but the first: then nothing is written.
+
+    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there.
+    """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
-        self.checkpoint = path / "checkpoint.pt"
+        self.path, self.writes, self.rows = path, writes, ""
+        self.checkpoint, self.metrics = path / "checkpoint.pt", path / "metrics.jsonl"
         if not writes:
             return
         write_text(path / ".writable", "")  # better to fail now than after an hour
         (path / ".writable").unlink()
 
     def begin(self, config: Mapping[str, Any], manifest: Mapping[str, Any], after_step: int) -> None:
-        """Writes config.yaml and split.json; drops the metrics of steps beyond `after_step`, which will be run again.
+        """Writes config.yaml and split.json; cuts metrics.jsonl to `rows`, as later steps will be run again.
 
         With after_step = 0, a new run, the files of an earlier one in this folder are removed.
         """
         if not self.writes:
             return
+        for path in (*self.path.glob(".*.tmp"), *self.path.glob("checkpoint.new.pt")):  # a kill in a write left these
+            path.unlink()
         if not after_step:  # what an earlier run left here must not pass for this one's
-            for path in (self.checkpoint, self.metrics, self.path / "model.safetensors", self.path / "summary.json"):
+            for path in (checkpoint.previous(self.checkpoint), self.checkpoint, self.metrics,
+                         self.path / "model.safetensors", self.path / "summary.json"):
                 path.unlink(missing_ok=True)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         write_text(self.path / "split.json", json.dumps(manifest) + "\n")
-        kept = [line for line in self._metric_lines() if line["step"] <= after_step]
-        write_text(self.metrics, "".join(json.dumps(line) + "\n" for line in kept))
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    def _metric_lines(self) -> list[dict[str, Any]]:
-        lines = []
-        for line in self.metrics.read_text().splitlines() if self.metrics.exists() else []:
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                break  # torn by a kill in the middle of a write: its step comes after the checkpoint
-        return lines
+        found = self.metrics.read_bytes() if self.metrics.exists() else b""
+        if not found.startswith(self.rows.encode()) or found[-1:] not in (b"", b"\n"):
+            print(f"note: {self.metrics} is torn or damaged; its rows up to step {after_step} are taken from the "
+                  "checkpoint, later steps are run again", file=sys.stderr)
+        write_text(self.metrics, self.rows)
 
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a row to metrics.jsonl; a value that is not finite is written as null."""
         if self.writes:
             clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
+            line = json.dumps(clean) + "\n"
+            self.rows += line
             try:
                 with self.metrics.open("a") as file:
-                    file.write(json.dumps(clean) + "\n")
+                    file.write(line)
             except OSError as error:
                 raise cannot_write(self.metrics, error) from error
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces checkpoint.pt, after what it covers in metrics.jsonl is on disk."""
+        """Replaces checkpoint.pt; see `checkpoint.save`."""
         if self.writes:
-            sync(self.metrics)
-            checkpoint.save(self.checkpoint, state)
+            checkpoint.save(self.checkpoint, {**state, "rows": self.rows})
 
     @contextmanager
     def naming_last_checkpoint(self) -> Iterator[None]:

@@ -6,19 +6,27 @@ import atexit
 import inspect
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from datetime import timedelta
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
-from ssl_lab.errors import UsageError, unknown
+from ssl_lab.errors import RunFailedError, UsageError, unknown
 from ssl_lab.nets import Net
 
 Precision = Literal["auto", "fp32", "bf16"]
+T = TypeVar("T")
+PATIENCE = timedelta(minutes=5)
+"""How long a rank waits for one that is silent: longer than the first takes to write a checkpoint. A rank that ended
+is noticed at once, as its connections close."""
+LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
+"""What the backends' errors say of a rank that is gone; they are plain RuntimeErrors."""
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
 
 
@@ -42,7 +50,9 @@ class Runtime:
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         if world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if where.type == "cuda" else "gloo")
+            gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
+            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE, store=meeting_place(),
+                                    rank=rank, world_size=world)
             atexit.register(dist.destroy_process_group)  # ranks that part cannot meet again in the next run
         picked, reason = resolve_precision(where, precision)
         if world > 1:  # each rank measures; rank 0 decides
@@ -87,10 +97,10 @@ class Runtime:
         return wrapped.no_sync()
 
     def totals(self, numbers: Sequence[float]) -> list[float]:
-        """The sum of each number over ranks, in double precision; waits for all of them."""
+        """The sum of each number over ranks, in double precision; waits for all of them, but for no GPU."""
         if self.world == 1:
             return list(numbers)
-        values = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        values = torch.tensor(numbers, dtype=torch.float64)
         dist.all_reduce(values)
         sums: list[float] = values.tolist()
         return sums
@@ -101,8 +111,43 @@ class Runtime:
 
     def wait(self) -> None:
         """Until all ranks are here: what rank 0 wrote before is then there for all of them."""
+        self.totals([0])
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on all of them; its UsageError is raised on all of them too."""
+        if self.world == 1:
+            return make()
+        outcome: list[Any] = [None]
+        if self.main:
+            try:
+                outcome = [make()]
+            except UsageError as error:
+                outcome = [error]
+        dist.broadcast_object_list(outcome, src=0)
+        if isinstance(outcome[0], UsageError):
+            raise outcome[0]
+        made: T = outcome[0]
+        return made
+
+    def of_all(self, value: T) -> list[T]:
+        """Each rank's value, on all of them."""
+        values: list[Any] = [value] * self.world
         if self.world > 1:
-            dist.barrier()
+            dist.all_gather_object(values, value)
+        return values
+
+    @contextmanager
+    def noticing_lost_ranks(self) -> Iterator[None]:
+        """Within it, the loss of another rank is a RunFailedError that says so."""
+        try:
+            yield
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            if self.world == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in LOST)):
+                raise
+            raise RunFailedError(f"rank {self.rank} lost another rank, which ended or was silent for {PATIENCE}; its "
+                                 f"message says why ({text[:200]}). Go on from the last checkpoint with --resume auto, "
+                                 "as `torchrun --max-restarts 3` does by itself") from error
 
     def share_buffers(self, module: nn.Module) -> None:
         """Gives all ranks the buffers of rank 0, whose BatchNorm statistics are the ones that are saved."""
@@ -119,6 +164,19 @@ class Runtime:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return peak if sys.platform == "darwin" else peak * 1024
+
+
+def meeting_place() -> Any:
+    """Where the ranks that `torchrun` started tell each other their addresses.
+
+    torchrun keeps one store over its restarts: a rank could find there the address of one that is dead, and did. On
+    one machine, where all ranks know the number of the restart, each therefore has names of its own.
+    """
+    store = next(rendezvous("env://", timeout=PATIENCE))[0]
+    if os.environ.get("LOCAL_WORLD_SIZE") != os.environ.get("WORLD_SIZE"):
+        return store  # a node counts only the failures of its own ranks
+    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:

@@ -1,26 +1,33 @@
-"""SIGINT and SIGTERM as a request to stop after the step at hand; a second one stops at once."""
+"""SIGINT, SIGTERM and SIGUSR1 as a request to stop after the step at hand; a second one stops at once."""
 
 from __future__ import annotations
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+"""SIGUSR1 is what SLURM is told to send before the time limit (`--signal=USR1@60`)."""
+
+SAME = 0.5  # seconds within which a signal is the first one again: launchers pass on what the process got itself
+
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `asked`; the next raises KeyboardInterrupt.
+    """While entered, the first signal sets `asked`; one that comes later raises KeyboardInterrupt.
 
     Outside the main thread, where Python delivers no signals, it does nothing.
     """
 
     def __init__(self) -> None:
         self.asked = False
+        self._first = 0.0
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in SIGNALS:
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -30,6 +37,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
+        now = time.monotonic()
+        if not self.asked:
+            self.asked, self._first = True, now
+        elif now - self._first > SAME:
             raise KeyboardInterrupt
-        self.asked = True

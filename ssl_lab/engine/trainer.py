@@ -21,7 +21,7 @@ import copy
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,10 +94,12 @@ class Trainer:
         if method.net.classes != pool.classes:
             raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
                              f"build it with classes={pool.classes}")
-        saved = self._saved()
-        precision = saved["precision"] if saved and self.precision == "auto" else self.precision
-        runtime = Runtime.start(self.device, precision)
-        return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
+        runtime = Runtime.start(self.device, self.precision)
+        with runtime.noticing_lost_ranks():
+            saved = runtime.from_first(self._saved)
+            if saved and self.precision == "auto":
+                runtime = replace(runtime, precision=saved["precision"])
+            return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
 
     @property
     def folder(self) -> Path:
@@ -107,7 +109,7 @@ class Trainer:
     def _saved(self) -> dict[str, Any] | None:
         """The checkpoint to go on from, if any."""
         path = self.folder / "checkpoint.pt"
-        if self.resume is None or (self.resume == "auto" and not path.exists()):
+        if self.resume is None or (self.resume == "auto" and not checkpoint.exists(path)):
             return None
         return checkpoint.load(path)
 
@@ -146,8 +148,9 @@ class _Run:
         now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
         check_same(saved["config"] | {"split": saved["split"]}, now, self.folder.path)
         checkpoint.restore(saved, self.folder.path, method=self.method, optimizer=self.optimizer)
-        self.meter.load(saved["meter"])
-        self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
+        mine = saved["meter"][self.runtime.rank :: self.runtime.world]
+        self.meter.load([row for rows in mine for row in rows])
+        self.start, self.seconds, self.folder.rows = int(saved["step"]), float(saved["seconds"]), saved["rows"]
 
     def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
         """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace."""
@@ -189,9 +192,7 @@ class _Run:
                     row |= {"step": done, "seconds": self.seconds}
                     self.folder.append(row)
                     watching.row(row)
-                asked, due = stop.asked, time.perf_counter() - saved_at > trainer.checkpoint_seconds
-                if runtime.world > 1:  # ranks agree where they meet anyway, and have nothing of their own to save
-                    asked, due = runtime.any(asked, due) if row else (False, False)
+                asked, due = runtime.any(stop.asked, time.perf_counter() - saved_at > trainer.checkpoint_seconds)
                 if asked or due or done == self.steps:
                     self._save(done)
                     saved_at = time.perf_counter()
@@ -215,8 +216,7 @@ class _Run:
         if done % self.log_every and not last:
             return {}
         self.runtime.share_buffers(self.method)
-        row = {"step": done, "seconds": 0.0} | self.meter.mean(self.runtime)
-        row["lr"] = at.value(self.trainer.optimizer.lr)
+        row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
             row |= self._measure(dict([evaluate.monitored(self.pool)]))
         return row
@@ -225,7 +225,7 @@ class _Run:
         return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors)
 
     def _save(self, done: int) -> None:
-        meter = self.meter.state()  # stops here if a loss was not finite
+        meter = self.runtime.of_all(self.meter.state())  # stops here if a loss was not finite
         if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
             raise NonFiniteLossError(f"the weights are not finite after step {done - 1}")
         self.folder.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),

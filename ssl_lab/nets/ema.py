@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Generic, Self, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lab.batch import At
 from ssl_lab.schedule import Scalar
@@ -42,7 +43,7 @@ class Ema(nn.Module, Generic[M]):
     def update(self, source: M, at: At) -> None:
         """Move towards `source`, a net of the same structure; call it after the optimizer's step."""
         decay = min(1 - self.warm_up / (at.step + self.warm_up), at.value(self.decay))
-        parts = [zip(self.net.parameters(), source.parameters(), strict=True)]
+        parts: list[Iterable[tuple[Tensor, Tensor]]] = [zip(self.net.parameters(), source.parameters(), strict=True)]
         if not self.teacher:
             parts.append(zip(self.net.buffers(), source.buffers(), strict=True))
         for pairs in map(list, parts):  # apart: of a sharded net, parameters are spread over ranks and buffers are not

@@ -1,0 +1,349 @@
+"""What goes wrong with machines: kills, torn files, full disks, signals, ranks that die; and files from strangers."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from small_runs import (
+    ROOT,
+    assert_same_run,
+    finish,
+    rows,
+    signal_at,
+    start,
+    train,
+)
+
+from ssl_lab.config import Settings, parse
+from ssl_lab.engine import checkpoint, signals
+from ssl_lab.engine.runtime import Runtime
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody stopped."""
+    out = tmp_path_factory.mktemp("whole")
+    train(out)
+    return out
+
+
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory):
+    out = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(Interrupted):
+        train(out, checkpoint_seconds=0, callbacks=[signal_at(5, signal.SIGTERM)])
+    return out
+
+
+@pytest.fixture
+def stopped(_stopped, tmp_path):
+    """A copy of a run that was stopped after 5 steps, with a checkpoint at each."""
+    return shutil.copytree(_stopped, tmp_path / "run")
+
+
+# Kills and torn files
+
+
+def test_killed_in_every_way():
+    status, out, err = finish(start("tests/faults.py", "--kills", 5, "--every", 2**15))
+    assert status == 0, out + err
+    for kind in ("any instant", "checkpoint bytes", "checkpoint renames", "ledger bytes", "metrics bytes"):
+        assert f"kills: {kind}" in out
+    assert "bit-identical" in out
+
+
+TEARS = {
+    "last row torn": lambda text: text[:-10],
+    "without its end of line": lambda text: text[:-1],
+    "a row in the middle lost": lambda text: text[:300] + text[900:],
+    "zeros after a power cut": lambda text: text[:-200] + b"\0" * 200,
+    "empty": lambda text: b"",
+}
+
+
+@pytest.mark.parametrize("tear", TEARS.values(), ids=TEARS)
+def test_metrics_are_repaired_with_a_word(stopped, whole, tear, capsys):
+    metrics = stopped / "metrics.jsonl"
+    metrics.write_bytes(tear(metrics.read_bytes()))
+    train(stopped, resume="auto")
+    err = capsys.readouterr().err
+    assert err == (f"note: {metrics} is torn or damaged; its rows up to step 5 are taken from the checkpoint, "
+                   "later steps are run again\n")
+    assert_same_run(stopped, whole)
+
+
+def test_a_row_of_a_step_beyond_the_checkpoint_needs_no_word(stopped, whole, capsys):
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 6}\n')
+    train(stopped, resume="auto")
+    assert capsys.readouterr().err == ""
+    assert [row["step"] for row in rows(stopped)] == list(range(1, 13))
+    assert_same_run(stopped, whole)
+
+
+def halve(path):
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(("damage", "reason"), [
+    (halve, "File is not a zip file"),
+    (flip, "wrong checksum of "),
+    (lambda path: path.write_bytes(b""), "File is not a zip file"),
+    (lambda path: path.unlink(), "it is missing"),
+])
+def test_a_torn_checkpoint_is_replaced_by_the_previous_one(stopped, whole, damage, reason, capsys):
+    last = stopped / "checkpoint.pt"
+    damage(last)
+    train(stopped, resume="auto")
+    err = capsys.readouterr().err
+    assert err.startswith(f"note: {last} cannot be read ({reason}")
+    assert err.endswith("; going on from checkpoint.previous.pt, step 4\n")
+    assert err.count("\n") == 1
+    assert_same_run(stopped, whole)
+
+
+def test_two_torn_checkpoints_are_an_error(stopped):
+    for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+        halve(stopped / name)
+    before = {path.name: path.read_bytes() for path in stopped.iterdir()}
+    with pytest.raises(UsageError, match=r"checkpoint.pt cannot be read as a checkpoint \(File is not a zip file\)"):
+        train(stopped, resume="auto")
+    assert {path.name: path.read_bytes() for path in stopped.iterdir()} == before
+
+
+def test_a_torn_checkpoint_never_replaces_the_previous_one(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    for step in (1, 2):
+        checkpoint.save(path, {"step": step})
+    halve(path)
+    checkpoint.save(path, {"step": 3})
+    assert checkpoint.load(path)["step"] == 3
+    assert checkpoint.load(checkpoint.previous(path))["step"] == 1
+
+
+def test_a_new_run_inherits_nothing(stopped):
+    (stopped / ".checkpoint.new.pt.123.tmp").write_text("of a kill in the middle of a write")
+    (stopped / "checkpoint.new.pt").write_text("of a kill before it was renamed")
+    train(stopped, steps=1)
+    assert {path.name for path in stopped.iterdir()} == {
+        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "split.json", "summary.json"}
+
+
+# Disks
+
+DISK = """
+import os, subprocess, sys
+from pathlib import Path
+from small_runs import At, assert_same_run, digits, train
+from ssl_lab.engine import checkpoint
+from ssl_lab.errors import UsageError
+
+disk, pool = Path(sys.argv[1]), digits()
+out = disk / "run"
+
+def fill():
+    with open(disk / "ballast", "wb", buffering=0) as file:
+        for size in (65536, 64):
+            try:
+                while file.write(bytes(size)):
+                    pass
+            except OSError:
+                pass
+
+def fails(**settings):
+    try:
+        train(out, pool=pool, resume="auto", checkpoint_seconds=0, **settings)
+    except UsageError as error:
+        print(error)
+    print(checkpoint.load(out / "checkpoint.pt")["step"], sorted(path.name for path in out.glob(".*")))
+
+fails(callbacks=[At(6, fill)])
+subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+fails()
+subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
+(disk / "ballast").unlink()
+train(out, pool=pool, resume="auto")
+train(Path(sys.argv[2]), pool=pool)
+assert_same_run(out, Path(sys.argv[2]))
+"""
+
+
+def test_a_full_and_a_read_only_disk_keep_the_last_checkpoint(tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = ("unshare", "--map-root-user", "--mount", "sh", "-c",
+               f'mount -t tmpfs -o size=3m none "{disk}" && exec "$@"', "sh")
+    if not shutil.which("unshare") or subprocess.run([*mounted, "true"], capture_output=True).returncode:
+        pytest.skip("may not mount a disk here")
+    (tmp_path / "job.py").write_text(DISK)
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run([*mounted, sys.executable, tmp_path / "job.py", disk, tmp_path / "whole"], timeout=90,
+                          env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    full, step, read_only, same = done.stdout.splitlines()
+    assert full.startswith(f"cannot write {disk}/run/")
+    assert full.endswith("No space left on device. Free some space there, or choose another folder.")
+    assert read_only.startswith(f"cannot write {disk}/run/")
+    assert "Read-only file system" in read_only
+    assert step == same == "5 []"
+
+
+# Signals
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_each_signal_finishes_the_step(name, tmp_path, whole):
+    before = signal.getsignal(getattr(signal, name))
+    with pytest.raises(Interrupted, match="stopped at step 3 of 12"):
+        train(tmp_path, callbacks=[signal_at(3, getattr(signal, name))])
+    assert signal.getsignal(getattr(signal, name)) is before
+    train(tmp_path, resume="auto")
+    assert_same_run(tmp_path, whole)
+
+
+def test_a_signal_that_comes_twice_by_two_ways_is_one():
+    with signals.StopRequest() as stop:
+        assert not stop.asked
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGUSR1)
+        assert stop.asked
+        time.sleep(signals.SAME + 0.05)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_a_second_signal_inside_a_checkpoint_write(tmp_path, whole, monkeypatch):
+    save = torch.save
+
+    def interrupted(state, file):
+        if state["step"] == 6:
+            file.write(b"half of it")
+            time.sleep(signals.SAME + 0.05)
+            os.kill(os.getpid(), signal.SIGINT)
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        train(tmp_path, checkpoint_seconds=0, callbacks=[signal_at(6, signal.SIGTERM)])
+    assert not isinstance(stopped.value, Interrupted)
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "checkpoint.pt")["step"] == 5
+    assert not list(tmp_path.glob(".*"))
+    train(tmp_path, resume="auto")
+    assert_same_run(tmp_path, whole)
+
+
+# Ranks
+
+JOB = """
+import os, signal, sys, time
+from datetime import timedelta
+from pathlib import Path
+from small_runs import At, digits, train
+from ssl_lab.config import exit_with_status
+from ssl_lab.engine import runtime
+
+out, fault = Path(sys.argv[1]), sys.argv[2]
+rank, first = int(os.environ["RANK"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+
+def faulty(closure, optimizer, at):
+    loss = closure()
+    if at.step == 5 and first and rank == 1:
+        (out / "died").write_text(str(os.getpid()))
+        os.kill(os.getpid(), getattr(signal, fault))
+    optimizer.step()
+    return loss
+
+def signaled(closure, optimizer, at):
+    if at.step == 5:
+        if rank == 1:
+            os.kill(os.getppid(), signal.SIGUSR1)  # torchrun passes it on to both
+        time.sleep(1)
+    loss = closure()
+    optimizer.step()
+    return loss
+
+def main():
+    settings = {"pool": digits(), "labeled": 16, "unlabeled": 16, "resume": "auto"}
+    if fault == "SIGUSR1":
+        train(out / "run", update=signaled, **settings)
+    if fault == "SIGKILL":
+        train(out / "whole", **settings)
+        settings["checkpoint_seconds"] = 0
+    if fault == "SIGSTOP":
+        runtime.PATIENCE = timedelta(seconds=3)
+    train(out / "run", update=faulty, **settings)
+
+try:
+    exit_with_status(main)
+finally:
+    if fault == "SIGSTOP" and rank == 0:  # torchrun would wait 30 s before it does so
+        os.kill(int((out / "died").read_text()), signal.SIGKILL)
+"""
+
+
+def job(tmp_path, fault, *flags):
+    """Status, what was said, and the seconds since a rank died, of two ranks under torchrun."""
+    (tmp_path / "job.py").write_text(JOB)
+    status, _, err = finish(start(*TORCHRUN, *flags, tmp_path / "job.py", tmp_path, fault))
+    died = tmp_path / "died"
+    return status, err, time.time() - died.stat().st_mtime if died.exists() else None
+
+
+def test_a_dead_rank_is_named_and_torchrun_goes_on_by_itself(tmp_path):
+    status, err, seconds = job(tmp_path, "SIGKILL", "--max-restarts", 1)
+    assert status == 0, err
+    assert "error: rank 0 lost another rank" in err
+    assert seconds < 60
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert [row["step"] for row in rows(tmp_path / "run")] == list(range(1, 13))
+
+
+def test_a_rank_that_hangs_ends_the_job(tmp_path):
+    status, err, seconds = job(tmp_path, "SIGSTOP")
+    assert status == 1
+    assert "error: rank 0 lost another rank, which ended or was silent for 0:00:03" in err
+    assert "Traceback" not in err.partition("error: rank 0")[0]
+    assert seconds < 60
+
+
+def test_torchrun_passes_the_time_limit_on(tmp_path):
+    status, err, _ = job(tmp_path, "SIGUSR1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    assert status != 0
+    assert err.count(f"stopped at step 6 of 12; {tmp_path / 'run' / 'checkpoint.pt'} is saved") == 2
+    assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 6
+
+
+def test_only_the_loss_of_a_rank_is_called_so():
+    two, one = (Runtime(torch.device("cpu"), "fp32", "asked", world=world) for world in (2, 1))
+    lost = "[gloo/transport/tcp/pair.cc:561] Connection closed by peer [10.0.0.2]:29500"
+    for runtime, message, kind in ((two, lost, RunFailedError), (two, "shapes differ", RuntimeError),
+                                   (one, lost, RuntimeError)):
+        with pytest.raises(RuntimeError) as raised, runtime.noticing_lost_ranks():
+            raise RuntimeError(message)
+        assert type(raised.value) is kind
+
+
+# Files from strangers
+
+
+def test_yaml_runs_no_code(tmp_path):
+    file = tmp_path / "settings.yaml"
+    file.write_text(f"steps: !!python/object/apply:os.mkdir [{tmp_path / 'ran_code'}]\n")
+    with pytest.raises(UsageError, match="is not YAML: could not determine a constructor"):
+        parse(Settings, ["--config", str(file)])
+    assert not (tmp_path / "ran_code").exists()
