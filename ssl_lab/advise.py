@@ -14,7 +14,6 @@ import numpy as np
 import tyro
 from numpy.typing import NDArray
 from rich.console import Console
-from scipy.special import stdtrit
 
 from ssl_lab import nets, presets
 from ssl_lab.data import IntArray, Pool, load
@@ -23,6 +22,7 @@ from ssl_lab.engine import Runtime, Trainer, predict
 from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, embed
 from ssl_lab.features.search import FloatArray
+from ssl_lab.intervals import half_width
 from ssl_lab.methods import get
 from ssl_lab.nets.start import start_net
 from ssl_lab.optim import SGD
@@ -65,7 +65,7 @@ class Advice:
         """
         difference = one.right - other.right
         each = self._by_fold(difference)
-        folds = stdtrit(len(each) - 1, 0.975) * each.std(ddof=1) / len(each) ** 0.5
+        folds = float(half_width(each))
         return float(each.mean()), float(max(folds, 1.96 * np.abs(difference).sum() ** 0.5 / len(difference)))
 
     @property

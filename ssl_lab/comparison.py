@@ -15,11 +15,11 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from scipy.stats import t as student
 
 from ssl_lab.data import Pool
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.files import write_text
+from ssl_lab.intervals import half_width
 from ssl_lab.report import (
     Band,
     Column,
@@ -28,7 +28,6 @@ from ssl_lab.report import (
     band,
     curves,
     heat_map,
-    mean_and_spread,
     read_metrics,
 )
 
@@ -133,13 +132,11 @@ class Runs:
         return band([read_metrics(job.out / "metrics.jsonl") for job in self.jobs if job.summary], key)
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half-width of Student's confidence interval; the half-width of fewer than 2 values is NaN."""
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of Student's 95% interval; the half-width of fewer than 2 values is NaN."""
     if not values:
         return math.nan, math.nan
-    mean, spread = (float(part) for part in mean_and_spread(values))
-    n = len(values)
-    return mean, float(student.ppf((1 + level) / 2, n - 1)) * spread / math.sqrt(n) if n > 1 else math.nan
+    return sum(values) / len(values), float(half_width(values))
 
 
 def table(title: str, runs: Sequence[Runs], balanced: bool) -> Table:

@@ -13,7 +13,6 @@ from sklearn.isotonic import IsotonicRegression
 from ssl_lab.active.show import Group, group_table, verdict, win_table
 from ssl_lab.active.statistics import (
     area,
-    half_width,
     holm,
     labeling_efficiency,
     labels_needed,
@@ -21,6 +20,7 @@ from ssl_lab.active.statistics import (
     paired_t,
     win_matrix,
 )
+from ssl_lab.intervals import half_width
 
 CURVES = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=8)
 

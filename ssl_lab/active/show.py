@@ -17,6 +17,7 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.statistics import FloatArray, Paired
 from ssl_lab.data import Pool
 from ssl_lab.files import write_text
+from ssl_lab.intervals import half_width
 from ssl_lab.report import Band, Column, Report, Table, curves, image_grid
 
 ENOUGH = 3  # seeds, from which strategies are compared at all
@@ -130,7 +131,7 @@ def group_table(group: Group, seeds: int) -> Table:
     for query in sorted(group.accuracy, key=lambda name: -group.areas(name).mean()) if ranked else group.accuracy:
         runs, mean, areas = group.results[query], group.accuracy[query].mean(axis=0), 100 * group.areas(query)
         memory = [peak for run in runs for peak in run["memory"] if peak is not None]
-        area = f"{areas.mean():.1f}" + (f" ± {statistics.half_width(areas):.1f}" if ranked else "")
+        area = f"{areas.mean():.1f}" + (f" ± {half_width(areas):.1f}" if ranked else "")
         test = tests.get(query)
         compared = [None] * 3 if test is None else [
             _points(test), test.p, statistics.labeling_efficiency(group.labels, mean, baseline)]
@@ -170,7 +171,7 @@ def show_benchmark(results: Mapping[Cell, Mapping[str, Any]], about: str, out: P
               "Choosing and memory: of the query alone, mean, and peak above its inputs.")
     page.section("Accuracy by labels")
     for group in groups:
-        lines = {query: Band(group.labels, runs.mean(axis=0), statistics.half_width(runs) if seeds >= ENOUGH else
+        lines = {query: Band(group.labels, runs.mean(axis=0), half_width(runs) if seeds >= ENOUGH else
                              np.full(len(group.labels), np.nan)) for query, runs in group.accuracy.items()}
         page.figure(curves(lines, "test accuracy", "labels", percent=True),
                     f"{group.name}: mean" + (" and 95% interval" if seeds >= ENOUGH else "") + " over runs.")

@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr, stdtrit
+from scipy.special import stdtr
+
+from ssl_lab.intervals import half_width
 
 FloatArray = NDArray[np.float64]
 
@@ -32,15 +34,6 @@ def area(labels: ArrayLike, accuracy: ArrayLike) -> FloatArray:
     if len(x) == 1:
         return y[..., 0]
     return np.asarray(np.trapezoid(y, x, axis=-1) / (x[-1] - x[0]))
-
-
-def half_width(values: ArrayLike, confidence: float = 0.95) -> FloatArray:
-    """Half the width of Student's confidence interval of the mean over the first axis; NaN for fewer than 2 runs."""
-    runs = np.asarray(values, dtype=np.float64)
-    if len(runs) < 2:
-        return np.full(runs.shape[1:], np.nan)
-    quantile = stdtrit(len(runs) - 1, (1 + confidence) / 2)
-    return np.asarray(quantile * runs.std(axis=0, ddof=1) / np.sqrt(len(runs)))
 
 
 def paired_t(one: ArrayLike, other: ArrayLike) -> Paired:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from ssl_lab.data import IntArray
 from ssl_lab.data.split import draw_labeled, hold_out
@@ -18,6 +17,7 @@ from ssl_lab.features.knn import check_labels
 from ssl_lab.features.probe import L2_GRID, linear_probe
 from ssl_lab.features.search import FloatArray, matrix
 from ssl_lab.features.self_training import Learner
+from ssl_lab.intervals import half_width
 
 PER_CLASS, SHARES = (1, 4, 25), (0.01, 0.1)
 
@@ -41,10 +41,7 @@ class Scores:
     def half_width(self) -> float:
         """Half of Student's 95% interval of the mean over draws of the labels; the queries are the same in all, so it
         says nothing about other queries. NaN for a single draw."""
-        count = len(self.accuracies)
-        if count < 2:
-            return float("nan")
-        return float(stdtrit(count - 1, 0.975) * np.std(self.accuracies, ddof=1) / count**0.5)
+        return float(half_width(self.accuracies))
 
 
 def label_counts(truth: ArrayLike, classes: int) -> dict[str, int]:
