@@ -1,6 +1,8 @@
 """Devices, precision, and two ranks on one machine."""
 
 import json
+import platform
+import resource
 import shutil
 import signal
 
@@ -38,6 +40,20 @@ def test_auto_picks_bf16_where_it_is_faster(monkeypatch, ratio, picked):
 
 def test_the_matrix_product_is_measured():
     assert 0 < matmul_tflops(CPU, torch.float32, size=64, seconds=0.001) < 1000
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")
+def test_memory_of_freed_tensors_is_kept_for_the_next():
+    Runtime.start("cpu", "fp32")
+
+    def faults() -> int:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(2**24)  # 16,384 pages
+        return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+    faults()
+    assert faults() < 1000
 
 
 def test_autocast_is_of_the_runtime():

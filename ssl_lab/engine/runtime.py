@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
+import ctypes
 import inspect
 import os
 import time
@@ -27,6 +29,7 @@ PATIENCE = timedelta(minutes=5)
 is noticed at once, as its connections close."""
 LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", "Timed out")
 """What the backends' errors say of a rank that is gone; they are plain RuntimeErrors."""
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
 
 
@@ -49,6 +52,7 @@ class Runtime:
         world = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+        keep_freed_memory()
         if world > 1 and not dist.is_initialized():
             gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE, store=meeting_place(),
@@ -177,6 +181,18 @@ def meeting_place() -> Any:
         return store  # a node counts only the failures of its own ranks
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep what is freed for the next tensor; elsewhere it does nothing.
+
+    By default it maps each large tensor anew and returns it to the system after use, so that every step on a CPU
+    faults all its pages in again: a tenth of a step, and half of a view of 96 px.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:

@@ -2,7 +2,8 @@
 
 Every function takes images, uint8 [R, C, H, W] with 1 or 3 channels on any device, and `values`, float64 [R]
 on the CPU (ignored where an operation has no parameter), and returns uint8 images of the same shape (the
-same tensor where nothing changes). The results are Pillow's byte for byte, but for auto_contrast.
+same tensor where nothing changes). The five geometric operations are one, `move`, which also takes their
+kinds. The results are Pillow's byte for byte, but for auto_contrast.
 """
 
 from __future__ import annotations
@@ -13,11 +14,6 @@ from torch import Tensor
 # None of Kornia's counterparts is used. On 16 images of 32 x 32, a usual share of a batch, its equalize,
 # solarize and posterize give the same bytes in 2, 2 and 15 times the time; the others keep fractions of gray
 # levels, or sample other pixels than Pillow, and at best take the same time.
-
-
-def identity(images: Tensor, values: Tensor) -> Tensor:
-    """The images themselves."""
-    return images
 
 
 def auto_contrast(images: Tensor, values: Tensor) -> Tensor:
@@ -69,14 +65,6 @@ def posterize(images: Tensor, values: Tensor) -> Tensor:
     return images & _per_row(256 - 2 ** (8 - values), images).to(torch.uint8)
 
 
-def rotate(images: Tensor, values: Tensor) -> Tensor:
-    """Turn about the center. values: degrees, counterclockwise."""
-    height, width = images.shape[2:]
-    cos, sin = torch.cos(torch.deg2rad(values)), torch.sin(torch.deg2rad(values))
-    x, y = width / 2, height / 2
-    return _affine(images, cos, -sin, x - cos * x + sin * y, sin, cos, y - sin * x - cos * y)
-
-
 def sharpness(images: Tensor, values: Tensor) -> Tensor:
     """Blend with the smoothed image. values: 0 is smooth, 1 the image itself, more is sharper."""
     height, width = images.shape[2:]
@@ -89,34 +77,29 @@ def sharpness(images: Tensor, values: Tensor) -> Tensor:
     return _blend(x, images, values)
 
 
-def shear_x(images: Tensor, values: Tensor) -> Tensor:
-    """Shift each line in proportion to its height in the image. values: pixels per line."""
-    one, zero = torch.ones_like(values), torch.zeros_like(values)
-    return _affine(images, one, values, zero, zero, one, zero)
-
-
-def shear_y(images: Tensor, values: Tensor) -> Tensor:
-    """Shift each column in proportion to its place in the image. values: pixels per column."""
-    one, zero = torch.ones_like(values), torch.zeros_like(values)
-    return _affine(images, one, zero, zero, values, one, zero)
-
-
 def solarize(images: Tensor, values: Tensor) -> Tensor:
     """Invert bright pixels. values: the threshold, whole, 1..256; pixels at or above it are inverted."""
     bright = images > _per_row(values - 1, images).to(torch.uint8)
     return images ^ (bright.to(torch.uint8) * 255)
 
 
-def translate_x(images: Tensor, values: Tensor) -> Tensor:
-    """Shift horizontally. values: fraction of the width, to the left if positive; truncated to pixels."""
-    one, zero = torch.ones_like(values), torch.zeros_like(values)
-    return _affine(images, one, zero, (values * images.shape[3]).trunc(), zero, one, zero)
+MOVES = ("rotate", "shear_x", "shear_y", "translate_x", "translate_y")
+"""What `move` can do. Values: degrees, counterclockwise; pixels per line; pixels per column; fraction of the width, to
+the left if positive, truncated to pixels; fraction of the height, up if positive, truncated to pixels."""
 
 
-def translate_y(images: Tensor, values: Tensor) -> Tensor:
-    """Shift vertically. values: fraction of the height, up if positive; truncated to pixels."""
-    one, zero = torch.ones_like(values), torch.zeros_like(values)
-    return _affine(images, one, zero, zero, zero, one, (values * images.shape[2]).trunc())
+def move(images: Tensor, values: Tensor, kinds: Tensor) -> Tensor:
+    """Rotate about the center, shear, or translate; what comes from outside is black.
+
+    kinds: int64 [R] on the CPU: row i undergoes MOVES[kinds[i]] by values[i], so that one pass serves all of them.
+    """
+    height, width = images.shape[2:]
+    degrees, shear_x, shear_y, left, up = values.new_zeros(len(MOVES), len(values)).scatter_(
+        0, kinds[None], values[None])
+    cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
+    x, y = width / 2, height / 2
+    return _affine(images, cos, shear_x - sin, x - cos * x + sin * y + (left * width).trunc(),
+                   shear_y + sin, cos, y - sin * x - cos * y + (up * height).trunc())
 
 
 def _per_row(values: Tensor, images: Tensor) -> Tensor:
@@ -143,16 +126,14 @@ def _affine(images: Tensor, xx: Tensor, xy: Tensor, x0: Tensor, yx: Tensor, yy: 
     The pixel whose center is (x, y) comes from where (xx*x + xy*y + x0, yx*x + yy*y + y0) lies; each
     coefficient is float64 [R] on the CPU. In 16-bit fixed point like Pillow's, hence the same pixels.
     """
-    height, width = images.shape[2:]
+    channels, height, width = images.shape[1:]
     start_x, start_y = x0 + (xx + xy) / 2, y0 + (yx + yy) / 2
     fixed = (torch.stack([xx, xy, start_x, yx, yy, start_y]) * 65536 + 0.5).floor().int()
     fixed = fixed.to(images.device, non_blocking=True)[:, :, None, None]
     columns = torch.arange(width, dtype=torch.int32, device=images.device)
     lines = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
-    x = (fixed[0] * columns + fixed[1] * lines + fixed[2]) >> 16
-    y = (fixed[3] * columns + fixed[4] * lines + fixed[5]) >> 16
-    near_x, near_y = x.clamp(0, width - 1), y.clamp(0, height - 1)
-    inside = ((x == near_x) & (y == near_y)).to(torch.uint8)
-    source = (near_y * width + near_x).long().flatten(1)[:, None]
-    pixels = images.flatten(2).gather(2, source.expand(-1, images.shape[1], -1))
-    return pixels.view_as(images) * inside[:, None]
+    x = (fixed[0] * columns + fixed[2] + fixed[1] * lines).bitwise_right_shift_(16).clamp_(-1, width)
+    y = (fixed[4] * lines + fixed[5] + fixed[3] * columns).bitwise_right_shift_(16).clamp_(-1, height)
+    framed = torch.nn.functional.pad(images, (1, 1, 1, 1))  # what lies outside comes from the black frame
+    source = y.add_(1).mul_(width + 2).add_(x).add_(1).long().flatten(1)[:, None]
+    return framed.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(images)
