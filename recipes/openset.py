@@ -48,7 +48,7 @@ def main(settings: Settings) -> None:
             learner = sl.methods.get(settings.encoder)(new_net(settings.net))
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
                             resume=settings.resume and "auto")
-            encoder = first.fit(learner, pool, settings.labeled, settings.labeled).method.predictor()
+            encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/"):
             encoder = new_net(settings.encoder, pretrained=True)
         else:
