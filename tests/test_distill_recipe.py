@@ -17,7 +17,7 @@ from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import predict, scores
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
-from ssl_lab.features.fidelity import calibration_error, comparison, fidelity
+from ssl_lab.features.fidelity import comparison, fidelity
 from ssl_lab.methods.distillation import DISTILLATION, StoredLogits, Teacher, load_teacher
 from ssl_lab.nets import net
 
@@ -137,13 +137,6 @@ def test_fidelity_to_stored_logits(nets):
     found, expected = (fidelity(student, each, pool, pool.test[:50], CPU) for each in (stored, teacher))
     assert math.isnan(found.pop("cka"))
     assert found == pytest.approx({key: value for key, value in expected.items() if key != "cka"}, rel=1e-5)
-
-
-def test_calibration_error_leaves_out_what_nobody_knows():
-    logits = torch.tensor([[5.0, 0.0], [0.0, 5.0], [3.0, 0.0]])
-    known = calibration_error(logits[:2], np.array([0, 0]))
-    assert calibration_error(logits, np.array([0, 0, -1])) == known > 0.4
-    assert math.isnan(calibration_error(logits, np.full(3, -1)))
 
 
 def test_comparison_without_images_says_so(nets):

@@ -17,6 +17,7 @@ from ssl_lab.batch import Loss
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict, scores
 from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.engine.meter import Meter
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
@@ -446,6 +447,15 @@ def test_scores_agree_with_a_loop():
     assert given["balanced_accuracy"] == pytest.approx(np.mean(recall))
     assert given["ece"] == pytest.approx(gap, abs=1e-6)
     assert given["accuracy"] != given["balanced_accuracy"]
+
+
+def test_tallies_of_parts_add_up_and_leave_out_what_nobody_knows():
+    probs = np.random.default_rng(0).dirichlet(np.ones(3), 20)
+    truth = np.array([0, 1, 2, -1] * 5)
+    whole = tallies(probs, truth)
+    np.testing.assert_allclose(whole, tallies(probs[:7], truth[:7]) + tallies(probs[7:], truth[7:]))
+    assert rates(whole) == pytest.approx(rates(tallies(probs[truth >= 0], truth[truth >= 0])))
+    assert np.isnan(list(rates(tallies(probs, np.full(20, -1))).values())).all()
 
 
 def test_monitors_join_the_metrics_and_the_summary(tmp_path):

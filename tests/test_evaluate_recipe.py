@@ -21,7 +21,6 @@ from ssl_lab.errors import UsageError
 from ssl_lab.features import probe, uniformity, weighted_knn
 from ssl_lab.features.protocols import (
     Scores,
-    balanced_accuracy,
     few_label_curve,
     label_counts,
     label_free,
@@ -165,13 +164,6 @@ def balanced(probs, truth):
         mine = [row for row in range(len(truth)) if truth[row] == label]
         shares.append(sum(probs[row].argmax() == label for row in mine) / len(mine))
     return sum(shares) / len(shares)
-
-
-def test_balanced_accuracy_counts_each_class_the_same():
-    truth = np.array([0] * 8 + [1] * 2)
-    assert balanced_accuracy(np.tile([0.6, 0.4, 0.0], (10, 1)), truth) == 0.5
-    probs = RNG.random((10, 3))
-    assert balanced_accuracy(probs, truth) == pytest.approx(balanced(probs, truth))
 
 
 @pytest.mark.parametrize(("features", "collapsed"), [

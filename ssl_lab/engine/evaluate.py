@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ from ssl_lab.nets import Net
 from ssl_lab.views import Eval
 
 IntArray = NDArray[np.int64]
+FloatArray = NDArray[Any]
 MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
 BINS = 15  # of confidence, in the calibration error
 
@@ -54,26 +55,39 @@ def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float
 
 
 def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> dict[str, float]:
-    """How good the predictions are, for the rows whose truth the pool knows; NaN where there are none.
+    """How good the predictions are, for the rows whose truth the pool knows; see `rates`.
 
-    accuracy: share of correct ones. balanced_accuracy: mean over the classes that occur of the share of their
-    images that are recognized. ece: expected calibration error, the mean over images of |accuracy - confidence|
-    of their bin of 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599). All lie in [0, 1]. Each rank
-    predicts its part; all must hold the same net.
+    Each rank predicts its part; all must hold the same net.
     """
     mine = indices[pool.truth[indices] >= 0][runtime.rank :: runtime.world]
-    p, said = predict(net, pool, mine, runtime).double().softmax(dim=1).max(dim=1)
-    confidence = p.nan_to_num().numpy()  # the run is stopped where weights are checked, not here
-    truth = pool.truth[mine]
-    right = said.numpy() == truth
+    probs = predict(net, pool, mine, runtime).double().softmax(dim=1).numpy()
+    return rates(np.array(runtime.totals(tallies(probs, pool.truth[mine]).tolist())))
+
+
+def tallies(probs: FloatArray, truth: IntArray) -> FloatArray:
+    """What `rates` needs of predictions, float64; those of parts add up.
+
+    probs: [n, classes]. truth: int64 [n]; rows with a negative one are left out.
+    """
+    known, classes = truth >= 0, probs.shape[1]
+    p, truth = np.nan_to_num(probs[known]), truth[known]  # a run is stopped where weights are checked, not here
+    confidence, right = p.max(axis=1, initial=0.0), p.argmax(axis=1) == truth
     bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
-    sums = [np.bincount(truth, weights=right, minlength=pool.classes), np.bincount(truth, minlength=pool.classes),
-            np.bincount(bins, weights=right - confidence, minlength=BINS)]
-    recalled, seen, gaps = np.split(np.array(runtime.totals(np.concatenate(sums).tolist())),
-                                    [pool.classes, 2 * pool.classes])
+    return np.concatenate([np.bincount(truth, weights=right, minlength=classes), np.bincount(truth, minlength=classes),
+                           np.bincount(bins, weights=right - confidence, minlength=BINS)])
+
+
+def rates(tallied: FloatArray) -> dict[str, float]:
+    """accuracy, balanced_accuracy and ece, all in [0, 1], from `tallies`; NaN where no row's truth was known.
+
+    accuracy: share of correct predictions. balanced_accuracy: mean over the classes that occur of the share of their
+    rows that are recognized. ece: expected calibration error, the mean over rows of |accuracy - confidence| of their
+    bin of 15 equal bins of confidence (Guo et al. 2017, arXiv 1706.04599).
+    """
+    (recalled, seen), gaps = tallied[:-BINS].reshape(2, -1), tallied[-BINS:]
     if not seen.sum():
         return dict.fromkeys(("accuracy", "balanced_accuracy", "ece"), math.nan)
-    return {"accuracy": recalled.sum() / seen.sum(),
+    return {"accuracy": float(recalled.sum() / seen.sum()),
             "balanced_accuracy": float((recalled[seen > 0] / seen[seen > 0]).mean()),
             "ece": float(np.abs(gaps).sum() / seen.sum())}
 

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from ssl_lab.batch import At
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
-from ssl_lab.engine.evaluate import BINS, accuracy
+from ssl_lab.engine.evaluate import accuracy, rates, tallies
 from ssl_lab.features.cka import linear_cka
 from ssl_lab.features.embed import batch_of
 from ssl_lab.methods.distillation.hooks import see
@@ -26,7 +23,7 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     """Does distillation really work? (Stanton et al. 2021, arXiv 2106.05945.) On images that trained neither net.
 
     agreement: share of images to which both give the same class. kl: mean of KL(p_teacher || p_student), in nats, at
-    temperature 1. student_ece, teacher_ece: expected calibration error, as in `scores`, over the images whose truth
+    temperature 1. student_ece, teacher_ece: expected calibration error, as in `rates`, over the images whose truth
     the pool knows (NaN without one). cka: linear CKA of the pooled features, NaN of a teacher without features.
 
     indices: int64 [n], n >= 2, of the pool. Evaluation mode and view; the student's mode is restored, the teacher is
@@ -51,8 +48,8 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     return {
         "agreement": float((mine.argmax(dim=1) == theirs.argmax(dim=1)).double().mean()),
         "kl": float((p.exp() * (p - q)).sum(dim=1).mean()),
-        "student_ece": calibration_error(mine, truth),
-        "teacher_ece": calibration_error(theirs, truth),
+        "student_ece": rates(tallies(q.exp().numpy(), truth))["ece"],
+        "teacher_ece": rates(tallies(p.exp().numpy(), truth))["ece"],
         "cka": linear_cka(mine_features, their_features) if their_features.shape[1] else float("nan"),
     }
 
@@ -86,17 +83,3 @@ def images_per_second(net: Net, pool: Pool, runtime: Runtime) -> float:
         took.append(time.perf_counter() - begun)
     net.train(was_training)
     return len(images) / min(took)
-
-
-def calibration_error(logits: Tensor, truth: NDArray[np.int64]) -> float:
-    """Expected calibration error of logits [n, C] in 15 equal bins (Guo et al. 2017, arXiv 1706.04599), in [0, 1].
-
-    truth: int64 [n]; rows with a negative one are left out. NaN without rows.
-    """
-    known = truth >= 0
-    if not known.any():
-        return float("nan")
-    p, said = logits.double().softmax(dim=1).max(dim=1)
-    confidence, right = p.numpy()[known], said.numpy()[known] == truth[known]
-    bins = np.clip(np.ceil(confidence * BINS) - 1, 0, BINS - 1).astype(np.int64)
-    return float(np.abs(np.bincount(bins, weights=right - confidence)).sum() / len(right))

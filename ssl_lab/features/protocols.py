@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.data import IntArray
 from ssl_lab.data.split import draw_labeled, hold_out
+from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.errors import UsageError
 from ssl_lab.features.health import Health, alignment, effective_rank, embedding_std, uniformity
 from ssl_lab.features.knn import check_labels
@@ -106,17 +107,11 @@ def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answer
             raise UsageError(f"{labels} labels of {classes} classes and {len(tried)} candidates: tuning needs a class "
                              "with two labels, and a candidate")
         fitted = _only(known, np.setdiff1d(drawn, held))
-        scores = [balanced_accuracy(learner(rows, fitted, rows[held], classes, **candidate), known[held])
+        scores = [_balanced(learner(rows, fitted, rows[held], classes, **candidate), known[held])
                   for candidate in tried]
         probs = learner(rows, _only(known, drawn), asked, classes, **tried[int(np.argmax(scores))])
-        accuracies.append(balanced_accuracy(probs, right))
+        accuracies.append(_balanced(probs, right))
     return Scores("small data", labels, tuple(accuracies))
-
-
-def balanced_accuracy(probs: FloatArray, truth: IntArray) -> float:
-    """Mean over the classes that occur of the share of their rows that is recognized. probs: [n, C]; truth: int [n]."""
-    right = probs.argmax(axis=1) == truth
-    return float(np.mean([right[truth == label].mean() for label in np.unique(truth)]))
 
 
 def label_free(features: ArrayLike, pairs: tuple[ArrayLike, ArrayLike] | None = None) -> dict[str, float]:
@@ -135,6 +130,10 @@ def label_free(features: ArrayLike, pairs: tuple[ArrayLike, ArrayLike] | None = 
         found["alignment"] = alignment(*pairs)
     collapsed = found["embedding_std"] < Health.least_std or found["effective_rank"] < Health.least_rank
     return found | {"collapsed": float(collapsed)}
+
+
+def _balanced(probs: FloatArray, truth: IntArray) -> float:
+    return rates(tallies(probs, truth))["balanced_accuracy"]
 
 
 def _known(truth: ArrayLike, classes: int) -> IntArray:
