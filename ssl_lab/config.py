@@ -64,8 +64,8 @@ class Settings:
     """cpu, cuda, cuda:1, or auto."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 where this machine multiplies it faster."""
-    compile: Literal["off", "on"] = "off"
-    """Compile the nets with torch.compile."""
+    compile: Literal["off", "on", "auto"] = "off"
+    """Compile the nets with torch.compile; auto: if a few timed steps show that it makes the run faster."""
     micro_batches: int | Literal["auto"] = 1
     """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
     forward: Literal["joint", "split"] = "joint"

@@ -70,14 +70,14 @@ def test_holm_is_the_step_down_procedure():
     assert holm([]) == []
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(CURVES)
 def test_monotone_is_the_isotonic_regression(accuracy):
     reference = IsotonicRegression().fit_transform(np.arange(len(accuracy)), accuracy)
     np.testing.assert_allclose(monotone(accuracy), reference, atol=1e-12)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(CURVES, st.floats(0, 1))
 def test_labels_needed_is_where_the_curve_first_gets_there(accuracy, level):
     labels = 10.0 + 20 * np.arange(len(accuracy))

@@ -2,11 +2,13 @@
 
 import json
 import runpy
+from contextlib import contextmanager
 
 import pytest
 import torch
 import yaml
 from small_runs import ROOT, assert_same_run, digits, flat_net, rows, tiny_net, train
+from torch._dynamo.exc import TorchDynamoException
 
 import ssl_lab
 from ssl_lab.batch import At, Batch, Rows
@@ -147,6 +149,46 @@ def test_auto_leaves_no_trace_and_is_resumed_with_what_it_chose(tmp_path, monkey
     train(other.out, micro_batches="auto", steps=config["steps"], resume="auto")
     with pytest.raises(UsageError, match="micro_batches: 4 -> 2"):
         train(other.out, micro_batches=2, steps=config["steps"], resume="auto")
+
+
+# Compiling by timing
+
+
+@pytest.mark.parametrize(("plain", "compiled", "steps", "answer", "said"), [
+    (1.0, 0.8, 1000, True, "a step takes 800 ms compiled, else 1000 ms; compiling took 41 s"),
+    (1.0, 0.97, 1000, False, "not compiled: a step takes 970 ms compiled, else 1000 ms"),
+    (1.0, 0.1, 179, False, "not compiled: the run is short (179 s)"),
+    (1.0, None, 1000, False, "not compiled: no compiler"),
+    (1.0, 0.8, None, True, "a step takes 800 ms"),  # 1000 seconds
+])
+def test_nets_are_compiled_where_that_is_faster(monkeypatch, capsys, plain, compiled, steps, answer, said):
+    clock, stances = [0.0], []
+
+    @contextmanager
+    def stance(name):
+        stances.append(name)
+        yield
+
+    def step():
+        if stances[-1] == "default" and compiled is None:
+            raise TorchDynamoException("no compiler\nand many lines more")
+        clock[0] += plain if stances[-1] == "force_eager" else compiled + 40.2 * (stances.count("default") == 1)
+        return ssl_lab.Loss({"loss": torch.tensor(0.0)})
+
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(timing.torch.compiler, "set_stance", stance)
+    assert timing.compiling_pays(step, steps, 1000.0, CPU) is answer
+    assert said in capsys.readouterr().err
+
+
+def test_auto_without_gain_is_off_and_is_resumed_with_what_it_chose(tmp_path, monkeypatch):
+    first = train(tmp_path / "auto", compile="auto", steps=4)  # a short run
+    assert_same_run(first.out, train(tmp_path / "off", steps=4).out)
+    assert yaml.safe_load((first.out / "config.yaml").read_text())["compile"] == "off"
+    monkeypatch.setattr(trainer, "compiling_pays", lambda *_: True)
+    train(first.out, compile="auto", steps=4, resume="auto")
+    with pytest.raises(UsageError, match="compile: 'off' -> 'on'"):
+        train(first.out, compile="on", steps=4, resume="auto")
 
 
 # What the benchmarks measure with

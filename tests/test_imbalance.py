@@ -36,7 +36,7 @@ def _sizes(pool, rows):
     return np.bincount(pool.truth[rows], minlength=pool.classes)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(imbalance=st.sampled_from([1, 20]) | st.floats(1, 300), valid=st.sampled_from([0, 0.1, 100]),
        seed=st.integers(0, 5), labels=st.integers(10, 150), balance=st.sampled_from(["class", "natural"]))
 def test_a_long_tail_follows_its_law(imbalance, valid, seed, labels, balance):

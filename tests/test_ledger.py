@@ -31,7 +31,7 @@ def append(ledger, entry):
     ledger.append([index for index, _ in entry], [label for _, label in entry])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(steps=STEPS)
 def test_memory_file_and_reopened_file_agree_with_the_reference(steps, tmp_path_factory):
     path = tmp_path_factory.mktemp("ledger") / "labels.jsonl"
@@ -53,7 +53,7 @@ def test_memory_file_and_reopened_file_agree_with_the_reference(steps, tmp_path_
         assert Ledger(path).labels(N).tolist() == replay(effective)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4)
 @given(entries=ENTRIES.filter(len))
 def test_a_cut_at_any_byte_loses_only_the_torn_entry(entries, tmp_path_factory):
     path = tmp_path_factory.mktemp("ledger") / "labels.jsonl"

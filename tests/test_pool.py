@@ -22,7 +22,7 @@ def small(n=12, classes=3, **more):
     return Pool.from_arrays(random_images(n), np.arange(n) % classes, **more)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(labels=st.integers(10, 400), valid=st.sampled_from([0, 0.02, 0.3, 1, 57]), seed=st.integers(0, 9),
        balance=st.sampled_from(["class", "natural"]))
 def test_a_split_is_what_was_asked_for(labels, valid, seed, balance):

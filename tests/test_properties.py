@@ -21,7 +21,7 @@ from ssl_lab.data import Ledger, Pool, Sampler
 from ssl_lab.data.ledger import SPLIT
 from ssl_lab.errors import UsageError
 
-few = settings(max_examples=30, deadline=None)
+few = settings(max_examples=30)
 
 
 # --- ledger ---
@@ -106,7 +106,7 @@ def split(truth, arguments):
         assume(False)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(truth=TRUTH, arguments=SPLITS)
 def test_every_row_has_one_place_and_no_label_leaks(truth, arguments):
     pool = split(truth, arguments)
@@ -121,7 +121,7 @@ def test_every_row_has_one_place_and_no_label_leaks(truth, arguments):
         assert len(pool.labeled) == arguments["labels"]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(truth=TRUTH, arguments=SPLITS, later=st.lists(st.integers(-2, 2), max_size=3))
 def test_any_manifest_brings_its_split_back(truth, arguments, later, tmp_path_factory):
     pool = split(truth, arguments)
@@ -277,7 +277,7 @@ def flags(values):
     return words
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(in_file=SOME, in_flags=SOME, place=st.integers(0, 20))
 def test_a_flag_wins_over_the_file_and_the_file_over_the_default(in_file, in_flags, place, tmp_path_factory):
     file = tmp_path_factory.getbasetemp() / "merge.yaml"
@@ -294,7 +294,7 @@ def test_a_flag_wins_over_the_file_and_the_file_over_the_default(in_file, in_fla
     assert parse(Example, ["--config", str(again)]) == expected, "what a run records repeats it"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(content=st.dictionaries(st.sampled_from([field.name for field in fields(Example)]) | st.text(max_size=5),
                                st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6)
                                | st.lists(st.integers(), max_size=2), max_size=3))

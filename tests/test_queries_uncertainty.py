@@ -209,7 +209,7 @@ def test_prefilter_keeps_the_highest_bald_scores():
 
 # The lazy greedy beneath BatchBALD, k-center and facility location
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10**6), st.integers(1, 30), st.integers(1, 70))
 def test_lazy_greedy_is_greedy(seed, sets, rows):
     """Weighted cover: row i covers items; its gain, the weight of items not covered, only falls."""

@@ -20,7 +20,7 @@ def endless(indices, seed, purpose):
             yield indices[place]
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(indices=st.lists(st.integers(0, 99), min_size=1, max_size=12, unique=True), batch=st.integers(1, 30),
        seed=st.integers(0, 5), steps=st.lists(st.integers(0, 9), min_size=1, max_size=4))
 def test_batches_are_cuts_of_shuffled_epochs_in_any_order_of_calls(indices, batch, seed, steps):

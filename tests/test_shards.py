@@ -202,7 +202,7 @@ def test_damaged_images_and_shards_are_listed_and_the_others_used(tmp_path):
     assert "6 samples or shards could not be read" in pool.notes[0]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cut=st.floats(0, 1, exclude_max=True))
 def test_a_shard_cut_at_any_byte_keeps_the_samples_before(tmp_path_factory, cut):
     folder = tmp_path_factory.mktemp("cut")

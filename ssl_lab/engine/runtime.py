@@ -23,6 +23,7 @@ from ssl_lab.errors import RunFailedError, UsageError, unknown
 from ssl_lab.nets import Net
 
 Precision = Literal["auto", "fp32", "bf16"]
+Compile = Literal["off", "on", "auto"]
 T = TypeVar("T")
 PATIENCE = timedelta(minutes=5)
 """How long a rank waits for one that is silent: longer than the first takes to write a checkpoint. A rank that ended
@@ -93,6 +94,11 @@ class Runtime:
         renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14
         local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return ddp(method, **local)
+
+    def uncompile(self, method: nn.Module) -> None:
+        """Takes back what `wrap` did with compile."""
+        for module in method.modules():
+            module._compiled_call_impl = None
 
     def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Keeps DDP from reducing gradients before the last micro-batch of a step."""

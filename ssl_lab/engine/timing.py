@@ -1,12 +1,16 @@
-"""What a few timed steps decide: how many fit into some minutes, and into how many micro-batches to cut a batch."""
+"""What a few timed steps decide: how many fit into some minutes, into how many micro-batches to cut a batch, and
+whether to compile the nets."""
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import torch
+from torch._dynamo.exc import TorchDynamoException
 
 from ssl_lab.batch import Loss
 from ssl_lab.data import Pool
@@ -15,7 +19,8 @@ from ssl_lab.engine.runtime import Runtime
 from ssl_lab.methods import Method
 
 LEAST_ROWS = 64  # images of a micro-batch, so that BatchNorm has enough to normalize by
-WORTH_IT = 0.95  # of the time that fewer micro-batches take
+WORTH_IT = 0.95  # of the time that fewer micro-batches take, or nets that are not compiled
+LONG_RUN = 180.0  # seconds; shorter runs do not repay the compiler's time
 
 
 def steps_within(seconds: float, begun: float, step: Callable[[], Loss], method: Method, pool: Pool,
@@ -61,3 +66,36 @@ def fastest_micro_batches(rows: Sequence[int], runtime: Runtime, step: Callable[
                 laps[k].append(time.perf_counter() - lap)
     took = runtime.totals([statistics.median(laps[k][1:]) for k in counts])  # the first ones set up kernels
     return next(k for k, seconds in zip(counts, took, strict=True) if WORTH_IT * seconds <= min(took))
+
+
+def compiling_pays(step: Callable[[], Loss], steps: int | None, seconds: float, runtime: Runtime) -> bool:
+    """Whether compiled nets are faster by 5% in a run of `steps`, or else of `seconds`; says so on standard error.
+
+    step: one step of training, of nets that compile when they are first called. They are timed in turn, but not in a
+    run of less than 3 minutes. Where there is no compiler, or it fails, the answer is no. All ranks agree on it.
+    """
+    def lap(stance: Literal["default", "force_eager"]) -> float:
+        begun = time.perf_counter()
+        with torch.compiler.set_stance(stance):
+            step().total.item()
+        return time.perf_counter() - begun
+
+    plain = [lap("force_eager") for _ in range(4)][1:]  # the first one sets up kernels
+    length = runtime.totals([steps * statistics.median(plain) if steps else seconds])[0] / runtime.world
+    failure, first, compiled = "", 0.0, [0.0]
+    if length >= LONG_RUN:
+        try:
+            first = lap("default")
+            laps = [(lap("force_eager"), lap("default")) for _ in range(4)][1:]
+            plain, compiled = [eager for eager, _ in laps], [fast for _, fast in laps]
+        except TorchDynamoException as error:
+            failure = str(error).strip().partition("\n")[0]
+    failed = runtime.any(bool(failure))[0]
+    eager, fast = (value / runtime.world for value in runtime.totals([*map(statistics.median, (plain, compiled))]))
+    pays = length >= LONG_RUN and not failed and fast <= WORTH_IT * eager
+    if runtime.main:
+        print(f"note: nets are {'' if pays else 'not '}compiled: " + (
+            f"the run is short ({length:.0f} s)" if length < LONG_RUN else failure or "another rank could not" if failed
+            else f"a step takes {1e3 * fast:.0f} ms compiled, else {1e3 * eager:.0f} ms; compiling took {first:.0f} s"),
+            file=sys.stderr)
+    return pays

@@ -36,9 +36,9 @@ from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import RunFolder, check_same
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
-from ssl_lab.engine.runtime import Precision, Runtime
+from ssl_lab.engine.runtime import Compile, Precision, Runtime
 from ssl_lab.engine.signals import StopRequest
-from ssl_lab.engine.timing import fastest_micro_batches, steps_within
+from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
@@ -55,8 +55,8 @@ class Trainer:
     that pass the net one after another, each with its own batch statistics, their gradients averaged; "auto" times
     a few steps and records how many were fastest. forward: "split" passes the views that only make targets by
     themselves, without gradient (see `Method.set_forward`). clip: largest norm of the gradient. compile: "on"
-    compiles the method's nets. evaluations: points of the accuracy curve, at which also the monitors measure.
-    config: settings to record, in place of the trainer's own.
+    compiles the method's nets, "auto" does if a few timed steps are faster then. evaluations: points of the accuracy
+    curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -67,7 +67,7 @@ class Trainer:
     update: Update = plain
     device: str = "auto"
     precision: Precision = "auto"
-    compile: Literal["off", "on"] = "off"
+    compile: Compile = "off"
     micro_batches: int | Literal["auto"] = 1
     forward: Forward = "joint"
     clip: float | None = None
@@ -124,7 +124,8 @@ class _Run:
         parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
         self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world, parts)
         method.set_forward(trainer.forward)
-        self.forward = runtime.wrap(method, trainer.compile == "on")
+        self.compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
+        self.forward = runtime.wrap(method, self.compile != "off")
         self.optimizer = trainer.optimizer.build(method)
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
         self.micro_batches, self.steps = self._resolved(saved)
@@ -139,10 +140,10 @@ class _Run:
         """The settings as they were resolved: the same ones repeat the run."""
         own = {"method": self.method.name, "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled,
                "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
-               "compile": self.trainer.compile, "clip": self.trainer.clip}
+               "clip": self.trainer.clip}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
-                "micro_batches": self.micro_batches}
+                "micro_batches": self.micro_batches, "compile": self.compile}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
@@ -153,17 +154,24 @@ class _Run:
         self.start, self.seconds, self.folder.rows = int(saved["step"]), float(saved["seconds"]), saved["rows"]
 
     def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
-        """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace."""
+        """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace.
+
+        Decides about `compile` too."""
         trainer, runtime, begun = self.trainer, self.runtime, time.perf_counter()
         parts, steps = trainer.micro_batches, trainer.steps
         if saved:
             return int(saved["config"]["micro_batches"] if parts == "auto" else parts), int(saved["steps"])
-        if parts != "auto" and steps:
+        if parts != "auto" and steps and self.compile != "auto":
             return parts, steps
         before, at = copy.deepcopy(self.method.state_dict()), At(0, 1, trainer.seed, runtime.rank, runtime.world)
         if parts == "auto":
             rows = [stream.rows for stream in self.feed.streams.values()]
             parts = fastest_micro_batches(rows, runtime, lambda parts: self._step(at, parts))
+        if self.compile == "auto":
+            pays = compiling_pays(lambda: self._step(at, parts), steps, 60 * (trainer.minutes or 0), runtime)
+            self.compile = "on" if pays else "off"
+            if not pays:
+                runtime.uncompile(self.method)
         steps = steps or steps_within(60 * (trainer.minutes or 0), begun, lambda: self._step(at, parts),
                                       self.method, self.pool, runtime, trainer.evaluations)
         self.method.load_state_dict(before)
