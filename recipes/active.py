@@ -10,7 +10,7 @@ ends when there is nothing to do without them; the same one goes on later. --ste
 """
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import ssl_lab as sl
@@ -25,9 +25,8 @@ class Settings(TrainSettings):
     out: Path = Path("runs/active")
     """Folder of the loop: labels, rounds, report."""
     query: str = "badge"
-    """Name of the query (see `ssl-lab list queries`), or package.module:Class of your own."""
-    arguments: dict[str, float] = field(default_factory=dict)
-    """Arguments of the query: NAME VALUE, as often as you like."""
+    """Name of the query (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as
+    in prob_cover(radius=0.5) or prefilter(margin, k_center)."""
     trainer: str = "supervised"
     """supervised, learning_loss (which the query of that name needs), fixmatch; or finetune, finetune_fixmatch, which
     start from --weights or --pretrained."""
@@ -63,7 +62,7 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
     oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed)
     loop = ActiveLoop(
-        pool, fitter(settings, settings.trainer, out), make_query(settings.query, settings.arguments), oracle,
+        pool, fitter(settings, settings.trainer, out), make_query(settings.query), oracle,
         settings.budget, settings.rounds, out, settings.seed, first=make_query(settings.initial_query or "random"),
         initial=settings.initial, backbone=backbone(settings, pool.style), embeddings=settings.embeddings,
         new_classes=settings.new_classes, device=settings.device, precision=settings.precision)

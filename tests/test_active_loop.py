@@ -13,7 +13,7 @@ from ssl_lab.active.arrays import arrays_of, version_of
 from ssl_lab.active.command import query_command
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Truth
-from ssl_lab.active.plugins import make_query
+from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import Query, ScoreQuery, rng
 from ssl_lab.batch import At, generator
 from ssl_lab.data import Ledger, load
@@ -436,20 +436,41 @@ def test_a_pool_with_a_ledger_keeps_it(tmp_path):
 # Names and the command
 
 def test_queries_of_ones_own(tmp_path, monkeypatch):
-    made = make_query("test_active_loop:Unsure", {"power": 2.0})
+    made = make_query("test_active_loop:Unsure(power=2.0)")
     assert (made.name, made.power) == ("unsure", 2.0)
     (tmp_path / "here.py").write_text("from ssl_lab.active.query import Query\nclass Mine(Query):\n    name = 'mine'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     assert make_query("here:Mine").name == "mine"
-    with pytest.raises(UsageError, match="Unsure has no argument 'tau'; it has power"):
-        make_query("test_active_loop:Unsure", {"tau": 1})
+    with pytest.raises(UsageError, match=r"unexpected keyword argument 'tau'; its arguments are \(power\)"):
+        make_query("test_active_loop:Unsure(tau=1)")
     with pytest.raises(UsageError, match="No module named 'nowhere'"):
         make_query("nowhere:Mine")
     with pytest.raises(UsageError, match="has no attribute 'Yours'"):
         make_query("here:Yours")
     with pytest.raises(UsageError, match="is not a subclass"):
         make_query("test_active_loop:Fit")
+
+
+def test_queries_within_queries(tmp_path):
+    np.save(tmp_path / "costs.npy", np.arange(1.0, 6.0))
+    made = make_query("without_duplicates(prefilter(margin, test_active_loop:Far, factor=3), threshold=.9)")
+    assert (made.name, made.threshold, made.query.factor) == ("without_duplicates", 0.9, 3)
+    assert (made.query.first.name, made.query.then.name) == ("margin", "far")
+    assert make_query(f"cost_aware(entropy, '{tmp_path / 'costs.npy'}')").cost.tolist() == [1, 2, 3, 4, 5]
+    assert split_queries("margin, prefilter(margin,k_center) ,power(entropy, beta=2)") == [
+        "margin", "prefilter(margin,k_center)", "power(entropy, beta=2)"]
+
+
+@pytest.mark.parametrize(("text", "says"), [
+    ("badge(", "describes no query"), ("", "describes no query"), ("1 + 1", "unknown query '1 [+] 1'"),
+    ("prefilter(margin)", "missing a required argument: 'then'; its arguments are [(]first, then, factor[)]"),
+    ("prefilter(margin, nothing)", "unknown query 'nothing'"), ("prob_cover(1 + margin)", "malformed node"),
+    ("cost_aware(margin, 'absent.npy')", "No such file"), ("power(**margin)", "[*][*]"),
+])
+def test_texts_that_describe_no_query_say_why(text, says):
+    with pytest.raises(UsageError, match=says):
+        make_query(text)
 
 
 @pytest.fixture

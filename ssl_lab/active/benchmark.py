@@ -28,7 +28,7 @@ import torch
 
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Truth
-from ssl_lab.active.plugins import make_query
+from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import IntArray
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
@@ -50,7 +50,7 @@ class Benchmark(TrainSettings):
     out: Path = Path("runs/active_benchmark")
     """Folder of all cells and of the report."""
     queries: str = "margin,badge,k_center,typiclust"
-    """Names (see `ssl-lab list queries`), or package.module:Class, separated by commas."""
+    """Descriptions (see `recipes/active.py --help`), separated by commas."""
     trainers: str = "supervised"
     """supervised, learning_loss, fixmatch; finetune, finetune_fixmatch, which start from --weights or --pretrained;
     separated by commas."""
@@ -106,7 +106,7 @@ def cells_of(settings: Benchmark) -> list[Cell]:
         if settings.final <= settings.initial or (settings.final - settings.initial) % batch:
             raise UsageError(f"from --initial {settings.initial} to --final {settings.final} there is no whole number "
                              f"of rounds of {batch} labels")
-    queries = list(dict.fromkeys([BASELINE, *settings.queries.split(",")]))
+    queries = list(dict.fromkeys([BASELINE, *split_queries(settings.queries)]))
     for name in queries:
         make_query(name)
     return [Cell(trainer, batch, query, seed, initial_set) for seed, initial_set, trainer, batch, query in

@@ -20,10 +20,11 @@ from ssl_lab.files import write_atomically, write_text
 def query_command(query: str, budget: int, embeddings: Path | None = None, probs: Path | None = None,
                   mc_probs: Path | None = None, predicted_loss: Path | None = None, head_weight: Path | None = None,
                   head_bias: Path | None = None, labeled: Path | None = None, ignored: Path | None = None,
-                  out: Path | None = None, seed: int = 0, arguments: dict[str, float] | None = None) -> None:
+                  out: Path | None = None, seed: int = 0) -> None:
     """Chooses images to label from arrays: prints their row numbers, one a line, in the order of choice.
 
-    query: its name (see `ssl-lab list queries`), or package.module:Class of your own.
+    query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
+        prob_cover(radius=0.5) or prefilter(margin, k_center).
     budget: how many to choose.
     embeddings: .npy [N, D], features of each image.
     probs: .npy [N, C], predicted probabilities.
@@ -36,9 +37,8 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
     ignored: rows that may not be chosen either, in the same formats.
     out: .txt, .npy, .csv or .json in place of printing.
     seed: of ties and random choices.
-    arguments: of the query: NAME VALUE, as often as you like.
     """
-    chosen = make_query(query, arguments)
+    chosen = make_query(query)
     given = {"embeddings": embeddings, "probs": probs, "mc_probs": mc_probs, "predicted_loss": predicted_loss,
              "head_weight": head_weight, "head_bias": head_bias}
     arrays = {name: _load(path, name) for name, path in given.items() if path is not None}

@@ -286,6 +286,7 @@ def _scores(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | 
 
 
 def _described(query: Query) -> dict[str, Any]:
-    """A query's name and plain arguments."""
-    plain = {key: value for key, value in vars(query).items() if isinstance(value, int | float | str)}
+    """A query's name and plain arguments, and those of the queries within it."""
+    plain = {key: _described(value) if isinstance(value, Query) else value for key, value in vars(query).items()
+             if isinstance(value, int | float | str | Query)}
     return {"name": query.name, **plain}

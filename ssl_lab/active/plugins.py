@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.oracle import Command, FromFile, Oracle, Truth
@@ -16,23 +18,57 @@ from ssl_lab.active.query import Query
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 
+COLON = "__colon__"  # stands for the colon of package.module:Class, which is no Python
 
-def make_query(name: str, arguments: Mapping[str, Any] | None = None) -> Query:
-    """The query of this name, or of "mypackage.mymodule:MyQuery", built with these arguments.
 
-    A module is looked for in the current folder too. UsageError for unknown names and arguments, and for a module
-    that cannot be imported.
+def make_query(text: str) -> Query:
+    """The query that a text describes: its name, or "mypackage.mymodule:MyQuery", and in parentheses its arguments.
+
+    These are numbers, other queries, and .npy files in quotes: badge, prob_cover(radius=0.5),
+    prefilter(margin, k_center), cost_aware(margin, 'costs.npy'). A module is looked for in the current folder too.
+    UsageError for unknown names and arguments, and for what cannot be imported or read.
     """
-    query, given = _class_of(name), dict(arguments or {})
-    known = inspect.signature(query).parameters
-    for argument in given:
-        if argument not in known:
-            raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(known) or 'none'}")
-    missing = [key for key, parameter in known.items() if parameter.default is parameter.empty and key not in given
-               and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
-    if missing:
-        raise UsageError(f"{name} needs the arguments {', '.join(missing)}; build it in Python and pass the object")
-    return query(**given)
+    try:
+        node = ast.parse(text.replace(":", COLON).strip(), mode="eval").body
+    except (SyntaxError, ValueError, RecursionError):
+        raise UsageError(f"{text!r} describes no query; expected a name, with arguments as in prob_cover(radius=0.5) "
+                         "or prefilter(margin, k_center)") from None
+    return _made(node)
+
+
+def split_queries(text: str) -> list[str]:
+    """The descriptions of several queries, at the commas outside of parentheses."""
+    parts, depth = [""], 0
+    for letter in text:
+        depth += (letter == "(") - (letter == ")")
+        if letter == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return [part.strip() for part in parts]
+
+
+def _made(node: ast.expr) -> Query:
+    name = ast.unparse(node.func if isinstance(node, ast.Call) else node).replace(COLON, ":")
+    query = _class_of(name)
+    words = {word.arg or "**": word.value for word in node.keywords} if isinstance(node, ast.Call) else {}
+    known = inspect.signature(query)
+    try:
+        given = known.bind(*map(_value, node.args if isinstance(node, ast.Call) else ()),
+                           **{word: _value(value) for word, value in words.items()})
+    except (TypeError, ValueError, OSError) as error:  # ValueError of a text that is no number, or a file no array
+        raise UsageError(f"{name}: {error}; its arguments are ({', '.join(known.parameters)})") from None
+    return query(*given.args, **given.kwargs)
+
+
+def _value(node: ast.expr) -> Any:
+    """An argument: a query, an array, or what Python reads."""
+    if isinstance(node, ast.Name | ast.Attribute | ast.Call):
+        return _made(node)
+    value = ast.literal_eval(node)
+    if isinstance(value, str) and value.endswith(".npy"):
+        return np.load(value.replace(COLON, ":"), allow_pickle=False)
+    return value
 
 
 def _class_of(name: str) -> type[Query]:

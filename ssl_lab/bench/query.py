@@ -14,7 +14,7 @@ import numpy as np
 from rich.console import Console
 
 from ssl_lab.active.memory import Cost, measured
-from ssl_lab.active.plugins import make_query
+from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import UNLABELED, FloatArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
@@ -133,7 +133,7 @@ def _softmax(logits: FloatArray) -> FloatArray:
 
 def _names(queries: str) -> list[str]:
     if queries:
-        return [name.strip() for name in queries.split(",")]
+        return split_queries(queries)
     from ssl_lab.active.queries import QUERIES
 
     return [name for name in QUERIES if _needs_nothing(name)]

@@ -32,14 +32,15 @@ QUERIES: dict[str, type[Query]] = {query.name: query for query in (
 WRAPPERS: dict[str, type[Query]] = {query.name: query for query in (
     Prefilter, ClassBalanced, CostAware, WithoutDuplicates,
 )}
-"""Around other queries; they are built in Python."""
+"""Around other queries."""
 
 
 def get(name: str) -> type[Query]:
-    """The query of this name. Raises UsageError with the nearest names."""
-    if name not in QUERIES:
-        raise unknown("query", name, QUERIES, "See `ssl-lab list queries`; your own is package.module:Class.")
-    return QUERIES[name]
+    """The query or wrapper of this name. Raises UsageError with the nearest names."""
+    known = QUERIES | WRAPPERS
+    if name not in known:
+        raise unknown("query", name, known, "See `ssl-lab list queries`; your own is package.module:Class.")
+    return known[name]
 
 
 __all__ = [
