@@ -282,6 +282,14 @@ def test_every_method_has_a_step(name):
     assert parts["forward and backward"] > 0
 
 
+def test_teachers_and_hierarchies_are_made_for_those_that_need_them():
+    small, large, hierarchical = bench_step("kd", **TINY, repeats=1) + bench_step(
+        "kd,hiermatch", **TINY, teacher="tiny_8", repeats=1)
+    assert small["flops"] < large["flops"]
+    assert large["parts_ms"]["forward without gradient"] > 0
+    assert hierarchical["method"] == "hiermatch"
+
+
 def test_wrong_arguments_say_so(monkeypatch, tmp_path):
     with pytest.raises(UsageError, match="unknown method 'fixmach'"):
         bench_step("fixmach", **TINY)

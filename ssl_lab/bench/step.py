@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import json as jsonlib
 import runpy
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 import ssl_lab
+from ssl_lab import methods
 from ssl_lab.batch import At, Draw, Loss
 from ssl_lab.bench.measure import Clock, Spread, flops, in_turn, peak_memory, seconds, waiting
 from ssl_lab.data import Pool
@@ -107,14 +109,15 @@ class Step:
 
 def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 64, unlabeled: int = 448,
                size: int = 32, micro_batches: int | Literal["auto"] = "auto", forward: Forward = "joint",
-               compile: bool = False, repeats: int = 5, reference: bool = False, device: str = "auto",
-               json: bool = False) -> list[dict[str, Any]]:
+               compile: bool = False, repeats: int = 5, reference: bool = False, teacher: str | None = None,
+               device: str = "auto", json: bool = False) -> list[dict[str, Any]]:
     """Times training steps on random images and prints what they cost; returns the rows of the JSON.
 
     method: name, or several with commas: they take turns, and FixMatch's step is the unit. net: name. labeled,
     unlabeled: images per step. size: their side. micro_batches: parts of a step, or auto for the fastest number.
     forward: joint or split, see `Method.set_forward`. compile: the nets. repeats: steps of each, in turn.
-    reference: also FixMatch as it is usually written, in turn. device: cpu, cuda or auto. json: print JSON.
+    reference: also FixMatch as it is usually written, in turn. teacher: the net of those that distill (default: the
+    same as the student's); its share is the forward without gradient. device: cpu, cuda or auto. json: print JSON.
 
     tflops are those of matrix products and convolutions over the time of the whole step; peak_fraction is of the
     speed of a large matrix product, measured between the steps.
@@ -125,8 +128,8 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
     runtime, pool = Runtime.start(device), random_pool(size, labeled + unlabeled)
     steps, rows = {}, {}
     for name in names:
-        steps[name], rows[name] = _prepared(name, net, pool, labeled, unlabeled, runtime, micro_batches, forward,
-                                            compile)
+        steps[name], rows[name] = _prepared(name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches,
+                                            forward, compile)
     actions: dict[str, Callable[[], Any]] = dict(steps)
     if reference:
         actions["reference"] = _reference(net, pool, labeled, unlabeled, runtime)
@@ -163,10 +166,14 @@ def random_pool(size: int, batch: int) -> Pool:
     return Pool.from_arrays(images, np.arange(len(images)) % CLASSES).split(labels=LABELS)
 
 
-def _prepared(name: str, net_name: str, pool: Pool, labeled: int, unlabeled: int, runtime: Runtime,
+def _prepared(name: str, net_name: str, teacher: str, pool: Pool, labeled: int, unlabeled: int, runtime: Runtime,
               micro_batches: int | Literal["auto"], forward: Forward, compile: bool) -> tuple[Step, dict[str, Any]]:
     """The step, and what is known of it before the laps."""
-    method = build(name, net(net_name, classes=CLASSES, style=pool.style), pool, {})
+    new = functools.partial(net, classes=CLASSES, style=pool.style)
+    needed: dict[str, Callable[[], Any]] = {"teacher": lambda: new(teacher),
+                                            "parents": lambda: [[label // 2 for label in range(CLASSES)]]}
+    known = inspect.signature(methods.get(name)).parameters
+    method = build(name, new(net_name), pool, {key: make() for key, make in needed.items() if key in known})
     method.set_forward(forward)
     step = Step(method, pool, labeled, unlabeled, runtime, micro_batches, compile)
     step()  # sets up kernels, and compiles
