@@ -282,6 +282,11 @@ def test_every_method_has_a_step(name):
     assert parts["forward and backward"] > 0
 
 
+def test_a_step_that_differentiates_twice_is_counted():
+    found = bench_step("supervised,vat", **TINY, repeats=1)
+    assert found[1]["flops"] > 2 * found[0]["flops"]
+
+
 def test_teachers_and_hierarchies_are_made_for_those_that_need_them():
     small, large, hierarchical = bench_step("kd", **TINY, repeats=1) + bench_step(
         "kd,hiermatch", **TINY, teacher="tiny_8", repeats=1)

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
@@ -96,9 +97,31 @@ class Clock:
 
 def flops(action: Callable[[], object]) -> int:
     """Floating-point operations of the matrix products and convolutions in it; a multiply-add counts as 2."""
-    with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
+    with torch.compiler.set_stance("force_eager"), _Flops() as counter:
         action()
-    return int(counter.get_total_flops())
+    total: int = counter.total
+    return total
+
+
+class _Flops(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts; torch's FlopCounterMode also follows modules, which fails where a step differentiates twice."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        count = flop_registry.get(func.overloadpacket)
+        if count is None:
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        out = func(*args, **kwargs)
+        if count is not None:
+            self.total += int(count(*args, **kwargs, out_val=out))
+        return out
 
 
 def peak_memory(action: Callable[[], object], runtime: Runtime) -> int:
