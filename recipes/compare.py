@@ -81,6 +81,8 @@ def main(settings: Settings) -> None:
     failed += comparison.run_all(by_seed, settings.processes)
     note = (f"The baseline is cross-entropy on the labeled images under the {view} view with a learning rate of {lr}, "
             f"the best of {len(GRID)} settings by {best.settings['valid']} validation images of another split.")
+    if settings.imbalance is not None:
+        note = f"The largest class has {settings.imbalance:g} times the training images of the smallest. {note}"
     comparison.show(pool, comparison.Runs("supervised", supervised),
                     [comparison.Runs(name, runs) for name, runs in jobs.items()], [note, *failed], settings.out,
                     balanced=settings.imbalance is not None)
