@@ -66,6 +66,8 @@ class Settings:
     """auto: bf16 where this machine multiplies it faster."""
     compile: Literal["off", "on", "auto"] = "off"
     """Compile the nets with torch.compile; auto: if a few timed steps show that it makes the run faster."""
+    shard: bool = False
+    """Under torchrun, spread every weight over the processes (FSDP2): for nets that are too large for one device."""
     micro_batches: int | Literal["auto"] = 1
     """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
     forward: Literal["joint", "split"] = "joint"
@@ -80,8 +82,8 @@ class Settings:
 
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
-        names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "micro_batches",
-                 "forward", "tensorboard")
+        names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
+                 "micro_batches", "forward", "tensorboard")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
 
     def plain(self) -> dict[str, Any]:

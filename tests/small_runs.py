@@ -1,5 +1,6 @@
 """Runs of a second or less, and what to compare them by. Also imported by the scripts that tests start."""
 
+import io
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 from ssl_lab.batch import Style
@@ -20,6 +22,17 @@ ROOT = Path(__file__).parent.parent
 
 def digits(labels: int = 100) -> Pool:
     return load("digits").split(labels=labels, seed=0)
+
+
+def digit_files(count: int) -> list[tuple[bytes, str]]:
+    """The first digits as PNG files, and their labels."""
+    pool = load("digits")
+    found = []
+    for row in range(count):
+        buffer = io.BytesIO()
+        Image.fromarray(pool.images.pixels[row, 0]).save(buffer, "PNG")
+        found.append((buffer.getvalue(), str(pool.truth[row])))
+    return found
 
 
 class Flat(nn.Module):
@@ -123,7 +136,7 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
     """Exit status, stdout, stderr."""
     with process:
         try:
-            out, err = process.communicate(timeout=90)
+            out, err = process.communicate(timeout=300)
         finally:
             process.terminate()  # torchrun hands it on to its ranks
     return process.returncode, out, err

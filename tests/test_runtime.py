@@ -8,7 +8,19 @@ import signal
 
 import pytest
 import torch
-from small_runs import assert_equal, assert_same_run, digits, finish, flat_net, keeping, rows, signal_at, start, train
+from small_runs import (
+    assert_equal,
+    assert_same_run,
+    digits,
+    finish,
+    flat_net,
+    keeping,
+    rows,
+    signal_at,
+    start,
+    tiny_net,
+    train,
+)
 
 import ssl_lab as sl
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
@@ -76,6 +88,11 @@ def test_one_process_is_its_own_sum():
 METHODS = {
     "flat": lambda: FixMatch(flat_net(), threshold=0.12),
     "supervised": lambda: sl.Supervised(flat_net()),
+    "simclr": lambda: sl.SimCLR(flat_net(), temperature=0.3),  # the negatives are those of all ranks
+}
+WITH_BATCH_NORM = {
+    "supervised_tiny": lambda: sl.Supervised(tiny_net(digits())),
+    "fixmatch_tiny": lambda: FixMatch(tiny_net(digits()), threshold=0.12),
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
@@ -85,11 +102,11 @@ from pathlib import Path
 from small_runs import digits, flat_net, keeping, signal_at, train
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
-from test_runtime import METHODS
+from test_runtime import METHODS, WITH_BATCH_NORM
 
 out, pool = Path(sys.argv[1]), digits()
 rank = int(os.environ["RANK"])
-for name, make in METHODS.items():
+for name, make in (METHODS | WITH_BATCH_NORM).items():
     train(out / name, make(), pool, steps=3, update=keeping(out / f"{name}{rank}.pt"))
 result = train(out / "tiny", pool=pool, steps=12, labeled=16, unlabeled=16)
 torch.save(result.method.state_dict(), out / f"state{rank}.pt")
@@ -138,6 +155,23 @@ def test_two_ranks_take_the_steps_of_one(ranks, tmp_path, name):
         for row in (ours, theirs):
             row.pop("pseudo_label_accuracy", None)  # a ratio on each rank
         assert theirs == pytest.approx(ours, abs=1e-5)  # the averages are those of the global batch
+
+
+@pytest.mark.parametrize("name", WITH_BATCH_NORM)
+def test_two_ranks_take_the_steps_of_two_micro_batches(ranks, tmp_path, name):
+    """BatchNorm normalizes the rows of a rank by themselves, as it does those of a micro-batch."""
+    one = train(tmp_path / name, WITH_BATCH_NORM[name](), digits(), steps=3, micro_batches=2,
+                update=keeping(tmp_path / "one.pt"))
+    expected = torch.load(tmp_path / "one.pt")
+    for rank in (0, 1):
+        torch.testing.assert_close(torch.load(ranks / f"{name}{rank}.pt"), expected, atol=1e-5, rtol=0)
+    saved = torch.load(ranks / name / "checkpoint.pt", weights_only=True)["method"]
+    for key, parameter in one.method.named_parameters():  # the running statistics move once per micro-batch
+        torch.testing.assert_close(saved[key], parameter.detach(), atol=1e-5, rtol=0)
+    for ours, theirs in zip(rows(tmp_path / name), rows(ranks / name), strict=True):
+        losses = [key for key in ours if key.startswith("loss")]
+        assert [theirs[key] for key in losses] == pytest.approx([ours[key] for key in losses], abs=1e-5)
+        assert len(losses) > 1
 
 
 def test_the_first_rank_writes_and_speaks_for_all(ranks):

@@ -3,27 +3,31 @@
 import json
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
-from small_runs import digits, finish, start
+from safetensors.torch import load_file
+from small_runs import assert_equal, digits, finish, rows, signal_at, start, summary, train
 from torch import nn
 
 from ssl_lab.batch import At
-from ssl_lab.engine import Feed, Runtime
+from ssl_lab.engine import Feed, PseudoLabels, Runtime, checkpoint
 from ssl_lab.engine.evaluate import predict
-from ssl_lab.engine.sharded import blocks, keep_only, load_sharded, save_sharded, shard, whole, whole_state
-from ssl_lab.errors import UsageError
-from ssl_lab.methods import FixMatch, MeanTeacher, SimCLR, Supervised
+from ssl_lab.engine.sharded import blocks, load_sharded, save_sharded, shard, whole_state
+from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.features import OnlineKnn
+from ssl_lab.methods import FixMatch, MeanTeacher, SimCLR, SoTeacher, Supervised
 from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, AdamW
 
 CPU = torch.device("cpu")
 OPTIMIZER = AdamW(lr=0.01)
 POOL = digits()
+STEPS = 6
 
 
 class Block(nn.Module):
@@ -54,7 +58,13 @@ def made(name):
         torch.manual_seed(0)
         net = Net(Blocks(), nn.Linear(17, 10), mean=(0.3,), std=(0.4,))
     return {"supervised": Supervised, "fixmatch": lambda net: FixMatch(net, threshold=0.12), "simclr": SimCLR,
-            "mean_teacher": MeanTeacher}[name](net)
+            "mean_teacher": MeanTeacher, "so_teacher": lambda net: SoTeacher(net, len(POOL))}[name](net)
+
+
+def fit(out, name="fixmatch", **settings):
+    """A run through the trainer."""
+    monitors = [PseudoLabels(0.2), OnlineKnn(k=5)]  # each rank passes a part of the images
+    return train(out, made(name), POOL, steps=STEPS, clip=1.0, monitors=monitors, **settings)
 
 
 def full(tensor):
@@ -104,18 +114,31 @@ def job(out):
     for name in ("two", "one"):
         again = shard(made("mean_teacher"), CPU)
         optimizer = OPTIMIZER.build(again)
-        with whole(again.net):  # also before the first step
-            predict(again.net, POOL, POOL.test[:40], runtime)
+        predict(again.net, POOL, POOL.test[:40], runtime)  # also before the first step
         load_sharded(out / name, again, optimizer)
         take_steps(again, optimizer, [3], rank, world)
         torch.save(whole_state(again), out / f"loaded_{name}{rank}.pt")
 
     pool = POOL
     rows = pool.test[:300] if rank else pool.test[:40]  # two batches on one rank, one on the other
-    with whole(method.net):
-        torch.save(predict(method.net, pool, rows, runtime), out / f"predicted{rank}.pt")
+    torch.save(predict(method.net, pool, rows, runtime), out / f"predicted{rank}.pt")
     torch.save({"all": sum(p.to_local().numel() for p in method.net.parameters())}, out / f"freed{rank}.pt")
     take_steps(method, OPTIMIZER.build(method), [4], rank, world)  # training goes on after an evaluation
+
+    fit(out / "plain")
+    fit(out / "run", shard=True)
+    try:
+        fit(out / "cut", shard=True, callbacks=[signal_at(4, signal.SIGTERM)])
+    except Interrupted:
+        result = fit(out / "cut", shard=True, resume="auto")
+    said = []
+    for again in (lambda: fit(out / "refused", "so_teacher", shard=True),
+                  lambda: train(out / "refused", result.method, POOL, shard=True)):
+        try:
+            again()
+        except UsageError as error:
+            said.append(str(error))
+    (out / f"refused{rank}.json").write_text(json.dumps(said))
 
     try:
         averaged = shard(made("fixmatch"), CPU)
@@ -197,6 +220,79 @@ def test_evaluation_may_differ_in_batches_and_frees_the_weights(ranks):
     assert sum(torch.load(ranks / f"freed{rank}.pt")["all"] for rank in (0, 1)) == total
 
 
+# Through the trainer
+
+
+def assert_close_runs(one, other):
+    for ours, theirs in zip(rows(one), rows(other), strict=True):
+        assert theirs == pytest.approx(ours, abs=1e-5, nan_ok=True)
+    states = [load_file(run / "model.safetensors") for run in (one, other)]
+    torch.testing.assert_close(*states, atol=1e-5, rtol=0)
+
+
+def test_a_sharded_run_is_the_run_of_whole_weights(ranks):
+    assert_close_runs(ranks / "plain", ranks / "run")
+    assert summary(ranks / "run")["test_accuracy"] == summary(ranks / "plain")["test_accuracy"]
+    assert {"pseudo_coverage", "knn_accuracy", "test_accuracy"} <= rows(ranks / "run")[-1].keys()
+    exported = {name: tensor.shape for name, tensor in load_file(ranks / "run" / "model.safetensors").items()}
+    assert exported == {name: tensor.shape for name, tensor in made("fixmatch").net.state_dict().items()}
+
+
+def test_a_sharded_run_resumes_exactly(ranks):
+    assert rows(ranks / "cut") == rows(ranks / "run")
+    assert summary(ranks / "cut") == summary(ranks / "run")
+    parts = [file.relative_to(ranks / "run") for file in (ranks / "run").rglob("*.safetensors")]
+    assert len(parts) == 3  # of two ranks, and the model
+    for part in parts:
+        assert_equal(load_file(ranks / "cut" / part), load_file(ranks / "run" / part), str(part))
+    folders = [sorted(path.name for path in (ranks / name).glob("sharded-*")) for name in ("run", "cut")]
+    assert folders == [["sharded-6"], ["sharded-4", "sharded-6"]]
+
+
+def test_a_torn_part_is_replaced_by_the_checkpoint_before_and_one_process_goes_on(ranks, tmp_path, capsys):
+    shutil.copytree(ranks / "cut", tmp_path / "cut")
+    part = sorted((tmp_path / "cut/sharded-6").glob("*.safetensors"))[1]
+    os.truncate(part, part.stat().st_size - 1)
+    fit(tmp_path / "cut", shard=True, resume="auto")
+    assert capsys.readouterr().err.startswith(f"note: {tmp_path / 'cut/checkpoint.pt'} cannot be read ({part} is "
+                                              "damaged: ")
+    assert_close_runs(tmp_path / "cut", ranks / "run")
+
+
+def test_a_run_that_dies_between_the_parts_and_the_checkpoint_resumes_exactly(tmp_path, monkeypatch):
+    fit(tmp_path / "whole", shard=True)
+    save = checkpoint.save
+
+    def dying(path, state):
+        if state["step"] == 4:
+            raise KeyboardInterrupt
+        save(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "cut", shard=True, checkpoint_seconds=0)
+    monkeypatch.undo()
+    assert checkpoint.load(tmp_path / "cut/checkpoint.pt")["sharded"] == "sharded-3"
+    fit(tmp_path / "cut", shard=True, resume="auto", checkpoint_seconds=0)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    for file in ("model.safetensors", "sharded-6/*.safetensors"):
+        cut, whole = (load_file(next((tmp_path / name).glob(file))) for name in ("cut", "whole"))
+        assert_equal(cut, whole, file)
+    assert sorted(path.name for path in (tmp_path / "cut").glob("sharded-*")) == ["sharded-5", "sharded-6"]
+    fit(tmp_path / "cut", shard=True)
+    assert [path.name for path in (tmp_path / "cut").glob("sharded-*")] == ["sharded-6"], "a new run inherits nothing"
+
+
+def test_what_cannot_be_sharded_says_so(ranks):
+    for rank in (0, 1):
+        reads, again = json.loads((ranks / f"refused{rank}.json").read_text())
+        assert reads.startswith("this method reads weights of a net otherwise than by passing images through the net")
+        assert again.startswith("a net of this method belongs to an earlier sharded run")
+
+
+# Files
+
+
 def test_a_checkpoint_is_tensors_alone(ranks):
     names = sorted(path.name for path in (ranks / "two").iterdir())
     assert [Path(name).suffix for name in names] == [".json", ".safetensors", ".safetensors"]
@@ -260,7 +356,7 @@ def test_a_folder_that_cannot_be_written(tmp_path):
 def test_only_the_checkpoint_that_counts_is_kept(tmp_path):
     for name in ("sharded-1", "sharded-2", "other"):
         (tmp_path / name).mkdir()
-    keep_only(tmp_path, "sharded-2")
+    checkpoint.keep_only(tmp_path, "sharded-2")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["other", "sharded-2"]
 
 

@@ -19,7 +19,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_runs import assert_same_run, signal_at, start, tiny_net, train
+from small_runs import assert_same_run, digit_files, signal_at, start, tiny_net, train
 
 from ssl_lab.batch import At
 from ssl_lab.data import ArrayImages, load
@@ -282,13 +282,10 @@ def test_without_the_library_it_is_named(tmp_path, monkeypatch):
 
 def digit_shards(root, digits, count=120):
     """The first digits as PNG in three shards, and the pool of them."""
+    samples = [{"__key__": f"{row:05}", "png": content, "cls": label}
+               for row, (content, label) in enumerate(digit_files(count))]
     for shard in range(3):
-        samples = []
-        for row in range(shard * count // 3, (shard + 1) * count // 3):
-            buffer = io.BytesIO()
-            Image.fromarray(digits.images.take(np.array([row]))[0, 0].numpy()).save(buffer, "PNG")
-            samples.append({"__key__": f"{row:05}", "png": buffer.getvalue(), "cls": str(digits.truth[row])})
-        write(root / f"{shard}.tar", samples)
+        write(root / f"{shard}.tar", samples[shard * count // 3:(shard + 1) * count // 3])
     return digit_pool(root, digits)
 
 

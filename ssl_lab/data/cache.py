@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -46,20 +47,27 @@ def decode_files(root: Path, files: Sequence[str], caches: Path, image_size: int
 
     image_size: side in pixels; None: the median of the shorter sides, at most 224. Images are gray if all
     files are, else RGB. The cache is keyed by the settings and by each file's path, size and time of change,
-    so that a start reads no file; the pixels' sha256, taken at decoding, is their fingerprint. UsageError if
-    no file is readable or the cache cannot be written.
+    so that a start reads no file; the pixels' sha256, taken at decoding, is their fingerprint. A cache that is
+    not there or damaged is made, with a word on stderr: removed, it is made again as it was. UsageError if no
+    file is readable or the cache cannot be written.
     """
     folder = caches / _key(root, files, image_size, max_pixels)
     existed = folder.exists()
     found = _open(folder, files)
     if found is None:
-        if existed:  # damaged; one that another process makes in this moment is left alone
-            shutil.rmtree(folder, ignore_errors=True)
+        making_anew(folder, existed, f"{len(files)} image files of {root} are decoded")
         _decode_into(folder, root, files, image_size, max_pixels)
         found = _open(folder, files)
     if found is None:
         raise UsageError(f"the cache {folder} is damaged. Remove it and start again.")
     return found
+
+
+def making_anew(folder: Path, existed: bool, what: str) -> None:
+    """Says that a cache is made, and removes one that is damaged."""
+    if existed:  # one that another process makes in this moment is left alone
+        shutil.rmtree(folder, ignore_errors=True)
+    print(f"note: {what} into {folder}{', which was damaged' if existed else ''}", file=sys.stderr)
 
 
 def _key(root: Path, files: Sequence[str], image_size: int | None, max_pixels: int) -> str:

@@ -23,7 +23,6 @@ import io
 import json
 import os
 import re
-import shutil
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.cache import _LARGEST_DEFAULT, _key, _outcomes
+from ssl_lab.data.cache import _LARGEST_DEFAULT, _key, _outcomes, making_anew
 from ssl_lab.data.decode import _FORMATS, _GRAY, SUFFIXES, decoding, reason, to_square, upright
 from ssl_lab.data.files import new_folder
 from ssl_lab.data.folder import _PARTS, _TEST_FRACTION, Listed, class_names_of, list_folder
@@ -129,9 +128,9 @@ class ShardImages:
                 file.seek(offset)
                 return _square(file.read(size), self.size, self.gray, self.max_pixels)
         except Exception as error:  # damaged files raise nearly anything
-            raise UsageError(f"the image at byte {offset} of {self.paths[shard]} could be read when the shards were "
-                             f"indexed, and cannot now: {reason(error)}. Restore the shard; if it was changed, "
-                             "start again") from error
+            raise UsageError(f"the image{_name_at(self.paths[shard], offset)} at byte {offset} of {self.paths[shard]} "
+                             f"could be read when the shards were indexed, and cannot now: {reason(error)}. Restore "
+                             "the shard; if it was changed, start again") from error
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.sha256} {self.shape}".encode()).hexdigest()
@@ -211,8 +210,7 @@ def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) 
     existed = folder.exists()
     found = _read_index(folder)
     if found is None:
-        if existed:  # damaged; one that another process makes in this moment is left alone
-            shutil.rmtree(folder, ignore_errors=True)
+        making_anew(folder, existed, f"{len(files)} shards of {root} are indexed")
         _write_index(folder, root, files, max_pixels)
         found = _read_index(folder)
     if found is None:
@@ -315,6 +313,17 @@ def _members(path: Path) -> Iterator[dict[str, Any]]:
         file.seek(tar.offset)  # tarfile takes a header that it cannot read for the end
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"no file and no end mark at byte {tar.offset}")
+
+
+def _name_at(path: Path, offset: int) -> str:
+    """The name in the header before a file in a tar, as " 'NAME'"; "" if that too is damaged."""
+    try:
+        with path.open("rb") as file:
+            file.seek(offset - tarfile.BLOCKSIZE)
+            header = file.read(tarfile.BLOCKSIZE)
+        return f" {tarfile.TarInfo.frombuf(header, 'utf-8', 'surrogateescape').name!r}"
+    except (OSError, tarfile.TarError):
+        return ""
 
 
 def _label(sample: dict[str, Any]) -> str | None:

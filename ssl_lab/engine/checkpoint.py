@@ -1,18 +1,26 @@
-"""Checkpoints: written whole or not at all, read without running code; the one before the last is kept too."""
+"""Checkpoints: written whole or not at all, read without running code; the one before the last is kept too.
+
+That of a sharded run has its tensors in a folder beside it, to which every rank writes, and names that folder.
+"""
 
 from __future__ import annotations
 
+import json
+import shutil
 import sys
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 
 from ssl_lab.errors import UsageError
-from ssl_lab.files import cannot_write, sync, write_atomically
+from ssl_lab.files import cannot_write, sync, write_atomically, write_text
 
 FORMAT = "ssl_lab checkpoint 2"
+FILES = "files.json"
+"""In a folder of tensors, written last: names its files and their bytes, so that a torn one is known as such."""
 
 
 def previous(path: Path) -> Path:
@@ -87,7 +95,7 @@ def damage(path: Path) -> str | None:
     return bad and f"wrong checksum of {bad}"
 
 
-def restore(state: dict[str, Any], where: Path, **parts: Any) -> None:
+def restore(state: Mapping[str, Any], where: Path, **parts: Any) -> None:
     """Loads state[name] into each part. UsageError where one does not fit; `where` is the run's folder."""
     for name, part in parts.items():
         try:
@@ -95,6 +103,30 @@ def restore(state: dict[str, Any], where: Path, **parts: Any) -> None:
         except (RuntimeError, ValueError) as error:  # torch lists every tensor that does not fit
             reason = " ".join(str(error).split())[:200]
             raise UsageError(f"the run in {where} has another {name} than this one ({reason})") from None
+
+
+def list_files(folder: Path) -> None:
+    """Writes the list that makes a folder of tensors a whole one."""
+    sizes = {file.name: file.stat().st_size for file in sorted(folder.glob("*.safetensors"))}
+    write_text(folder / FILES, json.dumps(sizes, indent=1) + "\n")
+
+
+def check_files(folder: Path) -> None:
+    """UsageError unless the folder has the files of its list, each as long as it was written."""
+    try:
+        sizes = json.loads((folder / FILES).read_text(encoding="utf-8"))
+        torn = [name for name, size in sizes.items() if (folder / name).stat().st_size != size]
+    except (OSError, ValueError, AttributeError):
+        raise _DamagedError(f"{folder} holds no whole checkpoint of a sharded run") from None
+    if torn:
+        raise _DamagedError(f"{folder / torn[0]} is damaged: it has not the {sizes[torn[0]]} bytes that were written")
+
+
+def keep_only(run: Path, *names: str | None) -> None:
+    """Removes from a run's folder the folders of tensors that no checkpoint names any more: all but `names`."""
+    for path in run.glob("sharded-*"):
+        if path.name not in names:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 class _DamagedError(UsageError):
@@ -111,6 +143,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise _DamagedError(_first_line(error)) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise UsageError(f"{path} is not a checkpoint of ssl_lab (expected format {FORMAT!r}); name another run")
+    if "sharded" in state:
+        check_files(path.parent / state["sharded"])
     return state
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from ssl_lab.batch import At, generator
 from ssl_lab.data import Pool
 from ssl_lab.engine.runtime import Runtime
+from ssl_lab.engine.weights import whole
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval
@@ -33,18 +34,18 @@ class Monitor(Protocol):
     def __call__(self, method: Method, pool: Pool, runtime: Runtime) -> Mapping[str, float]: ...
 
 
-@torch.inference_mode()
 def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: int = 256) -> Tensor:
     """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored."""
     view, at = Eval(pool.style), At(0, 1)
     was_training = net.training
     net.eval()
     logits = []
-    for start in range(0, len(indices), batch):
-        images = pool.images.take(indices[start : start + batch]).to(runtime.device)
-        pixels = view(images, at.draw("eval", len(images), runtime.device))
-        with runtime.autocast():
-            logits.append(net(pixels).logits.float())
+    with whole(net), torch.inference_mode():
+        for start in range(0, len(indices), batch):
+            images = pool.images.take(indices[start : start + batch]).to(runtime.device)
+            pixels = view(images, at.draw("eval", len(images), runtime.device))
+            with runtime.autocast():
+                logits.append(net(pixels).logits.float())
     net.train(was_training)
     return torch.cat(logits).cpu() if logits else torch.empty(0, net.classes)
 

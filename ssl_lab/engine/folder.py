@@ -1,5 +1,5 @@
-"""A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it), model.safetensors,
-summary.json."""
+"""A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it; of a sharded run with a
+folder each), model.safetensors, summary.json."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 from safetensors.torch import save as safetensors_bytes
-from torch import nn
+from torch import Tensor
 
 from ssl_lab.engine import checkpoint
 from ssl_lab.errors import NonFiniteLossError, UsageError
@@ -25,11 +25,13 @@ MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  
 class RunFolder:
     """Writes the files of one run. `writes` is False on all ranks but the first: then nothing is written.
 
-    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there.
+    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there. sharded:
+    the folder that the last checkpoint names, if it names one.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes, self.rows = path, writes, ""
+        self.path, self.writes = path, writes
+        self.rows, self.sharded = "", None
         self.checkpoint, self.metrics = path / "checkpoint.pt", path / "metrics.jsonl"
         if not writes:
             return
@@ -49,6 +51,7 @@ class RunFolder:
             for path in (checkpoint.previous(self.checkpoint), self.checkpoint, self.metrics,
                          self.path / "model.safetensors", self.path / "summary.json"):
                 path.unlink(missing_ok=True)
+            checkpoint.keep_only(self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
         write_text(self.path / "split.json", json.dumps(manifest) + "\n")
         found = self.metrics.read_bytes() if self.metrics.exists() else b""
@@ -73,6 +76,8 @@ class RunFolder:
         """Replaces checkpoint.pt; see `checkpoint.save`."""
         if self.writes:
             checkpoint.save(self.checkpoint, {**state, "rows": self.rows})
+            before, self.sharded = self.sharded, state.get("sharded")
+            checkpoint.keep_only(self.path, before, self.sharded)
 
     @contextmanager
     def naming_last_checkpoint(self) -> Iterator[None]:
@@ -84,10 +89,9 @@ class RunFolder:
             good = f"the last good checkpoint is {self.checkpoint}" if saved else "no checkpoint had been saved yet"
             raise NonFiniteLossError(f"{error}; {good}; a lower learning rate or --precision fp32 may help") from None
 
-    def finish(self, net: nn.Module, summary: Mapping[str, Any]) -> None:
+    def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any]) -> None:
         """Writes model.safetensors (the reported weights) and summary.json."""
         if self.writes:
-            weights = {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
             write_atomically(self.path / "model.safetensors", lambda file: file.write(safetensors_bytes(weights)))
             write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
 

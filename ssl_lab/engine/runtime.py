@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
+from ssl_lab.engine.weights import MIXED, place
 from ssl_lab.errors import RunFailedError, UsageError, unknown
 from ssl_lab.nets import Net
 
@@ -38,7 +39,8 @@ BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` p
 class Runtime:
     """Where a run computes: made by `Runtime.start`, which also joins the ranks that `torchrun` started.
 
-    precision: "fp32" or "bf16" (autocast; weights and losses stay float32). reason: why it was picked.
+    precision: "fp32" or "bf16" (autocast; weights and losses stay float32). reason: why it was picked. shard: each of
+    several ranks holds a part of every weight, where it would else hold all of them; see `sharded`.
     """
 
     device: torch.device
@@ -46,9 +48,10 @@ class Runtime:
     reason: str
     rank: int = 0
     world: int = 1
+    shard: bool = False
 
     @classmethod
-    def start(cls, device: str = "auto", precision: Precision = "auto") -> Runtime:
+    def start(cls, device: str = "auto", precision: Precision = "auto", shard: bool = False) -> Runtime:
         """Resolves `auto`; under torchrun (WORLD_SIZE > 1) joins the process group, one device per rank."""
         world = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
@@ -64,7 +67,7 @@ class Runtime:
             choice = [picked]
             dist.broadcast_object_list(choice, src=0)
             picked = choice[0]
-        return cls(where, picked, reason, rank, world)
+        return cls(where, picked, reason, rank, world, shard)
 
     @property
     def main(self) -> bool:
@@ -78,17 +81,23 @@ class Runtime:
         return nullcontext()
 
     def wrap(self, method: nn.Module, compile: bool = False) -> nn.Module:
-        """Moves the method to the device and compiles its nets; DDP around it where there are ranks.
+        """Moves the method to the device and compiles its nets; DDP around it, or shards, where there are ranks.
 
         Returns the module to call for a differentiated forward. BatchNorm stays local to a rank (each
         normalizes by its own rows).
         """
-        method.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        sharded = self.shard and self.world > 1
+        if sharded:
+            from ssl_lab.engine.sharded import shard  # FSDP takes a second to import
+
+            shard(method, self.device)
+        else:
+            place(method, self.device)
         if compile:
             for module in method.modules():
                 if isinstance(module, Net):
                     module.compile()
-        if self.world == 1:
+        if self.world == 1 or sharded:
             return method
         ddp = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14
@@ -147,12 +156,16 @@ class Runtime:
         return values
 
     @contextmanager
-    def noticing_lost_ranks(self) -> Iterator[None]:
-        """Within it, the loss of another rank is a RunFailedError that says so."""
+    def explaining_failures(self) -> Iterator[None]:
+        """Within it, the loss of another rank is a RunFailedError that says so, and a method that cannot be sharded a
+        UsageError."""
         try:
             yield
         except RuntimeError as error:
             text = " ".join(str(error).split())
+            if self.shard and MIXED in text:
+                raise UsageError("this method reads weights of a net otherwise than by passing images through the net, "
+                                 "and finds only a part of them in a sharded run; leave out --shard") from error
             if self.world == 1 or not (isinstance(error, dist.DistError) or any(word in text for word in LOST)):
                 raise
             raise RunFailedError(f"rank {self.rank} lost another rank, which ended or was silent for {PATIENCE}; its "

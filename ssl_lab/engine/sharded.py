@@ -8,7 +8,6 @@ what any other number wrote. torch's own file format is not used, for it unpickl
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -29,14 +28,13 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from ssl_lab.engine.checkpoint import check_files, list_files
+from ssl_lab.engine.weights import is_sharded
 from ssl_lab.errors import UsageError
-from ssl_lab.files import cannot_write, write_text
+from ssl_lab.files import cannot_write
 from ssl_lab.nets import Net
 
 M = TypeVar("M", bound=nn.Module)
-
-_FILES = "files.json"
-"""Written last: names the checkpoint's files and their bytes, so that one that is torn is known as such."""
 
 
 def shard(method: M, device: torch.device) -> M:
@@ -47,8 +45,12 @@ def shard(method: M, device: torch.device) -> M:
     as the nets do that they follow; buffers stay whole on each rank. Build the optimizer afterwards. The method is
     returned, to be called as ever; its gradients are means over the ranks.
 
-    Weights keep torch's default memory format: those of `channels_last` cannot be cut into parts.
+    Weights keep torch's default memory format: those of `channels_last` cannot be cut into parts. UsageError if a net
+    is sharded already.
     """
+    if is_sharded(method):
+        raise UsageError("a net of this method belongs to an earlier sharded run; load that run's model.safetensors "
+                         "into a new one: net(..., weights=FILE)")
     method.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     nets = [module for module in method.modules() if isinstance(module, Net) and hasattr(module, "backbone")]
@@ -114,8 +116,7 @@ def save_sharded(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
             save(_tensors(method, optimizer),
                  storage_writer=HuggingFaceStorageWriter(str(path), save_distributed=True))
         if main:
-            sizes = {file.name: file.stat().st_size for file in sorted(path.glob("*.safetensors"))}
-            write_text(path / _FILES, json.dumps(sizes, indent=1) + "\n")
+            list_files(path)
         _meet()
     except OSError as error:
         raise cannot_write(path, error) from error
@@ -128,13 +129,7 @@ def load_sharded(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
 
     Only tensors are read, and no code is run. UsageError if the checkpoint is missing, torn, or of another method.
     """
-    try:
-        sizes = json.loads((path / _FILES).read_text(encoding="utf-8"))
-        torn = [name for name, size in sizes.items() if (path / name).stat().st_size != size]
-    except (OSError, ValueError, AttributeError):
-        raise UsageError(f"{path} holds no whole checkpoint of a sharded run") from None
-    if torn:
-        raise UsageError(f"{path / torn[0]} is damaged: it has not the {sizes[torn[0]]} bytes that were written")
+    check_files(path)
     reader = HuggingFaceStorageReader(str(path))
     with _readable(path):
         saved = {name: tensor.size for name, tensor in reader.read_metadata().state_dict_metadata.items()
@@ -152,13 +147,6 @@ def load_sharded(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer
                          f"{len(differ) - 1} more tensors differ")
     with _readable(path), _one_process_will_do():
         load(state, storage_reader=reader)
-
-
-def keep_only(folder: Path, name: str) -> None:
-    """Removes the sharded checkpoints of a run's folder but `name`; the first rank calls it when that one counts."""
-    for path in folder.glob("sharded-*"):
-        if path.name != name:
-            shutil.rmtree(path, ignore_errors=True)
 
 
 def _tensors(method: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

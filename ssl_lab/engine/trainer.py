@@ -29,7 +29,7 @@ import torch
 
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
-from ssl_lab.engine import checkpoint, evaluate
+from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
@@ -55,8 +55,9 @@ class Trainer:
     that pass the net one after another, each with its own batch statistics, their gradients averaged; "auto" times
     a few steps and records how many were fastest. forward: "split" passes the views that only make targets by
     themselves, without gradient (see `Method.set_forward`). clip: largest norm of the gradient. compile: "on"
-    compiles the method's nets, "auto" does if a few timed steps are faster then. evaluations: points of the accuracy
-    curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
+    compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of several ranks each holds a
+    part of every weight, during the run and after it (see `sharded`). evaluations: points of the accuracy curve, at
+    which also the monitors measure. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -68,6 +69,7 @@ class Trainer:
     device: str = "auto"
     precision: Precision = "auto"
     compile: Compile = "off"
+    shard: bool = False
     micro_batches: int | Literal["auto"] = 1
     forward: Forward = "joint"
     clip: float | None = None
@@ -94,8 +96,8 @@ class Trainer:
         if method.net.classes != pool.classes:
             raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
                              f"build it with classes={pool.classes}")
-        runtime = Runtime.start(self.device, self.precision)
-        with runtime.noticing_lost_ranks():
+        runtime = Runtime.start(self.device, self.precision, self.shard)
+        with runtime.explaining_failures():
             saved = runtime.from_first(self._saved)
             if saved and self.precision == "auto":
                 runtime = replace(runtime, precision=saved["precision"])
@@ -140,7 +142,7 @@ class _Run:
         """The settings as they were resolved: the same ones repeat the run."""
         own = {"method": self.method.name, "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled,
                "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
-               "clip": self.trainer.clip}
+               "clip": self.trainer.clip, "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
                 "micro_batches": self.micro_batches, "compile": self.compile}
@@ -148,10 +150,11 @@ class _Run:
     def _restore(self, saved: dict[str, Any]) -> None:
         now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
         check_same(saved["config"] | {"split": saved["split"]}, now, self.folder.path)
-        checkpoint.restore(saved, self.folder.path, method=self.method, optimizer=self.optimizer)
+        weights.restore(saved, self.folder.path, self.method, self.optimizer)
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
         self.meter.load([row for rows in mine for row in rows])
-        self.start, self.seconds, self.folder.rows = int(saved["step"]), float(saved["seconds"]), saved["rows"]
+        self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
+        self.folder.rows, self.folder.sharded = saved["rows"], saved.get("sharded")
 
     def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
         """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace.
@@ -236,8 +239,9 @@ class _Run:
         meter = self.runtime.of_all(self.meter.state())  # stops here if a loss was not finite
         if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
             raise NonFiniteLossError(f"the weights are not finite after step {done - 1}")
-        self.folder.save({"method": self.method.state_dict(), "optimizer": self.optimizer.state_dict(),
-                          "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
+        folder = self.folder.path / f"sharded-{done}"
+        state = weights.save(self.method, self.optimizer, folder if self.runtime.shard else None)
+        self.folder.save({**state, "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
                           "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"]})
         self.runtime.wait()
 
@@ -252,6 +256,6 @@ class _Run:
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
-        self.folder.finish(predictor, summary)
+        self.folder.finish(weights.whole_state(predictor), summary)
         self.runtime.wait()
         return Result(summary, self.method, self.folder.path)

@@ -8,6 +8,7 @@ import torch
 from ssl_lab.batch import At
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
+from ssl_lab.engine.weights import place, whole
 from ssl_lab.features.search import FloatArray
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval, ViewFactory
@@ -25,9 +26,9 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     batch = batch or batch_of(pool, runtime)
     was_training = net.training
     # Outside of inference mode, in which weights that move could never be trained again.
-    net.eval().to(runtime.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    place(net.eval(), runtime.device)
     features = np.empty((len(indices), net.features_dim), dtype=np.float32)
-    with torch.inference_mode():
+    with whole(net), torch.inference_mode():
         for start in range(0, len(indices), batch):
             rows = indices[start:start + batch]
             images = pool.images.take(rows).to(runtime.device)
