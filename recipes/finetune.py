@@ -1,23 +1,40 @@
-"""Few labels on a pretrained net: fine-tune it, all or its last blocks, by any method that classifies.
+"""Few labels on a pretrained net: fine-tune all of it, its last blocks, its biases or low-rank updates of its weights.
 
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 500
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 40 --method fixmatch --steps 1000
     python recipes/finetune.py --from timm/tf_efficientnet_lite0 --pretrained --data cifar10 --image-size 128 \\
-        --labels 250 --train-blocks 2 --steps 300
+        --labels 250 --learn lora --steps 300
+    python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 300 --trials 20 --resume auto
 
 --from takes the folder of a run, a .safetensors file (with --net if it does not lie in a run's folder), or a timm model
-with --pretrained or --weights FILE. The run's model.safetensors is the whole net.
+with --pretrained or --weights FILE. Any method that classifies may train it. The run's model.safetensors is the whole
+net, into whose weights the updates of LoRA are merged.
+
+--trials tunes --lr and --weight-decay on validation images (those of --valid, else a fifth of the labels), and then
+trains once more on all labels, validation images too. Test images are looked at once, after that. Killed at whatever
+moment, the same command goes on with --resume auto.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import tyro
 
 import ssl_lab as sl
 from ssl_lab import presets
-from ssl_lab.nets.start import freeze, start_net
+from ssl_lab.engine import Callback, ShowProgress
+from ssl_lab.engine.tune import tune, tuning_pools
+from ssl_lab.errors import UsageError
+from ssl_lab.nets.lora import add_lora, merged
+from ssl_lab.nets.start import freeze, freeze_weights, start_net
 from ssl_lab.optim import with_rates
+
+# The papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for the backbone at a
+# tenth of --lr; `decay` is the product of learning rate and weight decay.
+SPACE = {"lr": (1e-3, 1.0), "decay": (1e-6, 1e-3)}
+RATES = {"all": 0.1, "lora": 0.3, "biases": 1.0}
 
 
 @dataclass
@@ -28,10 +45,16 @@ class Settings(sl.Settings):
     """Name of the method (see `ssl-lab list methods`)."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
+    learn: Literal["all", "biases", "lora"] = "all"
+    """What of the backbone learns; lora: updates of --rank (pip install "ssl_lab[peft]")."""
     train_blocks: int | None = None
-    """Train only the last so many blocks of the backbone, and the head; 0: the head alone (default: all)."""
-    backbone_rate: float = 0.1
-    """The backbone's learning rate, relative to the head's."""
+    """Of --learn all, only the last so many blocks; 0: the head alone."""
+    rank: int = 8
+    """Of LoRA."""
+    backbone_rate: float | None = None
+    """The backbone's learning rate, relative to the head's (default: 0.1; 0.3 for lora, 1 for biases)."""
+    trials: int = 0
+    """Tune --lr and --weight-decay in so many trials (pip install "ssl_lab[tune]")."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
@@ -45,17 +68,57 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    if settings.trials:
+        settings, pool = tuned(settings, pool)
+    print(fit(settings, pool, monitors=[sl.PseudoLabels()]))
+
+
+def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     net = start_net(settings.start, pool.classes, pool.style, settings.net, settings.pretrained, settings.weights,
                     settings.seed)
     settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
-    if settings.train_blocks is not None:
-        freeze(net, settings.train_blocks)
+    choose_what_learns(net, settings, pool)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **settings.arguments})
+    if settings.learn == "lora":
+        learner = method.predictor
+        method.predictor = lambda: merged(learner())
     optimizer = sl.SGD(lr=sl.schedule.cosine(settings.lr), weight_decay=settings.weight_decay)
     if settings.train_blocks != 0:
-        optimizer = with_rates(optimizer, {"net.backbone": sl.schedule.cosine(settings.lr * settings.backbone_rate)})
-    trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
-    print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
+        factor = RATES[settings.learn] if settings.backbone_rate is None else settings.backbone_rate
+        optimizer = with_rates(optimizer, {"net.backbone": sl.schedule.cosine(settings.lr * factor)})
+    return sl.Trainer(optimizer=optimizer, **settings.trainer() | trainer).fit(
+        method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
+
+
+def choose_what_learns(net: sl.Net, settings: Settings, pool: sl.Pool) -> None:
+    if settings.train_blocks is not None:
+        if settings.learn != "all":
+            raise UsageError(f"--train-blocks and --learn {settings.learn} exclude each other; give one")
+        freeze(net, settings.train_blocks)
+    elif settings.learn == "biases":
+        freeze_weights(net)
+    elif settings.learn == "lora":
+        add_lora(net, settings.rank, pool.style, settings.seed)
+
+
+def tuned(settings: Settings, pool: sl.Pool) -> tuple[Settings, sl.Pool]:
+    """The settings with the best learning rate and weight decay, and the pool in which validation images train too."""
+    if settings.steps is None:
+        raise UsageError("--trials needs --steps, so that all trials have the same length")
+    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
+    settings = replace(settings, out=out, resume=settings.resume and "auto")
+    trials, everything = tuning_pools(pool, settings.seed)
+
+    def chosen(values: Mapping[str, float]) -> dict[str, float]:
+        return {"lr": values["lr"], "weight_decay": values["decay"] / values["lr"]}
+
+    def run(values: Mapping[str, float], out: Path, watch: Callback) -> float:
+        trial = replace(settings, **chosen(values), out=out, resume=None, trials=0)
+        return float(fit(trial, trials, callbacks=[ShowProgress(), watch]).summary["valid_accuracy"])
+
+    config = settings.plain() | {"trials": None, "split": trials.manifest()["hash"]}
+    best = tune(run, SPACE, settings.trials, out, settings.seed, config, resume=settings.resume is not None)
+    return replace(settings, **chosen(best)), everything
 
 
 if __name__ == "__main__":

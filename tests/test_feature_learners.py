@@ -1,14 +1,24 @@
 """Learners on frozen features against slow references in float64, scikit-learn, and the systems they solve."""
 
+import functools
+
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
 from ssl_lab.errors import UsageError
-from ssl_lab.features import LEARNERS, ensemble, label_propagation, linear_probe, nearest_prototype, weighted_knn
+from ssl_lab.features import (
+    LEARNERS,
+    ensemble,
+    label_propagation,
+    linear_probe,
+    nearest_prototype,
+    propagation,
+    weighted_knn,
+)
 from ssl_lab.features import probe as probing
 from ssl_lab.features.propagation import affinity, diffuse, propagated
-from ssl_lab.features.search import unit
+from ssl_lab.features.search import top_k, unit
 from ssl_lab.features.self_training import balanced, self_training
 
 
@@ -223,6 +233,30 @@ def test_labels_flow_along_the_data_where_neighbors_alone_are_wrong():
     alone = weighted_knn(arcs, labels, arcs, 2).argmax(axis=1)
     assert (spread == truth).all()
     assert (alone == truth).mean() < 0.8
+
+
+def test_a_kept_graph_gives_the_same_and_is_built_once_for_all_labels(monkeypatch):
+    (features, truth), (queries, _) = blobs(60), blobs(20, seed=1)
+    calls, kept, both = [], {}, ["affinity", "top_k"]
+
+    def counted(function):
+        @functools.wraps(function)
+        def call(*arguments):
+            calls.append(function.__name__)
+            return function(*arguments)
+        return call
+
+    for function in (affinity, top_k):
+        monkeypatch.setattr(propagation, function.__name__, counted(function))
+    for rows, asked, k, built in ((features, queries, 6, both), (features, queries, 6, []),
+                                  (features, queries[:9], 6, ["top_k"]), (features[1:], queries[:9], 6, both),
+                                  (features[1:], queries[:9], 5, both)):
+        for per_class in (1, 3):
+            labels = few(truth, per_class)[-len(rows):]
+            plain = label_propagation(rows, labels, asked, 3, k)
+            calls.clear()
+            np.testing.assert_array_equal(label_propagation(rows, labels, asked, 3, k, kept=kept), plain)
+            assert calls == (built if per_class == 1 else [])
 
 
 def test_rows_that_no_label_reaches_are_undecided():

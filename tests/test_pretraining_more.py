@@ -161,8 +161,9 @@ def _diverged(method):
     return method
 
 
-def test_dino_against_its_equation():
-    method = _diverged(_method("dino", temperature=0.2, teacher_temperature=0.05))
+@pytest.mark.parametrize("norm", [False, True])
+def test_dino_against_its_equation(norm):
+    method = _diverged(_method("dino", temperature=0.2, teacher_temperature=0.05, norm=norm))
     student, teacher = _z(method), copy.deepcopy(method).target(_both()).chunk(2)
     center, expected = method.center.tolist(), 0.0
     for taught, learning in ((teacher[0], student[1]), (teacher[1], student[0])):
@@ -227,6 +228,17 @@ def test_the_outputs_of_dinos_head_are_cosines():
                  for w in head[-1].weight.tolist()] for h in hidden]
     torch.testing.assert_close(head(x), torch.tensor(expected, dtype=torch.float64))
     assert [type(layer).__name__ for layer in head] == ["Linear", "GELU", "Linear", "GELU", "Linear", "Linear"]
+    normed = _method("dino", norm=True).projector
+    assert [type(layer).__name__ for layer in normed] == ["Linear", "BatchNorm1d", "GELU"] * 2 + ["Linear", "Linear"]
+    assert torch.equal(normed[0].weight, head[0].weight)
+
+
+def test_norm_tells_apart_what_has_a_large_common_part():
+    x = 100 + _random(20, 16)
+    plain, normed = (normalize(nn.Sequential(*list(_method("dino", norm=norm).projector)[:-1])(x), dim=1)
+                     for norm in (False, True))
+    assert (plain @ plain.T).mean() > 0.99
+    assert (normed @ normed.T).mean() < 0.2
 
 
 @pytest.mark.parametrize("name", ["dino", "swav"])

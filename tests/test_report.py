@@ -9,6 +9,7 @@ import os
 import re
 import statistics
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -228,6 +229,35 @@ def test_svg_ids_are_unique_in_a_page_and_references_resolve() -> None:
     ids = re.findall(r'\bid="([^"]+)"', page)
     assert len(ids) == len(set(ids)) > 0
     assert set(re.findall(r'(?:url\(|href=")#([^")]+)', page)) <= set(ids)
+
+
+def ticked(svg: str) -> dict[str, float]:
+    """The labels of the x axis -> where they stand."""
+    root = ElementTree.fromstring(svg)
+    texts = [text for text in root.iter("{http://www.w3.org/2000/svg}text") if re.fullmatch(r"[\d.]+", text.text or "")]
+    bottom = max(float(text.attrib["y"]) for text in texts)
+    return {text.text or "": float(text.attrib["x"]) for text in texts if float(text.attrib["y"]) == bottom}
+
+
+def test_counts_are_ticked_as_such_on_a_log_axis() -> None:
+    counts = np.array([10.0, 40.0, 250.0, 4000.0])
+    line = Band(counts, np.array([0.1, 0.5, 0.6, 0.9]), np.full(4, 0.05))
+    places = ticked(curves({"a": line, "b": Band(counts[1:3], line.mean[1:3], line.spread[1:3])}, "y", log=True))
+    assert sorted(places, key=places.__getitem__) == ["10", "40", "250", "4000"]
+    steps = np.diff(np.log10(counts)), np.diff([places[name] for name in ("10", "40", "250", "4000")])
+    np.testing.assert_allclose(steps[1] / steps[1].sum(), steps[0] / steps[0].sum(), atol=0.01)
+    assert curves({"a": line}, "y", log=True) == curves({"a": line}, "y", log=True)
+    assert "nothing was logged" in curves({}, "y", log=True)
+
+
+def test_ticks_of_a_log_axis_do_not_touch() -> None:
+    counts = np.arange(1.0, 200.0)
+    places = ticked(curves({"a": Band(counts, counts / 200, np.full(len(counts), np.nan))}, "y", log=True))
+    order = sorted(places.items(), key=lambda item: item[1])
+    assert order[-1][0] == "199"
+    assert len(order) > 8
+    for (left, start), (right, stop) in pairwise(order):
+        assert stop - start > 3.5 * (len(left) + len(right))
 
 
 def test_color_comes_from_the_place_and_an_empty_band_keeps_it() -> None:

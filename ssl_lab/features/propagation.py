@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
@@ -57,8 +61,13 @@ def diffuse(graph: sparse.csr_array, seeds: NDArray[np.float64], alpha: float = 
     return found
 
 
+Kept = dict[str, tuple[str, Any]]
+"""What was computed of some arrays: name -> (hash of the arrays, result)."""
+
+
 def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, k: int = 50,
-                      gamma: float = 3.0, alpha: float = 0.99, temperature: float = 0.07) -> FloatArray:
+                      gamma: float = 3.0, alpha: float = 0.99, temperature: float = 0.07,
+                      kept: Kept | None = None) -> FloatArray:
     """Diffuses the labels over all rows, labeled or not, and lets each query's k neighbors vote
     (Iscen et al. 2019, arXiv 1904.04717).
 
@@ -68,12 +77,27 @@ def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
     with more labels do not win by number. The paper then trains a net on p; here a query takes the mean of p over
     its k nearest rows, weighted by exp(cosine / temperature). Shapes as in `weighted_knn`. A row (and a query all of
     whose neighbors are such) that no label reaches gets equal probabilities.
+
+    kept: where the graph and the queries' neighbors, which take nearly all of the time, stay for the next call:
+    `partial(label_propagation, kept={})` is a learner for many sets of labels on the same rows.
     """
     rows, known = matrix(features, "features"), check_labels(labels, classes)
-    k = min(k, len(rows) - 1)
-    beliefs = propagated(affinity(rows, k, gamma), known, classes, alpha)
-    cosines, near = top_k(queries, rows, k)
-    return vote(cosines, beliefs[near], temperature)
+    k, kept = min(k, len(rows) - 1), {} if kept is None else kept
+    graph = _once(kept, affinity, rows, k, gamma)
+    cosines, near = _once(kept, top_k, matrix(queries, "queries", rows.shape[1]), rows, k)
+    return vote(cosines, propagated(graph, known, classes, alpha)[near], temperature)
+
+
+def _once(kept: Kept, function: Callable[..., Any], *arguments: Any) -> Any:
+    """function(*arguments), from `kept` if these were its last arguments."""
+    digest = hashlib.sha256()
+    for part in arguments:
+        digest.update(f"{np.shape(part)}".encode())
+        digest.update(np.ascontiguousarray(part).data)
+    name, key = function.__name__, digest.hexdigest()
+    if kept.get(name, ("", None))[0] != key:
+        kept[name] = key, function(*arguments)
+    return kept[name][1]
 
 
 def propagated(graph: sparse.csr_array, labels: ArrayLike, classes: int, alpha: float = 0.99) -> FloatArray:

@@ -61,6 +61,16 @@ def freeze(net: Net, blocks: int) -> None:
                 setattr(owner, name, freeze_batch_norm_2d(child))
 
 
+def freeze_weights(net: Net) -> None:
+    """Lets the biases of the backbone learn, those of BatchNorm too, and the head (BitFit, Zaken et al. 2021, arXiv
+    2106.10199). UsageError if there are none."""
+    biases = [name for name, _ in net.backbone.named_parameters() if name.endswith("bias")]
+    if not biases:
+        raise UsageError(f"{net.name} has no biases that could learn")
+    for name, parameter in net.backbone.named_parameters():
+        parameter.requires_grad_(name in biases)
+
+
 def _after(backbone: nn.Module, parent: nn.Module, members: list[str]) -> list[nn.Parameter]:
     """The backbone's parameters from those of the first of the members on, in the order of registration."""
     first = next(parent.get_submodule(members[0]).parameters())

@@ -2,11 +2,13 @@
 
 from ssl_lab.report.html import Report
 from ssl_lab.report.images import image_grid
+from ssl_lab.report.map import image_map, in_two_dimensions
 from ssl_lab.report.metrics import Band, Row, band, mean_and_spread, read_metrics, series
 from ssl_lab.report.plots import curves, heat_map
 from ssl_lab.report.stages import stage_report, stage_table
 from ssl_lab.report.tables import Column, Table, mean_spread
 from ssl_lab.report.text import Markup
 
-__all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "band", "curves", "heat_map",
-           "image_grid", "mean_and_spread", "mean_spread", "read_metrics", "series", "stage_report", "stage_table"]
+__all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "band", "curves", "heat_map", "image_grid",
+           "image_map", "in_two_dimensions", "mean_and_spread", "mean_spread", "read_metrics", "series",
+           "stage_report", "stage_table"]

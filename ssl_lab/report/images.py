@@ -50,10 +50,17 @@ def image_grid(images: ArrayLike, captions: Sequence[str] = (), columns: int | N
 
 
 def _cell(image: NDArray[np.uint8], caption: str, shown: int) -> str:
-    file = io.BytesIO()
-    channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
-    Image.fromarray(channels_last.squeeze(2) if len(image) == 1 else channels_last).save(file, "png")
-    data = base64.b64encode(file.getvalue()).decode()
     text = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    return (f'<figure><img src="data:image/png;base64,{data}" alt="{escape(caption)}" width="{shown}" '
+    return (f'<figure><img src="{png(image)}" alt="{escape(caption)}" width="{shown}" '
             f'height="{round(shown * image.shape[1] / image.shape[2])}">{text}</figure>')
+
+
+def png(image: NDArray[np.uint8], side: int | None = None) -> str:
+    """A data URL of an image, uint8 [1 or 3, H, W]; made smaller if it has more pixels a side than `side`."""
+    channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))
+    picture = Image.fromarray(channels_last.squeeze(2) if len(image) == 1 else channels_last)
+    if side:
+        picture.thumbnail((side, side))
+    file = io.BytesIO()
+    picture.save(file, "png")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

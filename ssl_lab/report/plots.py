@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import EngFormatter, MaxNLocator
+from matplotlib.ticker import EngFormatter, FixedLocator, MaxNLocator, NullLocator
 from rich.cells import cell_len
 from rich.text import Text
 
@@ -41,10 +41,12 @@ RC = {"svg.fonttype": "none", "svg.hashsalt": "ssl_lab", "font.family": "sans-se
       "text.color": INK, "axes.linewidth": 0.8, "lines.linewidth": 2.0}
 
 
-def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent: bool = False) -> Markup:
+def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent: bool = False,
+           log: bool = False) -> Markup:
     """Labeled lines with shaded bands (mean ± spread), as an SVG that may stand in a page beside others.
 
-    y, x: what the axes show, with their units. percent: the values are fractions, shown times 100 with "(%)".
+    y, x: what the axes show, with their units. percent: the values are fractions, shown times 100 with "(%)". log: x is
+    positive and on a log scale, where the values themselves are ticked, as far as there is room, e.g. counts of labels.
     Each label stands beside the end of its line. A line's color and dashes come from its place in `lines`:
     pass the same labels to each figure of a page. An empty band is not drawn but keeps its place. Of a line
     with more than 300 points, equal groups of neighbors are averaged.
@@ -66,6 +68,8 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
             axes.plot(line.x, line.mean, color=color, linestyle=dashes,
                       marker="o" if len(line.x) <= 12 else "", markersize=4.5)
         _dress(axes, x, percent)
+        if log and drawn:
+            axes.set_xscale("log")
         if not drawn:
             axes.text(0.5, 0.5, "nothing was logged", transform=axes.transAxes, ha="center", alpha=0.6)
             axes.set(xticks=[], yticks=[])
@@ -74,9 +78,11 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
         right += SWATCH
         axes.set_position((left / WIDTH, BOTTOM / height, (WIDTH - left - right) / WIDTH,
                            (height - TOP - BOTTOM) / height))
+        if log and drawn:
+            _tick_values(axes, np.unique(np.concatenate([line.x for _, _, line in drawn])))
         figure.text(0, 1 - FONT / height, y, va="center_baseline", weight="bold", size=FONT + 1,
                     parse_math=False)
-        ends = np.array([axes.transData.transform((0, line.mean[-1]))[1] for _, _, line in drawn])
+        ends = np.array([axes.transData.transform((line.x[-1], line.mean[-1]))[1] for _, _, line in drawn])
         for (label, (color, dashes), _), end in zip(drawn, _apart(ends, BOTTOM, height - TOP), strict=True):
             start, stop = WIDTH - right + 8, WIDTH - right + SWATCH
             figure.add_artist(Line2D([start / WIDTH, stop / WIDTH], [end / height] * 2, color=color,
@@ -145,6 +151,27 @@ def _dress(axes: Any, x: str, percent: bool) -> None:
     axes.set_axisbelow(True)
     axes.spines[["left", "right", "top"]].set_visible(False)
     axes.spines["bottom"].set_alpha(0.4)
+
+
+def _tick_values(axes: Any, values: FloatArray) -> None:
+    """Ticks at these values, as plain numbers; of two that would touch, only at the larger one."""
+    places = axes.transData.transform(np.column_stack([values, np.zeros(len(values))]))[:, 0]
+    ticks: list[float] = []
+    free = np.inf
+    for value, place in reversed([*zip(values.tolist(), places.tolist(), strict=True)]):
+        half = 0.3 * FONT * (len(_plain(value)) + 1)
+        if place + half <= free:
+            ticks.append(value)
+            free = place - half
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(lambda tick, _: _plain(tick))
+    for tick in axes.get_xticklabels():
+        tick.set_alpha(0.75)
+
+
+def _plain(value: float) -> str:
+    return f"{value:.6g}"
 
 
 def _apart(positions: FloatArray, low: float, high: float) -> FloatArray:

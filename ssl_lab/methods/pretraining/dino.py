@@ -39,8 +39,9 @@ class DINO(Pretraining):
     temperature, teacher_temperature: T and T'. momentum: rises to 1; nearer to it for small batches (the authors advise
     0.9995 for 256). center_momentum: decay of c. frozen: share of the run in which the last layer does not learn, an
     epoch in the paper. hidden, dim, outputs: values in the projector's hidden layers and in its bottleneck, and
-    directions. seed: of the projector. logs: `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all
-    images have come to look alike (try a lower teacher_temperature).
+    directions. norm: BatchNorm in the hidden layers, an option of the authors' code; it takes away the large part that
+    the features of a convolutional net have in common at first. seed: of the projector. logs: `teacher_entropy`, of P';
+    if it stays at 0 or at log outputs, all images have come to look alike (try a lower teacher_temperature).
     """
 
     name = "dino"
@@ -51,11 +52,11 @@ class DINO(Pretraining):
 
     def __init__(self, net: Net, temperature: Scalar = 0.1, teacher_temperature: Scalar = TEACHER_TEMPERATURE,
                  momentum: Scalar = MOMENTUM, center_momentum: Scalar = 0.9, frozen: float = 0.01, hidden: int = 2048,
-                 dim: int = 256, outputs: int = 65536, ema: Scalar = 0.0, seed: int = 0) -> None:
+                 dim: int = 256, outputs: int = 65536, norm: bool = False, ema: Scalar = 0.0, seed: int = 0) -> None:
         super().__init__(net, ema)
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.momentum, self.center_momentum, self.frozen = momentum, center_momentum, frozen
-        self.projector = dino_head(net.features_dim, hidden, dim, outputs, seed)
+        self.projector = dino_head(net.features_dim, hidden, dim, outputs, norm, seed)
         self.target = Target(net, self.projector)
         self.register_buffer("center", torch.zeros(outputs))
         self._seen: dict[int, Tensor] = {}  # the teacher's mean output in each micro-batch, for `after_step`
@@ -93,15 +94,19 @@ class DINOHead(Head):
             return F.linear(F.normalize(x.to(directions.dtype), dim=1), directions)
 
 
-def dino_head(features: int, hidden: int, dim: int, outputs: int, seed: int) -> DINOHead:
-    """Three linear layers with GELU between them, then `outputs` directions; a pure function of the seed."""
+def dino_head(features: int, hidden: int, dim: int, outputs: int, norm: bool, seed: int) -> DINOHead:
+    """Three linear layers with GELU (after BatchNorm, if `norm`) between them, then `outputs` directions; a pure
+    function of the seed."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed_of(seed, "dino head"))
-        layers = nn.Linear(features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
-        for layer in layers:
+        linear = nn.Linear(features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
+        for layer in linear:
             nn.init.trunc_normal_(layer.weight, std=0.02)
             nn.init.zeros_(layer.bias)
-        return DINOHead(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2], nn.Linear(dim, outputs, bias=False))
+        layers: list[nn.Module] = []
+        for layer in linear[:2]:
+            layers += [layer, *([nn.BatchNorm1d(hidden)] if norm else []), nn.GELU()]
+        return DINOHead(*layers, linear[2], nn.Linear(dim, outputs, bias=False))
 
 
 def hold(weight: Tensor, frozen: bool) -> Tensor:
