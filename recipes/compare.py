@@ -8,23 +8,9 @@ resumed, so the same command goes on where it stopped; with more methods or seed
 supervised baseline is always there, and tuned: the best of two views and three learning rates by validation images
 (and their labels) of another split, which no method gets. The methods are not tuned (see `ssl_lab/presets.py`).
 
-MNIST, 40 labels, 1,000 steps (the second command; 21 seconds supervised, 41 to 312 with unlabeled images and 855 with
-exemplars, on one crowded core of an AMD EPYC), test accuracy (%), mean ± standard deviation over seeds 0 and 1: abc
-98.7 ± 0.2, comatch 98.6 ± 0.3, simmatch 98.4 ± 0.0, remixmatch 98.3 ± 0.1, adamatch 98.1 ± 0.0, freematch 98.1 ± 0.2,
-uda 98.1 ± 0.5, flexmatch 98.0 ± 0.0, darp 98.0 ± 0.0, fixmatch 98.0 ± 0.2, softmatch 97.9 ± 0.0, hiermatch 97.9 ±
-0.2, reference_prior 97.8 ± 0.1, defixmatch 97.4 ± 0.3, mixmatch 97.1 ± 0.2, dash 95.7 ± 3.4, pi_model 94.2 ± 0.7,
-pseudo_label 92.5 ± 0.8, s4l_exemplar 90.6 ± 0.9, supervised (strong view, learning rate 0.1) 89.7 ± 0.8; no better
-than that: noisy_student 89.7 ± 3.2, vat 89.1 ± 0.9, ict 79.8 ± 0.7, temporal_ensembling 78.5 ± 3.3, mean_teacher 71.1
-± 0.3, s4l 64.6 ± 2.4. All these but noisy_student see weak views alone; the baseline was tuned to strong ones.
-
-CIFAR-10, 250 labels (`--methods fixmatch,mean_teacher,mixmatch,uda,flexmatch,freematch --seeds 1 --steps 2000 --net
-tiny_48`, 15 to 27 minutes each there), one seed: mixmatch 44.2, freematch 43.6, supervised (tuned) 42.0, uda 42.0,
-flexmatch 42.0, fixmatch 40.9, mean_teacher 36.0. So few steps are too few; see recipes/fixmatch.py for three times as
-many.
-
-Long-tailed MNIST (`--methods fixmatch,abc,darp --labels 200 --imbalance 100 --seeds 3 --steps 600`), balanced
-accuracy over 3 seeds: abc 78.9 ± 4.7, darp 77.9 ± 2.0, fixmatch 76.0 ± 3.3, supervised (tuned: weak view) 73.5 ± 2.8.
-Seeds differ more than methods: seed by seed abc is ahead of FixMatch by 2.8, 0.8 and 5.2, darp by 0.6, 3.3 and 1.9.
+MNIST, 40 labels, 1,000 steps, test accuracy (%) over seeds 0 and 1, 41 to 312 seconds each on one crowded core: abc
+98.7 ± 0.2, comatch 98.6 ± 0.3, simmatch 98.4 ± 0.0, ... fixmatch 98.0 ± 0.2, ... supervised, tuned, 89.7 ± 0.8 (21 s).
+`tests/benchmarks/README.md` has all of it, CIFAR-10, and long-tailed MNIST.
 """
 
 import itertools

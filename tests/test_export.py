@@ -15,6 +15,7 @@ from torch import nn
 from ssl_lab import export as exporting
 from ssl_lab.batch import Style
 from ssl_lab.engine.folder import RunFolder
+from ssl_lab.engine.weights import whole_state
 from ssl_lab.errors import UsageError
 from ssl_lab.export import Exported, export, finished
 from ssl_lab.methods import METHODS
@@ -37,7 +38,7 @@ def run_folder(folder: Path, name: str = "tiny_4", method: str = "supervised", *
                 module.running_var.uniform_(0.5, 2, generator=draw)
     run = RunFolder(folder)
     run.begin(settings, {}, 0)
-    run.finish(model, {"method": method})
+    run.finish(whole_state(model), {"method": method})
     return folder
 
 

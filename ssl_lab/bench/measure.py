@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ssl_lab.engine import Runtime
+from ssl_lab.engine.runtime import return_freed_memory
 from ssl_lab.errors import UsageError
 
 T = TypeVar("T")
@@ -132,6 +133,7 @@ def peak_memory(action: Callable[[], object], runtime: Runtime) -> int:
     if runtime.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(runtime.device)
     else:
+        return_freed_memory()
         try:
             Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets VmHWM
         except OSError:

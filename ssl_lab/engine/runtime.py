@@ -214,6 +214,12 @@ def keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+def return_freed_memory() -> None:
+    """Gives the system what `keep_freed_memory` kept so far, so that memory in use can be told from it."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     """`auto` is the rank's GPU, or the CPU. An absent device is a UsageError."""
     if device == "auto":
