@@ -4,7 +4,9 @@
     python recipes/openset.py --method opencos --data mnist --other cifar10 --share 0.5 --labels 40 --steps 1000
 
 OpenCoS knows an image of no class by its embedding, of SimCLR as in the paper, trained here first on the same images.
-Without --other, nothing is mixed in.
+On 60,000 unlabeled images, of which half are photographs, it took 22,931 and 27,051 for digits (seeds 1 and 2). Test
+accuracy over seeds 0 to 2, in two minutes each: OpenCoS 96.6 ± 0.2%, FixMatch 96.6 ± 0.8%: it did not help here;
+with --encoder s4l 91.8% (seed 0). Without --other, nothing is mixed in.
 """
 
 from dataclasses import dataclass, replace

@@ -55,6 +55,7 @@ class FeatureStore:
         runtime = runtime or Runtime.start()
         folder = Path(out) / key_of(net, pool, view, runtime)
         meta = _read_meta(folder)
+        runtime.wait()  # before the first rank writes: all have found the same
         if meta is None:
             meta = {"format": _FORMAT, "net": net.name, "data": pool.name, "rows": len(pool),
                     "dim": net.features_dim, "done": 0, "seconds": 0.0}
