@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -150,6 +151,7 @@ def test_ranks_share_the_work(pool, tmp_path, monkeypatch):
                for runtime in runtimes]
     for thread in threads:
         thread.start()
+        time.sleep(0.2)  # the second one comes late
     for thread in threads:
         thread.join()
     assert sorted(seen[0] + seen[1]) == list(range(300))
