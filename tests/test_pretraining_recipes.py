@@ -13,6 +13,7 @@ import ssl_lab as sl
 from ssl_lab.batch import At, Style
 from ssl_lab.config import parse
 from ssl_lab.errors import UsageError
+from ssl_lab.features import OnlineKnn
 from ssl_lab.nets import net
 from ssl_lab.nets.start import freeze, start_net
 
@@ -75,6 +76,16 @@ def test_large_batches_are_trained_by_lars_and_simsiams_predictor_at_a_constant_
     assert [type(optimizer).__name__ for optimizer in seen[:2]] == ["SGD", "LARS"]
     assert seen[1].lr(0.05) == pytest.approx(0.3 * 1024 / 256)
     assert seen[2].rates == {"prediction": pytest.approx(0.4 * 16 / 256)}
+
+
+@pytest.mark.parametrize("method", ["simclr", "dino", "swav"])
+def test_short_runs_learn(tmp_path, method):
+    run("pretrain", "--method", method, "--net", "tiny_8", "--unlabeled", 128, "--labels", 100, "--valid", 0.4,
+        "--steps", 60, "--online-knn", "--out", tmp_path)
+    pool = sl.load("digits").split(labels=100, valid=0.4, seed=0)
+    fresh = sl.Supervised(net("tiny_8", classes=pool.classes, style=pool.style, seed=0))
+    before = OnlineKnn()(fresh, pool, sl.Runtime.start("cpu", "fp32"))["knn_accuracy"]
+    assert rows(tmp_path)[-1]["knn_accuracy"] > before + 0.05
 
 
 @pytest.mark.parametrize("method", ["simcir", "fixmatch"])

@@ -34,7 +34,7 @@ class SwAV(Pretraining):
     directions; the mean is its code's.) Micro-batches share their own rows only. Both views pass the net together.
 
     There are two views and no small crops. A loss that stays at log K says that assignments are noise; the authors then
-    advise a lower epsilon, 0.03.
+    advise a lower epsilon, 0.03; a higher temperature does more in short runs.
 
     prototypes: their number K, several times that of the classes; many more than images per step need a queue.
     temperature: T. epsilon, iterations: of Sinkhorn-Knopp; 0.025 at least, for the range of float32. queue: rows of
