@@ -5,7 +5,8 @@
 
 Prints the student's accuracy, its agreement with the teacher on test images, and the cost of both. The teacher may also
 be a file of weights (of --teacher-net) or of stored `logits` (with --view eval), timm/<model> for methods that compare
-features, or the name of a method that is trained first, for --teacher-steps.
+features, or the name of a method that is trained first, for --teacher-steps. With --view eval, images are as they are,
+and a teacher of which logits are read is asked once about each: its answers are kept in the data folder.
 """
 
 from dataclasses import dataclass, field, replace
@@ -14,8 +15,10 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
+from ssl_lab.data.files import data_folder
 from ssl_lab.features.fidelity import comparison
-from ssl_lab.methods.distillation import load_teacher
+from ssl_lab.features.stored import stored_logits
+from ssl_lab.methods.distillation import DISTILLATION, Teacher, load_teacher
 from ssl_lab.views import VIEWS
 
 
@@ -49,16 +52,20 @@ def main(settings: Settings) -> None:
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
                         resume=settings.resume and "auto", config=None)
         learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {})
-        teacher = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
+        teacher = Teacher(first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor())
     else:
         teacher = load_teacher(settings.teacher, pool.classes, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool))
+    runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
+    by_logits = settings.method in DISTILLATION and DISTILLATION[settings.method].reads == "logits"
+    if settings.view == "eval" and by_logits and not teacher.fixed:
+        taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
-    arguments = {"teacher": teacher, "view": VIEWS[settings.view], **settings.arguments}
+    arguments = {"teacher": taught, "view": VIEWS[settings.view], **settings.arguments}
     method = presets.build(settings.method, net, pool, arguments)
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
-    print(comparison(method.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision)))
+    print(comparison(method.predictor(), teacher, pool, runtime))
 
 
 if __name__ == "__main__":

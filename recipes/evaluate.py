@@ -4,10 +4,10 @@ r"""What are a net's features worth? With labels and without, by number of label
     python recipes/evaluate.py --from timm/tf_efficientnet_lite0 --weights FILE --data cifar10 --image-size 128
 
 --from and --against take the folder of a run, a .safetensors file (of --net), or timm/MODEL with --pretrained or
---weights FILE; `--against init` is the same net at random init. It prints one table and writes report.html, with a map
-of test images on which each shows itself under the pointer. Labels are those of --labels (default: all that are known);
-test labels are only counted. Without any labels it measures health alone. Images are embedded once and kept in the data
-folder: the next evaluation starts at once.
+--weights FILE; `--against init` is the same net at random init, `--against pixels` the images themselves. It prints one
+table and writes report.html, with a map of test images on which each shows itself under the pointer. Labels are those
+of --labels (default: all that are known); test labels are only counted. Without any labels it measures health alone.
+Images are embedded once and kept in the data folder: the next evaluation starts at once.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class Settings(sl.Settings):
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/pretrain"
     """What to evaluate: a run, a file of weights, or timm/MODEL."""
     against: str | None = None
-    """What to compare it with: another such, or init."""
+    """What to compare it with: another such, init or pixels."""
     splits: int = 5
     """Draws of the labels in the few-label curve, of seeds --seed, --seed + 1, ..."""
     learner: Literal["knn", "prototype", "probe"] = "probe"
@@ -110,8 +110,9 @@ def images_to_ask_about(pool: sl.Pool) -> IntArray:
 def beginning(start: str, settings: Settings, pool: sl.Pool) -> sl.Net:
     """The net of --from or --against; --pretrained and --weights are for timm models."""
     classes, foreign = max(pool.classes, 1), start.startswith("timm/")
-    if start == "init":
-        return sl.net(beginning(settings.start, settings, pool).name, classes, pool.style, seed=settings.seed)
+    if start in ("init", "pixels"):
+        name = start if start == "pixels" else beginning(settings.start, settings, pool).name
+        return sl.net(name, classes, pool.style, seed=settings.seed)
     return start_net(start, classes, pool.style, settings.net, settings.pretrained and foreign,
                      settings.weights if foreign else None, settings.seed)
 

@@ -70,7 +70,8 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
     if settings.trials:
         settings, pool = tuned(settings, pool)
-    print(fit(settings, pool, monitors=[sl.PseudoLabels()]))
+    watched = [] if settings.method == "supervised" else [sl.PseudoLabels()]
+    print(fit(settings, pool, monitors=watched))
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:

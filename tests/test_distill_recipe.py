@@ -12,14 +12,17 @@ import yaml
 from small_runs import digits, rows
 from test_recipes import recipe
 
+from ssl_lab.batch import At
 from ssl_lab.config import parse
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import predict, scores
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
 from ssl_lab.features.fidelity import comparison, fidelity
+from ssl_lab.features.stored import stored_logits
 from ssl_lab.methods.distillation import DISTILLATION, StoredLogits, Teacher, load_teacher
 from ssl_lab.nets import net
+from ssl_lab.views import Eval
 
 TINY = ("--net", "tiny_4", "--labels", "40", "--labeled", "8", "--unlabeled", "8", "--device", "cpu",
         "--precision", "fp32", "--steps", "2")
@@ -70,9 +73,28 @@ def test_stored_logits_teach_as_their_net_does(tmp_path, capsys, teacher):
     torch.save({"logits": logits}, tmp_path / "logits.pt")
     run("--teacher", tmp_path / "logits.pt", "--view", "eval", "--out", tmp_path / "stored")
     assert "CKA nan" in capsys.readouterr().out
-    run("--teacher", teacher, "--view", "eval", "--out", tmp_path / "live")
-    for stored, live in zip(rows(tmp_path / "stored"), rows(tmp_path / "live"), strict=True):
-        assert stored["loss"] == pytest.approx(live["loss"], rel=1e-4)
+    run("--teacher", teacher, "--view", "eval", "--data-dir", tmp_path, "--out", tmp_path / "asked")
+    assert len(list((tmp_path / "features").iterdir())) == 1
+    run("--teacher", teacher, "--view", "eval", "--method", "ces_kd", "--out", tmp_path / "live")  # KD by live nets
+    for three in zip(*(rows(tmp_path / name) for name in ("stored", "asked", "live")), strict=True):
+        assert [each["loss"] for each in three] == pytest.approx([three[2]["loss"]] * 3, rel=1e-4)
+
+
+def test_a_teacher_is_asked_once_about_each_image(tmp_path, nets):
+    pool, one, other = nets
+    teacher, asked = Teacher(one, other, image_size=12), []
+    teacher.register_forward_hook(lambda module, given, output: asked.append(len(given[0])))
+    stored = stored_logits(teacher, pool, tmp_path, CPU)
+    assert sum(asked) == len(pool)
+    images = Eval(pool.style)(pool.images.take(np.arange(9)), At(0, 1).draw("", 9, CPU.device))
+    expected = teacher(images, torch.arange(9)).logits
+    torch.testing.assert_close(stored(images, torch.arange(9)).logits, expected)
+    again = stored_logits(Teacher(one, other, image_size=12), pool, tmp_path, CPU)
+    assert torch.equal(again.logits, stored.logits)
+    for different in (Teacher(one, other), Teacher(one, image_size=12), Teacher(one, one, image_size=12)):
+        assert not torch.allclose(stored_logits(different, pool, tmp_path, CPU).logits, stored.logits)
+    assert len(list(tmp_path.iterdir())) == 4
+    assert not any(module.training for module in teacher.modules())
 
 
 def test_settings_reach_the_run(tmp_path, teacher):

@@ -234,7 +234,8 @@ def test_teachers_that_do_not_fit_are_refused():
     student = _teacher()
     for words, make in (
         ("stored logits are those of images as they are", lambda: _method(teacher=StoredLogits(_logits()))),
-        ("mixes images", lambda: _method(FunctionMatching, teacher=StoredLogits(_logits()), view=Eval)),
+        ("function_matching needs the nets",
+         lambda: _method(FunctionMatching, teacher=StoredLogits(_logits()), view=Eval)),
         ("tells 10 classes apart, the student 4", lambda: _method(teacher=net("tiny_4", classes=10, style=STYLE))),
         ("head is not trained", lambda: _method(teacher=Teacher(_teacher(), classifies=False))),
         ("is the net that learns", lambda: KD(student, student)),

@@ -440,7 +440,7 @@ def test_a_ladder_takes_more_rungs_than_images_and_its_own_size():
     nets[0].register_forward_pre_hook(lambda module, given: sizes.append(tuple(given[0].shape)))
     assert torch.isfinite(_method(CESKD, teacher=Teacher(*nets, image_size=12))(few, AT).total)
     assert sizes == [(1, 1, 12, 12)]
-    with pytest.raises(UsageError, match="give nets, not stored logits"):
+    with pytest.raises(UsageError, match="ces_kd needs the nets that teach"):
         _method(CESKD, teacher=StoredLogits(_double(9, CLASSES)), view=Eval)
 
 

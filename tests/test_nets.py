@@ -235,8 +235,15 @@ def test_no_network_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
         net("timm/resnet18", pretrained=True)
 
 
+def test_pixels_are_the_normalized_values_in_order() -> None:
+    style = Style(1, 4, 6, mean=(0.5,), std=(0.25,))
+    built, images = net("pixels", classes=3, style=style), torch.rand(2, 1, 4, 6)
+    torch.testing.assert_close(built(images).features, ((images - 0.5) / 0.25).reshape(2, 24))
+    assert [list(p.shape) for p in built.parameters()] == [[3, 24], [3]]  # softmax regression
+
+
 def test_families_are_described_and_import_is_light() -> None:
-    assert [name.partition("{")[0] for name in NETS] == ["tiny_", "wrn_", "resnet", "timm/"]
+    assert [name.partition("{")[0] for name in NETS] == ["tiny_", "wrn_", "resnet", "pixels", "timm/"]
     command = "import ssl_lab.nets, sys; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

@@ -198,9 +198,9 @@ def _reference(net_name: str, pool: Pool, labeled: int, unlabeled: int, runtime:
 def _show(rows: list[dict[str, Any]]) -> None:
     first, console = rows[0], Console()
     columns = [("ms", "step_ms", ".1f"), ("least", "step_ms_least", ".1f"), ("most", "step_ms_most", ".1f"),
-               ("of FixMatch", "to_fixmatch", ".2f"), ("images/s", "images_per_second", ".0f"),
-               ("TFLOP/s", "tflops", ".3f"), ("of peak", "peak_fraction", ".0%"), ("MB", "peak_memory_mb", ".0f"),
-               ("parts", "micro_batches", "")]
+               *([("of FixMatch", "to_fixmatch", ".2f")] if len(rows) > 1 else []),
+               ("images/s", "images_per_second", ".0f"), ("TFLOP/s", "tflops", ".3f"),
+               ("of peak", "peak_fraction", ".0%"), ("MB", "peak_memory_mb", ".0f"), ("parts", "micro_batches", "")]
     console.print(Table(
         f"A step of {first['net']}: {first['labeled']} labeled and {first['unlabeled']} unlabeled images of "
         f"{first['size']} px, {first['forward']}, {first['precision']} on {first['threads']} threads of "

@@ -103,7 +103,8 @@ def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, I
     row: dict[str, float] = {}
     for split, indices in splits.items():
         if method.classifies and len(indices):
-            averaged, plain = (scores(net, pool, indices, runtime) for net in (method.predictor(), method.net))
+            averaged = scores(method.predictor(), pool, indices, runtime)
+            plain = averaged if method.predictor() is method.net else scores(method.net, pool, indices, runtime)
             row |= {f"{split}_{name}": value for name, value in averaged.items()}
             row[f"{split}_accuracy_plain"] = plain["accuracy"]
     for monitor in monitors:

@@ -49,9 +49,9 @@ def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: R
               ) -> tuple[NDArray[np.float64], list[str], list[str]]:
     """Linear CKA between layers of two nets on images `indices` of the pool, in evaluation mode, and their names.
 
-    Layers are submodules of the backbone by name (default: those without submodules that hold weights). Maps are
-    flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few hundred
-    images are right. Returns float64 [layers of first, layers of second].
+    Layers are submodules of the backbone by name (default: those without submodules that hold weights, if any do).
+    Maps are flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few
+    hundred images are right. Returns float64 [layers of first, layers of second].
     """
     mine, mine_names = _grams(first, pool, indices, runtime, first_layers)
     theirs, their_names = _grams(second, pool, indices, runtime, second_layers)
@@ -62,8 +62,8 @@ def _grams(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
            layers: Sequence[str] | None) -> tuple[list[NDArray[np.float64]], list[str]]:
     modules = {name: module for name, module in net.backbone.named_modules() if name}
     if layers is None:
-        layers = [name for name, module in modules.items()
-                  if not list(module.children()) and list(module.parameters(recurse=False))]
+        leaves = [name for name, module in modules.items() if not list(module.children())]
+        layers = [name for name in leaves if list(modules[name].parameters())] or leaves
     grams: dict[str, NDArray[np.float64]] = {}
 
     def keep(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Nearest neighbors by cosine: exact by blocked matrix products, approximate by an inverted file of FAISS."""
+"""Nearest neighbors by cosine: exact by products with blocks of rows, approximate by an inverted file of FAISS."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ BANK_ROWS, QUERY_ROWS = 16384, 1024  # of one matrix product
 GROUP = 64
 TUNED_K = 20
 WORTH_MEASURING = 2**35  # multiplications, below which the faster library wins too little
+
+_Nearest = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 _log = logging.getLogger(__name__)
 
@@ -58,14 +60,55 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
     if not 1 <= k <= len(bank):
         raise UsageError(f"k={k} neighbors in a bank of {len(bank)} rows: expected 1 to {len(bank)}")
+    large = wanted.device.type == "cpu" and len(wanted) * bank.size > WORTH_MEASURING
+    nearest = _faster() if large else _nearest
     cosines = torch.full((len(wanted), k), -torch.inf, device=device)
     rows = torch.full((len(wanted), k), -1, device=device)
-    for first, start, scores in _products(wanted, bank):
-        here = slice(start, start + len(scores))
-        found, places = _top(scores, min(k, scores.shape[1]))
-        cosines[here], best = torch.cat([cosines[here], found], dim=1).topk(k)
-        rows[here] = torch.cat([rows[here], places + first], dim=1).gather(1, best)
+    for first, block in _blocks(bank, wanted.device):
+        found, places = nearest(wanted, block, min(k, len(block)))
+        cosines, best = torch.cat([cosines, found], dim=1).topk(k)
+        rows = torch.cat([rows, places + first], dim=1).gather(1, best)
     return cosines.cpu().numpy(), rows.cpu().numpy()
+
+
+def _blocks(bank: FloatArray, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+    """(first row, unit rows) of each block of the bank."""
+    for first in range(0, len(bank), BANK_ROWS):
+        yield first, torch.from_numpy(unit(bank[first:first + BANK_ROWS])).to(device)
+
+
+def _products(queries: Tensor, block: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(first query, cosines [queries, rows]) of some queries at a time; the cosines last until the next."""
+    out = queries.new_empty(min(QUERY_ROWS, len(queries)), len(block))  # fresh memory for each costs a tenth
+    for start in range(0, max(1, len(queries)), QUERY_ROWS):
+        part = queries[start:start + QUERY_ROWS]
+        yield start, torch.mm(part, block.T, out=out[:len(part)])
+
+
+def _nearest(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest cosines of each query, falling, and their rows in the block, both [q, k]."""
+    values, places = zip(*(_top(scores, k) for _, scores in _products(queries, block)), strict=True)
+    return torch.cat(values), torch.cat(places)
+
+
+def _nearest_by_faiss(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The same on a CPU, by another library's matrix product."""
+    import faiss
+
+    values, places = faiss.knn(queries.numpy(), block.numpy(), k, metric=faiss.METRIC_INNER_PRODUCT)
+    return torch.from_numpy(values), torch.from_numpy(places)
+
+
+@functools.cache
+def _faster() -> _Nearest:
+    """Whichever of the two is faster on this CPU: each brings a matrix product that is slow on somebody's processor."""
+    queries, block = torch.ones(256, 256), torch.ones(4096, 256)
+    took: dict[_Nearest, float] = {}
+    for nearest in (_nearest, _nearest_by_faiss) * 4:
+        start = time.perf_counter()
+        nearest(queries, block, TUNED_K)
+        took[nearest] = min(took.get(nearest, math.inf), time.perf_counter() - start)
+    return min(took, key=lambda nearest: took[nearest])
 
 
 def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -83,39 +126,6 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     candidates = torch.cat([(best[:, :, None] * GROUP + inside).flatten(1), left], dim=1)
     values, places = scores.gather(1, candidates).topk(k)
     return values, candidates.gather(1, places)
-
-
-def _products(queries: Tensor, bank: FloatArray) -> Iterator[tuple[int, int, Tensor]]:
-    """(first bank row, first query, cosines [queries, rows]) of each block; a block's cosines last until the next."""
-    rows = min(BANK_ROWS, len(bank))
-    out = torch.empty(min(QUERY_ROWS, len(queries)) * rows, device=queries.device)  # fresh memory costs a tenth
-    multiply: Callable[..., object] = torch.mm
-    if queries.device.type == "cpu" and len(queries) * bank.size > WORTH_MEASURING:
-        multiply = _faster_product()
-    for first in range(0, len(bank), rows):
-        block = torch.from_numpy(unit(bank[first:first + rows])).to(queries.device).T
-        for start in range(0, len(queries), QUERY_ROWS):
-            part = queries[start:start + QUERY_ROWS]
-            scores = out[:len(part) * block.shape[1]].view(len(part), -1)
-            multiply(part, block, out=scores)
-            yield first, start, scores
-
-
-@functools.cache
-def _faster_product() -> Callable[..., object]:
-    """torch's or NumPy's matrix product, whichever is faster on this CPU: they bring different libraries, each of
-    which is slow on somebody's processor."""
-    a, b, out = torch.ones(256, 256), torch.ones(256, 4096), torch.empty(256, 4096)
-    took: dict[Callable[..., object], float] = {}
-    for multiply in (torch.mm, _numpy_product) * 4:
-        start = time.perf_counter()
-        multiply(a, b, out=out)
-        took[multiply] = min(took.get(multiply, math.inf), time.perf_counter() - start)
-    return min(took, key=lambda multiply: took[multiply])
-
-
-def _numpy_product(a: Tensor, b: Tensor, out: Tensor) -> None:
-    np.matmul(a.numpy(), b.numpy(), out=out.numpy())
 
 
 def neighbors(features: ArrayLike, k: int, device: torch.device | str = "cpu") -> tuple[FloatArray, IntArray]:
@@ -139,10 +149,11 @@ def within(queries: ArrayLike, bank: ArrayLike, cosine: float,
     bank = matrix(bank, "the bank")
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
     found: list[NDArray[Any]] = []
-    for first, start, scores in _products(wanted, bank):
-        query, row = torch.nonzero(scores >= cosine, as_tuple=True)
-        found.append(np.stack([(query + start).cpu().numpy(), (row + first).cpu().numpy(),
-                               scores[query, row].double().cpu().numpy()]))
+    for first, block in _blocks(bank, wanted.device):
+        for start, scores in _products(wanted, block):
+            query, row = torch.nonzero(scores >= cosine, as_tuple=True)
+            found.append(np.stack([(query + start).cpu().numpy(), (row + first).cpu().numpy(),
+                                   scores[query, row].double().cpu().numpy()]))
     queried, rows, cosines = np.concatenate(found, axis=1) if found else np.empty((3, 0))
     order = np.lexsort((rows, queried))
     return queried[order].astype(np.int64), rows[order].astype(np.int64), cosines[order].astype(np.float32)

@@ -27,7 +27,15 @@ class Family:
     description: str
     examples: tuple[str, ...]
     pattern: str
-    build: Callable[..., ResNet | WideResNet]
+    build: Callable[..., ResNet | WideResNet | Pixels]
+
+
+class Pixels(nn.Sequential):
+    """The features of an image are its values: what every backbone should beat."""
+
+    def __init__(self, style: Style) -> None:
+        super().__init__(nn.Flatten())
+        self.features_dim = style.channels * style.height * style.width
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
@@ -60,6 +68,9 @@ _FAMILIES = {
     "resnet{depth}": Family(
         "ResNet-18, -34 or -50 (He et al. 2016) with a 3x3 stem for small images",
         ("resnet18", "resnet34", "resnet50"), r"resnet(18|34|50)", _resnet),
+    "pixels": Family(
+        "no net: the features are the image's values, the baseline of every backbone; its head is softmax regression",
+        ("pixels",), "pixels", Pixels),
 }
 
 NETS = {name: family.description for name, family in _FAMILIES.items()} | {

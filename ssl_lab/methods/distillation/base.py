@@ -35,7 +35,7 @@ class Distillation(Method):
 
     family = "distillation"
     recipe = "recipes/distill.py"
-    reads: ClassVar[Literal["logits", "features"]] = "logits"
+    reads: ClassVar[Literal["logits", "features", "nets"]] = "logits"  # nets: answers that cannot be stored
     layers: tuple[str, ...] = ()  # of the student, whose maps `distance` sees
     teacher_layers: tuple[str, ...] = ()
 
@@ -50,11 +50,14 @@ class Distillation(Method):
         if self.reads == "features" and len(self.teacher.nets) != 1:
             raise UsageError(f"{self.name} compares features, and a teacher of {len(self.teacher.nets)} nets has none "
                              "of its own: give a single net, or choose a method that compares logits")
-        if self.reads == "logits" and not self.teacher.classifies:
+        if self.reads != "features" and not self.teacher.classifies:
             raise UsageError(f"{self.name} compares logits, and the teacher's head is not trained: fine-tune it first, "
                              "or choose a method that compares features")
         if self.teacher.classes != net.classes:
             raise UsageError(f"the teacher tells {self.teacher.classes} classes apart, the student {net.classes}")
+        if self.teacher.fixed and self.reads == "nets":
+            raise UsageError(f"{self.name} needs the nets that teach, not stored logits: what it asks them, or which, "
+                             "is only known in the step")
         if self.teacher.fixed and view is not Eval:
             raise UsageError("stored logits are those of images as they are: give view=Eval, or a net as the teacher")
 

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.methods.distillation.kd import KD
 from ssl_lab.methods.distillation.teacher import Teacher
@@ -29,14 +28,14 @@ class CESKD(KD):
     name = "ces_kd"
     paper = "CES-KD: Curriculum-based Expert Selection for Guided Knowledge Distillation"
     arxiv = "2209.07606"
+    reads = "nets"
 
     def __init__(self, net: Net, teacher: Net | Teacher, temperature: Scalar = 4.0, weight: Scalar = 0.9,
                  labeled: Scalar = 0.1, view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
         teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
-        if teacher.fixed:
-            raise UsageError("CES-KD chooses among teachers by what the last one says: give nets, not stored logits")
-        ladder = Ladder(*teacher.members, image_size=teacher.image_size, classifies=teacher.classifies)
-        super().__init__(net, ladder, temperature, weight, labeled, view, ema)
+        if not teacher.fixed:
+            teacher = Ladder(*teacher.members, image_size=teacher.image_size, classifies=teacher.classifies)
+        super().__init__(net, teacher, temperature, weight, labeled, view, ema)
 
 
 class Ladder(Teacher):

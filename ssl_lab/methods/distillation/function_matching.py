@@ -7,7 +7,6 @@ from dataclasses import replace
 import torch
 
 from ssl_lab.batch import At, Batch, Rows
-from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.mixing import mixup, mixup_shares, permutation
 from ssl_lab.methods.distillation.kd import KD
@@ -33,12 +32,11 @@ class FunctionMatching(KD):
     name = "function_matching"
     paper = "Knowledge distillation: A good teacher is patient and consistent"
     arxiv = "2106.05237"
+    reads = "nets"
 
     def __init__(self, net: Net, teacher: Net | Teacher, temperature: Scalar = 1.0, alpha: float = 1.0,
                  view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
         super().__init__(net, teacher, temperature, weight=1.0, view=view, ema=ema)
-        if self.teacher.fixed:
-            raise UsageError("function matching mixes images, of which there are no stored logits: give a net")
         self.alpha = alpha
         self.views = Views(unlabeled={"view": view})
 
