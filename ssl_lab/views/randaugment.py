@@ -67,22 +67,23 @@ def rand_augment(images: Tensor, draw: Draw, count: int = 2) -> Tensor:
     signs = draw.integers(0, 2, count) * 2 - 1
     values = torch.where(SIGNED[numbers], values * signs, values)
     places = torch.where(applied, PLACES[numbers], 0)
+    rows = torch.arange(len(images))  # where each image was; they stay sorted by the last turn's operations
     for place, value in zip(places.unbind(1), values.unbind(1), strict=True):
-        images = _turn(images, place, value)
-    return images
+        order = place[rows].argsort()
+        rows = rows[order]
+        images = _turn(images.index_select(0, order.to(images.device, non_blocking=True)), place[rows], value[rows])
+    return images.index_select(0, rows.argsort().to(images.device, non_blocking=True))
 
 
 def _turn(images: Tensor, places: Tensor, values: Tensor) -> Tensor:
     """Apply operation ORDER[places[i]] to row i, all rows of an operation at once, and all moves.
 
-    places, values: [B], on the CPU, so that grouping by them reads nothing back from the device.
+    places, values: [B], sorted by places, on the CPU, so that grouping by them reads nothing back from the device.
     """
-    still, *sizes = places.bincount(minlength=len(ORDER)).tolist()
-    sizes[len(PIXELWISE):] = [sum(sizes[len(PIXELWISE):])]
-    changing = places.argsort()[still:]
-    rows = changing.to(images.device, non_blocking=True)
-    *groups, moving = images.index_select(0, rows).split_with_sizes(sizes)
-    *parameters, ways = values[changing].split_with_sizes(sizes)
-    kinds = places[changing].split_with_sizes(sizes)[-1] - ORDER.index(ops.MOVES[0])
+    sizes = places.bincount(minlength=len(ORDER)).tolist()
+    sizes[1 + len(PIXELWISE):] = [sum(sizes[1 + len(PIXELWISE):])]
+    still, *groups, moving = images.split_with_sizes(sizes)
+    _, *parameters, ways = values.split_with_sizes(sizes)
+    kinds = places.split_with_sizes(sizes)[-1] - ORDER.index(ops.MOVES[0])
     changed = [apply(group, value) for apply, group, value in zip(PIXELWISE.values(), groups, parameters, strict=True)]
-    return images.index_copy(0, rows, torch.cat([*changed, ops.move(moving, ways, kinds)]))
+    return torch.cat([still, *changed, ops.move(moving, ways, kinds)])
