@@ -27,14 +27,15 @@ from ssl_lab import presets
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
+from ssl_lab.features.probe import probe_head
 from ssl_lab.nets.lora import add_lora, merged
-from ssl_lab.nets.start import freeze, freeze_weights, start_net
+from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, start_net
 from ssl_lab.optim import with_rates
 
 # The papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for the backbone at a
 # tenth of --lr; `decay` is the product of learning rate and weight decay.
 SPACE = {"lr": (1e-3, 1.0), "decay": (1e-6, 1e-3)}
-RATES = {"all": 0.1, "lora": 0.3, "biases": 1.0}
+RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 
 
 @dataclass
@@ -52,14 +53,16 @@ class Settings(sl.Settings):
     rank: int = 8
     """Of LoRA."""
     backbone_rate: float | None = None
-    """The backbone's learning rate, relative to the head's (default: 0.1; 0.3 for lora, 1 for biases)."""
+    """The backbone's learning rate, relative to the head's (default: 0.2; 0.3 for lora, 1 for biases)."""
     trials: int = 0
     """Tune --lr and --weight-decay in so many trials (pip install "ssl_lab[tune]")."""
+    head: Literal["probe", "start"] = "probe"
+    """What the head begins as: a linear probe of the labels, or that of --from (fresh, if it has none that fits)."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step, for methods that take them."""
-    lr: float = 0.1
+    lr: float = 0.01
     """Peak learning rate of the head."""
     weight_decay: float = 0.0
     ema: float = 0.99
@@ -78,6 +81,9 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     net = start_net(settings.start, pool.classes, pool.style, settings.net, settings.pretrained, settings.weights,
                     settings.seed)
     settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
+    if settings.head == "probe":
+        probe_head(net, pool, sl.Runtime.start(settings.device, settings.precision))
+    freeze_statistics(net)
     choose_what_learns(net, settings, pool)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **settings.arguments})
     if settings.learn == "lora":

@@ -22,6 +22,7 @@ from ssl_lab.views import Eval
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[Any]
 MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
+LEAST = 250  # of them, in runs that are so short that more would take longer than training
 BINS = 15  # of confidence, in the calibration error
 
 
@@ -112,9 +113,9 @@ def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, I
     return row
 
 
-def monitored(pool: Pool) -> tuple[str, IntArray]:
-    """The split, and its rows, that the accuracy curve shows. It chooses nothing."""
+def monitored(pool: Pool, most: int = MONITORED) -> tuple[str, IntArray]:
+    """The split, and its rows, that the accuracy curve shows; of test images at most so many. It chooses nothing."""
     if len(pool.valid):
         return "valid", pool.valid
-    chosen = torch.randperm(len(pool.test), generator=generator("monitored"))[:MONITORED].sort().values
+    chosen = torch.randperm(len(pool.test), generator=generator("monitored"))[:most].sort().values
     return "test", pool.test[chosen.numpy()]

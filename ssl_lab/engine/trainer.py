@@ -229,7 +229,9 @@ class _Run:
         self.runtime.share_buffers(self.method)
         row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
-            row |= self._measure(dict([evaluate.monitored(self.pool)]))
+            worth = self.feed.images_per_step * self.evaluate_every // 4  # a pass forward costs a third of a step's
+            most = min(evaluate.MONITORED, max(evaluate.LEAST, worth))
+            row |= self._measure(dict([evaluate.monitored(self.pool, most)]))
         return row
 
     def _measure(self, splits: Mapping[str, evaluate.IntArray]) -> dict[str, float]:

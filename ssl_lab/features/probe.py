@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
 from ssl_lab.batch import seed_of
-from ssl_lab.data import IntArray
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
+from ssl_lab.features.embed import embed
 from ssl_lab.features.knn import check_labels, labeled_rows, softmax
 from ssl_lab.features.search import FloatArray, matrix, unit
+from ssl_lab.nets import Net
 
 L2_GRID = tuple(np.logspace(-6, 5, 45).tolist())
 FEW = 0.1  # the L2 where labels are too few to hold any out
@@ -39,6 +43,21 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
         held_out = _folds(known) if valid is None else [_places(check_labels(labels, classes), valid)]
         l2 = choose_l2(rows, known, classes, held_out)
     return softmax(_with_one(asked) @ fit(rows, known, classes, l2).T)
+
+
+def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
+    """Lets the head of the net begin as the linear probe of the pool's labeled images (Kumar et al. 2022, arXiv
+    2202.10054): what is fine-tuned from there need not first unlearn what a random head makes of good features.
+
+    The probe is one of unit features; those of the net have about the mean length of these images.
+    """
+    features = embed(net, pool, pool.labeled, runtime)
+    rows, known = unit(features), pool.labels[pool.labeled]
+    weights = fit(rows, known, net.classes, choose_l2(rows, known, net.classes, _folds(known)))
+    length = max(float(np.linalg.norm(features, axis=1).mean()), 1e-12)
+    with torch.no_grad():
+        net.head.weight.copy_(torch.from_numpy(weights[:, :-1] / length))
+        net.head.bias.copy_(torch.from_numpy(weights[:, -1]))
 
 
 def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[IntArray]) -> float:

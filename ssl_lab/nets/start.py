@@ -71,6 +71,17 @@ def freeze_weights(net: Net) -> None:
         parameter.requires_grad_(name in biases)
 
 
+def freeze_statistics(net: Net) -> None:
+    """BatchNorm of the backbone normalizes by its running statistics from now on, in training too; they do not move."""
+    for module in net.backbone.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.register_forward_pre_hook(_evaluating)
+
+
+def _evaluating(module: nn.Module, given: object) -> None:
+    module.training = False
+
+
 def _after(backbone: nn.Module, parent: nn.Module, members: list[str]) -> list[nn.Parameter]:
     """The backbone's parameters from those of the first of the members on, in the order of registration."""
     first = next(parent.get_submodule(members[0]).parameters())
