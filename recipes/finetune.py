@@ -33,8 +33,8 @@ from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, start_
 from ssl_lab.optim import with_rates
 
 # The papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for the backbone at a
-# tenth of --lr; `decay` is the product of learning rate and weight decay.
-SPACE = {"lr": (1e-3, 1.0), "decay": (1e-6, 1e-3)}
+# fifth of --lr; `decay` is the product of learning rate and weight decay.
+SPACE = {"lr": (5e-4, 0.5), "decay": (1e-6, 1e-3)}
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 
 
@@ -58,6 +58,8 @@ class Settings(sl.Settings):
     """Tune --lr and --weight-decay in so many trials (pip install "ssl_lab[tune]")."""
     head: Literal["probe", "start"] = "probe"
     """What the head begins as: a linear probe of the labels, or that of --from (fresh, if it has none that fits)."""
+    statistics: Literal["frozen", "batch"] = "frozen"
+    """What BatchNorm of the backbone normalizes by: its running statistics, as they are, or the batch's."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
@@ -83,7 +85,8 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
     if settings.head == "probe":
         probe_head(net, pool, sl.Runtime.start(settings.device, settings.precision))
-    freeze_statistics(net)
+    if settings.statistics == "frozen":
+        freeze_statistics(net)
     choose_what_learns(net, settings, pool)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **settings.arguments})
     if settings.learn == "lora":

@@ -1,5 +1,6 @@
 """recipes/finetune.py: what of a net learns (blocks, biases, LoRA), and tuning on validation images alone."""
 
+import copy
 import json
 import sqlite3
 from dataclasses import replace
@@ -20,7 +21,7 @@ from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.nets import net
 from ssl_lab.nets.lora import ALPHA, add_lora, merged
-from ssl_lab.nets.start import freeze_weights, start_net
+from ssl_lab.nets.start import freeze_statistics, freeze_weights, start_net
 from ssl_lab.nets.weights import read_weights
 
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
@@ -179,7 +180,7 @@ def test_updates_start_as_a_function_of_the_seed():
 @pytest.mark.parametrize("method", ["supervised", "fixmatch"])
 def test_a_lora_run_exports_a_plain_net(start, tmp_path, method):
     summary = run(start, tmp_path, "--learn", "lora", "--rank", 2, "--steps", 4, "--method", method,
-                  "--unlabeled", 8, "--lr", 0.5)
+                  "--unlabeled", 8, "--lr", 0.02)
     pool = digits()
     moved = changed(start, tmp_path)
     assert {"backbone.stem.0.weight", "head.weight"} <= moved
@@ -191,7 +192,7 @@ def test_a_lora_run_exports_a_plain_net(start, tmp_path, method):
 
 @needs_peft
 def test_a_stopped_lora_run_goes_on_exactly(start, tmp_path, monkeypatch):
-    settings = ("--learn", "lora", "--steps", 6, "--lr", 0.5)
+    settings = ("--learn", "lora", "--steps", 6, "--lr", 0.02)
     run(start, tmp_path / "whole", *settings)
     step = sl.engine.trainer._Run._step
 
@@ -400,3 +401,48 @@ def test_without_optuna_it_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "optuna", None)
     with pytest.raises(UsageError, match=r'pip install "ssl_lab\[tune\]"'):
         tune(lambda values, out, watch: isinstance(watch, Callback), SPACE, 1, tmp_path, 0, {}, resume=False)
+
+
+# --- How it begins ---------------------------------------------------------------------------------
+
+
+def test_the_head_begins_as_the_probe(start):
+    from ssl_lab.features import embed, linear_probe
+    from ssl_lab.features.probe import probe_head
+
+    pool, runtime = digits(60), sl.Runtime.start("cpu", "fp32")
+    learner = start_net(str(start), 10, pool.style)
+    probe_head(learner, pool, runtime)
+    features = embed(learner, pool, np.arange(len(pool)), runtime)
+    probs = linear_probe(features[pool.labeled], pool.labels[pool.labeled], features[pool.test], 10)
+    said = sl.engine.evaluate.predict(learner, pool, pool.test, runtime).argmax(1).numpy()
+    assert (said == probs.argmax(1)).mean() > 0.8  # lengths of features differ a little
+    again = start_net(str(start), 10, pool.style)
+    assert all(torch.equal(again.state_dict()[key], value) for key, value in learner.state_dict().items()
+               if not key.startswith("head."))
+
+
+@pytest.mark.parametrize("name", ["tiny_4", "timm/tf_efficientnet_lite0"])
+def test_frozen_statistics_normalize_in_training_and_stay(name):
+    model, x = net(name, 4, STYLE, seed=1), torch.rand(6, 3, 32, 32)
+    model.train()(x)  # statistics of some images
+    before = {key: value.clone() for key, value in model.named_buffers()}
+    freeze_statistics(model)
+    free = [copy.deepcopy(model), model]  # as the average of the weights is a copy
+    for each in free:
+        each.train()
+        outputs = each(x).features
+        torch.testing.assert_close(outputs[:2], each(x[:2]).features)  # no image sees the others of its batch
+        assert all(torch.equal(before[key], value) for key, value in each.named_buffers())
+        outputs.sum().backward()
+    assert all(p.grad is not None for p in model.backbone.parameters())  # scale and shift too
+
+
+def test_statistics_move_only_if_asked_to(start, tmp_path):
+    def moved(*arguments):
+        run(start, tmp_path / arguments[1], "--steps", 2, *arguments)
+        before, after = (read_weights(folder / "model.safetensors") for folder in (start, tmp_path / arguments[1]))
+        return any(not torch.equal(before[key], after[key]) for key in before if "running_mean" in key)
+
+    assert not moved("--statistics", "frozen")
+    assert moved("--statistics", "batch")
