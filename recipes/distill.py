@@ -7,6 +7,18 @@ Prints the student's accuracy, its agreement with the teacher on test images, an
 be a file of weights (of --teacher-net) or of stored `logits` (with --view eval), timm/<model> for methods that compare
 features, or the name of a method that is trained first, for --teacher-steps. With --view eval, images are as they are,
 and a teacher of which logits are read is asked once about each: its answers are kept in the data folder.
+
+MNIST, 40 labels, students tiny_5 of 2000 steps, a tenth of the teacher (tiny_16, 1000 steps of recipes/fixmatch.py);
+mean ± standard deviation over seeds 0, 1, 2, on one core of an AMD EPYC that had other work:
+
+    student's method               test accuracy  agrees  KL to teacher  ECE   training
+    (the teacher)                  97.9 ± 0.2                            0.6%   68 to 84 s
+    supervised, --view strong      87.8 ± 1.2                                   29 to 40 s
+    kd --images labeled            84.9 ± 3.4     85.4%   0.504          8.0%   71 to 82 s
+    fixmatch                       96.4 ± 0.1                                   90 to 102 s
+    kd, on all images              97.6 ± 0.1     98.4%   0.025          0.7%   63 to 76 s
+
+7,915 parameters for 77,754; 37,000 images/s for 23,000; 84 KB of ONNX for 363 KB.
 """
 
 from dataclasses import dataclass, field, replace

@@ -8,7 +8,17 @@ r"""Few labels on the features of a frozen pretrained net: minutes on a CPU to e
 It prints, for each learner, mean and standard deviation of the test accuracy over 3 splits, and seconds per split; the
 first split of propagation brings the graph, which the others share (with --valid, each has training images of its own).
 Features are kept in the data folder: the next run starts at once. `--learner probe` runs one alone. `--net resnet18
---weights runs/simclr/model.safetensors` takes the features of a net of yours.
+--weights runs/simclr/model.safetensors` takes the features of a net of yours, `--net pixels` the images themselves.
+
+The command above and the same with 40 and 4000 labels: test accuracy (%), and seconds per split on one busy core of an
+AMD EPYC, which embeds some 200 images of 128 px per second.
+
+    labels        40                  250                 4000
+    knn           59.8 ± 2.6   0.1 s  74.7 ± 0.9   0.2 s  82.0 ± 0.3   1.6 s
+    prototype     61.2 ± 3.3   0.0 s  77.1 ± 0.8   0.0 s  79.8 ± 0.3   0.1 s
+    probe         62.6 ± 3.0   0.5 s  77.5 ± 0.0   2.3 s  84.0 ± 0.1  33.4 s
+    propagation   68.4 ± 1.8  39.1 s  78.0 ± 0.7  40.5 s  78.7 ± 0.5  41.7 s
+    self_training 74.6 ± 1.5  33.2 s  79.9 ± 0.5  38.6 s  83.7 ± 0.1  81.1 s
 """
 
 import time

@@ -52,7 +52,8 @@ def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
     The probe is one of unit features; those of the net have about the mean length of these images.
     """
     features = embed(net, pool, pool.labeled, runtime)
-    rows, known = unit(features), pool.labels[pool.labeled]
+    rows, known = labeled_rows(features, pool.labels[pool.labeled], net.classes)
+    rows = unit(rows)
     weights = fit(rows, known, net.classes, choose_l2(rows, known, net.classes, _folds(known)))
     length = max(float(np.linalg.norm(features, axis=1).mean()), 1e-12)
     with torch.no_grad():
