@@ -10,6 +10,13 @@
 with --pretrained or --weights FILE. Any method that classifies may train it. The run's model.safetensors is the whole
 net, into whose weights the updates of LoRA are merged.
 
+The head begins as a linear probe of the labels, and BatchNorm keeps its statistics: with few labels, both make the
+difference between losing what the net knew and adding to it.
+
+EfficientNet-Lite0 at 128 px on CIFAR-10 (--weights FILE --steps 300), test accuracy of one seed, on one core of an AMD
+EPYC that had other work: 250 labels 81.5%, 8 minutes; linear probe 77.5% (recipes/features.py). A run with a random
+head and statistics of the batch stood at 65% of 2000 test images after 210 steps, hardly moving any more.
+
 --trials tunes --lr and --weight-decay on validation images (those of --valid, else a fifth of the labels), and then
 trains once more on all labels, validation images too. Test images are looked at once, after that. Killed at whatever
 moment, the same command goes on with --resume auto.

@@ -3,6 +3,16 @@
     python recipes/pretrain.py --method simclr --data mnist --minutes 10 --out runs/pretrain
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 500
 
+The first command, and the same with byol: test accuracy (%) with 100 labels of MNIST, mean ± standard deviation over 3
+splits (`recipes/features.py --labels 100 --learner knn --net tiny_16 --weights runs/pretrain/model.safetensors`), of
+the same net at random init and of the pixels; one core of an AMD EPYC that had other work.
+
+              knn          linear probe
+    simclr    91.9 ± 1.0   94.7 ± 1.6    4109 steps
+    byol      BYOL
+    init      40.3 ± 3.0   48.3 ± 0.8
+    pixels    78.0 ± 1.2   76.8 ± 2.8
+
 Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online-knn,
 how well the nearest labeled images tell the class of others. `sl.net(..., weights=FILE)` loads its model.safetensors.
 """

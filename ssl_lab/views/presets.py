@@ -75,12 +75,11 @@ def flip_and_shift(images: Tensor, draw: Draw, style: Style) -> Tensor:
     if style.flip:
         longer[2:] = [mirrored[..., 1:], images[..., 1 : most + 1]]  # runs on into the mirror image, and beyond it
         first = torch.where(draw.uniform(1) < 0.5, first + width - 1, first)
-    wide = torch.cat(longer, dim=3).flatten()
-    length = len(wide) // (rows * channels * height)
+    wide = torch.cat(longer, dim=3).contiguous()  # whatever the layout of the images
     planes = torch.arange(rows * channels).view(rows, channels, 1)
-    starts = (planes * height + lines[:, None]) * length + first[..., None]
+    starts = (planes * height + lines[:, None]) * wide.shape[3] + first[..., None]
     # Each line of the view lies in memory as it is: a copy of it costs a tenth of gathering its pixels.
-    windows = wide.as_strided((len(wide) - width + 1, width), (1, 1))
+    windows = wide.as_strided((max(wide.numel() - width + 1, 0), width), (1, 1))
     return windows.index_select(0, starts.flatten().to(images.device, non_blocking=True)).view_as(images)
 
 
