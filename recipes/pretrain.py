@@ -13,6 +13,12 @@ the same net at random init and of the pixels; one core of an AMD EPYC that had 
     init      40.3 ± 3.0   48.3 ± 0.8
     pixels    78.0 ± 1.2   76.8 ± 2.8
 
+    python recipes/pretrain.py --method simclr --data cifar10 --net tiny_48 --minutes 60 --out runs/pretrain
+    python recipes/finetune.py --from runs/pretrain --data cifar10 --labels 250 --steps 500
+
+5271 steps in 67 minutes on such a core, and 37 seconds: 56.4%, one seed; before, by 20 nearest of 2000 labeled images
+60.7% (--online-knn). FixMatch from scratch, the same net and labels, has 46.2% after 42 minutes (recipes/fixmatch.py).
+
 Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online-knn,
 how well the nearest labeled images tell the class of others. `sl.net(..., weights=FILE)` loads its model.safetensors.
 """

@@ -108,7 +108,7 @@ def test_finetuning_starts_from_the_run(tmp_path, pretrained, where, method):
     """With a learning rate of 0, what it exports is what it started from."""
     start = pretrained if where == "folder" else pretrained / "model.safetensors"
     run("finetune", "--from", start, "--method", method, "--steps", 1, "--lr", 0, "--labeled", 8, "--unlabeled", 16,
-        "--out", tmp_path)
+        "--head", "start", "--out", tmp_path)
     pool = digits()
     before, after = (net("tiny_8", pool.classes, pool.style, weights=folder / "model.safetensors").state_dict()
                      for folder in (pretrained, tmp_path))

@@ -63,8 +63,9 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
 @pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("evaluate", "finetune")])  # a report, tuning
 def test_a_recipe_is_short_and_shows_its_command(name):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
-    assert len(text.splitlines()) <= 80
-    assert f"python recipes/{name}.py --" in recipe(name).__doc__
+    docstring = recipe(name).__doc__
+    assert len(text.splitlines()) - len(docstring.splitlines()) <= 80  # which holds what it gave, too
+    assert f"python recipes/{name}.py --" in docstring
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items()

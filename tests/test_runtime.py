@@ -24,6 +24,7 @@ from small_runs import (
 
 import ssl_lab as sl
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
+from ssl_lab.engine.evaluate import LEAST, monitored
 from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
@@ -225,8 +226,10 @@ def test_evaluation_in_parts_is_evaluation(ranks):
     exported = sl.net("tiny_8", classes=10, style=pool.style, weights=ranks / "tiny" / "model.safetensors")
     exported.to(memory_format=torch.channels_last)
     summary = json.loads((ranks / "tiny" / "summary.json").read_text())
-    assert accuracy(exported, pool, pool.test, Runtime(CPU, "fp32", "asked")) == summary["test_accuracy"]
-    assert rows(ranks / "tiny")[-1]["test_accuracy"] == summary["test_accuracy"]
+    asked, (_, curve) = Runtime(CPU, "fp32", "asked"), monitored(pool, LEAST)  # so few, of so short a run
+    assert accuracy(exported, pool, pool.test, asked) == summary["test_accuracy"]
+    assert rows(ranks / "tiny")[-1]["test_accuracy"] == accuracy(exported, pool, curve, asked)
+    assert len(curve) == 250 < len(pool.test)
 
 
 def test_ranks_agree_on_the_steps_that_fit(ranks):
