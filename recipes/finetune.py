@@ -17,6 +17,8 @@ EfficientNet-Lite0 at 128 px on CIFAR-10 (--weights FILE --steps 300), test accu
 EPYC that had other work: 250 labels 81.5%, 8 minutes; linear probe 77.5% (recipes/features.py). A run with a random
 head and statistics of the batch stood at 65% of 2000 test images after 210 steps, hardly moving any more.
 
+The first command, from ten minutes of SimCLR on MNIST: 96.7%, 12 seconds.
+
 --trials tunes --lr and --weight-decay on validation images (those of --valid, else a fifth of the labels), and then
 trains once more on all labels, validation images too. Test images are looked at once, after that. Killed at whatever
 moment, the same command goes on with --resume auto.
