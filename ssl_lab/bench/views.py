@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
-from ssl_lab.engine.runtime import resolve_device
+from ssl_lab.engine.runtime import keep_freed_memory, resolve_device
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
 from ssl_lab.views import VIEWS, View
@@ -101,6 +101,7 @@ def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats:
         raise UsageError(f"rows={rows}, size={size}: expected 1 or more of each")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # as Pillow has
+    keep_freed_memory()  # as a run does
     try:
         found = [row for side in size for row in _views_at(side, rows, repeats, resolve_device(device))]
     finally:
