@@ -235,6 +235,16 @@ def test_a_run_against_its_own_beginning(tmp_path, capsys, wide):
     assert "url(" not in re.sub(r"url\(#[\w-]+\)", "", page)
 
 
+def test_a_run_against_the_images_themselves(tmp_path, capsys, wide):
+    run(tmp_path, "--from", run_folder(tmp_path / "run"), "--against", "pixels", "--labels", 60)
+    table = cells(capsys.readouterr().out)
+    pool = load("digits").split(labels=60)
+    bank, asked = ((pool.images.take(rows).flatten(1).numpy() / 255 - pool.style.mean) / pool.style.std
+                   for rows in (pool.labeled, pool.test))
+    right = weighted_knn(bank, pool.labels[pool.labeled], asked, 10).argmax(axis=1) == pool.truth[pool.test]
+    assert table["kNN accuracy"][1] == f"{right.mean():.1%}"
+
+
 def test_the_same_net_twice_is_alike_in_all_layers(tmp_path, capsys, wide):
     save_file(net("tiny_4", 10, load("digits").style, seed=3).state_dict(), tmp_path / "net.safetensors")
     (tmp_path / "copy.safetensors").write_bytes((tmp_path / "net.safetensors").read_bytes())

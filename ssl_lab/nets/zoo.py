@@ -31,7 +31,7 @@ class Family:
 
 
 class Pixels(nn.Sequential):
-    """The features of an image are its values: what every backbone should beat."""
+    """The features of an image are its normalized values: what every backbone should beat."""
 
     def __init__(self, style: Style) -> None:
         super().__init__(nn.Flatten())
