@@ -38,6 +38,7 @@ from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
 from ssl_lab.features.probe import probe_head
+from ssl_lab.features.projector import with_projector
 from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, start_net
 from ssl_lab.optim import with_rates
@@ -56,6 +57,8 @@ class Settings(sl.Settings):
     """Name of the method (see `ssl-lab list methods`)."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
+    projector: bool = False
+    """Start from the first layer of the run's projector, and not from the features below it (SimCLRv2)."""
     learn: Literal["all", "biases", "lora"] = "all"
     """What of the backbone learns; lora: updates of --rank (pip install "ssl_lab[peft]")."""
     train_blocks: int | None = None
@@ -92,6 +95,8 @@ def main(settings: Settings) -> None:
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     net = start_net(settings.start, pool.classes, pool.style, settings.net, settings.pretrained, settings.weights,
                     settings.seed)
+    if settings.projector:
+        net = with_projector(net, Path(settings.start), pool.style, settings.seed)
     settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
     if settings.head == "probe":
         probe_head(net, pool, sl.Runtime.start(settings.device, settings.precision))

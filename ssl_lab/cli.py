@@ -40,13 +40,18 @@ def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool 
     from rich.table import Table
 
     for name, rows in tables.items():
-        table = Table(title=name, title_justify="left", box=None)
-        columns = list(rows[0]) if rows else ["none yet"]
-        for column in columns:
-            table.add_column(column, no_wrap=column != columns[-1])
-        for row in rows:
-            table.add_row(*row.values())
-        Console().print(table)
+        for family in dict.fromkeys(row.get("family") for row in rows):
+            members = [row for row in rows if row.get("family") == family]
+            recipes = ", ".join(sorted({row["recipe"] for row in members if "recipe" in row}))
+            title = ": ".join(filter(None, [name, family, recipes]))
+            table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
+            *narrow, wide = (key for key in members[0] if key not in ("family", "recipe"))
+            for key in narrow:
+                table.add_column(key, no_wrap=True, min_width=max(len(row[key]) for row in rows))
+            table.add_column(wide, no_wrap=family is not None)  # titles may be cut, descriptions may not
+            for row in members:
+                table.add_row(*(row[key] for key in (*narrow, wide)))
+            Console().print(table)
 
 
 def env() -> None:

@@ -33,8 +33,9 @@ class Settings:
     """Where data sets lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab)."""
     image_size: int | None = None
     """Side in pixels to which a folder's images are resized."""
-    labels: int | None = None
-    """Labeled training images, drawn by the seed (default: all that are known)."""
+    labels: int | float | None = None
+    """Labeled training images, drawn by the seed: a count, or a fraction of those whose label is known (default: all of
+    these)."""
     split_file: Path | None = None
     """In place of --labels: a file of the rows to label, or the split.json of another run."""
     balance: Literal["class", "natural"] = "class"

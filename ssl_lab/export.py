@@ -130,7 +130,7 @@ def _timm(model: Exported, images: Tensor, out: Path) -> Written:
     import timm
 
     net = model.net
-    if not net.name.startswith("timm/"):
+    if not net.name.startswith("timm/") or "+" in net.name:
         raise UsageError(f"{net.name} is a net of ssl_lab, which timm does not have; timm takes nets timm/MODEL. "
                          "Export it as onnx or torchscript")
     name = net.name.removeprefix("timm/")

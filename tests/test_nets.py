@@ -242,8 +242,21 @@ def test_pixels_are_the_normalized_values_in_order() -> None:
     assert [list(p.shape) for p in built.parameters()] == [[3, 24], [3]]  # softmax regression
 
 
+@pytest.mark.parametrize("base", ["tiny_4", "timm/resnet10t"])
+def test_one_more_layer(base: str) -> None:
+    built, images = net(f"{base}+7", classes=3).eval(), torch.rand(2, 3, 32, 32)
+    features = built.backbone.trunk((images - built.mean) / built.std)
+    expected = (features @ built.backbone.layer.weight.T + built.backbone.layer.bias).clamp(min=0)
+    torch.testing.assert_close(built(images).features, expected)
+    assert (built.name, built.features_dim, built.head.in_features) == (f"{base}+7", 7, 7)
+    assert built(images).logits.shape == (2, 3)
+    for wrong in (f"{base}+", f"{base}+0", f"{base}+x"):
+        with pytest.raises(UsageError, match="^unknown "):
+            net(wrong)
+
+
 def test_families_are_described_and_import_is_light() -> None:
-    assert [name.partition("{")[0] for name in NETS] == ["tiny_", "wrn_", "resnet", "pixels", "timm/"]
+    assert [name.partition("{")[0] for name in NETS] == ["tiny_", "wrn_", "resnet", "pixels", "timm/", ""]
     command = "import ssl_lab.nets, sys; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 

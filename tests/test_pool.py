@@ -111,6 +111,15 @@ def test_more_labels_than_a_class_has():
     assert len(pool.split(6, balance="natural").labeled) == 6
 
 
+@pytest.mark.parametrize("balance", ["class", "natural"])
+def test_labels_as_a_fraction(balance):
+    assert len(PLAIN.split(0.1, balance=balance).labeled) == round(0.1 * 1198)
+    assert PLAIN.split(0.1, balance=balance).manifest() == PLAIN.split(120, balance=balance).manifest()
+    for bad in (-0.1, 0.0, 20.5, float("nan")):
+        with pytest.raises(UsageError, match=r"labels=.*: expected 1 to 1198.* or a fraction of them"):
+            PLAIN.split(bad, balance=balance)
+
+
 # --- explicit rows, manifests ---
 
 def test_explicit_rows_from_lists_and_files(tmp_path):

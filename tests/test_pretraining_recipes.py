@@ -10,10 +10,12 @@ from small_runs import ROOT, digits, rows
 from torch import nn
 
 import ssl_lab as sl
+from ssl_lab import methods
 from ssl_lab.batch import At, Style
 from ssl_lab.config import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.features import OnlineKnn
+from ssl_lab.features.projector import first_layer
 from ssl_lab.nets import net
 from ssl_lab.nets.start import freeze, start_net
 
@@ -214,3 +216,43 @@ def test_frozen_blocks_keep_their_statistics():
 def test_blocks_that_are_not_there(blocks):
     with pytest.raises(UsageError, match="tiny_4 has 3 blocks"):
         freeze(net("tiny_4", 3, STYLE), blocks)
+
+
+# --- From the first layer of the projector ----------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "layers"), [("simclr", 2), ("byol", 3), ("barlow_twins", 3)])
+def test_the_first_layer_is_that_of_the_projector(method, layers):
+    pool = digits()
+    learner = methods.get(method)(net("tiny_4", 10, pool.style), **({} if method == "simclr" else {"hidden": 12}))
+    for norm in (module for module in learner.projector if isinstance(module, nn.BatchNorm1d)):
+        for values in (norm.weight.data, norm.bias.data, norm.running_mean, norm.running_var):
+            values.uniform_(0.5, 2)
+    features = torch.randn(5, learner.net.features_dim)
+    weight, bias = first_layer(learner.state_dict())
+    expected = learner.projector.eval()[:layers](features.clone())
+    torch.testing.assert_close((features @ weight.T + bias).clamp(min=0), expected)
+
+
+def test_fine_tuning_from_the_projector(pretrained, tmp_path):
+    run("finetune", "--from", pretrained, "--projector", "--steps", 2, "--labeled", 8, "--out", tmp_path)
+    begun, pool = start_net(str(pretrained), 10, digits().style), digits()
+    tuned = start_net(str(tmp_path), 10, pool.style)
+    assert tuned.name == f"tiny_8+{begun.features_dim}"
+    run("finetune", "--from", pretrained, "--projector", "--steps", 2, "--labeled", 8, "--lr", 0, "--out", tmp_path)
+    tuned = start_net(str(tmp_path), 10, pool.style).eval()
+    weight, bias = first_layer(torch.load(pretrained / "checkpoint.pt", weights_only=True)["method"])
+    images = pool.images.take(pool.test[:6]).float() / 255
+    expected = (begun.eval()(images).features @ weight.T + bias).clamp(min=0)
+    torch.testing.assert_close(tuned(images).features, expected)
+
+
+def test_a_run_without_projector_is_refused(pretrained, tmp_path):
+    run("finetune", "--from", pretrained, "--steps", 2, "--labeled", 8, "--out", tmp_path / "tuned")
+    with pytest.raises(UsageError, match="tuned holds no checkpoint with a projector"):
+        run("finetune", "--from", tmp_path / "tuned", "--projector", "--steps", 2, "--out", tmp_path / "again")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "model.safetensors").write_bytes((pretrained / "model.safetensors").read_bytes())
+    with pytest.raises(UsageError, match="alone holds no checkpoint with a projector"):
+        run("finetune", "--from", tmp_path / "alone" / "model.safetensors", "--net", "tiny_8", "--projector", "--steps",
+            2, "--out", tmp_path / "again")

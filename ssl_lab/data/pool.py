@@ -93,17 +93,18 @@ class Pool:
         to_labels(np.where(values == IGNORED, UNLABELED, values), len(rows), self.classes, "record: labels")
         self.ledger.append(indices, values, source)
 
-    def split(self, labels: int | None = None,
+    def split(self, labels: float | None = None,
               valid: float | ArrayLike | str | os.PathLike[str] | None = None, seed: int = 0,
               balance: Balance = "class", *, labeled: ArrayLike | str | os.PathLike[str] | None = None,
               imbalance: float | None = None, ledger: str | os.PathLike[str] | None = None) -> Pool:
         """This pool with few labels: a new pool on the same images; the same arguments give the same split.
 
-        labels: how many train images get their label; None: all whose label is known. With balance "class",
-        each class gets an equal share; with "natural", images are drawn at random. valid: a fraction (0 to
-        1) or a count of the train images whose label is known, or explicit rows, that become validation
-        rows instead. *Their labels come on top of `labels`: count them when you report.* 0: none; None: those
-        of this pool stay. Train, valid and dropped rows of this pool are dealt anew; test never changes.
+        labels: how many train images get their label, or which fraction (0 to 1) of those whose label is known;
+        None: all of these. With balance "class", each class gets an equal share; with "natural", images are drawn
+        at random. valid: a fraction (0 to 1) or a count of the train images whose label is known, or explicit
+        rows, that become validation rows instead. *Their labels come on top of `labels`: count them when you
+        report.* 0: none; None: those of this pool stay. Train, valid and dropped rows of this pool are dealt anew;
+        test never changes.
 
         imbalance: train rows become long-tailed. Class c of C keeps n_0 * imbalance^(-c / (C - 1)) of those whose
         label is known (at least one), with the largest n_0 that all classes can give; the others are dropped.

@@ -25,9 +25,10 @@ def shuffled(rows: IntArray, *key: Key) -> IntArray:
     return mixed
 
 
-def draw_labeled(rows: IntArray, truth: IntArray, count: int, class_names: Sequence[str], seed: int,
+def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Sequence[str], seed: int,
                  balance: str, long_tailed: bool = False) -> IntArray:
-    """`count` of `rows`, sorted. With the same seed, a smaller draw is part of a larger one.
+    """A fraction (0 < amount < 1) or a count of `rows`, sorted. With the same seed, a smaller draw is part of a larger
+    one.
 
     truth: int64 [N], the labels of all images; all `rows` have one. balance "class": count/C of each class,
     where the remainder falls on classes chosen by the seed, or, if `long_tailed`, each class by its share of
@@ -36,9 +37,11 @@ def draw_labeled(rows: IntArray, truth: IntArray, count: int, class_names: Seque
     """
     if balance not in ("class", "natural"):
         raise unknown("balance", balance, ("class", "natural"))
+    fraction, whole = 0 < amount < 1, amount % 1 == 0
+    count = max(1, round(amount * len(rows))) if fraction else int(amount) if whole else 0
     if not 1 <= count <= len(rows):
-        raise UsageError(f"labels={count}: expected 1 to {len(rows)}, the train images whose label is known "
-                         "and that do not validate")
+        raise UsageError(f"labels={amount:g}: expected 1 to {len(rows)}, the train images whose label is known "
+                         "and that do not validate, or a fraction of them between 0 and 1")
     if balance == "natural":
         return np.sort(shuffled(rows, seed, "labeled")[:count])
     classes = len(class_names)

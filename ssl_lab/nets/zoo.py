@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,6 +37,13 @@ class Pixels(nn.Sequential):
     def __init__(self, style: Style) -> None:
         super().__init__(nn.Flatten())
         self.features_dim = style.channels * style.height * style.width
+
+
+class Deeper(nn.Sequential):
+    """A backbone, `trunk`, and one more layer, relu(W h + b), of its features h."""
+
+    def __init__(self, trunk: nn.Module, features_dim: int, width: int) -> None:
+        super().__init__(OrderedDict(trunk=trunk, layer=nn.Linear(features_dim, width), relu=nn.ReLU()))
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
@@ -75,6 +83,7 @@ _FAMILIES = {
 
 NETS = {name: family.description for name, family in _FAMILIES.items()} | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
+    "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
 }
 """The families of nets, name pattern -> what they are."""
 
@@ -102,14 +111,19 @@ def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool =
     state = None if weights is None else read_weights(weights)
     whole = state is not None and is_net(state)
     of_backbone, source = None if whole else state, weights or ""
+    deeper = re.fullmatch(r"(.+)\+([1-9]\d*)", name)
+    base = deeper[1] if deeper else name
     with _seeded(seed):
-        if name.startswith("timm/"):
-            trunk = timm_trunk(name.removeprefix("timm/"), style, pretrained, of_backbone, source, options)
+        if base.startswith("timm/"):
+            trunk = timm_trunk(base.removeprefix("timm/"), style, pretrained, of_backbone, source, options)
         elif pretrained or options:
             what = "pretrained weights" if pretrained else f"options ({', '.join(options)})"
             raise UsageError(f"{name} has no {what}: only timm/... nets have")
         else:
-            trunk = _trunk(name, style, of_backbone, source)
+            trunk = _trunk(base, style, of_backbone, source)
+        if deeper:
+            width = int(deeper[2])
+            trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
         built = Net(trunk.backbone, linear_head(trunk.features_dim, classes), trunk.mean, trunk.std, name)
     if state is not None and whole:
         load_net(built, state, source)
