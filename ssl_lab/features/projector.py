@@ -36,7 +36,7 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
 
 
 def first_layer(state: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Weight [width, D] and bias [width] of a projector's first layer, what its BatchNorm does in eval mode included."""
+    """Weight [width, D] and bias [width] of a projector's first layer, with what its BatchNorm does in eval mode."""
     weight = state["projector.0.weight"]
     bias = state.get("projector.0.bias", torch.zeros(len(weight)))
     if "projector.1.running_var" not in state:
