@@ -17,10 +17,10 @@ the same net at random init and of the pixels; one core of an AMD EPYC that had 
     python recipes/finetune.py --from runs/pretrain --data cifar10 --labels 250 --steps 500
 
 5271 steps in 67 minutes on such a core, and 37 seconds: 56.4%, one seed; before, by 20 nearest of 2000 labeled images
-60.7% (--online-knn). FixMatch from scratch, the same net and labels, has 46.2% after 42 minutes (recipes/fixmatch.py).
+60.7% (--online). FixMatch from scratch, the same net and labels, has 46.2% after 42 minutes (recipes/fixmatch.py).
 
-Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online-knn,
-how well the nearest labeled images tell the class of others. `sl.net(..., weights=FILE)` loads its model.safetensors.
+Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online,
+how well labeled images tell the classes of others by features. `sl.net(..., weights=FILE)` loads its model.safetensors.
 """
 
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ from dataclasses import dataclass, field
 import ssl_lab as sl
 from ssl_lab import presets
 from ssl_lab.errors import unknown
-from ssl_lab.features import Health, OnlineKnn
+from ssl_lab.features import Health, OnlineAccuracy
 from ssl_lab.optim import LARS, SGD, AdamW, with_rates
 from ssl_lab.schedule import cosine, warm_up
 
@@ -68,8 +68,8 @@ class Settings(sl.Settings):
     """Images per step."""
     lr: float | None = None
     """Peak learning rate (default: by method and --unlabeled, of SGD, or from 1024 on of LARS)."""
-    online_knn: bool = False
-    """Measure a nearest-neighbor classifier at evaluation points; it takes the labels that there are."""
+    online: bool = False
+    """Measure nearest neighbors and a linear probe at evaluation points, by the labels that there are."""
 
 
 def main(settings: Settings) -> None:
@@ -88,10 +88,11 @@ def main(settings: Settings) -> None:
         optimizer = AdamW(rate, decay, betas=(0.9, 0.95))
     if settings.method == "simsiam":
         optimizer = with_rates(optimizer, {"prediction": lr})
-    monitors = [Health(), *([OnlineKnn()] if settings.online_knn else [])]
+    monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
     trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())
     result = trainer.fit(method, pool, unlabeled=settings.unlabeled)
-    print(result, *(f"{k} {v:.4g}" for k, v in result.summary.items() if k in ("knn_accuracy", "effective_rank")))
+    said = ("knn_accuracy", "probe_accuracy", "effective_rank")
+    print(result, *(f"{name} {result.summary[name]:.4g}" for name in said if name in result.summary))
 
 
 if __name__ == "__main__":

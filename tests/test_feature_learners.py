@@ -4,6 +4,7 @@ import functools
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 
 from ssl_lab.errors import UsageError
@@ -14,6 +15,7 @@ from ssl_lab.features import (
     linear_probe,
     nearest_prototype,
     propagation,
+    sgd_probe,
     weighted_knn,
 )
 from ssl_lab.features import probe as probing
@@ -114,6 +116,35 @@ def test_the_probe_is_logistic_regression(rows, dim, l2):
     ours = linear_probe(features, truth, queries, 3, l2)
     theirs = LogisticRegression(C=1 / l2, tol=1e-10, max_iter=10000).fit(unit(features).astype(np.float64), truth)
     np.testing.assert_allclose(ours, theirs.predict_proba(unit(queries)), atol=2e-3)
+
+
+def test_the_sgd_probe_takes_the_optimizers_steps():
+    (features, truth), (queries, _) = blobs(50), blobs(9, seed=1)
+    labels = few(truth, 12)
+    rows = torch.from_numpy(unit(features[labels >= 0])).double()
+    center, known = rows.mean(dim=0), torch.from_numpy(labels[labels >= 0])
+    scale = (rows - center).square().sum(dim=1).mean().sqrt()
+    layer = torch.nn.Linear(12, 3).double()
+    torch.nn.init.zeros_(layer.weight), torch.nn.init.zeros_(layer.bias)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.5, momentum=0.9)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4 * 2)
+    draw = np.random.default_rng(probing.seed_of("sgd probe"))
+    for order in [draw.permutation(36) for _ in range(4)]:
+        for part in (order[:20], order[20:]):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(layer((rows[part] - center) / scale), known[part]).backward()
+            optimizer.step()
+            schedule.step()
+    expected = layer((torch.from_numpy(unit(queries)).double() - center) / scale).softmax(dim=1).detach()
+    found = sgd_probe(features, labels, queries, 3, epochs=4, lr=0.5, batch=20)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_sgd_probe_nearly_is_the_probe():
+    (features, truth), (queries, answers) = blobs(300, spread=1.5), blobs(300, spread=1.5, seed=1)
+    ours, best = (learner(features, truth, queries, 3).argmax(axis=1) for learner in (sgd_probe, linear_probe))
+    assert (ours == answers).mean() >= (best == answers).mean() - 0.02
+    assert np.isfinite(sgd_probe(np.ones((4, 2)), [0, 0, 1, 1], np.ones((1, 2)), 2)).all()
 
 
 def test_the_gradient_of_the_cross_entropy():

@@ -1,5 +1,6 @@
 """Health numbers, CKA and the monitors against double loops and the identities of their papers."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +13,7 @@ from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import (
     Health,
-    OnlineKnn,
+    OnlineAccuracy,
     alignment,
     class_separation,
     effective_rank,
@@ -20,6 +21,7 @@ from ssl_lab.features import (
     embedding_std,
     layer_cka,
     linear_cka,
+    sgd_probe,
     uniformity,
     weighted_knn,
 )
@@ -139,32 +141,36 @@ def test_class_separation_is_the_papers_sum():
     assert np.isnan(class_separation(np.ones((24, 3)), labels))
 
 
-def test_the_knn_monitor_is_knn_on_the_labeled_rows(digits):
+def test_the_monitor_is_the_learners_on_the_labeled_rows(digits):
     pool = digits.split(labels=100, valid=200)
     made = tiny_net(pool)
     method = SimpleNamespace(predictor=lambda: made)
-    found = OnlineKnn(k=7)(method, pool, RUNTIME)
+    found = OnlineAccuracy({"knn": partial(weighted_knn, k=7)})(method, pool, RUNTIME)
     bank, asked = (embed(made, pool, rows, RUNTIME) for rows in (pool.labeled, pool.valid))
     probs = weighted_knn(bank, pool.labels[pool.labeled], asked, 10, k=7)
     assert found == {"knn_accuracy": (probs.argmax(axis=1) == pool.truth[pool.valid]).mean()}
     assert 0.2 < found["knn_accuracy"] < 1
+    probs = sgd_probe(bank, pool.labels[pool.labeled], asked, 10)
+    found = OnlineAccuracy()(method, pool, RUNTIME)
+    assert found.keys() == {"knn_accuracy", "probe_accuracy"}
+    assert found["probe_accuracy"] == (probs.argmax(axis=1) == pool.truth[pool.valid]).mean()
     nobody = digits.split(labels=10)
     nobody.record(nobody.labeled, [-1] * 10)
-    assert OnlineKnn()(method, nobody, RUNTIME) == {}
+    assert OnlineAccuracy()(method, nobody, RUNTIME) == {}
 
 
-def test_ranks_count_the_knn_together(digits):
+def test_ranks_count_together(digits):
     pool, parts = digits.split(labels=100, valid=101), []
     method = SimpleNamespace(predictor=lambda: tiny_net(pool))
 
     class Rank(Runtime):
         def totals(self, numbers):
             parts.append(numbers[0])
-            return [numbers[0]]
+            return numbers
 
     ranks = [Rank(torch.device("cpu"), "fp32", "a test", rank, 2) for rank in (0, 1)]
-    shares = [OnlineKnn()(method, pool, rank)["knn_accuracy"] for rank in ranks]
-    assert sum(shares) == pytest.approx(OnlineKnn()(method, pool, RUNTIME)["knn_accuracy"])
+    shares = [OnlineAccuracy()(method, pool, rank)["knn_accuracy"] for rank in ranks]
+    assert sum(shares) == pytest.approx(OnlineAccuracy()(method, pool, RUNTIME)["knn_accuracy"])
     assert min(parts) > 0
 
 
@@ -181,14 +187,14 @@ def test_the_health_monitor_sees_a_collapse(digits):
             for weight in made.backbone.blocks[-1].parameters():
                 weights(weight)
         assert Health(rows=200)(method, digits, RUNTIME)["collapsed"] == 1
-    assert np.isnan(OnlineKnn()(method, digits, RUNTIME)["knn_accuracy"])
+    assert np.isnan(OnlineAccuracy()(method, digits, RUNTIME)["knn_accuracy"])
 
 
 def test_monitors_in_training_change_nothing_but_the_metrics(tmp_path):
     train(tmp_path / "plain", evaluations=2)
-    train(tmp_path / "watched", evaluations=2, monitors=[OnlineKnn(rows=100), Health(rows=100)])
+    train(tmp_path / "watched", evaluations=2, monitors=[OnlineAccuracy(rows=100), Health(rows=100)])
     plain, watched = metrics(tmp_path / "plain"), metrics(tmp_path / "watched")
-    assert {"knn_accuracy", "embedding_std", "effective_rank", "collapsed"} <= watched[-1].keys()
+    assert {"knn_accuracy", "probe_accuracy", "embedding_std", "effective_rank", "collapsed"} <= watched[-1].keys()
     assert [row["loss"] for row in plain] == [row["loss"] for row in watched]
 
 

@@ -14,7 +14,7 @@ from ssl_lab import methods
 from ssl_lab.batch import At, Style
 from ssl_lab.config import parse
 from ssl_lab.errors import UsageError
-from ssl_lab.features import OnlineKnn
+from ssl_lab.features import OnlineAccuracy
 from ssl_lab.features.projector import first_layer
 from ssl_lab.nets import net
 from ssl_lab.nets.start import freeze, start_net
@@ -40,7 +40,7 @@ def pretrain(out, method="simclr", *arguments):
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     out = tmp_path_factory.mktemp("pretrained")
-    pretrain(out, "simclr", "--steps", 4, "--online-knn")
+    pretrain(out, "simclr", "--steps", 4, "--online")
     return out
 
 
@@ -55,7 +55,7 @@ def test_every_method_pretrains(tmp_path, method):
 
 
 def test_it_says_what_it_measured(tmp_path, capsys):
-    pretrain(tmp_path, "simclr", "--steps", 2, "--online-knn")
+    pretrain(tmp_path, "simclr", "--steps", 2, "--online")
     out, _ = capsys.readouterr()
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert out.startswith("simclr on digits: ")
@@ -83,10 +83,10 @@ def test_large_batches_are_trained_by_lars_and_simsiams_predictor_at_a_constant_
 @pytest.mark.parametrize("method", ["simclr", "dino", "swav"])
 def test_short_runs_learn(tmp_path, method):
     run("pretrain", "--method", method, "--net", "tiny_8", "--unlabeled", 128, "--labels", 100, "--valid", 0.4,
-        "--steps", 60, "--online-knn", "--out", tmp_path)
+        "--steps", 60, "--online", "--out", tmp_path)
     pool = sl.load("digits").split(labels=100, valid=0.4, seed=0)
     fresh = sl.Supervised(net("tiny_8", classes=pool.classes, style=pool.style, seed=0))
-    before = OnlineKnn()(fresh, pool, sl.Runtime.start("cpu", "fp32"))["knn_accuracy"]
+    before = OnlineAccuracy()(fresh, pool, sl.Runtime.start("cpu", "fp32"))["knn_accuracy"]
     assert rows(tmp_path)[-1]["knn_accuracy"] > before + 0.05
 
 

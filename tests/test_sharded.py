@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from ssl_lab.engine import Feed, PseudoLabels, Runtime, checkpoint
 from ssl_lab.engine.evaluate import predict
 from ssl_lab.engine.sharded import blocks, load_sharded, save_sharded, shard, whole_state
 from ssl_lab.errors import Interrupted, UsageError
-from ssl_lab.features import OnlineKnn
+from ssl_lab.features import OnlineAccuracy, weighted_knn
 from ssl_lab.methods import FixMatch, MeanTeacher, SimCLR, SoTeacher, Supervised
 from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, AdamW
@@ -63,7 +64,8 @@ def made(name):
 
 def fit(out, name="fixmatch", **settings):
     """A run through the trainer."""
-    monitors = [PseudoLabels(0.2), OnlineKnn(k=5)]  # each rank passes a part of the images
+    nearest = OnlineAccuracy({"knn": partial(weighted_knn, k=5)})
+    monitors = [PseudoLabels(0.2), nearest]  # each rank passes a part of the images
     return train(out, made(name), POOL, steps=STEPS, clip=1.0, monitors=monitors, **settings)
 
 

@@ -4,7 +4,7 @@ from ssl_lab.features.cka import layer_cka, linear_cka
 from ssl_lab.features.embed import embed
 from ssl_lab.features.health import (
     Health,
-    OnlineKnn,
+    OnlineAccuracy,
     alignment,
     class_separation,
     effective_rank,
@@ -12,7 +12,7 @@ from ssl_lab.features.health import (
     uniformity,
 )
 from ssl_lab.features.knn import nearest_prototype, weighted_knn
-from ssl_lab.features.probe import linear_probe
+from ssl_lab.features.probe import linear_probe, sgd_probe
 from ssl_lab.features.propagation import label_propagation
 from ssl_lab.features.search import Approximate, neighbors, top_k, within
 from ssl_lab.features.self_training import Learner, ensemble, self_training
@@ -28,7 +28,8 @@ LEARNERS: dict[str, Learner] = {
 """The learners on frozen features: (features, labels with -1 = unlabeled, queries, classes) -> probabilities."""
 
 __all__ = [
-    "LEARNERS", "Approximate", "FeatureStore", "Health", "Learner", "OnlineKnn", "alignment", "class_separation",
+    "LEARNERS", "Approximate", "FeatureStore", "Health", "Learner", "OnlineAccuracy", "alignment", "class_separation",
     "effective_rank", "embed", "embedding_std", "ensemble", "label_propagation", "layer_cka", "linear_cka",
-    "linear_probe", "nearest_prototype", "neighbors", "self_training", "top_k", "uniformity", "weighted_knn", "within",
+    "linear_probe", "nearest_prototype", "neighbors", "self_training", "sgd_probe", "top_k", "uniformity",
+    "weighted_knn", "within",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from ssl_lab.engine.evaluate import monitored
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
 from ssl_lab.features.knn import labeled_rows, weighted_knn
+from ssl_lab.features.probe import sgd_probe
 from ssl_lab.features.search import unit
+from ssl_lab.features.self_training import Learner
 from ssl_lab.methods import Method
 
 
@@ -76,15 +78,15 @@ def class_separation(features: ArrayLike, labels: ArrayLike) -> float:
 
 
 @dataclass(frozen=True)
-class OnlineKnn:
-    """Monitor: the accuracy of weighted kNN with the labeled train images as bank, on validation (else test) images.
+class OnlineAccuracy:
+    """Monitor: how well learners on the features, given the labeled train images, tell the classes of validation (else
+    test) images.
 
-    Gives {"knn_accuracy": share in [0, 1]}, or nothing while no train image has a label. rows: at most so many
-    images on either side, always the same ones.
+    Gives {"knn_accuracy", "probe_accuracy"}, shares in [0, 1], by `learners`; nothing while no train image has a label.
+    rows: at most so many images on either side, always the same ones.
     """
 
-    k: int = 20
-    temperature: float = 0.07
+    learners: Mapping[str, Learner] = field(default_factory=lambda: {"knn": weighted_knn, "probe": sgd_probe})
     rows: int = 2000
 
     def __call__(self, method: Method, pool: Pool, runtime: Runtime) -> Mapping[str, float]:
@@ -95,11 +97,14 @@ class OnlineKnn:
         mine = queries[runtime.rank::runtime.world]
         net = method.predictor()
         known, asked = embed(net, pool, bank, runtime), embed(net, pool, mine, runtime)
-        if not (np.isfinite(known).all() and np.isfinite(asked).all()):
-            return {"knn_accuracy": float("nan")}
-        probs = weighted_knn(known, pool.labels[bank], asked, pool.classes, self.k, self.temperature)
-        right = int((probs.argmax(axis=1) == pool.truth[mine]).sum())
-        return {"knn_accuracy": runtime.totals([right])[0] / len(queries)}
+        finite = np.isfinite(known).all() and np.isfinite(asked).all()
+        right = [float("nan")] * len(self.learners)
+        if finite:
+            labels = pool.labels[bank]
+            probs = [learner(known, labels, asked, pool.classes) for learner in self.learners.values()]
+            right = [float((each.argmax(axis=1) == pool.truth[mine]).sum()) for each in probs]
+        shares = [total / len(queries) for total in runtime.totals(right)]
+        return {f"{name}_accuracy": share for name, share in zip(self.learners, shares, strict=True)}
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
@@ -43,6 +45,32 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
         held_out = _folds(known) if valid is None else [_places(check_labels(labels, classes), valid)]
         l2 = choose_l2(rows, known, classes, held_out)
     return softmax(_with_one(asked) @ fit(rows, known, classes, l2).T)
+
+
+def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, epochs: int = 30,
+              lr: float = 1.0, batch: int = 256) -> FloatArray:
+    """Probabilities of the queries by softmax regression trained by SGD: `linear_probe` in a fraction of its time, for
+    a look at a net in training. Arguments and result are those of `linear_probe`.
+
+    Unit features are centered and scaled to a mean square length of 1, so that one learning rate suits any net. It
+    falls by a cosine, with momentum 0.9 and no weight decay, from weights of zero.
+    """
+    rows, known = labeled_rows(features, labels, classes)
+    rows, asked = unit(rows), unit(matrix(queries, "queries", rows.shape[1]))
+    center = rows.mean(axis=0)
+    scale = max(float(np.square(rows - center).sum(axis=1).mean()) ** 0.5, 1e-6)
+    x, asked = (_with_one((part - center) / scale) for part in (rows, asked))
+    weights = np.zeros((classes, x.shape[1]), dtype=np.float32)
+    velocity = np.zeros_like(weights)
+    draw = np.random.default_rng(seed_of("sgd probe"))
+    orders = (draw.permutation(len(x)) for _ in range(epochs))
+    steps = [order[start:start + batch] for order in orders for start in range(0, len(x), batch)]
+    for step, part in enumerate(steps):
+        slope = _cross_entropy(x[part] @ weights.T, known[part])[1]
+        velocity *= 0.9
+        velocity += slope.T @ x[part] / len(part)
+        weights -= np.float32(lr * (1 + math.cos(math.pi * step / len(steps))) / 2) * velocity
+    return softmax(asked @ weights.T)
 
 
 def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
