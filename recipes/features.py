@@ -35,6 +35,9 @@ import ssl_lab as sl
 class Settings(sl.Settings):
     learner: Literal["all", "knn", "prototype", "probe", "propagation", "self_training"] = "all"
     """Which learner to run."""
+    also: tuple[str, ...] = ()
+    """Other backbones, e.g. fine-tuned variants: runs, files of weights of --net, timm/MODEL --pretrained. All of them
+    together are one more learner, the ensemble."""
     splits: int = 3
     """Draws of the labels, of seeds --seed, --seed + 1, ..."""
     steps: int | None = 0
@@ -43,24 +46,33 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     from ssl_lab.data.files import data_folder
-    from ssl_lab.features import LEARNERS, FeatureStore, label_propagation
+    from ssl_lab.features import LEARNERS, FeatureStore, ensemble, label_propagation
+    from ssl_lab.nets.start import start_net
 
     pool = sl.load(settings.data, settings.data_dir, settings.image_size)
-    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
-                 pretrained=settings.pretrained, weights=settings.weights)
+    nets = [sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+                   pretrained=settings.pretrained, weights=settings.weights)]
+    nets += [start_net(start, pool.classes, pool.style, settings.net,
+                       pretrained=settings.pretrained and start.startswith("timm/")) for start in settings.also]
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    store = FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime)
-    print(f"{pool.name}: {len(store)} images embedded by {net.name} in {store.seconds:.0f} s, in {store.folder}")
+    stores = [FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime) for net in nets]
+    for net, store in zip(nets, stores, strict=True):
+        print(f"{pool.name}: {len(store)} images embedded by {net.name} in {store.seconds:.0f} s, in {store.folder}")
 
     learners = LEARNERS | {"propagation": partial(label_propagation, kept={})}
+    names = [*(learners if settings.learner == "all" else [settings.learner]), *(["ensemble"] if settings.also else [])]
     accuracies: dict[str, list[float]] = {}
     seconds: dict[str, float] = {}
     for seed in range(settings.seed, settings.seed + settings.splits):
         few = pool.split(**settings.split() | {"seed": seed})
-        train, labels, queries = store.features[few.train], few.labels[few.train], store.features[few.test]
-        for name in learners if settings.learner == "all" else [settings.learner]:
+        train, queries = ([store.features[rows] for store in stores] for rows in (few.train, few.test))
+        labels = few.labels[few.train]
+        for name in names:
             start = time.perf_counter()
-            probs = learners[name](train, labels, queries, pool.classes)
+            if name == "ensemble":
+                probs = ensemble(train, labels, queries, pool.classes, learners["self_training"], pseudo=False)
+            else:
+                probs = learners[name](train[0], labels, queries[0], pool.classes)
             seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
             accuracies.setdefault(name, []).append(float((probs.argmax(axis=1) == pool.truth[few.test]).mean()))
     print(f"{len(few.labeled)} labels, {settings.splits} splits")

@@ -5,13 +5,18 @@ import re
 import sys
 import zipfile
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from small_runs import ROOT
 
 from ssl_lab.config import parse
+from ssl_lab.data import load
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
-from ssl_lab.features import LEARNERS
+from ssl_lab.features import LEARNERS, embed, self_training
+from ssl_lab.nets import net
 
 
 def module(folder, name):
@@ -43,6 +48,25 @@ def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys):
     assert again[0] == first[0]  # the same store, with the seconds that it took then
     assert re.fullmatch(r"knn +\d+\.\d% +\d+\.\d s", again[2])
     assert (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns == written
+
+
+def test_several_backbones_are_one_more_learner(tmp_path, capsys):
+    others = []
+    for seed in (1, 2):
+        others.append(tmp_path / f"{seed}.safetensors")
+        save_file(net("tiny_8", 10, load("digits").style, seed=seed).state_dict(), others[-1])
+    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "self_training", "--also", *others)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.rpartition(" in ")[0].split(" in ")[0] for line in lines[:3]] == [
+        "digits: 1797 images embedded by tiny_8"] * 3
+    pool = load("digits").split(labels=40)
+    nets = [net("tiny_8", 10, pool.style, weights=path) for path in (None, *others)]
+    train, asked = ([embed(each, pool, rows, Runtime.start("cpu", "fp32")) for each in nets]
+                    for rows in (pool.train, pool.test))
+    probs = [self_training(*pair, 10) for pair in zip(train, [pool.labels[pool.train]] * 3, asked, strict=True)]
+    right = [(np.mean(some, axis=0).argmax(axis=1) == pool.truth[pool.test]).mean() for some in (probs[:1], probs)]
+    assert [line.split()[:2] for line in lines[4:]] == [
+        ["self_training", f"{100 * right[0]:.1f}%"], ["ensemble", f"{100 * right[1]:.1f}%"]]
 
 
 def test_bad_input(tmp_path):
