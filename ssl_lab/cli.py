@@ -131,7 +131,7 @@ def export() -> None:
 
 
 def bench() -> None:
-    """Times a step, a view or a query on this machine; see `ssl-lab bench step|views|query --help`."""
+    """Times steps, nets, views or queries on this machine; see `ssl-lab bench step|nets|views|query --help`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -143,12 +143,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _run(argv: list[str]) -> None:
     if argv[:1] == ["bench"]:
         from ssl_lab import bench as room
+        from ssl_lab.bench.nets import bench_nets
         from ssl_lab.bench.query import bench_query
         from ssl_lab.bench.step import bench_step
         from ssl_lab.bench.views import bench_views
 
-        run_command({"step": bench_step, "views": bench_views, "query": bench_query}, "ssl-lab bench",
-                    room.__doc__ or "", argv[1:])
+        run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
+                    "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
     commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
                                                   "query": query, "advise": advise, "export": export, "bench": bench}

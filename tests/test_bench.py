@@ -1,6 +1,7 @@
 """What makes a step fast (forward policy, micro-batches by timing), and the benchmarks that show it."""
 
 import json
+import re
 import runpy
 from contextlib import contextmanager
 
@@ -11,8 +12,9 @@ from small_runs import ROOT, assert_same_run, digits, flat_net, rows, tiny_net, 
 from torch._dynamo.exc import TorchDynamoException
 
 import ssl_lab
-from ssl_lab.batch import At, Batch, Rows
+from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.bench import measure
+from ssl_lab.bench.nets import bench_nets
 from ssl_lab.bench.step import PARTS, Step, bench_step, random_pool
 from ssl_lab.bench.views import bench_views
 from ssl_lab.engine import Feed, Runtime, timing, trainer
@@ -341,3 +343,22 @@ def test_bench_views_in_a_table(capsys):
     assert "strong" in capsys.readouterr().out
     with pytest.raises(UsageError, match="rows=0"):
         bench_views(rows=0)
+
+
+# ssl-lab bench nets
+
+
+def test_bench_nets_says_what_they_have_and_how_fast_they_are(capsys):
+    bench_nets("tiny_4,timm/test_vit", size=16, rows=3, repeats=2, device="cpu", json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert [row["net"] for row in found] == ["tiny_4", "timm/test_vit"]
+    parameters, flops = describe(net("tiny_4", 10, Style(height=16, width=16)), Style(height=16, width=16))
+    assert (found[0]["parameters"], found[0]["gflops"]) == (parameters, flops / 1e9)
+    for row in found:
+        assert row["tflops"] == pytest.approx(row["gflops"] * row["images_per_second"] / 1e3)
+        assert row["trained_per_second"] > 0
+    bench_nets("tiny_4", size=8, rows=2, repeats=1, device="cpu")
+    assert re.search(r"tiny_4 +[\d,]+ +0\.00\d", capsys.readouterr().out)
+    for wrong, words in ({"nets": "tiny"}, "unknown net 'tiny'"), ({"rows": 0}, "rows=0"):
+        with pytest.raises(UsageError, match=words):
+            bench_nets(**wrong)
