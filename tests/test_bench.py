@@ -276,12 +276,41 @@ def test_methods_take_turns_and_fixmatch_is_the_unit(capsys):
     assert "gradient" in out
 
 
-@pytest.mark.parametrize("name", [name for name, method in METHODS.items()
-                                  if name not in {"opencos", "hiermatch", "mae"} and method.family != "distillation"])
-def test_every_method_has_a_step(name):
+ALONE = [name for name, method in METHODS.items()
+         if name not in {"opencos", "hiermatch", "mae"} and method.family != "distillation"]
+
+
+def small_step(name, runtime):
     pool, smaller = random_pool(16, 24), {"hidden": 32, "dim": 32} if name in ("vicreg", "barlow_twins") else {}
-    _, parts = Step(build(name, net("tiny_4", style=pool.style), pool, smaller), pool, 8, 16, CPU, 1, False)()
+    return Step(build(name, net("tiny_4", style=pool.style), pool, smaller), pool, 8, 16, runtime, 1, False)
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_every_method_has_a_step(name):
+    _, parts = small_step(name, CPU)()
     assert parts["forward and backward"] > 0
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_no_step_reads_anything_back(name):
+    """From indices to averaged weights, on the device of no values: whatever waits for one of them fails there."""
+    step = small_step(name, Runtime(torch.device("meta"), "fp32", "a test"))
+    for _ in range(2):
+        assert step.take(1).total.is_meta
+    with pytest.raises(NotImplementedError, match="meta"):
+        step.meter.check()  # as the trainer does now and then
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ALONE)
+def test_no_step_waits_for_the_gpu(name):
+    step = small_step(name, Runtime.start("cuda"))
+    step.take(1)  # sets up kernels
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step.take(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def test_a_step_that_differentiates_twice_is_counted():

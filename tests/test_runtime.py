@@ -25,7 +25,7 @@ from small_runs import (
 import ssl_lab as sl
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
 from ssl_lab.engine.evaluate import LEAST, monitored
-from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision
+from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision, share_processors
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
 
@@ -53,6 +53,23 @@ def test_auto_picks_bf16_where_it_is_faster(monkeypatch, ratio, picked):
 
 def test_the_matrix_product_is_measured():
     assert 0 < matmul_tflops(CPU, torch.float32, size=64, seconds=0.001) < 1000
+
+
+@pytest.mark.parametrize(("ranks", "given", "threads"), [("4", "1", 3), ("4", None, 3), ("4", "2", 5), ("40", "1", 1),
+                                                         ("1", "1", 5), (None, None, 5)])
+def test_ranks_share_the_processors_unless_told_otherwise(monkeypatch, ranks, given, threads):
+    for name, value in (("LOCAL_WORLD_SIZE", ranks), ("OMP_NUM_THREADS", given)):
+        monkeypatch.delenv(name, raising=False)
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: range(14), raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        share_processors()
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc's allocator")

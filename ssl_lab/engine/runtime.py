@@ -57,6 +57,7 @@ class Runtime:
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         keep_freed_memory()
+        share_processors()
         if world > 1 and not dist.is_initialized():
             gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE, store=meeting_place(),
@@ -200,6 +201,18 @@ def meeting_place() -> Any:
         return store  # a node counts only the failures of its own ranks
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
+
+
+def share_processors() -> None:
+    """Gives each rank of this machine as many threads as there are processors for it.
+
+    torchrun sets OMP_NUM_THREADS to 1, for which it cannot know better; any other number is the user's and stays. A
+    process alone has as many threads as there are processors anyway.
+    """
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if ranks > 1 and os.environ.get("OMP_NUM_THREADS", "1") == "1":
+        allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        torch.set_num_threads(max(1, allowed // ranks))
 
 
 def keep_freed_memory() -> None:
