@@ -66,30 +66,43 @@ class Settings(sl.Settings):
     rank: int = 8
     """Of LoRA."""
     backbone_rate: float | None = None
-    """The backbone's learning rate, relative to the head's (default: 0.2; 0.3 for lora, 1 for biases)."""
+    """The backbone's learning rate, relative to the head's (default: 0.2, or 1 with unlabeled images; 0.3 for lora, 1
+    for biases)."""
     trials: int = 0
     """Tune --lr and --weight-decay in so many trials (pip install "ssl_lab[tune]")."""
     head: Literal["probe", "start"] = "probe"
     """What the head begins as: a linear probe of the labels, or that of --from (fresh, if it has none that fits)."""
-    statistics: Literal["frozen", "batch"] = "frozen"
-    """What BatchNorm of the backbone normalizes by: its running statistics, as they are, or the batch's."""
+    statistics: Literal["frozen", "batch"] | None = None
+    """What BatchNorm of the backbone normalizes by: its running statistics, as they are, or the batch's (default:
+    frozen, or batch for methods that take unlabeled images)."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step, for methods that take them."""
-    lr: float = 0.01
-    """Peak learning rate of the head."""
+    lr: float | None = None
+    """Peak learning rate of the head (default: 0.01, or 0.03 with unlabeled images)."""
     weight_decay: float = 0.0
     ema: float = 0.99
     """Decay of the averaged weights, which are evaluated."""
 
 
 def main(settings: Settings) -> None:
+    settings = filled(settings)
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
     if settings.trials:
         settings, pool = tuned(settings, pool)
     watched = [] if settings.method == "supervised" else [sl.PseudoLabels()]
     print(fit(settings, pool, monitors=watched))
+
+
+def filled(settings: Settings) -> Settings:
+    """With what was not given. Strong views of unlabeled images are too far from those that the statistics are of."""
+    many = settings.method != "supervised"
+    rates = RATES | ({"all": 1.0} if many else {})
+    given = {name: value for name in ("statistics", "lr", "backbone_rate")
+             if (value := getattr(settings, name)) is not None}
+    return replace(settings, **{"statistics": "batch" if many else "frozen", "lr": 0.03 if many else 0.01,
+                                "backbone_rate": rates[settings.learn]} | given)
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
@@ -109,8 +122,7 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
         method.predictor = lambda: merged(learner())
     optimizer = sl.SGD(lr=sl.schedule.cosine(settings.lr), weight_decay=settings.weight_decay)
     if settings.train_blocks != 0:
-        factor = RATES[settings.learn] if settings.backbone_rate is None else settings.backbone_rate
-        optimizer = with_rates(optimizer, {"net.backbone": sl.schedule.cosine(settings.lr * factor)})
+        optimizer = with_rates(optimizer, {"net.backbone": sl.schedule.cosine(settings.lr * settings.backbone_rate)})
     return sl.Trainer(optimizer=optimizer, **settings.trainer() | trainer).fit(
         method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
 

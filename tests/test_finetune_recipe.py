@@ -446,3 +446,19 @@ def test_statistics_move_only_if_asked_to(start, tmp_path):
 
     assert not moved("--statistics", "frozen")
     assert moved("--statistics", "batch")
+
+
+# --- What is not given ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("arguments", "expected"), [
+    ((), ("frozen", 0.01, 0.2)),
+    (("--learn", "lora"), ("frozen", 0.01, 0.3)),
+    (("--method", "fixmatch"), ("batch", 0.03, 1.0)),
+    (("--method", "fixmatch", "--learn", "lora"), ("batch", 0.03, 0.3)),
+    (("--method", "mixmatch", "--lr", 0, "--statistics", "frozen", "--backbone-rate", 0.5), ("frozen", 0.0, 0.5)),
+])
+def test_defaults_suit_the_method(arguments, expected):
+    recipe = module("recipes", "finetune")
+    found = recipe.filled(parse(recipe.Settings, ["--steps", "1", *map(str, arguments)]))
+    assert (found.statistics, found.lr, found.backbone_rate) == expected
