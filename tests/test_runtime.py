@@ -5,6 +5,8 @@ import platform
 import resource
 import shutil
 import signal
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,13 +23,18 @@ from small_runs import (
     tiny_net,
     train,
 )
+from torch import nn
 
 import ssl_lab as sl
+from ssl_lab.batch import At
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
 from ssl_lab.engine.evaluate import LEAST, monitored
+from ssl_lab.engine.feed import Ahead
 from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision, share_processors
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
+from ssl_lab.optim import AdamW
+from ssl_lab.optim.spec import kernels
 
 CPU = torch.device("cpu")
 
@@ -258,3 +265,58 @@ def test_a_batch_that_does_not_divide_over_ranks_says_so():
     with pytest.raises(UsageError, match="batch of 9 labeled images does not divide into 1 micro-batches on each of 2"):
         Feed(digits(), views, 9, 16, 0, CPU, world=2)
     Feed(digits(), sl.Supervised(flat_net()).views, 8, 7, 0, CPU, world=2)  # it reads no unlabeled images
+
+
+# Reading ahead, for devices other than the CPU
+
+
+def test_the_next_step_is_read_while_this_one_is_computed():
+    asked, main = [], threading.get_ident()
+
+    def read(step, rank):
+        asked.append((step, threading.get_ident() == main))
+        if step == 9:
+            raise UsageError("a broken file")
+        return torch.tensor([step, rank])
+
+    ahead = Ahead(read)
+    for step in (3, 4, 7, 8):
+        assert ahead(step, 1).tolist() == [step, 1]
+    ahead._thread.shutdown()
+    assert asked == [(3, True), (4, False), (5, False), (7, True), (8, False), (9, False)]
+    with pytest.raises(UsageError, match="a broken file"):
+        ahead(9, 1)
+
+
+def test_what_is_read_ahead_is_what_would_be_read(monkeypatch):
+    pool, views = digits(), FixMatch(flat_net()).views
+    here, away = (Feed(pool, views, 8, 16, 0, device).streams["unlabeled"] for device in (CPU, torch.device("meta")))
+    for step in (0, 1, 2, 200, 201):  # from one epoch to another
+        assert torch.equal(here.read(step, 0), away.read(step, 0))
+    assert away(At(202, 300)).indices.is_meta
+
+
+# One kernel for all of an optimizer's step
+
+
+@pytest.mark.parametrize("spec", [sl.SGD(0.1, 1e-2), AdamW(0.1, 1e-2)])
+def test_fused_steps_are_the_same(monkeypatch, spec):
+    def learned(**kernels):
+        monkeypatch.setattr("ssl_lab.optim.spec.kernels", lambda module: kernels)
+        torch.manual_seed(0)
+        layer, x = nn.Linear(5, 3).double(), torch.randn(4, 5).double()
+        optimizer = spec.build(layer)
+        for step in range(4):
+            spec.set(optimizer, At(step, 4))
+            optimizer.zero_grad()
+            layer(x).square().sum().backward()
+            optimizer.step()
+        return torch.cat([p.detach().flatten() for p in layer.parameters()])
+
+    torch.testing.assert_close(learned(fused=True), learned(foreach=True))
+
+
+def test_gpus_have_fused_steps():
+    assert kernels(nn.Linear(2, 2)) == {"foreach": True}
+    on_gpu = SimpleNamespace(parameters=lambda: [SimpleNamespace(device=torch.device("cuda"))])
+    assert kernels(on_gpu) == {"fused": True}

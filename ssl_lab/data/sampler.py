@@ -26,7 +26,7 @@ class Sampler:
             raise UsageError(f"cannot draw {purpose} batches of {batch} from {len(self.indices)} images; "
                              "both must be at least 1")
         self.batch, self.seed, self.purpose = batch, seed, purpose
-        self._epoch, self._shuffled = -1, self.indices
+        self._last = -1, self.indices  # an epoch and its order, as one: threads may ask side by side
 
     def at(self, step: int) -> IntArray:
         """int64 [batch]: the images of a step, which counts from 0."""
@@ -41,7 +41,9 @@ class Sampler:
         return np.concatenate(parts)
 
     def _permuted(self, epoch: int) -> IntArray:
-        if epoch != self._epoch:
+        last, shuffled = self._last
+        if epoch != last:
             order = torch.randperm(len(self.indices), generator=generator(self.seed, self.purpose, epoch))
-            self._epoch, self._shuffled = epoch, self.indices[order.numpy()]
-        return self._shuffled
+            shuffled = self.indices[order.numpy()]
+            self._last = epoch, shuffled
+        return shuffled

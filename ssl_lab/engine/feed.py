@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
+from torch import Tensor
 
 from ssl_lab.batch import At, Batch, Rows
-from ssl_lab.data import Pool, Sampler
+from ssl_lab.data import IntArray, Pool, Sampler
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
 from ssl_lab.views import ViewFactory
@@ -55,21 +57,45 @@ class Stream:
         self.rows = self.batch // world
         self.views = {name: factory(pool.style) for name, factory in views.items()}
         self.sampler = Sampler(indices, batch, seed, kind) if views else None
+        self.read = self._bytes if device.type == "cpu" else Ahead(self._bytes)
 
     def __call__(self, at: At) -> Rows:
         if self.sampler is None:
             nothing = torch.empty(0, dtype=torch.int64, device=self.device)
             return Rows({}, nothing, nothing, nothing)
-        start = at.rank * self.rows
-        indices = self.sampler.at(at.step)[start : start + self.rows]
-        images = self._move(self.pool.images.take(indices))
+        images = self.read(at.step, at.rank).to(self.device, non_blocking=True)
+        indices = self._indices(at.step, at.rank)
         views = {name: view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device))
                  for name, view in self.views.items()}
         ids, targets, truth = (self._move(torch.from_numpy(values)) for values in
                                (indices, self.pool.labels[indices], self.pool.truth[indices]))
         return Rows(views, targets, truth, ids)
 
-    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
-        if self.device.type == "cuda":
-            tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+    def _indices(self, step: int, rank: int) -> IntArray:
+        assert self.sampler is not None
+        return self.sampler.at(step)[rank * self.rows : (rank + 1) * self.rows]
+
+    def _bytes(self, step: int, rank: int) -> Tensor:
+        """uint8 [rows, C, H, W], on the host."""
+        return self._pinned(self.pool.images.take(self._indices(step, rank)))
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return self._pinned(tensor).to(self.device, non_blocking=True)
+
+    def _pinned(self, tensor: Tensor) -> Tensor:
+        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+
+
+class Ahead:
+    """Reads for the next step in a thread of its own, while a GPU is busy with this one."""
+
+    def __init__(self, read: Callable[[int, int], Tensor]) -> None:
+        self._read, self._thread = read, ThreadPoolExecutor(1)
+        self._begun: dict[tuple[int, int], Future[Tensor]] = {}
+
+    def __call__(self, step: int, rank: int) -> Tensor:
+        """read(step, rank); what it raised, if it did so ahead, is raised by the step it was read for."""
+        begun, self._begun = self._begun.get((step, rank)), {}
+        found = self._read(step, rank) if begun is None else begun.result()
+        self._begun[step + 1, rank] = self._thread.submit(self._read, step + 1, rank)
+        return found

@@ -24,6 +24,11 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+def kernels(module: nn.Module) -> dict[str, bool]:
+    """What torch's optimizers take: one kernel for all of a step on a GPU, elsewhere one call for all tensors."""
+    return {"fused" if all(p.device.type == "cuda" for p in module.parameters()) else "foreach": True}
+
+
 @dataclass(frozen=True)
 class Optimizer:
     """lr and weight_decay are read anew before each step; see SGD and AdamW."""
@@ -54,8 +59,8 @@ class SGD(Optimizer):
     nesterov: bool = True
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.SGD(parameter_groups(module), lr=0.0, momentum=self.momentum,
-                               nesterov=self.nesterov, foreach=True)
+        return torch.optim.SGD(parameter_groups(module), lr=0.0, momentum=self.momentum, nesterov=self.nesterov,
+                               **kernels(module))
 
 
 @dataclass(frozen=True)
@@ -67,4 +72,4 @@ class AdamW(Optimizer):
     betas: tuple[float, float] = (0.9, 0.999)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(parameter_groups(module), lr=0.0, betas=self.betas, foreach=True)
+        return torch.optim.AdamW(parameter_groups(module), lr=0.0, betas=self.betas, **kernels(module))

@@ -1,5 +1,7 @@
 """Nearest neighbors beside scikit-learn's brute force and FAISS's flat index, in one run.
 
+Exact search has no index: its time is from features as they are stored, FAISS's also of an index that is there.
+
     python tests/benchmarks/search.py                                  # 10,000 queries, 50,000 x 512 features
     python tests/benchmarks/search.py --features STORE/features.npy    # of a feature store: the last rows are queries
 
@@ -33,6 +35,13 @@ def made_up(rows: int, dim: int, seed: int) -> np.ndarray:
     return outer.astype(np.float32)
 
 
+def flat_index(bank: np.ndarray) -> faiss.IndexFlatIP:
+    """float32 [n, D] -> FAISS's exact index of the cosine."""
+    index = faiss.IndexFlatIP(bank.shape[1])
+    index.add(unit(bank))
+    return index
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--queries", type=int, default=10_000)
@@ -54,12 +63,12 @@ def main() -> None:
     index = Approximate.build(bank, options.recall)
     print(f"approximate index: built in {time.perf_counter() - start:.1f} s, probes {index.codes.nprobe} of "
           f"{index.codes.nlist} lists, {index.factor} candidates per neighbor")
-    flat = faiss.IndexFlatIP(bank.shape[1])
-    flat.add(unit(bank))
+    flat = flat_index(bank)
     brute = NearestNeighbors(n_neighbors=options.k, algorithm="brute").fit(unit(bank))
     ways: dict[str, Callable[[], np.ndarray]] = {
         "exact": lambda: top_k(queries, bank, options.k)[1],
         "FAISS flat": lambda: flat.search(unit(queries), options.k)[1],
+        "FAISS flat, and build": lambda: flat_index(bank).search(unit(queries), options.k)[1],
         "scikit-learn brute": lambda: brute.kneighbors(unit(queries), return_distance=False),
         "approximate": lambda: index.search(queries, options.k)[1],
     }
@@ -72,8 +81,8 @@ def main() -> None:
     for name, seconds in best.items():
         pairs = zip(found["FAISS flat"], found[name], strict=True)
         recall = np.mean([np.isin(true, rows).mean() for true, rows in pairs])
-        print(f"{name:20} {seconds:8.2f} s  {best['exact'] / seconds:6.2f} x as fast as exact  recall {recall:.4f}")
-    rival = min(best["FAISS flat"], best["scikit-learn brute"])
+        print(f"{name:21} {seconds:8.2f} s  {best['exact'] / seconds:6.2f} x as fast as exact  recall {recall:.4f}")
+    rival = min(best["FAISS flat, and build"], best["scikit-learn brute"])
     print(f"exact is {rival / best['exact']:.2f} x as fast as the faster rival")
 
 
