@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import gc
 import inspect
 import os
 import time
@@ -62,7 +63,7 @@ class Runtime:
             gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
             dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE, store=meeting_place(),
                                     rank=rank, world_size=world)
-            atexit.register(dist.destroy_process_group)  # ranks that part cannot meet again in the next run
+            atexit.register(part_for_good)  # ranks that part cannot meet again in the next run
         picked, reason = resolve_precision(where, precision)
         if world > 1:  # each rank measures; rank 0 decides
             choice = [picked]
@@ -201,6 +202,13 @@ def meeting_place() -> Any:
         return store  # a node counts only the failures of its own ranks
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"restart {restart}", store)  # type: ignore[attr-defined]
+
+
+def part_for_good() -> None:
+    """Ends the process group; first what still holds it, in cycles of references too: gloo's threads have to end before
+    the interpreter does, or now and then abort the process."""
+    gc.collect()
+    dist.destroy_process_group()
 
 
 def share_processors() -> None:
