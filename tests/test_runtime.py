@@ -288,7 +288,7 @@ def test_the_next_step_is_read_while_this_one_is_computed():
         ahead(9, 1)
 
 
-def test_what_is_read_ahead_is_what_would_be_read(monkeypatch):
+def test_what_is_read_ahead_is_what_would_be_read():
     pool, views = digits(), FixMatch(flat_net()).views
     here, away = (Feed(pool, views, 8, 16, 0, device).streams["unlabeled"] for device in (CPU, torch.device("meta")))
     for step in (0, 1, 2, 200, 201):  # from one epoch to another

@@ -37,8 +37,7 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     """
     if balance not in ("class", "natural"):
         raise unknown("balance", balance, ("class", "natural"))
-    fraction, whole = 0 < amount < 1, amount % 1 == 0
-    count = max(1, round(amount * len(rows))) if fraction else int(amount) if whole else 0
+    count = _count(amount, len(rows))
     if not 1 <= count <= len(rows):
         raise UsageError(f"labels={amount:g}: expected 1 to {len(rows)}, the train images whose label is known "
                          "and that do not validate, or a fraction of them between 0 and 1")
@@ -61,6 +60,13 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
                              f"has only {len(members)}. Give fewer labels, or balance='natural'.")
         chosen.append(shuffled(members, seed, "labeled", label)[:quota])
     return np.sort(np.concatenate(chosen))
+
+
+def _count(amount: float, total: int) -> int:
+    """How many of `total` a fraction (0 < amount < 1, at least one) or a count is; 0 for what is neither."""
+    if 0 < amount < 1:
+        return max(1, round(amount * total))
+    return int(amount) if amount % 1 == 0 else 0
 
 
 def shares(sizes: IntArray, count: int, order: IntArray) -> IntArray:
@@ -100,8 +106,7 @@ def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int) -> Int
     """Validation rows: a fraction (0 < amount < 1) or a count of `rows`, each class by its share; sorted."""
     if amount == 0:
         return rows[:0]
-    fraction, whole = 0 < amount < 1, amount >= 1 and amount % 1 == 0
-    count = max(1, round(amount * len(rows))) if fraction else int(amount) if whole else 0
+    count = _count(amount, len(rows))
     if not 1 <= count < len(rows):
         raise UsageError(f"valid={amount:g}: expected a fraction between 0 and 1, or a count below "
                          f"{len(rows)}, the train images whose label is known")

@@ -97,9 +97,8 @@ class OnlineAccuracy:
         mine = queries[runtime.rank::runtime.world]
         net = method.predictor()
         known, asked = embed(net, pool, bank, runtime), embed(net, pool, mine, runtime)
-        finite = np.isfinite(known).all() and np.isfinite(asked).all()
         right = [float("nan")] * len(self.learners)
-        if finite:
+        if np.isfinite(known).all() and np.isfinite(asked).all():
             labels = pool.labels[bank]
             probs = [learner(known, labels, asked, pool.classes) for learner in self.learners.values()]
             right = [float((each.argmax(axis=1) == pool.truth[mine]).sum()) for each in probs]

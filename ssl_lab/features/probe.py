@@ -51,7 +51,10 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
 def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, epochs: int = 30,
               lr: float = 1.0, batch: int = 256) -> FloatArray:
     """Probabilities of the queries by softmax regression trained by SGD: `linear_probe` in a fraction of its time, for
-    a look at a net in training. Arguments and result are those of `linear_probe`.
+    a look at a net in training.
+
+    features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. Returns float32 [M, classes]. epochs: passes
+    over the labeled rows. lr: the peak. batch: rows per step. UsageError: as in `linear_probe`.
 
     Unit features are centered and scaled to a mean square length of 1, so that one learning rate suits any net. It
     falls by a cosine, with momentum 0.9 and no weight decay, from weights of zero.
