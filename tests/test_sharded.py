@@ -1,5 +1,6 @@
 """Sharded runs: two ranks that each hold half of everything take the steps of one that holds it all."""
 
+import atexit
 import json
 import os
 import shutil
@@ -94,8 +95,13 @@ def take_steps(method, optimizer, steps, rank=0, world=1):
     return taken
 
 
+def write_threads(file):
+    file.write_text(json.dumps([name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]))
+
+
 def job(out):
     """What each of the ranks does; run as a script."""
+    atexit.register(write_threads, out / f"threads{os.environ['RANK']}.json")  # after what the runtime registers
     runtime = Runtime.start("cpu", "fp32")
     rank, world = runtime.rank, runtime.world
     for name in ("supervised", "fixmatch", "simclr", "mean_teacher"):
@@ -178,6 +184,14 @@ def test_sharded_steps_are_the_steps_of_one_process(ranks, name):
         state = torch.load(ranks / f"{name}{rank}.state.pt")
         torch.testing.assert_close(state, dict(method.state_dict()), atol=1e-4, rtol=0)  # AdamW divides by |g|
     assert max(g.abs().max() for g in expected[0]["gradients"].values()) > 1e-3
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_no_thread_of_a_process_group_outlives_the_run(ranks):
+    for rank in (0, 1):
+        names = json.loads((ranks / f"threads{rank}.json").read_text())
+        assert names
+        assert not [name for name in names if "gloo" in name]
 
 
 def test_the_average_of_a_sharded_net(ranks):

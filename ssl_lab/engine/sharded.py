@@ -8,6 +8,7 @@ what any other number wrote. torch's own file format is not used, for it unpickl
 
 from __future__ import annotations
 
+import atexit
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -53,6 +54,8 @@ def shard(method: M, device: torch.device) -> M:
                          "into a new one: net(..., weights=FILE)")
     method.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    # Caches of DTensor keep the mesh, and the mesh the process group; see `part_for_good`, which comes after this.
+    atexit.register(getattr(mesh, "_pg_registry", {}).clear)
     nets = [module for module in method.modules() if isinstance(module, Net) and hasattr(module, "backbone")]
     units = {id(unit) for net in nets for unit in (net.backbone, net.head, *blocks(net.backbone))} | {id(method)}
     for module in reversed([*method.modules()]):  # from the inside out
