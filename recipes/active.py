@@ -27,7 +27,7 @@ class Settings(TrainSettings):
     """Folder of the loop: labels, rounds, report."""
     query: str = "badge"
     """Name of the query (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as
-    in prob_cover(radius=0.5) or prefilter(margin, k_center)."""
+    in prob_cover(delta=0.5) or prefilter(margin, k_center)."""
     trainer: str = "supervised"
     """supervised, learning_loss (which the query of that name needs), fixmatch; or finetune, finetune_fixmatch, which
     start from --weights or --pretrained."""
@@ -62,16 +62,19 @@ def main(settings: Settings) -> None:
         split |= {"labeled": []} if settings.initial_query else {"labels": settings.initial}
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
     oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed)
+    names = ("trainer", *(field.name for field in dataclasses.fields(TrainSettings)))
+    config = {name: value for name, value in settings.plain().items() if name in names}
     loop = ActiveLoop(
         pool, fitter(settings, settings.trainer, out), make_query(settings.query), oracle,
         settings.budget, settings.rounds, out, settings.seed, first=make_query(settings.initial_query or "random"),
         initial=settings.initial, backbone=backbone(settings, pool.style), embeddings=settings.embeddings,
-        new_classes=settings.new_classes, device=settings.device, precision=settings.precision)
+        new_classes=settings.new_classes, config=config, device=settings.device, precision=settings.precision)
     loop.run()
     show_loop(loop, f"{settings.query}, {settings.trainer}: {settings.budget} labels a round")
     if len(loop.pending):
-        print(f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers; {loop.write_asked()} lists the "
-              "images. When there are some, the same command with --resume auto goes on")
+        print(f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers from {settings.oracle}; "
+              f"{loop.write_asked()} lists the images. When there are some, the same command with --resume auto goes "
+              "on")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from ssl_lab.active.oracle import Truth
 from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import Query, ScoreQuery, rng
 from ssl_lab.batch import At, generator
-from ssl_lab.data import Ledger, load
+from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.engine import Runtime, accuracy
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import net
@@ -325,8 +325,10 @@ def test_relabel_ignore_abstain_take_back(pool, tmp_path):
     ([0, 0], [1, 1], "no id twice"),
     ([0, 1], [1], "2 ids for 1 labels"),
     ([0, "test"], [1, 1], "is not a train row"),
-    ([0, 1], [1, 10], "label 10 is out of range; expected a class number below 10"),
-    ([0, 1], [1, -3], "label -3 is out of range"),
+    ([0, 1], [1, 10], "label 10 is no answer; expected a class number below 10"),
+    ([0, 1], [1, -3], "label -3 is no answer"),
+    ([0, 1], [1, 0.9], "label 0.9 is no answer"),
+    ([0, 1], [1, float("nan")], "label nan is no answer"),
     ([0, 1], [None, "seven"], "unknown class 'seven'.*new_classes=True"),
 ])
 def test_a_bad_tell_records_nothing(pool, tmp_path, ids, labels, words):
@@ -359,6 +361,60 @@ def test_a_new_class(pool, tmp_path):
 
 
 # Before there are labels, and where embeddings come from
+
+def test_words_that_are_no_class(pool, tmp_path):
+    people = loop(pool, tmp_path, new_classes=True)
+    a, b, *_ = people.ask().tolist()
+    people.tell([a, b], ["ignore", "abstain"])
+    assert people.pool.labels[a] == -2
+    assert people.abstained.tolist() == [b]
+    assert people.pool.classes == 10
+    named = replace(pool, class_names=(*pool.class_names[:9], "ignore"))
+    people = loop(named, tmp_path / "named")
+    a, *_ = people.ask().tolist()
+    people.tell([a], ["ignore"])
+    assert people.pool.labels[a] == 9
+
+
+def test_classes_are_founded_one_by_one(tmp_path):
+    bare = Pool.from_arrays(np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8),
+                            np.full(40, -1))
+    fit = Fit()
+    people = loop(bare, tmp_path, Any(), fit=fit, budget=2, new_classes=True)
+    for names in (["cat", "cat"], ["dog", "cat"]):
+        ids = people.ask()
+        people.tell(ids[:1], names[:1])
+        people.tell(ids[1:], names[1:])
+        assert not fit.calls  # what says only "cat" teaches nothing
+    assert people.pool.class_names == ("cat", "dog")
+    people.ask()
+    assert fit.calls == [(2, 4)]
+
+
+def test_what_people_wrote_into_asked_csv_stays(pool, tmp_path):
+    people = loop(pool, tmp_path)
+    a, b, *_ = people.ask().tolist()
+    path = people.write_asked()
+    path.write_text(path.read_text().replace(f"{a},,", f"{a},,3"))
+    people.tell([b], [4])
+    assert f"{a},,3\n" in people.write_asked().read_text()
+    assert f"{b}," not in path.read_text()
+
+
+def test_more_than_a_thousand_rounds_stay_in_order(pool, tmp_path):
+    people = loop(pool, tmp_path, rounds=3000)
+    people.ask()
+    record = (tmp_path / "round-000.json").read_text()
+    for number in (999, 1000):
+        (tmp_path / f"round-{number}.json").write_text(record.replace('"round": 0', f'"round": {number}'))
+    assert [record.round for record in loop(pool, tmp_path, rounds=3000).records] == [0, 999, 1000]
+
+
+def test_samples_that_memory_cannot_hold(pool, runtime, monkeypatch):
+    monkeypatch.setattr("ssl_lab.active.arrays.LIMIT", 1000)
+    with pytest.raises(UsageError, match="mc_probs of 30 rows, 20 samples and 10 classes are 6000 numbers"):
+        arrays_of(flat_net(), pool, pool.train[:30], ("mc_probs",), runtime)
+
 
 def test_a_cold_start_sees_a_backbone(tmp_path):
     pool = load("digits").split(labeled=[])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from test_recipes import recipe
 
-from ssl_lab.active import benchmark
+from ssl_lab.active import benchmark, trainers
 from ssl_lab.active.arrays import predicted_loss
 from ssl_lab.active.benchmark import Benchmark, Cell, cells_of, duplicated, run_cells
 from ssl_lab.active.loop import ActiveLoop
@@ -69,7 +69,7 @@ def test_people_answer_through_a_file(tmp_path, capsys):
     arguments = ("--query", "random", "--budget", 3, "--rounds", 1, "--out", out, "--oracle", answers,
                  "--split-file", split, "--resume", "auto")
     run("active", *arguments)
-    assert f"Round 0 waits for 3 answers; {out / 'asked.csv'} lists the images" in " ".join(
+    assert f"Round 0 waits for 3 answers from {answers}; {out / 'asked.csv'} lists the images" in " ".join(
         capsys.readouterr().out.split("\n"))
     rows = list(csv.DictReader((out / "asked.csv").read_text().splitlines()))
     answers.write_text("id,label\n" + "".join(f"{row['id']},{label}\n" for row, label in
@@ -77,6 +77,13 @@ def test_people_answer_through_a_file(tmp_path, capsys):
     run("active", *arguments)
     assert "waits" not in capsys.readouterr().out
     assert [row["labels"] for row in records(out)] == [10, 11]
+
+
+def test_a_loop_goes_on_with_the_training_it_began_with(tmp_path):
+    arguments = ("--query", "margin", "--initial", 12, "--budget", 4, "--rounds", 1, "--out", tmp_path)
+    run("active", *arguments)
+    with pytest.raises(UsageError, match="trainer: 'supervised' -> 'fixmatch'"):
+        run("active", *arguments, "--resume", "auto", "--trainer", "fixmatch")
 
 
 def test_a_cold_start_by_a_backbone(tmp_path, weights):
@@ -149,6 +156,24 @@ def test_a_fit_that_was_cut_off_before_labels_changed_starts_afresh(tmp_path):
 
 # The benchmark
 
+def test_a_folder_that_is_half_removed_is_not_found_again(tmp_path, monkeypatch):
+    (tmp_path / "training-000").mkdir()
+    (tmp_path / "training-000" / "checkpoint.pt").touch()
+
+    def killed(path, ignore_errors=False):
+        if path.exists():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainers.shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        trainers._remove(tmp_path / "training-000")
+    assert not (tmp_path / "training-000").exists()
+    monkeypatch.undo()
+    (tmp_path / "training-000").mkdir()
+    trainers._remove(tmp_path / "training-000")
+    assert not [*tmp_path.iterdir()]
+
+
 def test_two_seeds_are_not_ranked_and_cells_are_kept(tmp_path, capsys, monkeypatch):
     arguments = ("--queries", "margin", "--seeds", 2, "--initial", 12, "--final", 20, "--batches", "4",
                  "--out", tmp_path)
@@ -178,7 +203,7 @@ def test_two_seeds_are_not_ranked_and_cells_are_kept(tmp_path, capsys, monkeypat
     assert sorted(which.query for which in ran) == ["margin", "random"]
     assert {which.seed for which in ran} == {2}
     said = " ".join(capsys.readouterr().out.split())
-    assert "3 paired runs: " in said
+    assert "3 paired seeds: " in said
     assert "no ranking" not in said
     assert "Who beats whom" in (tmp_path / "report.html").read_text()
     with pytest.raises(UsageError, match=r"steps: 2 -> 3\)"):

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from ssl_lab.active.show import Group, group_table, verdict, win_table
+from ssl_lab.active.benchmark import Cell
+from ssl_lab.active.show import Group, group_table, groups_of, verdict, win_table
 from ssl_lab.active.statistics import (
     area,
     holm,
@@ -128,6 +129,15 @@ def group(seeds, better=0.1):
     return Group("supervised, 10 a round", np.array([10.0, 20, 30, 40]), accuracy, results)
 
 
+def test_sets_of_a_seed_are_no_further_seeds():
+    results = {Cell("supervised", 5, "random", seed, some): {
+        "settings": {"cell": {"seed": seed}}, "labels": [5, 10], "accuracy": [0.1 * seed, 0.2 * some]}
+        for seed in range(3) for some in range(2)}
+    (found,) = groups_of(results)
+    np.testing.assert_allclose(found.accuracy["random"], [[0, 0.1], [0.1, 0.1], [0.2, 0.1]])
+    assert len(found.results["random"]) == 6
+
+
 def test_two_seeds_rank_nothing():
     assert "no ranking. 2 seeds say nothing" in verdict(group(2), 2)
     assert "1 seed says" in verdict(group(1), 1)
@@ -143,7 +153,7 @@ def test_two_seeds_rank_nothing():
 
 def test_enough_seeds_rank_and_compare():
     said = verdict(group(5), 5)
-    assert "5 paired runs: better than random: good (+" in said
+    assert "5 paired seeds: better than random: good (+" in said
     assert "not to be told from random: same (" in said
     assert "worse" not in said
     assert "worse than random: good (-" in verdict(group(5, better=-0.2), 5)

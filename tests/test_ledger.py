@@ -2,7 +2,10 @@
 
 import errno
 import os
+import subprocess
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -90,6 +93,27 @@ def test_two_writers_in_turn_lose_nothing(tmp_path):
     two.append([1], [2])
     one.append([2], [3])
     assert Ledger(tmp_path / "a.jsonl").labels(3).tolist() == one.labels(3).tolist() == [1, 2, 3]
+
+
+def test_writers_take_turns(tmp_path):
+    path = tmp_path / "a.jsonl"
+    work = "import sys\nfrom ssl_lab.data import Ledger\nledger = Ledger(sys.argv[1])\n" \
+           "for i in range(60): ledger.append([i], [int(sys.argv[2])])"
+    writers = [subprocess.Popen([sys.executable, "-c", work, path, str(label)]) for label in range(3)]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    entries = Ledger(path).entries
+    for label in range(3):
+        assert sorted(int(e.indices[0]) for e in entries if e.labels[0] == label) == [*range(60)]
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: os.truncate(path, 50)])
+def test_a_file_that_shrank_is_not_written_to(tmp_path, harm):
+    path = tmp_path / "a.jsonl"
+    ledger = Ledger(path)
+    append(ledger, [(1, 1)])
+    harm(path)
+    with pytest.raises(UsageError, match="while in use"):
+        append(ledger, [(2, 2)])
 
 
 def test_an_append_is_synced_with_its_folder(tmp_path, monkeypatch):

@@ -75,8 +75,14 @@ def test_truth_says_what_it_does_not_know(animals, digits):
 def test_files_of_all_kinds(tmp_path, animals, name, content):
     (tmp_path / name).write_text(content, encoding="utf-8")
     answers = FromFile(tmp_path / name, animals)(asked(3, 0, 2, 1))
-    classes = {i: animals.class_names.index(a) if isinstance(a, str) else a for i, a in answers.items()}
-    assert classes == {0: 0, 1: 1, 2: -2, 3: None}
+    numbers = {name: number for number, name in enumerate(animals.class_names)} | {"ignore": -2, "abstain": None}
+    assert {i: numbers.get(a, a) for i, a in answers.items()} == {0: 0, 1: 1, 2: -2, 3: None}
+
+
+def test_a_file_that_contradicts_itself(tmp_path, animals):
+    (tmp_path / "a.csv").write_text("id,label\n0,cat\na/one.png,cat\n0,dog\n")
+    with pytest.raises(UsageError, match="row 3: '0' is 'dog' there, but 'cat' before"):
+        FromFile(tmp_path / "a.csv", animals)(asked(1))
 
 
 def test_a_file_that_grows(tmp_path, animals):
@@ -164,7 +170,7 @@ def test_label_studio_round_trip(tmp_path, animals):
     assert tasks[0]["predictions"] == [{"model_version": "abc", "score": 0.5, "result": [
         {"from_name": "label", "to_name": "image", "type": "choices", "value": {"choices": ["dog"]}}]}]
     annotate(tmp_path, {1: "cat", 3: None, 0: "ignore"})
-    assert oracle(question) == {1: "cat", 3: None, 0: -2}
+    assert oracle(question) == {1: "cat", 3: None, 0: "ignore"}
     assert oracle(asked(3)) == {3: None}
 
 
@@ -187,8 +193,8 @@ def test_label_studio_writes_images_that_have_no_file(tmp_path, digits):
     np.testing.assert_array_equal(pixels, digits.images.take(np.array([i])).numpy()[0, 0])
 
 
-def test_label_config_is_xml_with_all_classes(animals):
-    root = ElementTree.fromstring(label_config(replace(animals, class_names=("a & b", '"quoted"', "ignore"))))
+def test_label_config_is_xml_with_all_classes():
+    root = ElementTree.fromstring(label_config(("a & b", '"quoted"', "ignore")))
     assert [choice.get("value") for choice in root.iter("Choice")] == ["a & b", '"quoted"', "ignore"]
     assert next(root.iter("Choices")).get("toName") == next(root.iter("Image")).get("name") == "image"
 

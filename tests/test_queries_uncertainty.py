@@ -238,6 +238,21 @@ def test_lazy_greedy_is_greedy(seed, sets, rows):
     assert gains == pytest.approx(slow, abs=1e-12)
 
 
+@pytest.mark.parametrize(("arrays", "words"), [
+    ({"probs": np.full((3, 4), [0.1, 0.2, 0.3, 0.5])}, r"probs of id 5 do not sum to 1; .* not logits \(3 such rows\)"),
+    ({"probs": [[0.5, 0.5], [1.5, -0.5], [1, 0]]}, "probs of id 7 are below 0"),
+    ({"mc_probs": np.ones((3, 2, 4))}, "mc_probs of id 5 do not sum to 1"),
+    ({"embeddings": [[1, 2], [3, 4], [1e20, -1e20]]}, r"id 9 hold numbers beyond 1e\+15; has the net diverged"),
+    ({"embeddings": np.ones((3, 4)), "head_weight": np.ones((2, 5))},
+     r"head_weight have shape \[2, 5\], so that D is 5, but 4 in embeddings; expected \[C, D\]"),
+    ({"probs": np.full((3, 2), 0.5), "head_bias": np.ones(3)}, "C is 3, but 2 in probs"),
+    ({"embeddings": np.empty((0, 4))}, r"embeddings have shape \[0, 4\] for 3 rows"),
+])
+def test_arrays_that_cannot_be_are_refused(arrays, words):
+    with pytest.raises(UsageError, match=words):
+        PoolView(np.full(3, -1), ids=np.array([5, 7, 9]), **arrays)
+
+
 def test_lazy_greedy_looks_beyond_its_hot_set(monkeypatch):
     monkeypatch.setattr("ssl_lab.active.greedy.HOT", 4)
     values = np.random.default_rng(0).random(50)

@@ -15,7 +15,8 @@ from ssl_lab.errors import UsageError
 SUITE = [
     Power(), Power(Margin(), beta=8), Gibbs(), SoftRank(Entropy()), Prefilter(Margin(), KMeans()),
     Prefilter(Entropy(), KCenter(), factor=2), ClassBalanced(Margin()), ClassBalanced(KCenter()),
-    CostAware(Entropy(), np.ones(601)), WithoutDuplicates(Margin()), WithoutDuplicates(KCenter(), threshold=0.3),
+    CostAware(Entropy(), np.ones(601)), ClassBalanced(CostAware(Margin(), np.ones(601))), WithoutDuplicates(Margin()),
+    WithoutDuplicates(KCenter(), threshold=0.3),
     Prefilter(Random(), ClassBalanced(Margin()), factor=3),
 ]
 
@@ -91,7 +92,6 @@ def test_prefilter_chooses_among_what_the_first_would():
     assert set(chosen) != set(Margin()(view, 8, seed=3))
     smaller = PoolView(np.full(40, -1), ids=np.sort(kept), embeddings=view.embeddings[np.sort(kept)])
     assert KCenter()(smaller, 8, seed=3).tolist() == chosen.tolist()
-    assert Prefilter(Margin(), KCenter(), factor=1)(view, 8).tolist() != []
     assert set(Prefilter(Margin(), KCenter(), factor=1)(view, 8)) == set(Margin()(view, 8))
     with pytest.raises(UsageError, match="at least 1"):
         Prefilter(Margin(), KCenter(), factor=0)
@@ -125,6 +125,30 @@ def test_cost_counts_score_per_cost_and_stops_at_the_limit():
         CostAware(_Score(), cost, limit=0.5)(view, 1)
 
 
+def test_costs_that_just_fit_are_taken():
+    view = PoolView(np.full(4, -1), predicted_loss=np.arange(1.0, 5))
+    assert len(CostAware(_Score(), np.full(4, 0.1), limit=0.3)(view, 4)) == 3  # 0.3 - 0.1 - 0.1 is below 0.1
+
+
+@pytest.mark.parametrize("outer", [ClassBalanced, WithoutDuplicates, lambda query: Prefilter(query, KCenter()),
+                                   lambda query: Prefilter(KCenter(), query)])
+def test_a_limit_of_costs_must_be_outermost(outer):
+    outer(CostAware(_Score(), np.ones(9)))
+    with pytest.raises(UsageError, match="put cost_aware outermost"):
+        outer(CostAware(_Score(), np.ones(9), limit=3))
+
+
+@pytest.mark.parametrize("outer", [Power, lambda query: CostAware(query, np.ones(9))])
+def test_what_needs_scores_wraps_no_query_without_them(outer):
+    with pytest.raises(UsageError, match="wraps a query that scores rows; k_center is none"):
+        outer(KCenter())
+
+
+def test_wrappers_pass_on_that_classes_of_labeled_rows_are_used():
+    assert not Prefilter(Margin(), KCenter()).uses_classes
+    assert Prefilter(ClassBalanced(Margin()), KCenter()).uses_classes
+
+
 @pytest.mark.parametrize("cost", [[1, 0, 1, 1], [1, np.nan, 1, 1], [[1, 1, 1, 1]], [-1]])
 def test_costs_that_cannot_be_are_refused(cost):
     with pytest.raises(UsageError, match="finite number above 0"):
@@ -150,6 +174,15 @@ def test_near_duplicates_are_left_out():
     more = directions[WithoutDuplicates(_Score())(view, 9)].tolist()
     assert more == [1, 2, 3, 4, 5, 0, 0, 1, 1], "near-duplicates fill the budget, at the end"
     assert WithoutDuplicates(_Score(), threshold=1.1)(view, 5, 3).tolist() == _Score()(view, 5, 3).tolist()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_exact_copies_are_near_duplicates_at_any_threshold(seed):
+    """Cosines of equal rows lie on both sides of 1, and by how much depends on what else is multiplied with them."""
+    x = np.random.default_rng(seed).normal(size=(40, 5 + 101 * seed)).repeat(2, axis=0)
+    view = PoolView(np.full(80, -1), embeddings=x, predicted_loss=1 + np.arange(80) // 2)
+    chosen = WithoutDuplicates(_Score(), threshold=1.0)(view, 30)
+    assert len(np.unique(chosen // 2)) == 30
 
 
 def test_a_pool_of_copies_of_a_labeled_row_still_fills_the_budget():
@@ -239,7 +272,7 @@ class _AnyBudget(_Base):
     (_UnknownArray, "gradients"),
     (_Twice, "chooses a row twice"),
     (_Labeled, "labeled or ignored"),
-    (_Short, "has shape"),
+    (_Short, "rows for a budget"),
     (_GlobalRandom, "give other ids|global random state"),
     (_ByNumber, "chosen by their number"),
     (_ById, "depends on their ids"),

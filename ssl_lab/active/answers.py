@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.oracle import Answer
+from ssl_lab.active.oracle import ABSTAIN, IGNORE, Answer
 from ssl_lab.active.query import IGNORED, UNLABELED, IntArray
 from ssl_lab.data import Ledger, Pool
 from ssl_lab.errors import UsageError, unknown
@@ -29,7 +29,7 @@ class Answers:
 
     def __init__(self, pool: Pool, folder: Path, new_classes: bool) -> None:
         self.folder, self.new_classes = folder, new_classes
-        names = read_json(folder / "classes.json", [])
+        names = [name for name in read_json(folder / "classes.json", []) if name not in pool.class_names]
         self.pool = _durable(replace(pool, class_names=(*pool.class_names, *names)), folder / "labels.jsonl")
         self._abstained: set[int] = set(read_json(folder / "abstained.json", []))
 
@@ -40,7 +40,10 @@ class Answers:
 
     def record(self, ids: ArrayLike, labels: Sequence[Answer] | IntArray, source: str) -> None:
         """See `ActiveLoop.tell`. source: who said so, for the ledger."""
-        rows, answers = np.asarray(ids, dtype=np.int64), list(labels)
+        given, answers = np.asarray(ids), list(labels)
+        if given.size and not np.issubdtype(given.dtype, np.integer):
+            raise UsageError(f"tell: ids are of {given.dtype}; expected whole numbers")
+        rows = given.astype(np.int64)
         if rows.shape != (len(answers),) or len(np.unique(rows)) != len(rows):
             raise UsageError(f"tell: {rows.size} ids for {len(answers)} labels; expected a label for each id, and "
                              "no id twice")
@@ -55,16 +58,18 @@ class Answers:
             path = self.folder / "classes.json"
             write_text(path, json.dumps(read_json(path, []) + founded) + "\n")
             self.pool = grown
-        given = values != _ABSTAINED
-        if given.any():
-            self.pool.record(rows[given], values[given], source)
-        abstained = (self._abstained - set(rows[given].tolist())) | set(rows[~given].tolist())
+        said = values != _ABSTAINED
+        abstained = (self._abstained - set(rows[said].tolist())) | set(rows[~said].tolist())
         if abstained != self._abstained:
             write_text(self.folder / "abstained.json", json.dumps(sorted(abstained)) + "\n")
             self._abstained = abstained
+        if said.any():
+            self.pool.record(rows[said], values[said], source)
 
     def _value(self, answer: Answer, names: list[str]) -> int:
         """The number of an answer; adds a name that founds a class to `names`."""
+        if isinstance(answer, str) and answer not in names:
+            answer = {IGNORE: IGNORED, ABSTAIN: None}.get(answer, answer)
         if answer is None:
             return _ABSTAINED
         if isinstance(answer, str):
@@ -73,8 +78,8 @@ class Answers:
                     raise unknown("class", answer, names, "To add a class, make the loop with new_classes=True.")
                 names.append(answer)
             return names.index(answer)
-        if not IGNORED <= int(answer) < self.pool.classes:
-            raise UsageError(f"tell: label {answer} is out of range; expected a class number below "
+        if not isinstance(answer, int | np.integer) or not IGNORED <= answer < self.pool.classes:
+            raise UsageError(f"tell: label {answer!r} is no answer; expected a class number below "
                              f"{self.pool.classes}, a class name, -2 to ignore, -1 to take a label back, or None to "
                              "abstain")
         return int(answer)

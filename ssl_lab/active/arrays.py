@@ -17,6 +17,7 @@ from ssl_lab.nets import Net
 from ssl_lab.views import Eval
 
 SAMPLES, DROPOUT = 20, 0.5  # of mc_probs
+LIMIT = 2**31  # numbers in them: 8 GiB
 
 
 @torch.inference_mode()
@@ -34,7 +35,10 @@ def arrays_of(net: Net, pool: Pool, rows: IntArray, needs: Collection[str], runt
     net = net.to(runtime.device)
     found: dict[str, FloatArray] = {}
     if {"embeddings", "probs", "mc_probs"} & set(needs):
-        features, found["probs"] = _forward(net, pool, rows, runtime, batch)
+        if "mc_probs" in needs and (size := len(rows) * samples * net.classes) > LIMIT:
+            raise UsageError(f"mc_probs of {len(rows)} rows, {samples} samples and {net.classes} classes are {size} "
+                             f"numbers; expected at most {LIMIT}. Take a query of probs, or ignore some of the images")
+        features, found["probs"] = _forward(net, pool, rows, runtime, batch, {"embeddings", "mc_probs"} & set(needs))
         found["embeddings"] = features.numpy()
         if "mc_probs" in needs:
             found["mc_probs"] = _dropped(net, features, seed, samples, dropout)
@@ -42,13 +46,15 @@ def arrays_of(net: Net, pool: Pool, rows: IntArray, needs: Collection[str], runt
     return {name: found[name] for name in needs}
 
 
-def _forward(net: Net, pool: Pool, rows: IntArray, runtime: Runtime, batch: int) -> tuple[torch.Tensor, FloatArray]:
-    """Features float32 [n, D] and probabilities float32 [n, C]."""
-    features = torch.empty(len(rows), net.features_dim)
+def _forward(net: Net, pool: Pool, rows: IntArray, runtime: Runtime, batch: int,
+             keep: Collection[str]) -> tuple[torch.Tensor, FloatArray]:
+    """Features float32 [n, D], or [0, D] if nothing is to be kept of them, and probabilities float32 [n, C]."""
+    features = torch.empty(len(rows) if keep else 0, net.features_dim)
     probs = np.empty((len(rows), net.classes), dtype=np.float32)
     for part, pixels in _evaluating(net, pool, rows, runtime, batch):
         output = net(pixels)
-        features[part] = output.features.float().cpu()
+        if keep:
+            features[part] = output.features.float().cpu()
         probs[part] = output.logits.float().softmax(dim=1).cpu().numpy()
     return features, probs
 

@@ -24,7 +24,7 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
     """Chooses images to label from arrays: prints their row numbers, one a line, in the order of choice.
 
     query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
-        prob_cover(radius=0.5) or prefilter(margin, k_center).
+        prob_cover(delta=0.5) or prefilter(margin, k_center).
     budget: how many to choose.
     embeddings: .npy [N, D], features of each image.
     probs: .npy [N, C], predicted probabilities.
@@ -70,7 +70,7 @@ def _labels(rows: int, labeled: Path | None, ignored: Path | None, query: Query)
     """int64 [rows]: class, -1 or -2. Rows that are labeled with an unknown class count as of class 0."""
     labels = np.full(rows, UNLABELED, dtype=np.int64)
     known = Rows() if labeled is None else read_rows(labeled, rows)
-    if known.classes is None and len(known.ids) and getattr(query, "uses_classes", False):
+    if known.classes is None and len(known.ids) and query.uses_classes:
         raise UsageError(f"{query.name} uses the classes of labeled rows, but {labeled} has row numbers alone; "
                          "write row,class on each line")
     labels[known.ids] = 0 if known.classes is None else known.classes
@@ -103,7 +103,7 @@ def read_rows(path: Path, rows: int) -> Rows:
         if table.dtype.kind == "f" and table.size:
             raise ValueError("fractional numbers")
         table = table.astype(np.int64)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, OverflowError) as error:  # the last two of JSON that holds something else
         raise UsageError(f"cannot read rows from {path}: {getattr(error, 'strerror', None) or error}. Expected "
                          f"{expected}") from error
     columns = table.shape[1:]

@@ -1,14 +1,14 @@
 """Label Studio, through files: tasks with predictions and scores out, annotations in. Nothing is sent anywhere.
 
 Import `tasks.json` into a project with the interface of `label_config.xml`, label, export as JSON into the same
-folder, any file name that begins with "export". Both ways are idempotent by id: a task is written once, and the
-newest annotation of an id counts, however often it is exported.
+folder, any file name that begins with "export". Both ways are idempotent by id: a task is written once, and of
+several annotations of an id the newest counts, however often it is exported, until an answer is recorded.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -50,7 +50,8 @@ class LabelStudio:
         known = {task["data"][ID] for task in tasks}
         new = [self._task(asked, n) for n, i in enumerate(asked.ids.tolist()) if i not in known]
         if new:
-            write_text(self.folder / "label_config.xml", label_config(self.pool))
+            names = asked.class_names or self.pool.class_names
+            write_text(self.folder / "label_config.xml", label_config(names))
             write_text(path, json.dumps(tasks + new, indent=1) + "\n")
         return len(new)
 
@@ -87,9 +88,9 @@ class LabelStudio:
         return {i: answer for i, (_, answer) in newest.items()}
 
 
-def label_config(pool: Pool) -> str:
+def label_config(class_names: Sequence[str]) -> str:
     """The labeling interface: the classes and "ignore"."""
-    names = dict.fromkeys((*pool.class_names, IGNORE))
+    names = dict.fromkeys((*class_names, IGNORE))
     choices = "\n".join(f"    <Choice value={quoteattr(name)}/>" for name in names)
     return (f'<View>\n  <Image name="image" value="$image"/>\n  <Choices name="label" toName="image" choice="single">\n'
             f"{choices}\n  </Choices>\n</View>\n")

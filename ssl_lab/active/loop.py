@@ -22,7 +22,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +57,7 @@ class ActiveLoop:
     of which it chooses `initial` (default: budget); it can need no more than embeddings, which `backbone` gives, any
     `Net`. embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
     new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a typo.
+    config: of `fit`, by name, which must be the same when the loop goes on.
 
     `pool` is replaced by one with the durable ledger, and by one with more classes where `tell` founds any.
     """
@@ -74,6 +75,7 @@ class ActiveLoop:
     backbone: Net | None = None
     embeddings: Literal["net", "backbone"] = "net"
     new_classes: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
     device: str = "auto"
     precision: Precision = "auto"
 
@@ -87,17 +89,17 @@ class ActiveLoop:
         self._settle()
         self._answers = Answers(self.pool, self.folder, self.new_classes)
         self.pool = self._answers.pool
-        self.records = [read_round(path) for path in sorted(self.folder.glob("round-*.json"))]
+        self.records = sorted(map(read_round, self.folder.glob("round-*.json")), key=lambda record: record.round)
         self._runtime: Runtime | None = None
         self._cached: FloatArray | None = None
-        self._check(self._now, cold=not len(self.pool.labeled))
+        self._check(self._now, self._cold)
         self._check(self.query, cold=False)
 
     def _settle(self) -> None:
         """Write down what this loop is, or check that the folder's loop is the same."""
         own = {"query": _described(self.query), "budget": self.budget, "seed": self.seed,
                "first": self.first and _described(self.first), "initial": self.initial, "embeddings": self.embeddings,
-               "pixels": self.pool.images.fingerprint()}
+               "pixels": self.pool.images.fingerprint(), **self.config}
         path = self.folder / "loop.json"
         if path.exists():
             check_same(read_json(path, {}), own, self.folder)
@@ -105,9 +107,14 @@ class ActiveLoop:
             write_text(path, json.dumps(own, indent=2) + "\n")
 
     @property
+    def _cold(self) -> bool:
+        """Whether there is nothing to train on: no label, or all the same where classes are founded."""
+        return not len(self.pool.labeled) or self.pool.classes < 2
+
+    @property
     def _now(self) -> Query:
         """The query of a round that begins now."""
-        return self.query if len(self.pool.labeled) or self.first is None else self.first
+        return self.first if self._cold and self.first is not None else self.query
 
     def _check(self, query: Query, cold: bool) -> None:
         """UsageError if what the query needs cannot be had."""
@@ -176,7 +183,7 @@ class ActiveLoop:
         return self.pending[:n]
 
     def tell(self, ids: ArrayLike, labels: Sequence[Answer] | IntArray) -> None:
-        """Record answers, all of which are durable when this returns. If it raises, none of them was recorded.
+        """Record answers, all of which are durable when this returns. If it raises, no label was recorded.
 
         ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer replaces an
         earlier one. labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
@@ -188,16 +195,17 @@ class ActiveLoop:
         """Train, measure, and, if rounds are left, choose."""
         number = sum(bool(record.ids) for record in self.records)
         choosing = number < self.rounds
-        budget = self.budget if len(self.pool.labeled) else self.initial or self.budget
+        cold = self._cold
+        budget = self.initial or self.budget if cold else self.budget
         view = self._view({})
         if choosing and budget > len(view.candidates):
             raise UsageError(f"round {number} is to choose {budget} images, but {len(view.candidates)} unlabeled ones "
                              "are left: give fewer rounds, or a smaller budget")
         query = self._now
         if choosing:
-            self._check(query, cold=not len(self.pool.labeled))
+            self._check(query, cold)
         seconds, learner = {}, None
-        if len(self.pool.labeled):
+        if not cold:
             start = time.perf_counter()
             learner = self.fit(self.pool, number)
             seconds["fit"] = time.perf_counter() - start
@@ -255,13 +263,17 @@ class ActiveLoop:
         return None if math.isnan(value) else float(value)
 
     def write_asked(self) -> Path:
-        """Writes asked.csv, the pending ids and paths with an empty column `label`: `FromFile` reads it filled in."""
-        asked, rows = self._asked(self.pending), io.StringIO()
+        """Writes asked.csv, the pending ids and paths with a column `label`, empty but for what stands there already:
+        `FromFile` reads it filled in."""
+        path, asked, rows = self.folder / "asked.csv", self._asked(self.pending), io.StringIO()
+        before = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()) if path.exists() else ()
+        filled = {row.get("id"): row.get("label") or "" for row in before}
         writer = csv.writer(rows, lineterminator="\n")
-        writer.writerows([("id", "path", "label"), *((i, path, "") for i, path in zip(asked.ids.tolist(), asked.paths,
-                                                                                   strict=True))])
-        write_text(self.folder / "asked.csv", rows.getvalue())
-        return self.folder / "asked.csv"
+        writer.writerow(("id", "path", "label"))
+        writer.writerows((i, image, filled.get(str(i), "")) for i, image in zip(asked.ids.tolist(), asked.paths,
+                                                                               strict=True))
+        write_text(path, rows.getvalue())
+        return path
 
     def _asked(self, pending: IntArray) -> Asked:
         """What the record of the open round knows of these ids."""
@@ -274,7 +286,8 @@ class ActiveLoop:
         paths = tuple(self.pool.files[i] for i in pending.tolist()) if self.pool.files else ("",) * len(pending)
         classes = at(record.predicted)
         predicted = None if classes is None else tuple(self.pool.class_names[label] for label in classes)
-        return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version)
+        return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version,
+                     self.pool.class_names)
 
 
 def _scores(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | None:

@@ -1,7 +1,8 @@
 """Oracles: who answers. Known labels with noise and abstention, a file that grows, a command.
 
 An oracle is a function of `Asked`. It returns a mapping id -> answer, or yields (id, answer) pairs, each of which is
-durable before the next is waited for. What it leaves out is not answered yet.
+durable before the next is waited for. What it leaves out is not answered yet. It is not asked again about what it has
+answered: later corrections are told (`ActiveLoop.tell`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from typing import Any, cast
 
 import numpy as np
 
-from ssl_lab.active.query import IGNORED, IntArray, rng
+from ssl_lab.active.query import IntArray, rng
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 
 Answer = int | str | None
-"""A class number or class name; -2 or "ignore": leave the image out; None: abstain, the image stays unlabeled and is
-not asked for again; -1: take the label back."""
+"""A class number or class name; -2 or "ignore": leave the image out; None or "abstain": the image stays unlabeled and
+is not asked for again; -1: take the label back. A class of such a name wins."""
 
 IGNORE, ABSTAIN = "ignore", "abstain"
 
@@ -34,7 +35,8 @@ class Asked:
     """The images to be labeled: ids int64 [n], in selection order, and what was known when they were selected.
 
     paths: of the image files, "" where there are none. predicted, confidence, scores: the names of the net's classes,
-    their probabilities, and the query's scores, [n] each; None where there are none. version: of the net.
+    their probabilities, and the query's scores, [n] each; None where there are none. version: of the net. class_names:
+    all that there are so far.
     """
 
     ids: IntArray
@@ -43,6 +45,7 @@ class Asked:
     confidence: tuple[float, ...] | None = None
     scores: tuple[float, ...] | None = None
     version: str | None = None
+    class_names: tuple[str, ...] = ()
 
 
 Oracle = Callable[[Asked], Mapping[int, Answer] | Iterable[tuple[int, Answer]]]
@@ -75,7 +78,8 @@ class FromFile:
 
     CSV with a header of `id` or `path`, and `label`; or JSON, an object {id or path: label} or a list of objects with
     those keys. A label is a class name, a class number, "ignore" (or -2) or "abstain"; an empty one is not given yet.
-    Rows that were not asked for are passed over. UsageError for a file that cannot be read or names an unknown path.
+    Rows that were not asked for are passed over. UsageError for a file that cannot be read, names an unknown path, or
+    gives an image two labels.
     """
 
     def __init__(self, path: str | Path, pool: Pool) -> None:
@@ -83,8 +87,11 @@ class FromFile:
 
     def __call__(self, asked: Asked) -> Mapping[int, Answer]:
         wanted = set(asked.ids.tolist())
-        answers = {self._keys.id(key, f"{self.path}, row {number}"): label
-                   for number, (key, label) in enumerate(self._rows(), start=1) if label not in ("", None)}
+        answers: dict[int, Any] = {}
+        for number, (key, label) in enumerate(self._rows(), start=1):
+            i = self._keys.id(key, where := f"{self.path}, row {number}")
+            if label not in ("", None) and answers.setdefault(i, label) != label:
+                raise UsageError(f"{where}: {key!r} is {label!r} there, but {answers[i]!r} before; expected one label")
         return {i: self._keys.answer(label) for i, label in answers.items() if i in wanted}
 
     def _rows(self) -> list[tuple[object, Any]]:
@@ -176,10 +183,6 @@ class Keys:
             return cast(Answer, label)
         if not isinstance(label, str):
             raise UsageError(f"a label is {label!r}; expected a class name, a class number, {IGNORE!r} or {ABSTAIN!r}")
-        if label == IGNORE:
-            return IGNORED
-        if label == ABSTAIN:
-            return None
         try:
             return int(label)
         except ValueError:

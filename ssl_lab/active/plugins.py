@@ -24,14 +24,14 @@ COLON = "__colon__"  # stands for the colon of package.module:Class, which is no
 def make_query(text: str) -> Query:
     """The query that a text describes: its name, or "mypackage.mymodule:MyQuery", and in parentheses its arguments.
 
-    These are numbers, other queries, and .npy files in quotes: badge, prob_cover(radius=0.5),
+    These are numbers, other queries, and .npy files in quotes: badge, prob_cover(delta=0.5),
     prefilter(margin, k_center), cost_aware(margin, 'costs.npy'). A module is looked for in the current folder too.
     UsageError for unknown names and arguments, and for what cannot be imported or read.
     """
     try:
         node = ast.parse(text.replace(":", COLON).strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError):
-        raise UsageError(f"{text!r} describes no query; expected a name, with arguments as in prob_cover(radius=0.5) "
+        raise UsageError(f"{text!r} describes no query; expected a name, with arguments as in prob_cover(delta=0.5) "
                          "or prefilter(margin, k_center)") from None
     return _made(node)
 
@@ -56,9 +56,11 @@ def _made(node: ast.expr) -> Query:
     try:
         given = known.bind(*map(_value, node.args if isinstance(node, ast.Call) else ()),
                            **{word: _value(value) for word, value in words.items()})
-    except (TypeError, ValueError, OSError) as error:  # ValueError of a text that is no number, or a file no array
-        raise UsageError(f"{name}: {error}; its arguments are ({', '.join(known.parameters)})") from None
-    return query(*given.args, **given.kwargs)
+        return query(*given.args, **given.kwargs)
+    except UsageError:
+        raise
+    except Exception as error:  # of a text that is no number, a file that is no array, an argument of another kind
+        raise UsageError(f"{name}: {error}; its arguments are ({', '.join(known.parameters)})") from error
 
 
 def _value(node: ast.expr) -> Any:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
@@ -14,6 +16,7 @@ from ssl_lab.errors import UsageError
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 UNLABELED, IGNORED = -1, -2
+_LARGEST = 1e15  # whose square a float32 still holds, and the sum of many such squares
 
 # What a query may need beside the labels. N rows, D features, C classes, S samples.
 ARRAYS = {
@@ -32,8 +35,8 @@ class PoolView:
 
     labels: int [N], a class, -1 = unlabeled (may be chosen), -2 = ignored. ids: int [N], the global id of each row
     (default: its number). The other arrays are those of `ARRAYS`: floats, kept as they are if float32 (a memory
-    map stays one), None where nobody asked. Raises UsageError for wrong shapes, repeated ids, and values that are
-    not finite, naming the first such id.
+    map stays one), None where nobody asked. Raises UsageError for shapes that are wrong or do not agree, repeated ids,
+    values that are not finite or beyond 1e15, and probabilities that are none, naming the first such id.
     """
 
     labels: IntArray
@@ -60,6 +63,7 @@ class PoolView:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, self._checked(name, value, shape))
+        self._check_widths()
 
     def _checked(self, name: str, value: ArrayLike, shape: str) -> FloatArray:
         array = np.asanyarray(value)
@@ -68,13 +72,34 @@ class PoolView:
         by_row = shape.startswith("[N")
         if array.ndim != shape.partition("]")[0].count(",") + 1 or (by_row and len(array) != len(self)):
             raise UsageError(f"{name} have shape {list(array.shape)} for {len(self)} rows; expected {shape}")
-        sums = array.reshape(len(array), -1).sum(axis=1)  # not finite if any of a row is not, and cheaper to test
-        if not np.isfinite(sums).all():
-            rows = np.flatnonzero(~np.isfinite(array.reshape(len(array), -1)).all(axis=1))
+        def refuse(bad: NDArray[np.bool_], what: str) -> None:
+            rows = np.flatnonzero(bad)
             if len(rows):
                 which = f"id {self.ids_of(rows[:1])[0]}" if by_row else f"row {rows[0]}"
-                raise UsageError(f"{name} of {which} hold NaN or infinity ({len(rows)} such rows); repair or drop them")
+                raise UsageError(f"{name} of {which} {what} ({len(rows)} such rows)")
+
+        inner = tuple(range(1, array.ndim))
+        if not (array.min(initial=0) >= -_LARGEST and array.max(initial=0) <= _LARGEST):  # nor is NaN
+            refuse(~np.isfinite(array).all(axis=inner), "hold NaN or infinity; repair or drop them")
+            refuse((np.abs(array) > _LARGEST).any(axis=inner),
+                   f"hold numbers beyond {_LARGEST:g}; has the net diverged?")
+        if name in ("probs", "mc_probs"):
+            refuse(np.abs(array.sum(axis=-1).reshape(len(array), -1) - 1).max(axis=1, initial=0) > 0.01,
+                   "do not sum to 1; expected probabilities, not logits")
+            refuse(array.min(axis=inner, initial=0) < 0, "are below 0; expected probabilities, not logits")
         return array
+
+    def _check_widths(self) -> None:
+        """UsageError where two arrays differ in the number of features, classes or samples."""
+        known: dict[str, tuple[int, str]] = {}
+        for name, shape in ARRAYS.items():
+            array = getattr(self, name)
+            if array is not None:
+                for letter, size in zip(re.findall("[A-Z]", shape.partition("]")[0]), array.shape, strict=True):
+                    first, other = known.setdefault(letter, (size, name))
+                    if size != first:
+                        raise UsageError(f"{name} have shape {list(array.shape)}, so that {letter} is {size}, but "
+                                         f"{first} in {other}; expected {shape}")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,21 +140,47 @@ class Query:
     paper: ClassVar[str]
     arxiv: ClassVar[str]
     needs: frozenset[str] = frozenset()
-    uses_classes: ClassVar[bool] = False  # of the labeled rows, not only that they have one
+    uses_classes: bool = False  # of the labeled rows, not only that they have one
+    fewer: bool = False  # rows than the budget may come back
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         """`budget` different row numbers out of `view.candidates`, in selection order."""
         raise NotImplementedError
 
     def __call__(self, view: PoolView, budget: int, seed: int = 0) -> IntArray:
-        """int64 [budget], global ids. UsageError if the budget exceeds the candidates or an array is missing."""
+        """int64 [budget], global ids. UsageError if the budget exceeds the candidates or an array is missing, and
+        AssertionError if `select` breaks its promise."""
         candidates = len(view.candidates)
         if not 1 <= budget <= candidates:
             raise UsageError(f"a budget of {budget} was asked for, but {candidates} unlabeled rows can be chosen; "
                              f"expected 1 to {candidates}")
         for name in sorted(self.needs):
             view.need(name)
-        return view.ids_of(self.select(view, budget, seed))
+        rows = self.select(view, budget, seed)
+        for broken, what in ((len(rows) > budget or (len(rows) < budget and not self.fewer),
+                              f"chooses {len(rows)} rows for a budget of {budget}"),
+                             (len(np.unique(rows)) < len(rows), "chooses a row twice"),
+                             ((view.labels[rows] != UNLABELED).any(), "chooses rows that are labeled or ignored")):
+            if broken:
+                raise AssertionError(f"the query {type(self).__name__} {what}")
+        return view.ids_of(rows)
+
+
+class Wrapper(Query):
+    """Base of queries around queries. UsageError for what is not of the kind that it wraps, and for queries that may
+    choose fewer rows than they are asked for: a limit holds only where it is outermost."""
+
+    wraps: ClassVar[type[Query]] = Query
+
+    def __init__(self, *inner: Query, needs: Iterable[str] = ()) -> None:
+        for query in inner:
+            if not isinstance(query, self.wraps):
+                raise UsageError(f"{self.name} wraps a query{' that scores rows' * (self.wraps is ScoreQuery)}; "
+                                 f"{getattr(query, 'name', repr(query))} is none")
+            if query.fewer:
+                raise UsageError(f"{query.name} with a limit within {self.name}: put {query.name} outermost")
+        self.needs = frozenset(needs).union(*(query.needs for query in inner))
+        self.uses_classes = type(self).uses_classes or any(query.uses_classes for query in inner)
 
 
 class ScoreQuery(Query):
@@ -149,6 +200,13 @@ def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:
     order = rng(seed, "ties").permutation(len(scores))
     best: IntArray = order[np.argsort(-scores[order], kind="stable")[:budget]]
     return best
+
+
+def check_counts(**numbers: object) -> None:
+    """UsageError for an argument that is no whole number above 0."""
+    for name, value in numbers.items():
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"{name} = {value!r}; expected a whole number of at least 1")
 
 
 def rng(seed: int, purpose: str) -> np.random.Generator:

@@ -67,7 +67,8 @@ def _picks(pool: Pool, rounds: Sequence[Sequence[int]], names: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class Group:
-    """The curves of all queries under one trainer and batch: labels [P], accuracy name -> [R, P], over equal runs."""
+    """The curves of all queries under one trainer and batch: labels [P], accuracy name -> [R, P], over equal seeds: of
+    each the mean over its initial sets, which share weights and draws, so that they do not count as further seeds."""
 
     name: str
     labels: FloatArray
@@ -93,8 +94,15 @@ def groups_of(results: Mapping[Cell, Mapping[str, Any]]) -> list[Group]:
         name = f"{cell.trainer}, {cell.batch} a round"
         groups.setdefault(name, {}).setdefault(cell.query, []).append(result)
     return [Group(name, np.array(next(iter(runs.values()))[0]["labels"], dtype=np.float64),
-                  {query: np.array([run["accuracy"] for run in each]) for query, each in runs.items()}, runs)
+                  {query: _by_seed(each) for query, each in runs.items()}, runs)
             for name, runs in groups.items()]
+
+
+def _by_seed(runs: Sequence[Mapping[str, Any]]) -> FloatArray:
+    """float64 [R, P], the mean accuracy of each seed's runs."""
+    seeds = np.array([run["settings"]["cell"]["seed"] for run in runs])
+    accuracy = np.array([run["accuracy"] for run in runs], dtype=np.float64)
+    return np.array([accuracy[seeds == seed].mean(axis=0) for seed in np.unique(seeds)])
 
 
 def verdict(group: Group, seeds: int) -> str:
@@ -106,11 +114,10 @@ def verdict(group: Group, seeds: int) -> str:
     for query, test in group.against_random().items():
         side = "same" if test.p >= SIGNIFICANT else "better" if test.difference > 0 else "worse"
         sides[side].append(f"{query} ({_points(test)})")
-    runs = len(group.areas(BASELINE))
     parts = [f"{text}: {', '.join(sides[side])}" for side, text in
              (("better", "better than random"), ("worse", "worse than random"),
               ("same", "not to be told from random")) if sides[side]]
-    return f"{group.name}, {runs} paired runs: {'; '.join(parts) or 'random alone'}."
+    return f"{group.name}, {seeds} paired seeds: {'; '.join(parts) or 'random alone'}."
 
 
 def _points(test: Paired) -> str:
@@ -138,7 +145,8 @@ def group_table(group: Group, seeds: int) -> Table:
         row = [query, area, 100 * mean[-1], *compared, np.mean([second for run in runs for second in run["seconds"]]),
                max(memory) / 2**20 if memory else None]
         rows.append(row + ([100 * np.mean([run["transfer"] for run in runs])] if transfers else []))
-    return Table(f"{group.name}: mean over {len(group.areas(BASELINE))} runs ({seeds} seed{'s' * (seeds > 1)})",
+    sets = len(group.results[BASELINE]) // seeds
+    return Table(f"{group.name}: mean over {seeds} seed{'s' * (seeds > 1)}{f', {sets} sets each' * (sets > 1)}",
                  columns, rows)
 
 
@@ -174,7 +182,7 @@ def show_benchmark(results: Mapping[Cell, Mapping[str, Any]], about: str, out: P
         lines = {query: Band(group.labels, runs.mean(axis=0), half_width(runs) if seeds >= ENOUGH else
                              np.full(len(group.labels), np.nan)) for query, runs in group.accuracy.items()}
         page.figure(curves(lines, "test accuracy", "labels", percent=True),
-                    f"{group.name}: mean" + (" and 95% interval" if seeds >= ENOUGH else "") + " over runs.")
+                    f"{group.name}: mean" + (" and 95% interval" if seeds >= ENOUGH else "") + " over seeds.")
     if seeds >= ENOUGH:
         page.section("Who beats whom")
         page.table(win_table(groups))

@@ -91,7 +91,7 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         folder = out / f"training-{round:03}"
         split = folder / "split.json"
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
-            shutil.rmtree(folder)  # labels were changed while it was cut off
+            _remove(folder)  # labels were changed while it was cut off
         config = {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()}
         # of the class: recipes/active.py has a setting of the method's name
         arguments: dict[str, Any] = Settings.trainer(replace(settings, out=folder, resume="auto"))
@@ -99,7 +99,15 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         trains = Trainer(**arguments, evaluations=1, callbacks=[] if quiet else None)
         result = trains.fit(learner, pool, settings.labeled, settings.unlabeled)
         if not keep:
-            shutil.rmtree(folder)
+            _remove(folder)
         return result
 
     return fit
+
+
+def _remove(folder: Path) -> None:
+    """Killed in the middle of this, no half of the folder is left under its name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    folder.rename(aside)
+    shutil.rmtree(aside)

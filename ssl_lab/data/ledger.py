@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import warnings
@@ -40,7 +42,7 @@ class Ledger:
     A later entry for an image wins over an earlier one (relabel); label -2 takes the image out (ignore), -1
     takes its label back; `undo` withdraws the last entry, and is itself written down. When a call returns,
     its line is on the disk. A line that was torn by a kill or a full disk never counts: it is dropped, with a
-    warning, and the next `append` overwrites it. One process at a time may write.
+    warning, and the next `append` overwrites it. Processes that write take turns.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -94,21 +96,26 @@ class Ledger:
         if self.path is None:
             self._apply(line)
             return
-        self._read()  # what another process added since, so that it is not overwritten
         try:
-            self._write_durably(line if self._size else _HEADER + line)
+            written = self._write_durably(line)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self._size += len(line) if self._size else len(_HEADER + line)
+        self._size += written
         self._apply(line)
 
-    def _write_durably(self, content: bytes) -> None:
-        """Replace whatever follows the last whole line by `content`."""
+    def _write_durably(self, line: bytes) -> int:
+        """Replace whatever follows the last whole line by this one; returns how many bytes were written."""
         assert self.path is not None
         created = not self.path.exists()
+        if created and self._size:
+            raise UsageError(f"the label ledger {self.path} was removed while in use. Restore it, or start again")
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
+            with contextlib.suppress(OSError):  # of a file system without locks
+                fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
+            self._read()  # what another process added since, so that it is not overwritten
+            content = line if self._size else _HEADER + line
             os.ftruncate(handle, self._size)
             try:
                 left = content
@@ -122,6 +129,7 @@ class Ledger:
             os.close(handle)
         if created:
             sync(self.path.parent)
+        return len(content)
 
     def _read(self) -> bool:
         """Take in the whole lines that follow those already read; True if a torn line follows them."""
@@ -129,6 +137,8 @@ class Ledger:
             return False
         try:
             with self.path.open("rb") as file:
+                if file.seek(0, os.SEEK_END) < self._size:
+                    raise UsageError(f"the label ledger {self.path} was cut while in use. Restore it, or start again")
                 file.seek(self._size)
                 content = file.read()
         except OSError as error:

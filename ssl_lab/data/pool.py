@@ -51,11 +51,6 @@ class Pool:
     imbalance: float | None = None
     dropped: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
 
-    def __post_init__(self) -> None:
-        if self.classes == 1:
-            raise UsageError(f"{self.name} has one class only, {self.class_names[0]!r}, expected two "
-                             "or more (or none, if no image has a label)")
-
     def __len__(self) -> int:
         return len(self.images)
 
@@ -128,7 +123,7 @@ class Pool:
             valid = manifest.get("valid", self.valid)
         if isinstance(valid, Real):
             free = rows if chosen is None else np.setdiff1d(rows, chosen)
-            held = draw_valid(free[self.truth[free] >= 0], self.truth, float(valid), seed)
+            held = draw_valid(free[self.truth[free] >= 0], self.truth, valid, seed)
         else:
             held = to_indices(read_rows(valid, "valid")["valid"], len(self), "valid")
             self._check(held, rows, "valid", "is a test row")
@@ -242,7 +237,10 @@ class Pool:
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
             test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
             files: tuple[str, ...] = ()) -> Pool:
-    """A pool in which every known label of the rows outside test and valid is given."""
+    """A pool in which every known label of the rows outside test and valid is given. UsageError for a single class."""
+    if len(class_names) == 1:
+        raise UsageError(f"{name} has one class only, {class_names[0]!r}, expected two or more (or none, if no image "
+                         "has a label)")
     valid = test[:0] if valid is None else valid
     train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]

@@ -134,7 +134,8 @@ class FeatureStore:
         if not 1 <= clusters <= len(self):
             raise UsageError(f"{clusters} clusters of {len(self)} images: expected 1 to {len(self)}")
         run: Any = faiss.Kmeans(self.features.shape[1], clusters, niter=steps, seed=seed_of(seed, "kmeans") % 2**31,
-                           spherical=True, min_points_per_centroid=1)
+                           spherical=True, min_points_per_centroid=1,
+                           max_points_per_centroid=len(self))  # FAISS else takes a sample of 256 for each
         run.train(unit(self.features))
         centers = unit(run.centroids)
         return top_k(self.features, centers, 1)[1][:, 0], centers

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from ssl_lab.active.distances import BLOCK
 from ssl_lab.active.greedy import lazy_greedy
 from ssl_lab.active.queries.uncertainty import BALD, entropy
-from ssl_lab.active.query import IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.query import IntArray, PoolView, Query, check_counts, highest, rng
 
 
 class BatchBALD(Query):
@@ -32,6 +32,7 @@ class BatchBALD(Query):
     needs = frozenset({"mc_probs"})
 
     def __init__(self, configurations: int = 10_000, prefilter: int | None = 2_000) -> None:
+        check_counts(configurations=configurations, prefilter=1 if prefilter is None else prefilter)
         self.configurations = configurations
         self.prefilter = prefilter
 

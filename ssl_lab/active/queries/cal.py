@@ -6,7 +6,7 @@ import faiss
 import numpy as np
 from scipy.special import entr
 
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery, check_counts
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
@@ -27,6 +27,7 @@ class Cal(ScoreQuery):
     needs = frozenset({"embeddings", "probs"})
 
     def __init__(self, neighbors: int = 10) -> None:
+        check_counts(neighbors=neighbors)
         self.neighbors = neighbors
 
     def scores(self, view: PoolView, rows: IntArray) -> FloatArray:

@@ -8,7 +8,7 @@ from scipy.special import entr
 
 from ssl_lab.active.distances import blocks, centered, squared_norms
 from ssl_lab.active.queries.badge import spread
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, check_counts, rng
 
 
 class Clue(Query):
@@ -28,6 +28,7 @@ class Clue(Query):
     needs = frozenset({"embeddings", "probs"})
 
     def __init__(self, iterations: int = 20) -> None:
+        check_counts(iterations=iterations)
         self.iterations = iterations
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:

@@ -11,7 +11,7 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ssl_lab.active.distances import centered, take
-from ssl_lab.active.query import IGNORED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.query import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
@@ -42,6 +42,9 @@ class ClusterMargin(Query):
     def __init__(self, pool: float = 10, neighbors: int = 10, size: float = 10) -> None:
         if pool < 1:
             raise UsageError(f"pool = {pool}; expected at least 1: rows of small margin for each row of the budget")
+        if size <= 0:
+            raise UsageError(f"size = {size}; expected rows of a cluster, above 0")
+        check_counts(neighbors=neighbors)
         self.pool, self.neighbors, self.size = pool, neighbors, size
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:

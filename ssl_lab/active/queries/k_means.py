@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_lab.active.distances import centered, k_means, take
-from ssl_lab.active.query import IntArray, PoolView, Query, rng
+from ssl_lab.active.query import IntArray, PoolView, Query, check_counts, rng
 
 
 class KMeans(Query):
@@ -25,6 +25,7 @@ class KMeans(Query):
     needs = frozenset({"embeddings"})
 
     def __init__(self, iterations: int = 25, restarts: int = 1) -> None:
+        check_counts(iterations=iterations, restarts=restarts)
         self.iterations = iterations
         self.restarts = restarts
 

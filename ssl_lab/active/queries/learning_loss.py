@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
 
 
@@ -20,5 +22,6 @@ class LearningLoss(ScoreQuery):
 
     def scores(self, view: PoolView, rows: IntArray) -> FloatArray:
         scores: FloatArray = view.need("predicted_loss")[rows]
-        scores -= scores.min()  # the head only ranks: what it predicts may be below 0
+        least = view.need("predicted_loss")[view.candidates].min(initial=np.inf)
+        scores -= least  # the head only ranks: what it predicts may be below 0
         return scores

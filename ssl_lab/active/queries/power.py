@@ -6,21 +6,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.uncertainty import BALD
-from ssl_lab.active.query import IntArray, PoolView, Query, ScoreQuery, highest, rng
+from ssl_lab.active.query import IntArray, PoolView, ScoreQuery, Wrapper, highest, rng
 from ssl_lab.errors import UsageError
 
 
-class _Stochastic(Query):
+class _Stochastic(Wrapper):
     """Rows drawn without replacement, p(i) proportional to a weight w_i: the highest log w_i + Gumbel noise."""
 
     family = "uncertainty"
     paper = "Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning"
     arxiv = "2106.12059"
+    wraps = ScoreQuery
 
     def __init__(self, query: ScoreQuery | None = None, beta: float = 1.0) -> None:
         self.query = BALD() if query is None else query
         self.beta = beta
-        self.needs = self.query.needs
+        super().__init__(self.query)
 
     def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
         """log w [M] of the scores [M], which are at least 0."""

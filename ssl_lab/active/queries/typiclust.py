@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.distances import blocks, centered, k_means, squared_distances, take
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
 
 
 def mean_neighbor_distances(x: FloatArray, k: int) -> FloatArray:
@@ -39,6 +39,7 @@ class TypiClust(Query):
     needs = frozenset({"embeddings"})
 
     def __init__(self, max_clusters: int = 500, neighbors: int = 20, least: int = 5) -> None:
+        check_counts(max_clusters=max_clusters, neighbors=neighbors)
         self.max_clusters = max_clusters
         self.neighbors = neighbors
         self.least = least
@@ -53,9 +54,9 @@ class TypiClust(Query):
         labels = np.bincount(clusters[~free], minlength=count)
         ties = rng(seed, "ties").permutation(len(rows))
 
-        large = sizes > self.least
+        large, open_ = sizes > self.least, np.bincount(clusters[free], minlength=count) > 0
         chosen: list[int] = []
-        for group in (large, ~large):
+        for group in (large & open_, ~large & open_):
             order = np.lexsort((ties[:count], -sizes, labels))
             queues = [self._typical_first(x, np.flatnonzero(clusters == cluster), free, ties)
                       for cluster in order[group[order]][: budget - len(chosen)]] if len(chosen) < budget else []

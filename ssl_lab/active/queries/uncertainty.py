@@ -82,7 +82,8 @@ class Entropy(ScoreQuery):
     needs = frozenset({"probs"})
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
-        return entropy(view.need("probs"))[rows]
+        probs = view.need("probs")
+        return np.concatenate([entropy(probs[rows[part]]) for part in blocks(len(rows), probs.shape[1])])
 
 
 class _Samples(ScoreQuery):

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+import copy
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ssl_lab.active.distances import max_cosines, take, unit
-from ssl_lab.active.query import IGNORED, UNLABELED, IntArray, PoolView, Query, ScoreQuery, highest, rng
+from ssl_lab.active.query import (
+    IGNORED,
+    UNLABELED,
+    IntArray,
+    PoolView,
+    Query,
+    ScoreQuery,
+    Wrapper,
+    check_counts,
+    highest,
+    rng,
+)
 from ssl_lab.errors import UsageError
 
 
@@ -16,10 +27,12 @@ def only(view: PoolView, rows: IntArray) -> PoolView:
     """The view with no candidates but these rows; the others are ignored."""
     labels = np.where(view.labels == UNLABELED, IGNORED, view.labels)
     labels[rows] = UNLABELED
-    return replace(view, labels=labels)
+    narrowed = copy.copy(view)
+    object.__setattr__(narrowed, "labels", labels)  # without looking at all of the arrays again
+    return narrowed
 
 
-class Prefilter(Query):
+class Prefilter(Wrapper):
     """`then` chooses among the `factor` * budget candidates that `first` would choose, as uncertainty then diversity.
 
     To `then`, the other candidates do not exist: they take no part in its clusters and coverage.
@@ -31,17 +44,16 @@ class Prefilter(Query):
     arxiv = "1901.05954"
 
     def __init__(self, first: Query, then: Query, factor: int = 10) -> None:
-        if factor < 1:
-            raise UsageError(f"a factor of {factor} was given; expected at least 1")
+        super().__init__(first, then)
+        check_counts(factor=factor)
         self.first, self.then, self.factor = first, then, factor
-        self.needs = first.needs | then.needs
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         kept = self.first.select(view, min(self.factor * budget, len(view.candidates)), seed)
         return self.then.select(only(view, kept), budget, seed)
 
 
-class ClassBalanced(Query):
+class ClassBalanced(Wrapper):
     """Evens out the labels of the classes: each unit of the budget goes to the class with the fewest labels so far,
     counting the picks by their predicted class, argmax_c p_c, as long as it has candidates.
 
@@ -53,10 +65,11 @@ class ClassBalanced(Query):
     family = "wrapper"
     paper = "Class-Balanced Active Learning for Image Classification"
     arxiv = "2110.04543"
+    uses_classes = True
 
     def __init__(self, query: Query) -> None:
+        super().__init__(query, needs={"probs"})
         self.query = query
-        self.needs = query.needs | {"probs"}
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = view.candidates
@@ -78,7 +91,7 @@ class ClassBalanced(Query):
         return chosen
 
 
-class CostAware(Query):
+class CostAware(Wrapper):
     """Rows of the highest score / cost, one after the other, that still fit into a total cost of `limit`.
 
     cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
@@ -89,11 +102,13 @@ class CostAware(Query):
     family = "wrapper"
     paper = "Active Learning with Real Annotation Costs"
     arxiv = ""
+    wraps = ScoreQuery
 
     def __init__(self, query: ScoreQuery, cost: ArrayLike, limit: float = np.inf) -> None:
+        super().__init__(query)
         self.query, self.limit = query, limit
+        self.fewer = bool(np.isfinite(limit))
         self.cost = np.asarray(cost, dtype=np.float64)
-        self.needs = query.needs
         if self.cost.ndim != 1 or not (np.isfinite(self.cost) & (self.cost > 0)).all():
             raise UsageError(f"costs have shape {list(self.cost.shape)} from {self.cost.min(initial=np.inf):g}; "
                              "expected one finite number above 0 for each id")
@@ -109,7 +124,7 @@ class CostAware(Query):
         left = self.limit
         chosen: list[int] = []
         for row in order.tolist():
-            if len(chosen) < budget and cost[row] <= left:
+            if len(chosen) < budget and cost[row] <= left + 1e-9 * self.limit:  # 0.3 - 0.1 - 0.1 is below 0.1
                 chosen.append(row)
                 left -= cost[row]
         if not chosen:
@@ -118,7 +133,7 @@ class CostAware(Query):
         return rows[chosen]
 
 
-class WithoutDuplicates(Query):
+class WithoutDuplicates(Wrapper):
     """What `query` chooses when candidates with cosine >= `threshold` to a labeled or chosen row are left out.
 
     It chooses, the near-duplicates of its picks are taken out of the pool, and it chooses again until no two
@@ -131,27 +146,28 @@ class WithoutDuplicates(Query):
     arxiv = ""
 
     def __init__(self, query: Query, threshold: float = 0.98) -> None:
+        super().__init__(query, needs={"embeddings"})
         self.query, self.threshold = query, threshold
-        self.needs = query.needs | {"embeddings"}
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = view.candidates
         x = unit(take(view.need("embeddings"), rows))
-        kept = max_cosines(x, unit(view.need("embeddings")[view.labeled])) < self.threshold
+        least = self.threshold - 1e-6  # a cosine of equal rows may be that far below 1
+        kept = max_cosines(x, unit(view.need("embeddings")[view.labeled])) < least
         chosen = np.empty(0, dtype=np.int64)
         while kept.any():
             picks = self.query.select(only(view, rows[kept]), min(budget, int(kept.sum())), seed)
             chosen = np.searchsorted(rows, picks)
-            near = x[chosen] @ x[chosen].T >= self.threshold
+            near = x[chosen] @ x[chosen].T >= least
             first: list[int] = []
             for place in range(len(chosen)):
                 if not near[place, first].any():
                     first.append(place)
             if len(first) == len(chosen):
                 break
-            repeats = max_cosines(x, x[chosen[first]]) >= self.threshold
-            repeats[chosen[first]] = False
-            kept &= ~repeats
+            kept &= max_cosines(x, x[chosen[first]]) < least
+            kept[chosen] = False  # the same cosine, computed with other rows, may lie on the other side
+            kept[chosen[first]] = True
         filled = np.empty(0, dtype=np.int64)
         if len(chosen) < budget:
             filled = self.query.select(only(view, np.delete(rows, chosen)), budget - len(chosen), seed)
