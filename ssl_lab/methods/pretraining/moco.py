@@ -10,7 +10,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
-from ssl_lab.methods.pretraining.base import Pretraining, Target, global_places
+from ssl_lab.methods.pretraining.base import Pretraining, Target, global_places, push
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.methods.ranks import cat_over_ranks
 from ssl_lab.nets import Net
@@ -62,16 +62,10 @@ class MoCoV2(Pretraining):
         return Loss({"contrast": contrast}, logs={
             "contrast_accuracy": losses.accuracy(scores.detach().argmax(dim=1), first)})
 
-    @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
         self.target.follow(self.net, self.projector, at.value(self.momentum))
-        keys = cat_over_ranks(torch.cat([*self._seen.values()]))
-        self._seen.clear()
-        oldest = at.step * len(keys)  # batches are of one size
-        keys = keys[: len(self.queue)]
-        places = (oldest + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue.index_copy_(0, places, keys)
+        push(self.queue, self._seen, at.step)
 
 
 class MoCoV3(Pretraining):

@@ -10,9 +10,8 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
-from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places
+from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places, push
 from ssl_lab.methods.pretraining.heads import mlp
-from ssl_lab.methods.ranks import cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import SimCLRView
@@ -60,15 +59,9 @@ class NNCLR(Pretraining):
         self._seen[at.rank] = z_1
         return Loss({"contrast": contrast}, logs={"neighbor_cosine": cosine})
 
-    @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        rows = cat_over_ranks(torch.cat([*self._seen.values()]))
-        self._seen.clear()
-        oldest = at.step * len(rows)  # batches are of one size
-        rows = rows[: len(self.queue)]
-        places = (oldest + torch.arange(len(rows), device=rows.device)) % len(self.queue)
-        self.queue.index_copy_(0, places, rows)
+        push(self.queue, self._seen, at.step)
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:
