@@ -24,7 +24,7 @@ class Settings(sl.Settings):
     """Name of the method (see `ssl-lab list methods`)."""
     preset: Literal["auto", "paper", "short"] = "auto"
     """Where the settings below come from if they are not given. auto: by the number of steps."""
-    arguments: dict[str, float | str] = field(default_factory=dict)
+    arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like, where a value may be a
     schedule."""
     labeled: int | None = None

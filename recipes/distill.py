@@ -52,7 +52,7 @@ class Settings(sl.Settings):
     """The student."""
     method: str = "kd"
     """Name of a distillation method (see `ssl-lab list methods`)."""
-    arguments: dict[str, float | str] = field(default_factory=dict)
+    arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
     teacher: str = "fixmatch"
     """A run's folder, a file, timm/<model>, or a method to train first."""
@@ -75,8 +75,10 @@ def main(settings: Settings) -> None:
     if settings.teacher in sl.methods.METHODS:
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
                         resume=settings.resume and "auto", config=None)
-        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {})
-        teacher = Teacher(first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor())
+        suited = presets.preset(settings.teacher, settings.data, presets.kind_for(settings.teacher_steps)).arguments
+        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, suited)
+        trained = first.fit(learner, pool, settings.labeled, settings.unlabeled).method
+        teacher = Teacher(trained.predictor(), classifies=trained.classifies)
     else:
         teacher = load_teacher(settings.teacher, pool.classes, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool))

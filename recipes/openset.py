@@ -18,7 +18,7 @@ import torch
 import ssl_lab as sl
 from ssl_lab.data.openset import open_set
 from ssl_lab.features.embed import embed
-from ssl_lab.methods.consistency.opencos import OpenCoS, split_open_set
+from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
 
 
 @dataclass
@@ -45,10 +45,12 @@ def main(settings: Settings) -> None:
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
     method = sl.FixMatch(net)
     if settings.method == "opencos":
+        targets = torch.from_numpy(pool.labels[pool.labeled])
+        check_labels(targets, pool.classes)  # before an encoder is trained
         if settings.encoder in sl.methods.METHODS:
             learner = sl.methods.get(settings.encoder)(new_net(settings.net))
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
-                            resume=settings.resume and "auto")
+                            resume=settings.resume and "auto", config=None)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/"):
             encoder = new_net(settings.encoder, pretrained=True)
@@ -56,8 +58,7 @@ def main(settings: Settings) -> None:
             encoder = new_net(settings.net, weights=settings.encoder)
         features = embed(encoder, pool, pool.unlabeled, sl.Runtime.start(settings.device, settings.precision))
         known = pool.labels[pool.unlabeled] >= 0
-        found = split_open_set(*map(torch.from_numpy, (features, features[known], pool.labels[pool.labeled])),
-                               classes=pool.classes)
+        found = split_open_set(*map(torch.from_numpy, (features, features[known])), targets, pool.classes)
         print(f"{int(found.in_class.sum()):,} of {len(found.in_class):,} unlabeled images count as of a known class")
         method = OpenCoS(net, *found.by_index(torch.from_numpy(pool.unlabeled), len(pool)))
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

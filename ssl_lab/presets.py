@@ -7,20 +7,30 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from types import NoneType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
+import torch
 
 from ssl_lab import methods, schedule
 from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
-from ssl_lab.schedule import Schedule, linear
+from ssl_lab.schedule import Schedule, linear, ramp_up
 
 Kind = Literal["paper", "short"]
 LONG = 2**16  # steps from which the papers' settings are the better ones
 S = TypeVar("S")
+# What an argument may be, by how the method's __init__ annotates it; of other annotations, anything.
+TAKES: dict[str, tuple[str, tuple[type, ...]]] = {
+    "bool": ("True or False", (bool,)),
+    "int": ("a whole number", (int,)),
+    "int | None": ("a whole number", (int, NoneType)),
+    "float": ("a number", (int, float)),
+    "Scalar": ("a number, or a schedule such as linear(0, 1, until=0.3)", (int, float, Schedule)),
+}
 
 
 @dataclass(frozen=True)
@@ -41,13 +51,18 @@ class Preset:
 # train every method by: WRN-28-2, 2^20 steps, SGD with Nesterov momentum 0.9, learning rate 0.03 cos(7 pi t / 16).
 PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001, arguments={})
 # As many unlabeled as labeled images, in the papers and there; the others have seven times as many.
-EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "ict", "mixmatch", "remixmatch", "s4l",
-                 "s4l_exemplar", "hiermatch"}
+EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "pseudo_label", "vat", "ict", "mixmatch",
+                 "remixmatch", "s4l", "s4l_exemplar", "hiermatch"}
+PAPER_ARGUMENTS: dict[str, dict[str, Schedule]] = {
+    # With the epsilon of 6, in Oliver et al. 2018 (arXiv 1804.09170) and TorchSSL; the paper's own weight is 1.
+    "vat": {"weight": ramp_up(0.3, until=0.4)},
+}
 # What papers set by data set, in place of the method's own defaults, which are those for CIFAR-10.
-BY_DATA: dict[tuple[str, str], dict[str, Schedule | float]] = {
+BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
     # Berthelot et al. 2019, section 4.2
     ("mixmatch", "cifar100"): {"weight": linear(0.0, 150.0, until=1 / 64)},
     ("mixmatch", "svhn"): {"weight": linear(0.0, 250.0, until=1 / 64)},
+    ("hiermatch", "cifar100"): {"base": partial(methods.MixMatch, weight=linear(0.0, 150.0, until=1 / 64))},
 }
 WEIGHT_DECAY = {"cifar100": 1e-3}  # Sohn et al. 2020, table 4
 
@@ -73,7 +88,7 @@ def preset(method: str, data: str, kind: Kind) -> Preset:
         return dataclasses.replace(SHORT, arguments=SHORT_ARGUMENTS.get(method, {}))
     return dataclasses.replace(PAPER, unlabeled=64 if method in EQUAL_BATCHES else PAPER.unlabeled,
                                weight_decay=WEIGHT_DECAY.get(data, PAPER.weight_decay),
-                               arguments=BY_DATA.get((method, data), {}))
+                               arguments=PAPER_ARGUMENTS.get(method, {}) | BY_DATA.get((method, data), {}))
 
 
 def kind_for(steps: int | None) -> Kind:
@@ -92,26 +107,37 @@ def fill(settings: S, preset: Preset) -> S:
 def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Method:
     """The method of this name around `net`, for this pool.
 
-    Arguments that describe the pool are filled in where the method has them: images (its rows), unlabeled (how many
-    of them train), class_counts (labels by class), parents (the superclass of each class). A text with a parenthesis
-    is a schedule. Raises UsageError for an argument that the method does not have, or needs and was not given.
+    Arguments that describe the pool are filled in where the method has them: images (its size), rows (those that
+    train), unlabeled (how many these are), class_counts (labels by class), parents (the superclass of each class). A
+    text with a parenthesis is a schedule, True and False are truth values. Raises UsageError for an argument that the
+    method does not have or cannot take, or needs and was not given.
     """
     method = methods.get(name)
-    known = inspect.signature(method).parameters
+    known = dict(list(inspect.signature(method).parameters.items())[1:])  # without the net
     for argument in arguments:
         if argument not in known:
-            raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(list(known)[1:])}")
+            raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(known)}")
     facts: dict[str, Callable[[], Any]] = {
         "images": lambda: len(pool),
+        "rows": lambda: torch.from_numpy(pool.unlabeled),
         "unlabeled": lambda: len(pool.unlabeled),
         "class_counts": lambda: np.bincount(pool.labels[pool.labeled], minlength=pool.classes).tolist(),
         "parents": lambda: [hierarchy.parents(pool)],
     }
     filled = {name: fact() for name, fact in facts.items() if name in known and name not in arguments}
-    missing = [name for name, parameter in list(known.items())[1:]
+    missing = [name for name, parameter in known.items()
                if parameter.default is parameter.empty and name not in filled.keys() | arguments.keys()]
     if missing:
         raise UsageError(f"{name} needs {', '.join(missing)}, which {method.recipe} finds for it")
-    given = {name: schedule.parse(value) if isinstance(value, str) and "(" in value else value
-             for name, value in arguments.items()}
+    given = {argument: _read(name, known[argument], value) for argument, value in arguments.items()}
     return method(net, **filled, **given)
+
+
+def _read(method: str, parameter: inspect.Parameter, value: Any) -> Any:
+    """An argument's value as the method takes it: what a text stands for, anything else as it is."""
+    if isinstance(value, str):
+        value = schedule.parse(value) if "(" in value else {"True": True, "False": False}.get(value, value)
+    expected, types = TAKES.get(parameter.annotation, ("", ()))
+    if types and type(value) not in types:  # a bool is an instance of int
+        raise UsageError(f"{method}: {parameter.name} is {value!r}; expected {expected}")
+    return value

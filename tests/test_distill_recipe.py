@@ -12,6 +12,7 @@ import yaml
 from small_runs import digits, rows
 from test_recipes import recipe
 
+from ssl_lab import presets
 from ssl_lab.batch import At
 from ssl_lab.config import parse
 from ssl_lab.engine import Runtime
@@ -65,6 +66,22 @@ def test_a_teacher_is_trained_first(tmp_path, capsys):
     assert "teacher tiny_6" in capsys.readouterr().out
     again = load_teacher(tmp_path / "teacher", 10, digits().style, "tiny_6")
     assert again.classifies
+
+
+def test_a_teacher_is_trained_by_the_settings_of_short_runs(tmp_path, monkeypatch):
+    built, build = [], presets.build
+    monkeypatch.setattr(presets, "build", lambda *given: built.append(build(*given)) or built[-1])
+    run("--teacher", "mixmatch", "--teacher-net", "tiny_4", "--teacher-steps", 1, "--out", tmp_path)
+    assert built[0].weight(1.0) == presets.preset("mixmatch", "digits", "short").arguments["weight"](1.0) == 25
+
+
+def test_a_head_that_learned_no_classes_does_not_teach(tmp_path):
+    arguments = ("--teacher", "simclr", "--teacher-net", "tiny_6", "--teacher-steps", 1, "--out", tmp_path)
+    with pytest.raises(UsageError, match="the teacher's head is not trained"):
+        run("--method", "kd", *arguments)
+    with pytest.raises(UsageError, match="the teacher's head is not trained"):
+        run("--method", "kd", "--teacher", tmp_path / "teacher", "--teacher-net", "tiny_6", "--out", tmp_path)
+    run("--method", "sp", *arguments)
 
 
 def test_stored_logits_teach_as_their_net_does(tmp_path, capsys, teacher):

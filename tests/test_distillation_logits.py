@@ -1,6 +1,7 @@
 """Distillation's base and the losses on logits: contract, float64 references row by row, identities, the teacher."""
 
 import copy
+import json
 import math
 import statistics
 from functools import partial
@@ -262,6 +263,10 @@ def test_load_teacher_reads_files(tmp_path):
     of_run = load_teacher(run, CLASSES, STYLE)
     assert (of_run.net.name, of_run.image_size, of_run.classifies) == ("tiny_6", 12, True)
     assert torch.equal(of_run.net.head.weight, teacher.head.weight)
+    for method, classifies in (("fixmatch", True), ("simclr", False)):
+        (run / "summary.json").write_text(json.dumps({"method": method}))
+        assert load_teacher(run, CLASSES, STYLE).classifies == classifies
+        assert load_teacher(run / "model.safetensors", CLASSES, STYLE, "tiny_6").classifies == classifies
     assert load_teacher(run, CLASSES, STYLE, image_size=16).image_size == 16
     for words, arguments in (("which net are the weights", (tmp_path / "net.pt", CLASSES, STYLE)),
                              ("tells 4 classes apart, the data have 7", (tmp_path / "net.pt", 7, STYLE, "tiny_6")),
@@ -385,12 +390,12 @@ def test_pearson_is_invariant_to_scale_and_shift():
     assert torch.allclose(pearson(a, -a), -torch.ones(6, dtype=a.dtype))
 
 
-def test_pearson_of_a_constant_row_is_zero_with_a_finite_gradient():
+def test_pearson_of_a_constant_row_is_zero_with_a_bounded_gradient():
     a = torch.full((1, 4), 0.25, requires_grad=True)
     value = pearson(a, _logits(1).float())
     value.sum().backward()
     assert value.item() == 0
-    assert torch.isfinite(a.grad).all()
+    assert a.grad.norm() < 1.01e6
 
 
 # --- LogitStd ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _s
 from test_recipes import run as run_recipe
 from torch import nn
 
-from ssl_lab import methods
+from ssl_lab import methods, presets
 from ssl_lab.batch import At, Batch, Rows
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods.distillation import (
@@ -69,7 +69,7 @@ def _alone(cls, **arguments):
 
 
 @pytest.mark.parametrize(("build", "compiled"), [
-    (with_teacher(partial(CRD, images=20)), False), (with_teacher(ReviewKD), False),
+    (with_teacher(partial(CRD, images=20, rows=torch.arange(20))), False), (with_teacher(ReviewKD), False),
     (with_teacher(TeacherAssistant), False), (with_teacher(CESKD), False), (SelfDistillation, False),
     (MutualLearning, True), (partial(SoTeacher, images=20), False)])
 def test_contract(build, compiled):
@@ -152,7 +152,8 @@ def test_nce_is_finite_for_a_tiny_temperature():
 
 
 def _crd(**arguments):
-    return _method(partial(CRD, images=IMAGES, dim=5, **{"negatives": 30} | arguments))
+    given = {"rows": torch.arange(IMAGES), "negatives": 30, **arguments}
+    return _method(partial(CRD, images=IMAGES, dim=5, **given))
 
 
 def _embeddings(method):
@@ -223,8 +224,23 @@ def test_negatives_depend_on_seed_and_step_and_are_no_more_than_images():
     assert loss(AT) != loss(At(4, 10))
     assert loss(AT) != loss(At(3, 10, seed=1))
     assert _crd(negatives=16384).negatives == IMAGES
-    with pytest.raises(UsageError, match="images=1, negatives=16384"):
-        CRD(_teacher("tiny_4"), _teacher(), images=1)
+    for words, arguments in (("CRD with 1 images that train", {"rows": torch.arange(1)}),
+                             ("images=120, but row 120 trains", {"rows": torch.arange(121)})):
+        with pytest.raises(UsageError, match=words):
+            _crd(**arguments)
+
+
+def test_negatives_are_images_that_train():
+    """What the others have in the memories changes nothing."""
+    method = _crd(rows=INDICES, negatives=16384)
+    other = copy.deepcopy(method)
+    idle = [i for i in range(IMAGES) if i not in INDICES.tolist()]
+    other.memory[:, idle] = 1
+    assert method.negatives == len(INDICES)
+    assert method(BATCH, AT).total == other(BATCH, AT).total
+    pool = digits()
+    built = presets.build("crd", net("tiny_4", style=pool.style), pool, {"teacher": net("tiny_6", style=pool.style)})
+    assert built.candidates.tolist() == pool.unlabeled.tolist()
 
 
 def test_crds_memory_resumes(tmp_path):
@@ -232,7 +248,8 @@ def test_crds_memory_resumes(tmp_path):
 
     def method():
         return CRD(net("tiny_4", classes=10, style=pool.style, seed=0),
-                   net("tiny_6", classes=10, style=pool.style, seed=9), len(pool), negatives=64, dim=8)
+                   net("tiny_6", classes=10, style=pool.style, seed=9), len(pool),
+                   torch.from_numpy(pool.unlabeled), negatives=64, dim=8)
 
     def stop(closure, optimizer, at):
         loss = closure()

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from small_runs import digits, tiny_net, train
 from torch import nn
 
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -179,6 +180,14 @@ def test_micro_batches_have_the_loss_of_one_batch():
     halves = [method(part, At(4, 8, rank=i, world=2)).terms for i, part in enumerate(batch.chunk(2))]
     for name, term in method(batch, TAUGHT).terms.items():
         assert sum(half[name].item() for half in halves) / 2 == pytest.approx(term.item())
+
+
+def test_a_run_by_the_clock_times_steps_that_have_a_teacher(tmp_path, monkeypatch):
+    timed, pool = [], digits()
+    monkeypatch.setattr("ssl_lab.engine.trainer.steps_within",
+                        lambda seconds, begun, step, *rest: timed.append(step()) or 1)
+    train(tmp_path, NoisyStudent(tiny_net(pool)), pool, steps=None, minutes=1.0)
+    assert not timed[0].logs["mask_rate"].isnan()
 
 
 def test_no_students_are_refused():

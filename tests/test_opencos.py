@@ -389,6 +389,10 @@ def test_the_recipe_trains_opencos_on_a_mixed_pool(tmp_path, capsys):
         counted, result = capsys.readouterr().out.splitlines()[-2:]
         assert counted.endswith("unlabeled images count as of a known class")
         assert result.startswith("opencos on digits+noise with 40 labels: test ")
+    with pytest.raises(UsageError, match="labeled images by class"):  # and no encoder is trained
+        recipe.main(parse(recipe.Settings, [*common, "--labels", "10", "--out", str(tmp_path / "few")]))
+    assert not (tmp_path / "few").exists()
+    assert "method: simclr" in (tmp_path / "a" / "encoder" / "config.yaml").read_text()
     first, second = ([json.loads(line)["loss"] for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
                      for name in ("a", "b"))
     assert first == second  # the same encoder, trained or read

@@ -499,9 +499,8 @@ def test_ict_against_its_equation():
     assert method(batch, AT).total.item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_ict_that_mixes_nothing_is_mean_teacher_on_one_view(monkeypatch):
-    monkeypatch.setattr("ssl_lab.methods.consistency.ict.beta_share", lambda *key: 1.0)
-    method = _method(ICT, weight=1.0)
+def test_ict_that_mixes_nothing_is_mean_teacher_on_one_view():
+    method = _method(ICT, weight=1.0, alpha=0.0)
     _shake(method.ema.net)
     batch = _batch(method)
     x, u = batch.labeled, batch.unlabeled["weak"]
@@ -510,6 +509,12 @@ def test_ict_that_mixes_nothing_is_mean_teacher_on_one_view(monkeypatch):
         _cross_entropy(_logits(method.net, x["weak"]), x.targets.tolist()), rel=1e-6)
     assert loss.terms["consistency"].item() == pytest.approx(
         _distance(_logits(method.net, u), _logits(method.ema.net, u)), rel=1e-5)
+
+
+def test_ict_refuses_a_negative_alpha():
+    method = _method(ICT, alpha=-0.5)
+    with pytest.raises(UsageError, match=r"ICT's alpha is -0\.5; expected 0"):
+        method(_batch(method), AT)
 
 
 def test_ict_learns_from_a_teacher_without_gradient():

@@ -492,6 +492,14 @@ def test_adamatch_against_its_equations():
     assert terms["unlabeled"] == pytest.approx(0.6 * unlabeled / 10, rel=1e-6)
 
 
+def test_adamatchs_threshold_is_of_a_ranks_own_labeled_rows(monkeypatch):
+    """As that of a micro-batch is, so that two ranks take the steps of two micro-batches."""
+    monkeypatch.setattr("ssl_lab.methods.consistency.adamatch.mean_over_ranks", lambda mine: mine + 1)
+    threshold = _method(AdaMatch, confidence=0.9)(BATCH, At(0, 1)).logs["threshold"]
+    monkeypatch.undo()
+    assert threshold == _method(AdaMatch, confidence=0.9)(BATCH, At(0, 1)).logs["threshold"]
+
+
 def test_adamatch_moves_its_mean_predictions():
     method = _method(AdaMatch, momentum=0.9).eval()  # without batch statistics both passes give the same logits
     x_weak, _, weak, _ = _logits(method, labeled=("weak", "strong"))

@@ -1,6 +1,7 @@
 """RandAugment as FixMatch uses it: random operations of random strength, drawn for each image by itself.
 
-Sohn et al. 2020 (FixMatch), after Cubuk et al. 2019 (RandAugment).
+Sohn et al. 2020 (FixMatch), after Cubuk et al. 2019 (RandAugment). What a move uncovers is black here; the authors'
+code works in RGBA, and makes pixels that are transparent at the end gray (127.5).
 """
 
 from __future__ import annotations

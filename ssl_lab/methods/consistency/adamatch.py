@@ -23,12 +23,12 @@ class AdaMatch(Method):
     """L = (H(y, p(weak(x))) + H(y, p(strong(x)))) / 2
         + weight * (1 / mu B) sum_b 1[max A(q_b) >= c] H(argmax A(q_b), p(strong(u_b)))
 
-    with q_b = p(weak(u_b)), c = confidence * mean over the labeled rows of max p(weak(x)), and A(q) in proportion
-    to q * (mean labeled prediction) / (mean unlabeled prediction). The labeled logits are z' + r (z - z'), r
-    uniform in [0, 1) for each: z from a batch with the unlabeled rows and z' from one without them, whose
-    BatchNorm statistics differ. The means, of the last 128 steps for unlabeled and a moving average for
-    labeled predictions, begin uniform and move after the step (in the paper's code, just before they are
-    used), so that micro-batches and ranks see the same ones.
+    with q_b = p(weak(u_b)), c = confidence * mean over the labeled rows (of a rank or micro-batch, as in the paper's
+    code) of max p(weak(x)), and A(q) in proportion to q * (mean labeled prediction) / (mean unlabeled prediction).
+    The labeled logits are z' + r (z - z'), r uniform in [0, 1) for each: z from a batch with the unlabeled rows and
+    z' from one without them, whose BatchNorm statistics differ. The means, of the last 128 steps for unlabeled and
+    a moving average for labeled predictions, begin uniform and move after the step (in the paper's code, just
+    before they are used), so that micro-batches and ranks see the same ones.
 
     confidence: tau, relative. momentum: of the mean labeled prediction. weight: of the unlabeled loss.
     """
@@ -65,7 +65,7 @@ class AdaMatch(Method):
         q = losses.probabilities(weak.detach())
         aligned = losses.align(q, self.labeled_prediction, self.unlabeled_predictions.mean(dim=0))
         confidence, pseudo = aligned.max(dim=1)
-        threshold = at.value(self.confidence) * mean_over_ranks(p.amax(dim=1).mean())
+        threshold = at.value(self.confidence) * p.amax(dim=1).mean()
         mask = confidence >= threshold
         self._seen[at.rank] = torch.stack([p.mean(dim=0), q.mean(dim=0)])
         return Loss(

@@ -125,7 +125,8 @@ def refine(y: Tensor, prices: Tensor) -> Tensor:
 
 
 def solve(y: Tensor, seen: Tensor, target: Tensor, rounds: int) -> Tensor:
-    """The prices [C] with which the seen rows of `refine(y, prices)` sum to `target`, so solve DARP's problem.
+    """The prices [C] with which, after enough rounds, the seen rows of `refine(y, prices)` sum to `target`, so that
+    they solve DARP's problem; a few rounds leave them short of it.
 
     Each round brings every class to its target while rows are not normalized anew, by five steps of Newton's method
     on the logarithm of its sum, which is convex. y: [N, C], above 0. seen: bool [N, 1]. target: sums to seen.sum().

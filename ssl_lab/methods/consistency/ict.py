@@ -20,7 +20,7 @@ class ICT(Method):
     with Mix(v)_b = share * v_b + (1 - share) * v_partner(b), share ~ Beta(alpha, alpha), one for all labeled and
     one for all unlabeled rows of a step; z' the logits of Mean Teacher's teacher (see there), without
     gradient, which is evaluated. As in the authors' code, logits are mixed, labeled images are mixed alike
-    with their labels, and each kind of rows passes the nets alone. alpha near 0 mixes nothing.
+    with their labels, and each kind of rows passes the nets alone. alpha 0 mixes nothing.
 
     weight: by default 100 after a ramp-up over 1/4 of the run. alpha: 1 for CIFAR-10, 0.1 for SVHN.
     """

@@ -23,7 +23,8 @@ class NoisyStudent(Method):
 
     A run has one optimizer and one schedule, so a generation goes on from the weights of the last; in the paper each
     student starts anew, and may be larger. There, labels are smoothed, classes of pseudo-labels balanced, and batches
-    filled with confident ones; here the loss is divided by all U rows.
+    filled with confident ones; here the loss is divided by all U rows. A run by the clock (minutes) is as long as if
+    all steps took the time of those with a teacher, so it ends early.
 
     It is here and Meta Pseudo Labels (arXiv 2003.10580) is not, for that needs two optimizers, and the student's loss
     before and after its own step.

@@ -115,6 +115,17 @@ class OpenSet(NamedTuple):
         return OpenSet(*whole)
 
 
+def check_labels(targets: Tensor, classes: int) -> None:
+    """UsageError unless every class has a labeled image and some class two: a lone image is its own center.
+
+    targets: int64 [L], the classes of the labeled images.
+    """
+    counts = torch.bincount(targets, minlength=classes)
+    if len(counts) != classes or counts.min() < 1 or counts.max() < 2:
+        raise UsageError(f"labeled images by class: {counts.tolist()}; to know a class, OpenCoS needs one of each of "
+                         f"the {classes} classes, and more to know how much they differ")
+
+
 def split_open_set(embeddings: Tensor, labeled: Tensor, targets: Tensor, classes: int, deviations: float = 2.0,
                    temperature: float = 0.1, top: float = 0.1) -> OpenSet:
     """Which images are in class, by their likeness to the labeled ones of each class.
@@ -125,14 +136,11 @@ def split_open_set(embeddings: Tensor, labeled: Tensor, targets: Tensor, classes
     (multinomial logistic regression, as in the paper's code, of embeddings that here have length 1).
 
     embeddings: float [N, D], of images to tell apart. labeled: float [L, D]. targets: int64 [L], their classes.
-    UsageError unless every class has a labeled image and some class two: a lone image is its own center.
+    UsageError for labels that do not suffice (see `check_labels`).
     """
     from sklearn.linear_model import LogisticRegression
 
-    counts = torch.bincount(targets, minlength=classes)
-    if len(counts) != classes or counts.min() < 1 or counts.max() < 2:
-        raise UsageError(f"labeled images by class: {counts.tolist()}; to know a class, OpenCoS needs one of each of "
-                         f"the {classes} classes, and more to know how much they differ")
+    check_labels(targets, classes)
     centers = torch.zeros(classes, labeled.shape[1], dtype=labeled.dtype).index_add_(0, targets, labeled)
     centers = F.normalize(centers, dim=1)  # the mean but for its length
     labeled, embeddings = F.normalize(labeled, dim=1), F.normalize(embeddings, dim=1)

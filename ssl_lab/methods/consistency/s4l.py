@@ -98,8 +98,8 @@ class S4LExemplar(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
         labeled, unlabeled = self.joint(torch.cat([*x.views.values()]), torch.cat([*u.views.values()]))
-        triplets = [batch_hard(self._embed(part.features), torch.arange(len(part.features), device=u.indices.device)
-                               % len(rows)) for part, rows in ((labeled, x), (unlabeled, u))]
+        triplets = [batch_hard(self._embed(part.features), rows.indices.repeat(len(rows.views)))
+                    for part, rows in ((labeled, x), (unlabeled, u))]  # an image may be in a batch twice
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled.logits, x.targets.repeat(len(x.views))),

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lab.batch import At, seed_of
+from ssl_lab.errors import UsageError
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
@@ -31,12 +32,19 @@ def mix(x: Tensor, share: float, order: Tensor) -> Tensor:
 
 
 def beta_share(at: At, purpose: str, alpha: float) -> float:
-    """One number from Beta(alpha, alpha), the same on all ranks: a pure function of (seed, purpose, step)."""
+    """One number from Beta(alpha, alpha), the same on all ranks: a pure function of (seed, purpose, step).
+
+    alpha = 0 is the limit in which nothing is mixed: 1.
+    """
+    if alpha < 0:
+        raise UsageError(f"ICT's alpha is {alpha}; expected 0 (no mixing) or more.")
+    if alpha == 0:
+        return 1.0
     return float(np.random.default_rng(seed_of(at.seed, purpose, at.step)).beta(alpha, alpha))
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast inside."""
+    """Within it, products of matrices and convolutions are not rounded to bf16 by autocast."""
     if torch.amp.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

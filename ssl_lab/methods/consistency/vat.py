@@ -23,9 +23,9 @@ class VAT(Method):
 
     epsilon, xi: L2 norms over a whole image *as the net sees it*, normalized by its mean and std (a 32 x 32
     RGB image has a norm of about 55, one of 28 x 28 about 28); perturbed images may leave [0, 1]. 6 is
-    CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN. The paper's xi of 1e-6 is below
-    the resolution of float32 pixels; a larger one gives the same direction. The search runs in float32 also
-    under autocast, whose rounding would hide so small a step.
+    CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN, and weigh the term by 0.3. The paper's
+    xi of 1e-6 is below the resolution of float32 pixels; a larger one gives the same direction. The search runs in
+    float32 also under autocast, whose rounding would hide so small a step.
     """
 
     name = "vat"

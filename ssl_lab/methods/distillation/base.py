@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.distillation.hooks import Seen, channels, pair_layers, see
 from ssl_lab.methods.distillation.teacher import Teacher
 from ssl_lab.nets import Net
@@ -116,8 +116,3 @@ def all_rows(batch: Batch) -> Rows:
     parts = [part for part in (batch.labeled, batch.unlabeled) if part.views]
     return Rows({"view": torch.cat([part["view"] for part in parts])},
                 *(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "truth", "indices")))
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Within it, products of matrices and convolutions are not rounded to bf16 by autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -35,7 +35,8 @@ class CRD(Distillation):
     the same in expectation and thousands of times the memory. There, labeled images have negatives of other classes
     alone; here all other images are negatives, as few have labels.
 
-    images: size of the space of global indices, `len(pool)`. negatives: K, or all images if they are fewer.
+    images: size of the space of global indices, `len(pool)`. rows: int64 [n], those of the images that train,
+    `pool.unlabeled`; the memories of the others stay random. negatives: K of these rows, or all if they are fewer.
     temperature: T. momentum: of the memories. dim: of the embeddings.
     """
 
@@ -46,14 +47,16 @@ class CRD(Distillation):
     memory: Tensor
     log_mean: Tensor
 
-    def __init__(self, net: Net, teacher: Net | Teacher, images: int, negatives: int = 16384,
+    def __init__(self, net: Net, teacher: Net | Teacher, images: int, rows: Tensor, negatives: int = 16384,
                  temperature: Scalar = 0.07, momentum: Scalar = 0.5, dim: int = 128, weight: Scalar = 0.8,
                  labeled: Scalar = 1.0, view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
         super().__init__(net, teacher, weight, labeled, view, ema)
-        if images < 2 or negatives < 2:
-            raise UsageError(f"CRD with images={images}, negatives={negatives}: expected len(pool), and at least 2 "
-                             "negatives, of which one may be the image itself")
-        self.images, self.negatives = images, min(negatives, images)
+        if min(len(rows), negatives) < 2:
+            raise UsageError(f"CRD with {len(rows)} images that train, negatives={negatives}: expected at least 2 of "
+                             "both, as one may be the image itself")
+        if rows.max() >= images:
+            raise UsageError(f"CRD with images={images}, but row {int(rows.max())} trains: expected len(pool)")
+        self.candidates, self.negatives = rows.cpu(), min(negatives, len(rows))
         self.temperature, self.momentum = temperature, momentum
         self.embed = adapters(nn.Linear, [(net.features_dim, dim), (self.teacher.net.features_dim, dim)])
         memory = torch.randn(2, images, dim, generator=generator("crd"))
@@ -64,8 +67,8 @@ class CRD(Distillation):
     def distance(self, student: Seen, teacher: Seen, rows: Rows, at: At) -> Tensor:
         s, t = (F.normalize(embed(seen.features), dim=1)
                 for embed, seen in zip(self.embed, (student, teacher), strict=True))
-        chosen = torch.randperm(self.images, generator=generator(at.seed, "crd", at.step))[: self.negatives]
-        chosen = chosen.to(rows.indices.device, non_blocking=True)
+        order = torch.randperm(len(self.candidates), generator=generator(at.seed, "crd", at.step))
+        chosen = self.candidates[order[: self.negatives]].to(rows.indices.device, non_blocking=True)
         temperature = at.value(self.temperature)
         both = [nce(anchors, memory, rows.indices, chosen, temperature, log_mean) for anchors, memory, log_mean in
                 zip((s, t), self.memory.flip(0).unbind(), self.log_mean.unbind(), strict=True)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lab.batch import At, Rows
@@ -43,7 +42,8 @@ class DIST(Distillation):
 def pearson(a: Tensor, b: Tensor) -> Tensor:
     """float [B]: the correlation of each row of a with the same row of b, both [B, C]; 0 where a row is constant.
 
-    The same for u a + v, u > 0.
+    The same for u a + v, u > 0, but for deviations so small (1e-6) that the gradient would explode.
     """
-    a, b = (F.normalize(rows - rows.mean(dim=1, keepdim=True), dim=1) for rows in (a, b))
+    a, b = (rows - rows.mean(dim=1, keepdim=True) for rows in (a, b))
+    a, b = (rows / (rows.square().sum(dim=1, keepdim=True) + 1e-12).sqrt() for rows in (a, b))
     return (a * b).sum(dim=1)

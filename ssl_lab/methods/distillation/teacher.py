@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -114,8 +115,11 @@ def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
     weights); a file of weights, of the net `name`; a file with the one tensor `logits`, for a pool of so many
     `images`; or timm/<model> with its published weights, whose features can teach but not its fresh head.
-    image_size: side that the teacher takes, where it is not that of the style.
+    image_size: side that the teacher takes, where it is not that of the style. Of a run that learned no classes, such
+    as pretraining, only features can teach.
     """
+    from ssl_lab import methods  # which imports this file
+
     if "," in str(source):
         several = [load_teacher(part, classes, style, name, image_size, images) for part in str(source).split(",")]
         if any(each.fixed for each in several) or len({each.image_size for each in several}) > 1:
@@ -140,8 +144,11 @@ def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
     head = state.get("head.weight")
     if head is not None and len(head) != classes:
         raise UsageError(f"the teacher {source} tells {len(head)} classes apart, the data have {classes}")
+    summary = source.with_name("summary.json")
+    method = json.loads(summary.read_text()).get("method") if summary.is_file() else None
+    classifies = is_net(state) and (method not in methods.METHODS or methods.METHODS[method].classifies)
     return Teacher(net(name, classes, _resized(style, image_size), weights=source),
-                   image_size=image_size, classifies=is_net(state))
+                   image_size=image_size, classifies=classifies)
 
 
 def _resized(style: Style, image_size: int | None) -> Style:
