@@ -7,10 +7,10 @@ The first command, after ten minutes of SimCLR: kNN 95.6%, linear probe 97.0%, w
 init 64.4, 65.2 and 36.0 ± 2.7%. 16 seconds on one core of an AMD EPYC that had other work, images embedded before.
 
 --from and --against take the folder of a run, a .safetensors file (of --net), or timm/MODEL with --pretrained or
---weights FILE; `--against init` is the same net at random init, `--against pixels` the images themselves. It prints one
-table and writes report.html, with a map of test images on which each shows itself under the pointer. Labels are those
-of --labels (default: all that are known); test labels are only counted. Without any labels it measures health alone.
-Images are embedded once and kept in the data folder: the next evaluation starts at once.
+--weights FILE; `--against init` is the same net at random init (`--from init` that of --net), `pixels` the images
+themselves. It prints one table and writes report.html, with a map of test images on which each shows itself under the
+pointer. Labels are those of --labels (default: all that are known); test labels are only counted. Without any labels it
+measures health alone. Images are embedded once and kept in the data folder: the next evaluation starts at once.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ from ssl_lab.report.map import Layout
 @dataclass
 class Settings(sl.Settings):
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/pretrain"
-    """What to evaluate: a run, a file of weights, or timm/MODEL."""
+    """What to evaluate: a run, a file of weights, timm/MODEL, init or pixels."""
     against: str | None = None
     """What to compare it with: another such, init or pixels."""
     splits: int = 5
@@ -114,7 +114,9 @@ def beginning(start: str, settings: Settings, pool: sl.Pool) -> sl.Net:
     """The net of --from or --against; --pretrained and --weights are for timm models."""
     classes, foreign = max(pool.classes, 1), start.startswith("timm/")
     if start in ("init", "pixels"):
-        name = start if start == "pixels" else beginning(settings.start, settings, pool).name
+        name = start
+        if start == "init":
+            name = settings.net if settings.start == "init" else beginning(settings.start, settings, pool).name
         return sl.net(name, classes, pool.style, seed=settings.seed)
     return start_net(start, classes, pool.style, settings.net, settings.pretrained and foreign,
                      settings.weights if foreign else None, settings.seed)

@@ -33,8 +33,9 @@ minute; with --method fixmatch --steps 1500 60.5, 12 minutes, where 42 minutes o
 seed.
 
 --trials tunes --lr and --weight-decay on validation images (those of --valid, else a fifth of the labels), and then
-trains once more on all labels, validation images too. Test images are looked at once, after that. Killed at whatever
-moment, the same command goes on with --resume auto.
+trains once more on all labels, validation images too. Test images choose nothing: that last run alone measures them (at
+its evaluation points as well, for it has no validation images left). Killed at whatever moment, the same command goes
+on with --resume auto.
 """
 
 from collections.abc import Mapping
@@ -45,7 +46,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import ssl_lab as sl
-from ssl_lab import presets
+from ssl_lab import methods, presets
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
@@ -86,7 +87,7 @@ class Settings(sl.Settings):
     """What the head begins as: a linear probe of the labels, or that of --from (fresh, if it has none that fits)."""
     statistics: Literal["frozen", "batch"] | None = None
     """What BatchNorm of the backbone normalizes by: its running statistics, as they are, or the batch's (default:
-    frozen, or batch for methods that take unlabeled images)."""
+    frozen, or batch for methods that take unlabeled images; always frozen for lora)."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
@@ -108,12 +109,24 @@ def main(settings: Settings) -> None:
 
 
 def filled(settings: Settings) -> Settings:
-    """With what was not given. Strong views of unlabeled images are too far from those that the statistics are of."""
+    """With what was not given. Strong views of unlabeled images are too far from those that the statistics are of.
+
+    UsageError, before anything is embedded, for what cannot be fine-tuned, or not so.
+    """
+    if not methods.get(settings.method).classifies:
+        raise UsageError(f"{settings.method} trains no classifier; pretrain with it (recipes/pretrain.py), and "
+                         "fine-tune by another method --from its run")
+    lora = settings.learn == "lora"
+    if lora and settings.shard:
+        raise UsageError("--learn lora merges its updates into whole weights, of which a sharded run holds parts; "
+                         "leave out --shard, or give --learn all or biases")
+    if lora and settings.statistics == "batch":
+        raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
     many = settings.method != "supervised"
     rates = RATES | ({"all": 1.0} if many else {})
     given = {name: value for name in ("statistics", "lr", "backbone_rate")
              if (value := getattr(settings, name)) is not None}
-    return replace(settings, **{"statistics": "batch" if many else "frozen", "lr": 0.03 if many else 0.01,
+    return replace(settings, **{"statistics": "batch" if many and not lora else "frozen", "lr": 0.03 if many else 0.01,
                                 "backbone_rate": rates[settings.learn]} | given)
 
 

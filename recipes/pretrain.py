@@ -21,8 +21,9 @@ minutes 60.5%. FixMatch from scratch, the same net and labels, has 46.2% after 4
 by 250 and 4000 labels, 3 splits: knn 53.3 ± 1.0 and 61.7 ± 0.6%, linear probe 56.4 ± 1.1 and 66.4 ± 0.2%; at random
 init, by 250, 22.4 ± 1.4 and 24.6 ± 2.4%.
 
-Labels play no part in training. At ten points of the run it measures whether features collapse and, with --online,
-how well labeled images tell the classes of others by features. `sl.net(..., weights=FILE)` loads its model.safetensors.
+Labels play no part in training, and there may be none. At ten points of the run it measures whether features collapse
+and, with --online, how well labeled images tell the classes of others by features. `sl.net(..., weights=FILE)` loads
+its model.safetensors.
 """
 
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ TABLE: dict[str, tuple[float, float, float, dict[str, object]]] = {
 class Settings(sl.Settings):
     method: str = "simclr"
     """Name of the method (see `ssl-lab list methods`, family pretraining)."""
-    arguments: dict[str, int | float] = field(default_factory=dict)
+    arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
     unlabeled: int = 256
     """Images per step."""
@@ -79,7 +80,7 @@ def main(settings: Settings) -> None:
         raise unknown("pretraining method", settings.method, TABLE)
     small, large, decay, arguments = TABLE[settings.method]
     pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
-    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+    net = sl.net(settings.net, classes=max(pool.classes, 1), style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool, {**arguments, **settings.arguments, "seed": settings.seed})
     many = settings.unlabeled >= 1024

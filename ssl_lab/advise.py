@@ -17,7 +17,7 @@ from rich.console import Console
 
 from ssl_lab import nets, presets
 from ssl_lab.data import IntArray, Pool, load
-from ssl_lab.data.split import shuffled
+from ssl_lab.data.split import shuffled, stratified
 from ssl_lab.engine import Runtime, Trainer, predict
 from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, embed
@@ -32,6 +32,8 @@ from ssl_lab.schedule import cosine_7_16
 FOLDS = 5
 LEAST_SECONDS = 2.0
 """Of a training run: a shorter one says nothing."""
+MOST = 2000
+"""Labels to compare by: enough to tell ways apart that differ by two percent, and learners on features end soon."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,12 @@ class Way:
 
 @dataclass(frozen=True)
 class Advice:
-    """ways: all that were tried, the cheapest first. folds: int64 [N], in which fold each label was held out."""
+    """ways: all that were tried. folds: int64 [N], in which fold each label was held out. given: how many
+    labels there are; of more than `MOST`, so many were drawn to compare by."""
 
     ways: Sequence[Way]
     folds: IntArray
+    given: int = 0
 
     def accuracy(self, way: Way) -> tuple[float, float]:
         """Mean over folds, and its standard error."""
@@ -71,14 +75,14 @@ class Advice:
     @property
     def best(self) -> Way:
         """That of the highest accuracy; of equals the cheapest."""
-        return max(self.ways, key=lambda way: self.accuracy(way)[0])
+        return max(self.ways, key=lambda way: (self.accuracy(way)[0], -way.seconds))
 
     @property
     def rivals(self) -> list[Way]:
         """The ways that the labels cannot tell from the best one; the cheapest first."""
         best = self.best
         margins = [(way, *self.margin(best, way)) for way in self.ways if way is not best]
-        return [way for way, difference, half in margins if difference <= half]
+        return sorted((way for way, difference, half in margins if difference <= half), key=lambda way: way.seconds)
 
     def _by_fold(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.bincount(self.folds, values) / np.bincount(self.folds)
@@ -97,11 +101,16 @@ class Advice:
         """The recommendation."""
         lines = [f"Recommended: {self.best.name}", f"  {self.best.command}"]
         if self.rivals:
-            cheapest = self.rivals[0]
-            lines += [f"Within noise of it: {'; '.join(way.name for way in self.rivals)}. {len(self.folds)} labels do "
-                      "not tell which is best; more would. The cheapest of these:", f"  {cheapest.command}"]
+            lines.append(f"Within noise of it: {'; '.join(way.name for way in self.rivals)}. {len(self.folds)} labels "
+                         "do not tell which is best; more would.")
+            cheapest = min(self.best, self.rivals[0], key=lambda way: way.seconds)
+            lines += ["It is the cheapest of these too."] if cheapest is self.best else [
+                "The cheapest of these:", f"  {cheapest.command}"]
         elif len(self.ways) > 1:
             lines.append("It beats each other way by more than noise.")
+        if self.given > MOST:
+            lines.append(f"Of {self.given} labels {MOST} were compared by, each class by its share, so that it ends in "
+                         "time; with all of them accuracies are likely higher, and another way may be best.")
         lines.append(f"Every number comes from {self.folds.max() + 1} parts of these labels, each predicted from the "
                      "others; no other label was read. Folds share labels, so that errors are a little larger than "
                      "they look, and the best of several looks a little better than it is. Training had only the "
@@ -109,7 +118,7 @@ class Advice:
         return "\n".join(lines)
 
 
-def advise(data: Annotated[str, tyro.conf.Positional], labels: int | None = None, minutes: float = 5.0,
+def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 5.0,
            net: str = "tiny_16", backbones: tuple[str, ...] = (), weights: Path | None = None, pretrained: bool = False,
            methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
            image_size: int | None = None, data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> Advice:
@@ -119,7 +128,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | None = None
     --backbones), and short training of --net: all by cross-validation on the labels given. Test labels are not read.
 
     data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
-    labels: how many are given, as many of each class (default: all that are known).
+    labels: how many are given, or which fraction, as many of each class (default: all); at most 2000 are compared by.
     minutes: for all of it.
     net: that is trained.
     backbones: whose frozen features may help: folders of runs, files of weights of --net, or timm/MODEL.
@@ -137,7 +146,11 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | None = None
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
     if wrong := [name for name in methods if not get(name).classifies]:
         raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
-    pool = blind(load(data, data_dir, image_size).split(labels=labels, seed=seed))
+    pool = load(data, data_dir, image_size).split(labels=labels, seed=seed)
+    given_labels = len(pool.labeled)
+    if given_labels > MOST:
+        pool = pool.split(labeled=stratified(pool.labeled, pool.labels, MOST, seed, "advise"), seed=seed)
+    pool = blind(pool)
     folds = deal(pool.labels[pool.labeled], seed)
     runtime = Runtime.start(device)
     given = {"data": data, "labels": labels, "image-size": image_size, "data-dir": data_dir, "seed": seed or None}
@@ -163,7 +176,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | None = None
         length = {"minutes": each / 60} if steps is None else {"steps": steps}
         ways.append(_trained(name, pool, folds, net, seed, runtime, length, flags, minutes))
     held = folds >= 0
-    advice = Advice([replace(way, right=way.right[held]) for way in ways], folds[held])
+    advice = Advice([replace(way, right=way.right[held]) for way in ways], folds[held], given_labels)
     Console().print(advice.table())
     print(advice.text())
     return advice
@@ -212,7 +225,7 @@ Features = tuple[str, FloatArray, tuple[str, ...], dict[str, Any], float]
 def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str], weights: Path | None, pretrained: bool,
               seed: int) -> Iterator[Features]:
     rows = pool.labeled
-    pixels: FloatArray = (pool.images.take(rows).flatten(1).float() / 255).numpy()
+    pixels: FloatArray = (pool.images.take(rows).flatten(1).float().div_(255).numpy())
     yield "raw pixels", pixels, ("knn",), {}, 0.0
     for start in (None, *backbones):
         begun, settings = time.perf_counter(), dict[str, Any]()

@@ -78,18 +78,24 @@ def test_what_labels_cannot_tell_apart_is_said():
     cheap, better, bad = np.ones(20), np.ones(20), np.zeros(20)
     cheap[[0, 9]] = 0
     better[5] = 0
-    advice = Advice(ways(cheap=cheap, bad=bad, better=better), folds)
+    seconds = {"dear": 5.0, "cheap": 1.0, "bad": 0.5, "better": 2.0}
+    found = [replace(way, seconds=seconds[way.name]) for way in ways(dear=cheap, cheap=cheap, bad=bad, better=better)]
+    advice = Advice(found, folds)
     assert advice.best.name == "better"
-    assert [way.name for way in advice.rivals] == ["cheap"]
+    assert [way.name for way in advice.rivals] == ["cheap", "dear"]
     text = advice.text()
-    assert text.startswith("Recommended: better\n  do better\nWithin noise of it: cheap. 20 labels do not tell")
+    assert text.startswith("Recommended: better\n  do better\nWithin noise of it: cheap; dear. 20 labels do not tell")
     assert "The cheapest of these:\n  do cheap\n" in text
     assert {row[0]: row[3] for row in advice.table().rows} == {
-        "better": "best", "cheap": "within noise", "bad": "worse"}
+        "better": "best", "cheap": "within noise", "dear": "within noise", "bad": "worse"}
+    text = Advice([way for way in found if way.name != "cheap"], folds).text()
+    assert "more would.\nIt is the cheapest of these too.\n" in text
+    assert "Of 2001 labels 2000 were compared by" in replace(advice, given=2001).text()
 
 
 def test_of_equals_the_cheapest_is_best():
-    assert Advice(ways(cheap=[1, 0, 1, 1], dear=[1, 1, 0, 1]), np.array([0, 0, 1, 1])).best.name == "cheap"
+    dear, cheap = ways(dear=[1, 1, 0, 1], cheap=[1, 0, 1, 1])
+    assert Advice([replace(dear, seconds=2.0), cheap], np.array([0, 0, 1, 1])).best.name == "cheap"
 
 
 # --- Folds ------------------------------------------------------------------------------------------
@@ -176,6 +182,16 @@ def test_it_compares_pixels_random_features_backbones_and_training(tmp_path, cap
                                               f"{run / 'model.safetensors'} --learner knn")
     assert commands["tiny_8 trained by fixmatch"] == f"python recipes/fixmatch.py {shared} --net tiny_8 --minutes 5"
     assert commands["tiny_8 trained by supervised"].startswith(f"python recipes/supervised.py {shared}")
+
+
+def test_of_many_labels_some_are_compared_by(monkeypatch, capsys):
+    monkeypatch.setattr(advising, "MOST", 50)
+    advice = advise("digits", 0.1, methods=("supervised",), **TINY)
+    given = round(0.1 * len(load("digits").train))
+    assert len(advice.folds) == 50
+    assert all(len(way.right) == 50 for way in advice.ways)
+    assert f"Of {given} labels 50 were compared by" in capsys.readouterr().out
+    assert " --labels 0.1 " in advice.ways[1].command
 
 
 def test_frozen_features_are_the_backbones(tmp_path):

@@ -259,6 +259,13 @@ def test_the_same_net_twice_is_alike_in_all_layers(tmp_path, capsys, wide):
     assert "small data" not in " ".join(table)  # one label per class
 
 
+def test_from_init_is_a_random_net(tmp_path, capsys, wide):
+    run(tmp_path, "--from", "init", "--against", "pixels", "--net", "tiny_4", "--labels", 10, "--shown", 5)
+    table = cells(capsys.readouterr().out)
+    assert len(table["kNN accuracy"]) == 2
+    assert "CKA of stem.0" in table
+
+
 def test_a_collapsed_net_sounds_the_alarm(tmp_path, capsys, wide):
     folder = run_folder(tmp_path / "run")
     state = net("tiny_4", 10, load("digits").style, seed=3)

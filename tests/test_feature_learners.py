@@ -1,6 +1,7 @@
 """Learners on frozen features against slow references in float64, scikit-learn, and the systems they solve."""
 
 import functools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -96,6 +97,29 @@ def test_knn_takes_all_labels_where_there_are_fewer_than_k_and_any_temperature()
     np.testing.assert_array_equal(few_votes, all_votes)
     sharp = weighted_knn(features, truth, features, 3, temperature=1e-4)  # exp(cosine / T) alone would overflow
     np.testing.assert_allclose(sharp, np.eye(3)[truth], atol=1e-4)
+
+
+def test_votes_are_the_mean_of_beliefs():
+    (features, truth), (queries, _) = blobs(60), blobs(20, seed=1)
+    labels = few(truth, 8)
+    known = np.flatnonzero(labels >= 0)
+    one_hot = np.eye(3, dtype=np.float32)[labels[known]]
+    beliefs = propagated(affinity(features, 50), labels, 3)
+    for found, bank, each, k in ((weighted_knn(features, labels, queries, 3), features[known], one_hot, 20),
+                                 (label_propagation(features, labels, queries, 3), features, beliefs, 50)):
+        cosines, rows = top_k(queries, bank, k)
+        weights = np.exp(cosines / 0.07)
+        expected = np.einsum("mk,mkc->mc", weights / weights.sum(axis=1, keepdims=True), each[rows])
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_votes_take_no_memory_by_neighbor_and_class():
+    features, queries = np.ones((50, 2), np.float32), np.ones((1000, 2), np.float32)
+    for learner in (weighted_knn, functools.partial(label_propagation, k=20)):
+        tracemalloc.start()
+        learner(features, np.arange(50) % 5, queries, 500)
+        assert tracemalloc.get_traced_memory()[1] < 2e7  # 1000 x 20 x 500 numbers are 4e7 bytes
+        tracemalloc.stop()
 
 
 def test_prototypes_as_written():
@@ -199,6 +223,28 @@ def test_folds_hold_each_label_out_once_and_share_the_classes():
     assert len(probing._folds(np.array([0, 0, 1, 1, 1]))) == 2
     assert probing._folds(np.array([0, 1, 1, 1])) == []
     assert len(probing._folds(np.arange(2000) % 10)) == 1
+
+
+@pytest.mark.parametrize("valid", [None, np.arange(0, 400, 2)])
+def test_of_many_labels_the_strength_is_chosen_on_some(monkeypatch, valid):
+    features, truth = blobs(400)
+    truth[:2] = 3  # rare, and kept
+    fitted, fit = [], probing.fit
+
+    def spy(rows, known, *arguments):
+        fitted.append((len(known), len(np.unique(known))))
+        return fit(rows, known, *arguments)
+
+    monkeypatch.setattr(probing, "fit", spy)
+    monkeypatch.setattr(probing, "L2_GRID", (0.1, 1.0))
+    monkeypatch.setattr(probing, "MANY", 100)
+    monkeypatch.setattr(probing, "ENOUGH", 100)
+    linear_probe(features, truth, features, 4, valid=valid)
+    assert fitted == [(80, 4), (80, 4), (400, 4)]
+    fitted.clear()
+    monkeypatch.setattr(probing, "ENOUGH", 400)
+    linear_probe(features, truth, features, 4, valid=valid)
+    assert {rows for rows, _ in fitted} == {200, 400}  # one of two rare rows is held out, and so half of all
 
 
 @pytest.mark.parametrize(("valid", "words"), [([40], "valid names 1 rows, of which 0"), ([], "valid names 0")])

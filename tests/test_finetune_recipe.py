@@ -169,6 +169,14 @@ def test_layers_whose_weights_are_used_elsewhere_are_left_alone():
 
 
 @needs_peft
+def test_layers_are_found_where_the_net_lies():
+    backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(6, 4))
+    model = sl.Net(backbone, torch.nn.Linear(4, 2), (0.0,), (1.0,)).to("meta")
+    add_lora(model, 2, Style(1, 2, 3))
+    assert set(layers(model)) == {"1"}
+
+
+@needs_peft
 def test_updates_start_as_a_function_of_the_seed():
     one, same, other = (layers(with_lora("tiny_4", seed=seed)) for seed in (1, 1, 2))
     for name, (_, a, _) in one.items():
@@ -455,10 +463,19 @@ def test_statistics_move_only_if_asked_to(start, tmp_path):
     ((), ("frozen", 0.01, 0.2)),
     (("--learn", "lora"), ("frozen", 0.01, 0.3)),
     (("--method", "fixmatch"), ("batch", 0.03, 1.0)),
-    (("--method", "fixmatch", "--learn", "lora"), ("batch", 0.03, 0.3)),
+    (("--method", "fixmatch", "--learn", "lora"), ("frozen", 0.03, 0.3)),  # whose BatchNorm is frozen anyway
     (("--method", "mixmatch", "--lr", 0, "--statistics", "frozen", "--backbone-rate", 0.5), ("frozen", 0.0, 0.5)),
 ])
 def test_defaults_suit_the_method(arguments, expected):
     recipe = module("recipes", "finetune")
     found = recipe.filled(parse(recipe.Settings, ["--steps", "1", *map(str, arguments)]))
     assert (found.statistics, found.lr, found.backbone_rate) == expected
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--learn", "lora", "--shard"), "leave out --shard"),
+    (("--learn", "lora", "--statistics", "batch"), "--statistics batch has no effect"),
+    (("--method", "simclr"), "simclr trains no classifier")])
+def test_what_cannot_be_is_refused_at_once(tmp_path, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        run(tmp_path / "none", tmp_path, "--steps", 1, *arguments)

@@ -15,6 +15,7 @@ from ssl_lab.features import (
     Health,
     OnlineAccuracy,
     alignment,
+    cka,
     class_separation,
     effective_rank,
     embed,
@@ -26,7 +27,7 @@ from ssl_lab.features import (
     weighted_knn,
 )
 from ssl_lab.features.health import some
-from ssl_lab.nets import net
+from ssl_lab.nets import Net, net
 
 RUNTIME = Runtime(torch.device("cpu"), "fp32", "a test")
 
@@ -90,6 +91,31 @@ def test_cka_by_layer(digits):
     with pytest.raises(UsageError, match=r"unknown layer 'stm'\. Did you mean stem"):
         layer_cka(first, second, digits, rows, RUNTIME, ["stm"])
     assert not any(module._forward_hooks for module in first.modules())
+
+
+class Windows(torch.nn.Module):
+    """Layers that give no row for each image: one passes windows as a batch, of one only the weight is used."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.window, self.unused = (torch.nn.Linear(size, 16) for size in (64, 4, 16))
+
+    def forward(self, images):
+        rows = self.window(self.first(images.flatten(1)).reshape(-1, 4)).reshape(len(images), -1)
+        return torch.nn.functional.linear(rows[:, :16], self.unused.weight)
+
+
+def test_cka_leaves_out_layers_without_a_row_for_each_image(digits, monkeypatch):
+    made = Net(Windows(), torch.nn.Linear(16, 10), digits.style.mean, digits.style.std)
+    _, names, _ = layer_cka(made, made, digits, digits.train[:20], RUNTIME)
+    assert names == ["first"]
+    monkeypatch.setattr(cka, "COLUMNS", 3)
+    blocks = layer_cka(made, tiny_net(digits), digits, digits.train[:20], RUNTIME)[0]
+    monkeypatch.undo()
+    np.testing.assert_allclose(blocks, layer_cka(made, tiny_net(digits), digits, digits.train[:20], RUNTIME)[0])
+    for name in ("window", "unused"):
+        with pytest.raises(UsageError, match=f"layer {name} of custom gives no row for each image"):
+            layer_cka(made, made, digits, digits.train[:20], RUNTIME, [name])
 
 
 def test_effective_rank():

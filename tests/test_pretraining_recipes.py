@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from small_runs import ROOT, digits, rows
+from small_runs import ROOT, digit_files, digits, rows
 from torch import nn
 
 import ssl_lab as sl
@@ -94,6 +94,16 @@ def test_short_runs_learn(tmp_path, method):
 def test_other_methods_are_refused(tmp_path, method):
     with pytest.raises(UsageError, match=f"unknown pretraining method '{method}'"):
         pretrain(tmp_path, method, "--steps", 2)
+
+
+def test_images_without_any_label_and_a_schedule_as_an_argument(tmp_path):
+    (tmp_path / "images").mkdir()
+    for number, (content, _) in enumerate(digit_files(24)):
+        (tmp_path / "images" / f"{number}.png").write_bytes(content)
+    pretrain(tmp_path / "run", "byol", "--data", tmp_path / "images", "--labels", None, "--steps", 2, "--online",
+             "--arguments", "hidden", 16, "tau", "linear(0.9,1)")
+    assert json.loads((tmp_path / "run/summary.json").read_text())["labels"] == 0
+    assert start_net(str(tmp_path / "run"), 10, digits().style).classes == 10  # to be fine-tuned for any classes
 
 
 def test_its_weights_are_a_net(pretrained):

@@ -16,6 +16,8 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval
 
+COLUMNS = 2**14  # of a layer's output that are centered and multiplied at a time
+
 
 def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
     """Linear centered kernel alignment of two sets of features of the same images (Kornblith et al. 2019,
@@ -49,9 +51,11 @@ def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: R
               ) -> tuple[NDArray[np.float64], list[str], list[str]]:
     """Linear CKA between layers of two nets on images `indices` of the pool, in evaluation mode, and their names.
 
-    Layers are submodules of the backbone by name (default: those without submodules that hold weights, if any do).
+    Layers are submodules of the backbone by name (default: those without submodules that hold weights, if any do, and
+    give a row for each image: not a layer whose weight alone is used, nor one that sees windows of images as a batch).
     Maps are flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few
-    hundred images are right. Returns float64 [layers of first, layers of second].
+    hundred images are right. Returns float64 [layers of first, layers of second]. UsageError for layers given that are
+    not there, or give no row for each image.
     """
     mine, mine_names = _grams(first, pool, indices, runtime, first_layers)
     theirs, their_names = _grams(second, pool, indices, runtime, second_layers)
@@ -61,23 +65,22 @@ def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: R
 def _grams(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
            layers: Sequence[str] | None) -> tuple[list[NDArray[np.float64]], list[str]]:
     modules = {name: module for name, module in net.backbone.named_modules() if name}
-    if layers is None:
-        leaves = [name for name, module in modules.items() if not list(module.children())]
-        layers = [name for name in leaves if list(modules[name].parameters())] or leaves
+    leaves = [name for name, module in modules.items() if not list(module.children())]
+    weighted = [name for name in leaves if list(modules[name].parameters())]
+    asked = (weighted or leaves) if layers is None else layers
     grams: dict[str, NDArray[np.float64]] = {}
 
     def keep(name: str) -> None:
-        def hook(module: nn.Module, given: object, output: Tensor) -> None:
-            rows = output.flatten(1).double()
-            rows = rows - rows.mean(dim=0)
-            grams[name] = (rows @ rows.T).cpu().numpy()
+        def hook(module: nn.Module, given: object, output: object) -> None:
+            if isinstance(output, Tensor) and output.shape[:1] == (len(indices),):
+                grams[name] = _gram(output)
 
         handles.append(modules[name].register_forward_hook(hook))
 
     handles: list[torch.utils.hooks.RemovableHandle] = []
     was_training = net.training
     try:
-        for name in layers:
+        for name in asked:
             if name not in modules:
                 raise unknown("layer", name, modules, f"It is not in the backbone of {net.name}.")
             keep(name)
@@ -89,4 +92,17 @@ def _grams(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
         net.train(was_training)
         for handle in handles:
             handle.remove()
-    return [grams[name] for name in layers], list(layers)
+    if missing := [name for name in layers or () if name not in grams]:
+        raise UsageError(f"layer {missing[0]} of {net.name} gives no row for each image; leave it out")
+    found = [name for name in asked if name in grams]
+    return [grams[name] for name in found], found
+
+
+def _gram(output: Tensor) -> NDArray[np.float64]:
+    """[n, n], of centered columns, block by block: in double precision a whole map would be twice as large again."""
+    gram = torch.zeros(len(output), len(output), dtype=torch.float64, device=output.device)
+    for part in torch.split(output.reshape(len(output), -1), COLUMNS, dim=1):
+        rows = part.double()
+        rows = rows - rows.mean(dim=0)
+        gram += rows @ rows.T
+    return gram.cpu().numpy()

@@ -23,14 +23,16 @@ def weighted_knn(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
     if k < 1 or temperature <= 0:
         raise UsageError(f"k={k}, temperature={temperature}: both must be positive")
     cosines, rows = top_k(queries, bank, min(k, len(bank)))
-    return vote(cosines, np.eye(classes, dtype=np.float32)[known[rows]], temperature)
+    votes, each = np.zeros((len(rows), classes), dtype=np.float32), np.arange(len(rows))
+    for weight, labels_of in zip(shares(cosines, temperature).T, known[rows].T, strict=True):
+        votes[each, labels_of] += weight
+    return votes
 
 
-def vote(cosines: FloatArray, beliefs: FloatArray, temperature: float) -> FloatArray:
-    """float32 [M, C]: the mean of neighbors' `beliefs` [M, k, C], weighted by the softmax of cosines [M, k]."""
+def shares(cosines: FloatArray, temperature: float) -> FloatArray:
+    """float32 [M, k]: how much each neighbor counts, the softmax of cosines [M, k] / temperature."""
     weights = np.exp((cosines - cosines.max(axis=1, keepdims=True)) / temperature)  # no overflow; the factor cancels
-    weights /= weights.sum(axis=1, keepdims=True)
-    found: FloatArray = np.einsum("mk,mkc->mc", weights, beliefs).astype(np.float32)
+    found: FloatArray = (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
     return found
 
 

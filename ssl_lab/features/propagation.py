@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
 from ssl_lab.errors import UsageError
-from ssl_lab.features.knn import check_labels, vote
+from ssl_lab.features.knn import check_labels, shares
 from ssl_lab.features.search import FloatArray, matrix, neighbors, top_k
 
 
@@ -85,7 +85,10 @@ def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
     k, kept = min(k, len(rows) - 1), {} if kept is None else kept
     graph = _once(kept, affinity, rows, k, gamma)
     cosines, near = _once(kept, top_k, matrix(queries, "queries", rows.shape[1]), rows, k)
-    return vote(cosines, propagated(graph, known, classes, alpha)[near], temperature)
+    beliefs, probs = propagated(graph, known, classes, alpha), np.zeros((len(near), classes), dtype=np.float32)
+    for weight, row in zip(shares(cosines, temperature).T, near.T, strict=True):  # [M, k, classes] may not fit
+        probs += weight[:, None] * beliefs[row]
+    return probs
 
 
 def _once(kept: Kept, function: Callable[..., Any], *arguments: Any) -> Any:

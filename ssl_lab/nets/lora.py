@@ -30,7 +30,7 @@ def add_lora(net: Net, rank: int, style: Style, seed: int = 0) -> None:
     peft = _peft("peft")
     if rank < 1:
         raise UsageError(f"rank={rank}: expected 1 or more")
-    names = _layers(net.backbone, torch.zeros(1, style.channels, style.height, style.width))
+    names = _layers(net.backbone, torch.zeros(1, style.channels, style.height, style.width, device=net.mean.device))
     if not names:
         raise UsageError(f"{net.name} has no linear layer and no convolution that LoRA can add to")
     freeze(net, 0)
