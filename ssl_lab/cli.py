@@ -18,7 +18,7 @@ Kind = Literal["methods", "queries", "views", "nets", "data"]
 
 
 def quickstart(out: Path = Path("runs/quickstart"), steps: int = 800) -> None:
-    """FixMatch against supervised on scikit-learn's digits, one label per class, in about two minutes.
+    """FixMatch against supervised on scikit-learn's digits, one label per class, in about three minutes.
 
     out: folder of the report. steps: training steps of each of the six runs.
     """

@@ -7,8 +7,9 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,11 +63,13 @@ class Job:
         content = {**self.settings, "out": str(self.out), "resume": "auto"}
         write_text(file, yaml.safe_dump(content, sort_keys=False))
 
-    def run(self) -> None:
-        """Runs or resumes it. RunFailedError has its last words."""
+    def run(self, children: list[subprocess.Popen[bytes]]) -> None:
+        """Runs or resumes it, as one more of `children`. RunFailedError has its last words."""
         command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
         with (self.out / "log.txt").open("a") as log:
-            status = subprocess.run(command, stdout=log, stderr=log, check=False).returncode
+            child = subprocess.Popen(command, stdout=log, stderr=log)
+            children.append(child)
+            status = child.wait()
         if status == 130:
             raise Interrupted("stopped; the same command goes on")
         if status:
@@ -75,15 +78,19 @@ class Job:
 
 
 def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
-    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed."""
+    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed.
+
+    Ctrl-C and SIGTERM are handed on to the runs, which save, and become Interrupted when they are done.
+    """
     for job in jobs:
         job.prepare()
     waiting = [job for job in jobs if job.summary is None]
     if processes > 1:  # their threads would wait for each other
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     failed = []
+    children: list[subprocess.Popen[bytes]] = []
     with ThreadPoolExecutor(processes) as pool:
-        started = {job.out: pool.submit(job.run) for job in waiting}
+        started = {job.out: pool.submit(job.run, children) for job in waiting}
         try:
             for number, job in enumerate(waiting, start=1):
                 try:
@@ -93,13 +100,24 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
                     print(f"{number}/{len(waiting)} {error}", file=sys.stderr)
                 else:
                     done = job.summary or {}
-                    accuracy = done["test_accuracy"] if done["test_accuracy"] is not None else done["valid_accuracy"]
-                    print(f"{number}/{len(waiting)} {job.out.name}: {accuracy or math.nan:.2%} in "
+                    measured = [done[key] for key in ("test_accuracy", "valid_accuracy") if done[key] is not None]
+                    print(f"{number}/{len(waiting)} {job.out.name}: {[*measured, math.nan][0]:.2%} in "
                           f"{done['seconds']:.0f} s", file=sys.stderr)
         except KeyboardInterrupt:
-            pool.shutdown(cancel_futures=True)
-            raise
+            pool.shutdown(wait=False, cancel_futures=True)
+            _stop(children, started.values())
+            raise Interrupted("stopped; the same command goes on") from None
     return failed
+
+
+def _stop(children: Sequence[subprocess.Popen[bytes]], started: Iterable[Future[None]]) -> None:
+    """SIGTERM to each child, once, until all that was started is done: a thread may just be starting one."""
+    told = 0
+    while not all(run.done() for run in started):
+        for child in children[told:]:
+            child.terminate()
+            told += 1
+        time.sleep(0.05)
 
 
 def best(jobs: Sequence[Job], key: str) -> Job:
@@ -163,8 +181,8 @@ def verdicts(runs: Sequence[Runs], baseline: Runs, balanced: bool) -> list[str]:
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
     said = []
     for each in runs:
-        both = [(job.summary, other.summary) for job, other in zip(each.jobs, baseline.jobs, strict=True)]
-        pairs = [one[score] - other[score] for one, other in both if one and other]
+        both = [[(run.summary or {}).get(score) for run in pair] for pair in zip(each.jobs, baseline.jobs, strict=True)]
+        pairs = [one - other for one, other in both if one is not None and other is not None]
         if not pairs:
             continue
         mean, half = interval(pairs)
@@ -185,16 +203,20 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     """Prints the table and who was helped; writes `out`/report.html and `out`/table.md.
 
     pool: that of the runs, without their split. baseline: the supervised runs, of the same seeds. notes: what a
-    reader should know. balanced: judge by balanced accuracy, as for long-tailed training sets.
+    reader should know. balanced: judge by balanced accuracy, as for long-tailed training sets. RunFailedError if no
+    run finished.
     """
     everything = [baseline, *runs]
-    summary = baseline.jobs[0].summary or {}
+    labels = next((job.summary["labels"] for each in everything for job in each.jobs if job.summary), None)
+    if labels is None:
+        raise RunFailedError(f"none of the runs in {out} finished; see their log.txt")
     lengths = sorted({round(each.mean("steps")) for each in everything if each.each("steps")})
     steps = f"{lengths[0]:,}" + (f" to {lengths[-1]:,}" if len(lengths) > 1 else "")
-    title = (f"{pool.name} with {summary['labels']} labels, {steps} steps: mean and 95% interval over "
+    title = (f"{pool.name} with {labels} labels, {steps} steps: mean and 95% interval over "
              f"{len(baseline.jobs)} seeds")
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
-    shown = table(title, sorted(everything, key=lambda each: -each.mean(score)), balanced)
+    ranked = sorted(everything, key=lambda each: -each.mean(score) if each.each(score) else math.inf)
+    shown = table(title, ranked, balanced)
     said = [*notes, *verdicts(runs, baseline, balanced)]
     page = Report(f"{len(runs)} methods on {pool.name}", title)
     page.table(shown)

@@ -18,7 +18,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with temporary.open("wb") as file:
             write(file)
             file.flush()
@@ -41,6 +41,14 @@ def cannot_write(path: Path, error: OSError) -> UsageError:
     """The error for a full disk, a read-only folder and the like."""
     return UsageError(f"cannot write {path}: {error.strerror or error}. "
                       "Free some space there, or choose another folder.")
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and the missing ones above it, as durably as what will be written there."""
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in missing:
+        sync(folder.parent)
 
 
 def sync(path: Path) -> None:

@@ -2,7 +2,11 @@
 
 import json
 import math
+import os
+import signal
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -15,7 +19,7 @@ from ssl_lab import comparison
 from ssl_lab.comparison import Job, Runs, interval, verdicts
 from ssl_lab.config import parse
 from ssl_lab.engine import PseudoLabels, Runtime, predict
-from ssl_lab.errors import RunFailedError, UsageError
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
 from ssl_lab.report import Band, heat_map
@@ -48,6 +52,7 @@ def test_the_interval_is_students():
     ((0.95, 0.94, 0.96), "unlabeled images helped (+5.0 points ± 0.0"),
     ((0.99, 0.80, 0.95), "the difference could be chance"),
     ((0.95,), "+5.0 points over the baseline in a single run, which decides nothing"),
+    ((0.95, None, 0.96), "unlabeled images helped (+5.0 points ± 0.0"),  # null: it was not finite
 ])
 def test_what_is_said_follows_the_paired_difference(tmp_path, accuracies, words):
     baseline = finished(tmp_path, "supervised", (0.90, 0.89, 0.91)[: len(accuracies)])
@@ -62,10 +67,23 @@ def test_the_table_ranks_and_the_report_says_who_was_not_helped(tmp_path, capsys
     table = (tmp_path / "table.md").read_text()
     assert table.index("good") < table.index("supervised") < table.index("bad")
     assert "96.0 ± 12.7" in table
-    page = (tmp_path / "report.html").read_text()
+    page, printed = (tmp_path / "report.html").read_text(), capsys.readouterr().out
     for said in ("A note.", "bad: unlabeled images did not help"):
         assert said in page
-        assert said in capsys.readouterr().out or said in page
+        assert said in printed
+
+
+def test_runs_that_failed_neither_rank_nor_stop_the_report(tmp_path):
+    baseline = finished(tmp_path, "supervised", (0.90, 0.91))
+    gone, good = finished(tmp_path, "gone", (0.5, 0.5)), finished(tmp_path, "good", (0.95, 0.97))
+    for job in (baseline.jobs[0], *gone.jobs):
+        (job.out / "summary.json").unlink()
+    comparison.show(digits(), baseline, [gone, good, finished(tmp_path, "bad", (0.5, 0.6))], [], tmp_path)
+    table = (tmp_path / "table.md").read_text()
+    assert "digits with 10 labels" in (tmp_path / "report.html").read_text()
+    assert table.index("good") < table.index("supervised") < table.index("bad") < table.index("gone")
+    with pytest.raises(RunFailedError, match="none of the runs in"):
+        comparison.show(digits(), Runs("supervised", baseline.jobs[:1]), [gone], [], tmp_path)
 
 
 def test_a_folder_with_other_settings_is_refused(tmp_path):
@@ -80,15 +98,68 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
     script.write_text("import json, sys, yaml, pathlib\n"
                       "given = yaml.safe_load(open(sys.argv[2]))\n"
                       "if given['bad']: sys.exit('error: no such thing')\n"
-                      "summary = {'test_accuracy': 0.5, 'seconds': 1, 'valid_accuracy': 0.25}\n"
+                      "summary = {'test_accuracy': given['right'], 'seconds': 1, 'valid_accuracy': 0.25}\n"
                       "(pathlib.Path(given['out']) / 'summary.json').write_text(json.dumps(summary))\n")
-    jobs = [Job(script, {"bad": bad}, tmp_path / name) for name, bad in (("one", True), ("two", False))]
+    jobs = [Job(script, {"bad": bad, "right": right}, tmp_path / name)
+            for name, bad, right in (("one", True, 0), ("two", False, 0.5), ("three", False, 0), ("four", False, None))]
     (failed,) = comparison.run_all(jobs, processes=2)
     assert "one failed: error: no such thing (see " in failed
-    assert "2/2 two: 50.00% in 1 s" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert all(said in err for said in ("2/4 two: 50.00% in 1 s", "3/4 three: 0.00% in", "4/4 four: 25.00% in"))
     assert comparison.best(jobs, "valid_accuracy") is jobs[1]
     with pytest.raises(RunFailedError, match="none of the 1 runs"):
         comparison.best(jobs[:1], "valid_accuracy")
+
+
+def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path):
+    script = tmp_path / "recipe.py"
+    script.write_text("import pathlib, signal, sys, time\n"
+                      "out = pathlib.Path(sys.argv[2]).parent\n"
+                      "def save(*_):\n    (out / 'saved').touch()\n    sys.exit(130)\n"
+                      "signal.signal(signal.SIGTERM, save)\n"
+                      "(out / 'started').touch()\n"
+                      "time.sleep(20)\n")
+    jobs = [Job(script, {}, tmp_path / name) for name in ("one", "two", "three")]
+
+    def interrupt():
+        while not all((job.out / "started").exists() for job in jobs[:2]):
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGINT)  # not of a terminal, which would send it to the runs too
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(Interrupted, match="stopped; the same command goes on"):
+        comparison.run_all(jobs, processes=2)
+    assert [(job.out / "saved").exists() for job in jobs] == [True, True, False]
+    assert not (jobs[2].out / "started").exists()
+
+
+def started_jobs(monkeypatch, *arguments):
+    """The runs that the recipe would begin with."""
+    kept = []
+
+    def run_all(jobs, processes):
+        kept.extend(jobs)
+        raise Interrupted
+
+    monkeypatch.setattr(comparison, "run_all", run_all)
+    module = recipe("compare")
+    with pytest.raises(Interrupted):
+        module.main(parse(module.Settings, ["--steps", "3", *map(str, arguments)]))
+    return kept
+
+
+def test_the_baseline_is_tuned_on_labels_that_are_not_asked_for(tmp_path, monkeypatch):
+    images, labels = np.zeros((340, 4, 4), np.uint8), np.where(np.arange(340) < 40, np.arange(340) % 2, -1)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels, test_images=images[:2], test_labels=labels[:2])
+    few = ("--data", tmp_path / "few.npz", "--out", tmp_path)
+    for labels_asked, valid in ((("--labels", 10), 6), (("--labels", 0.5), 4), ((), 8)):
+        jobs = started_jobs(monkeypatch, *few, *labels_asked)
+        assert {job.settings["valid"] for job in jobs} == {valid}
+    with pytest.raises(UsageError, match="40 train images have a label, and 32 are asked for: at least 10 more"):
+        started_jobs(monkeypatch, *few, "--labels", 32)
+    np.savez(tmp_path / "few.npz", images=images, labels=labels)
+    with pytest.raises(UsageError, match=r"few.npz has no test image with a label, .* test_images and test_labels"):
+        started_jobs(monkeypatch, *few, "--labels", 10)
 
 
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
@@ -139,6 +210,9 @@ def test_a_preset_fills_only_what_was_not_given():
     assert fill(module.Settings(), preset("fixmatch", "svhn", "paper")).unlabeled == 448
     assert preset("mixmatch", "cifar100", "paper").arguments["weight"](1.0) == 150
     assert preset("mixmatch", "cifar10", "paper").arguments == {}
+    assert preset("hiermatch", "cifar100", "paper").arguments["base"].keywords["weight"](1.0) == 150
+    assert [preset(name, "cifar10", "paper").unlabeled for name in ("vat", "pseudo_label")] == [64, 64]
+    assert preset("vat", "cifar10", "paper").arguments["weight"](0.4) == 0.3
     assert [kind_for(steps) for steps in (None, 1000, LONG)] == ["short", "short", "paper"]
 
 
@@ -157,6 +231,33 @@ def test_build_refuses_an_argument_that_is_not_there():
         build("fixmatch", tiny_net(pool), pool, {"tau": 0.5})
     with pytest.raises(UsageError, match=r"opencos needs in_class, .*, which recipes/openset\.py finds for it"):
         build("opencos", tiny_net(pool), pool, {})
+
+
+@pytest.mark.parametrize(("name", "argument", "value", "words"), [
+    ("fixmatch", "net", 1, "fixmatch has no argument 'net'; it has threshold, weight, ema"),
+    ("fixmatch", "weight", "abc", "weight is 'abc'; expected a number, or a schedule such as linear"),
+    ("fixmatch", "weight", "True", "weight is True; expected a number"),
+    ("mixmatch", "augmentations", 2.5, "mixmatch: augmentations is 2.5; expected a whole number"),
+    ("pi_model", "stop_gradient", "no", "stop_gradient is 'no'; expected True or False"),
+])
+def test_build_refuses_a_value_that_the_argument_cannot_take(name, argument, value, words):
+    pool = digits()
+    with pytest.raises(UsageError, match=words):
+        build(name, tiny_net(pool), pool, {argument: value})
+
+
+def test_arguments_from_a_command_line_have_the_types_of_the_method():
+    def built(recipe_name, name, *arguments):
+        module = recipe(recipe_name)
+        settings = parse(module.Settings, ["--steps", "1", "--arguments", *arguments])
+        return build(name, tiny_net(pool), pool, settings.arguments)
+
+    pool = digits()
+    for recipe_name in ("consistency", "distill"):
+        assert len(built(recipe_name, "mixmatch", "augmentations", "3").views.unlabeled) == 3
+    assert built("consistency", "pi_model", "stop_gradient", "True").stop_gradient is True
+    assert built("consistency", "pi_model", "stop_gradient", "False").stop_gradient is False
+    assert built("consistency", "uda", "tsa", "log").tsa == "log"
 
 
 def test_a_heat_map_names_its_rows_and_darkens_with_its_values():

@@ -28,12 +28,14 @@ from small_runs import (
     train,
 )
 
+from ssl_lab import files
 from ssl_lab.active.show import show_loop
 from ssl_lab.config import Settings, parse
 from ssl_lab.data import load
 from ssl_lab.engine import checkpoint, signals
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.files import write_text
 from ssl_lab.methods import FixMatch
 
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
@@ -216,6 +218,13 @@ def test_a_full_and_a_read_only_disk_keep_the_last_checkpoint(tmp_path):
 
 # Data
 
+def test_each_new_folder_above_a_file_is_synced_into_the_one_that_holds_it(tmp_path, monkeypatch):
+    synced = []
+    monkeypatch.setattr(files, "sync", synced.append)
+    write_text(tmp_path / "a/b/c/file", "x")
+    assert set(synced) == {tmp_path / name for name in (".", "a", "a/b", "a/b/c")}
+
+
 def write_digits(root, kind, skip=()):
     """The first 120 digits, less some, in folders by class or in three shards."""
     root.mkdir(parents=True)
@@ -245,7 +254,7 @@ def test_a_removed_cache_is_not_missed_in_mid_run_and_made_again_with_a_word(kin
     data = write_digits(tmp_path / "digits", kind)
     fit(tmp_path / "whole", data)
     cache = tmp_path / "cache"
-    (before,) = (cache / "cache").iterdir()
+    (before,) = [path.parent for path in (cache / "cache").glob("*/meta.json")]
     with pytest.raises(Interrupted):
         fit(tmp_path / "cut", data, callbacks=[At(2, lambda: shutil.rmtree(cache)), signal_at(4, signal.SIGTERM)])
     assert not cache.exists()

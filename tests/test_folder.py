@@ -1,17 +1,22 @@
 """A person's own images: every kind of file that folders hold, the cache, folder layouts and CSV lists."""
 
+import errno
 import io
 import json
 import os
 import random
+import threading
+import time
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_lab.data import load
-from ssl_lab.data.cache import decode_files
-from ssl_lab.data.decode import MAX_PIXELS, decoding, read_image, upright
+from ssl_lab.data.cache import decode_files, open_or_make
+from ssl_lab.data.decode import MAX_PIXELS, decoding, probe, read_image, upright
 from ssl_lab.errors import UsageError
 
 RED = (200, 30, 20)
@@ -169,6 +174,31 @@ def test_settings_of_pillow_are_put_back(tmp_path):
     assert before == Image.MAX_IMAGE_PIXELS
 
 
+def test_settings_of_pillow_are_put_back_by_the_last_of_several_threads():
+    before, filters = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    both, first_is_out = threading.Barrier(2), threading.Event()
+    inside = []
+
+    def first():
+        with decoding():
+            both.wait(10)
+        first_is_out.set()
+
+    def second():
+        with decoding():
+            both.wait(10)
+            first_is_out.wait(10)
+            inside.append(Image.MAX_IMAGE_PIXELS)
+
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+        time.sleep(0.05)  # so that the first one in is the first one out
+    for thread in threads:
+        thread.join()
+    assert (inside, Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == ([None], before, filters)
+
+
 def test_all_gray_images_have_one_channel_and_keep_their_size(tmp_path):
     for name in ("a/1.png", "a/2.png", "b/1.png", "b/2.png"):
         put(tmp_path / "gray" / name, Image.new("L", (28, 28), 90))
@@ -209,7 +239,7 @@ def test_a_second_start_decodes_nothing(tmp_path, monkeypatch):
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     root = animals(tmp_path / "animals")
     before = load(root, tmp_path / "data").split(4).manifest()
-    (folder,) = (tmp_path / "data/cache").iterdir()
+    (folder,) = [path.parent for path in (tmp_path / "data/cache").glob("*/meta.json")]
     if damage == "remove":
         for file in folder.iterdir():
             file.unlink()
@@ -233,7 +263,55 @@ def test_an_interrupted_decoding_leaves_nothing(tmp_path, monkeypatch):
         patch.setattr("ssl_lab.data.cache._write_header", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(root, tmp_path / "data")
-    assert list((tmp_path / "data/cache").iterdir()) == []
+    (lock,) = (tmp_path / "data/cache").iterdir()
+    assert lock.suffix == ".lock"
+    left = tmp_path / f"data/cache/.{lock.stem}-killed"
+    left.mkdir()
+    assert len(load(root, tmp_path / "data")) == 11
+    assert not left.exists(), "nor does one that was killed"
+
+
+def test_of_several_that_want_a_cache_one_makes_it_and_the_others_wait(tmp_path):
+    folder, made = tmp_path / "data/key", []  # threads, as each locks a file that it opened itself
+
+    def make():
+        made.append(folder)
+        time.sleep(0.2)
+        folder.mkdir()
+
+    def rank():
+        assert open_or_make(folder, lambda: folder if folder.exists() else None, make, "it is made") == folder
+
+    ranks = [threading.Thread(target=rank) for _ in range(3)]
+    for thread in ranks:
+        thread.start()
+    for thread in ranks:
+        thread.join()
+    assert made == [folder]
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert len(load(animals(tmp_path / "animals"), tmp_path / "data")) == 11
+
+
+@pytest.mark.parametrize("failure", [OSError(errno.EMFILE, "Too many open files"),
+                                     PermissionError(errno.EACCES, "Permission denied"), MemoryError()])
+def test_a_passing_failure_leaves_no_image_out_for_good(tmp_path, monkeypatch, failure):
+    root = animals(tmp_path / "animals")
+
+    def fails(path, max_pixels):
+        if path.name == "3.png":
+            raise failure
+        return probe(path, max_pixels)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("ssl_lab.data.cache.probe", fails)
+        with pytest.raises(UsageError, match=r"cannot read .*/3.png: (Too many|Permission|MemoryError).* start again"):
+            load(root, tmp_path / "data")
     assert len(load(root, tmp_path / "data")) == 11
 
 
@@ -281,6 +359,57 @@ def test_split_folders(tmp_path):
     assert "2 images of valid or test have no label" in notes
 
 
+@pytest.mark.parametrize(("train", "test"), [("Train", "Test"), ("training", "testing"), ("TRAIN", "Validation")])
+def test_split_folders_by_other_names(tmp_path, train, test):
+    for part in (train, test):
+        animals(tmp_path / "animals" / part, 2)
+    put(tmp_path / "animals/Unlabeled/1.png")
+    pool = load(tmp_path / "animals", tmp_path / "data", image_size=8)
+    assert pool.class_names == ("cat", "dog")
+    assert np.count_nonzero(pool.truth < 0) == 2
+    given = pool.valid if len(pool.valid) else pool.test
+    assert {pool.files[row].split("/")[0] for row in given} == {test}
+
+
+def test_a_class_of_trains(tmp_path):
+    for name in ("bus", "car", "train"):
+        put(tmp_path / f"vehicles/{name}/1.png")
+    assert load(tmp_path / "vehicles", tmp_path / "data").class_names == ("bus", "car", "train")
+    put(tmp_path / "vehicles/test/bus/1.png")
+    with pytest.raises(UsageError, match="one class only, 'bus'"):
+        load(tmp_path / "vehicles", tmp_path / "data")
+    put(tmp_path / "alone/train/1.png")
+    put(tmp_path / "alone/unlabeled/1.png")
+    assert load(tmp_path / "alone", tmp_path / "data").classes == 0
+
+
+def test_class_folders_without_images_are_noted(tmp_path):
+    root = animals(tmp_path / "animals", 2)
+    (root / "empty").mkdir()
+    (root / "phone").mkdir()
+    (root / "phone/1.heic").write_bytes(b"x")
+    (root / "unlabeled").mkdir()
+    pool = load(root, tmp_path / "data")
+    assert pool.class_names == ("cat", "dog")
+    assert pool.notes[0].startswith(f"2 class folders of {root} hold no file of .bmp ")
+    assert pool.notes[0].endswith(".webp: empty, phone")
+
+
+def test_a_class_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    root = animals(tmp_path / "animals")
+    scandir = os.scandir
+
+    def refuse(path):
+        if Path(path).name in closed:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for closed in (["dog"], ["animals"]):
+        with pytest.raises(UsageError, match=f"cannot read the folder .*{closed[0]}: Permission denied. Mend"):
+            load(root, tmp_path / "data")
+
+
 def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "empty/cat").mkdir(parents=True)
     with pytest.raises(UsageError, match="holds no image"):
@@ -314,12 +443,12 @@ def test_a_csv_file(tmp_path):
         put(tmp_path / f"images/{number}.png", Image.new("RGB", (12, 10), (number, 0, 0)))
     (tmp_path / "list.csv").write_text("\ufeffpath, label,split\nimages/0.png,10,\nimages/1.png,9,train\n"
                                        "images/2.png,,\nimages/3.png,9,test\nimages/4.png,10,valid\n"
-                                       "images/none.png,9,\n", encoding="utf-8")
+                                       "images/5.png,-1,Training\nimages/none.png,9,\n", encoding="utf-8")
     pool = load(tmp_path / "list.csv", tmp_path / "data")
     assert (pool.name, pool.class_names) == ("list", ("9", "10"))
-    assert pool.files == tuple(f"images/{number}.png" for number in range(5))
-    assert pool.truth.tolist() == [1, 0, -1, 0, 1]
-    assert (pool.train.tolist(), pool.valid.tolist(), pool.test.tolist()) == ([0, 1, 2], [4], [3])
+    assert pool.files == tuple(f"images/{number}.png" for number in range(6))
+    assert pool.truth.tolist() == [1, 0, -1, 0, 1, -1]
+    assert (pool.train.tolist(), pool.valid.tolist(), pool.test.tolist()) == ([0, 1, 2, 5], [4], [3])
     assert "'images/none.png' (No such file or directory)" in pool.notes[0]
 
 

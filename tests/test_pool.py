@@ -88,6 +88,8 @@ def test_unlabeled_rows_are_never_chosen():
     ({"labels": 3, "balance": "clas"}, "unknown balance 'clas'. Did you mean class"),
     ({"valid": 1.5}, "valid=1.5: expected a fraction"),
     ({"valid": -0.1}, "expected a fraction"),
+    ({"valid": 1.0}, r"valid=1.0 may mean one image or all of them: give a whole number of 2 or more"),
+    ({"labels": 1.0, "balance": "natural"}, r"labels=1.0 may mean one image or all"),
     ({"valid": float("nan")}, "expected a fraction"),
     ({"valid": float("inf")}, "expected a fraction"),
     ({"valid": 12}, "a count below 12"),

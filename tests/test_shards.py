@@ -4,6 +4,7 @@ a memory-mapped cache that is larger than the memory it may use.
 By command at a size beyond this machine's memory: SSL_LAB_GIB=32 pytest tests/test_shards.py -k mapped.
 """
 
+import errno
 import io
 import json
 import os
@@ -123,7 +124,7 @@ def test_patterns_single_shards_and_parts(tmp_path):
     write(parts / "birds-train-0.tar", [{"__key__": str(n), "png": encoded(n), "cls": str(n % 2)} for n in range(6)])
     write(parts / "birds-val-0.tar", [{"__key__": str(n), "png": encoded(n), "cls": str(n % 2)} for n in range(4)]
           + [{"__key__": "4", "png": encoded(4)}])
-    write(parts / "test/0.tar", [{"__key__": str(n), "png": encoded(n), "cls": str(n % 2)} for n in range(2)])
+    write(parts / "Testing/0.tar", [{"__key__": str(n), "png": encoded(n), "cls": str(n % 2)} for n in range(2)])
     pool = load(parts, tmp_path / "data")
     assert [len(rows) for rows in (pool.train, pool.valid, pool.test)] == [6, 4, 2]
     assert "1 images of valid or test have no label" in " ".join(pool.notes)
@@ -226,7 +227,7 @@ def test_a_shard_cut_at_any_byte_keeps_the_samples_before(tmp_path_factory, cut)
 def test_a_damaged_index_is_made_again(tmp_path, damage):
     root = animals(tmp_path / "animals")
     before = load(root, tmp_path / "data").split(4).manifest()
-    (folder,) = (tmp_path / "data/cache").iterdir()
+    (folder,) = [path.parent for path in (tmp_path / "data/cache").glob("*/meta.json")]
     if damage == "truncate":
         os.truncate(folder / "members.npy", 200)
     elif damage == "empty":
@@ -257,6 +258,22 @@ def test_a_shard_that_goes_away_says_so(tmp_path):
     os.truncate(tmp_path / "animals/001.tar", 700)
     with pytest.raises(UsageError, match=r"byte \d+ of .*001.tar could be read when the shards were indexed"):
         pixels_of(pool)
+
+
+def test_a_shard_that_cannot_be_opened_now_is_not_left_out_for_good(tmp_path, monkeypatch):
+    root = animals(tmp_path / "animals")
+    opened = type(root).open
+
+    def refuse(path, *mode):
+        if path.name == "001.tar":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return opened(path, *mode)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(root), "open", refuse)
+        with pytest.raises(UsageError, match=r"cannot read .*/001.tar: Permission denied"):
+            load(root, tmp_path / "data")
+    assert len(load(root, tmp_path / "data")) == 18
 
 
 def test_shards_that_cannot_be_used(tmp_path):

@@ -1,5 +1,7 @@
 """Where pools come from: arrays, torch data sets, .npz files, names; and what taking pixels from them gives."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
@@ -165,7 +167,14 @@ def test_an_npz_file(tmp_path):
     np.savez(tmp_path / "less.npz", images=images)
     np.savez(tmp_path / "pickle.npz", images=images, labels=np.array([None] * 6))
     (tmp_path / "text.npz").write_text("no zip")
-    for name, message in [("less", "holds images; expected"), ("pickle", "cannot read"), ("text", "cannot read")]:
+    np.savez_compressed(tmp_path / "damaged.npz", images=images, labels=np.arange(6) % 2)
+    with zipfile.ZipFile(tmp_path / "damaged.npz") as archive:
+        start = archive.getinfo("images.npy").header_offset + 60
+    content = bytearray((tmp_path / "damaged.npz").read_bytes())
+    content[start:start + 100] = b"\xff" * 100
+    (tmp_path / "damaged.npz").write_bytes(content)
+    for name, message in [("less", "holds images; expected"), ("pickle", "cannot read"), ("text", "cannot read"),
+                          ("damaged", r"cannot read .*damaged.npz: Error -3")]:
         with pytest.raises(UsageError, match=message):
             load(tmp_path / f"{name}.npz")
 

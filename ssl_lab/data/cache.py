@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.decode import Probe, decoding, probe, read_image, reason
-from ssl_lab.data.files import new_folder
+from ssl_lab.data.decode import Probe, decoding, is_passing, probe, read_image, reason
+from ssl_lab.data.files import alone, new_folder
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -49,25 +49,33 @@ def decode_files(root: Path, files: Sequence[str], caches: Path, image_size: int
     files are, else RGB. The cache is keyed by the settings and by each file's path, size and time of change,
     so that a start reads no file; the pixels' sha256, taken at decoding, is their fingerprint. A cache that is
     not there or damaged is made, with a word on stderr: removed, it is made again as it was. UsageError if no
-    file is readable or the cache cannot be written.
+    file is readable, one cannot be read for no fault of its own, or the cache cannot be written.
     """
     folder = caches / _key(root, files, image_size, max_pixels)
-    existed = folder.exists()
-    found = _open(folder, files)
+    return open_or_make(folder, lambda: _open(folder, files),
+                        lambda: _decode_into(folder, root, files, image_size, max_pixels),
+                        f"{len(files)} image files of {root} are decoded")
+
+
+def open_or_make(folder: Path, read: Callable[[], T | None], make: Callable[[], None], what: str) -> T:
+    """What `read` finds in a cache, made first if it is not there or damaged. what: to say then.
+
+    Of the processes that want it at a time, e.g. the ranks of a run, one makes it and the others wait.
+    """
+    found = read()
     if found is None:
-        making_anew(folder, existed, f"{len(files)} image files of {root} are decoded")
-        _decode_into(folder, root, files, image_size, max_pixels)
-        found = _open(folder, files)
+        with alone(folder):
+            existed = folder.exists()
+            found = read()  # another process may have made it meanwhile
+            if found is None:
+                if existed:
+                    shutil.rmtree(folder, ignore_errors=True)
+                print(f"note: {what} into {folder}{', which was damaged' if existed else ''}", file=sys.stderr)
+                make()
+                found = read()
     if found is None:
         raise UsageError(f"the cache {folder} is damaged. Remove it and start again.")
     return found
-
-
-def making_anew(folder: Path, existed: bool, what: str) -> None:
-    """Says that a cache is made, and removes one that is damaged."""
-    if existed:  # one that another process makes in this moment is left alone
-        shutil.rmtree(folder, ignore_errors=True)
-    print(f"note: {what} into {folder}{', which was damaged' if existed else ''}", file=sys.stderr)
 
 
 def _key(root: Path, files: Sequence[str], image_size: int | None, max_pixels: int) -> str:
@@ -143,6 +151,7 @@ def _outcomes(threads: ThreadPoolExecutor, work: Callable[[Path], T], root: Path
               doing: str) -> Iterator[tuple[str, T | str]]:
     """Each file with what `work` makes of it, or with the reason why it failed; in order, with progress.
 
+    UsageError if a file cannot be read for no fault of its own: noted in a cache, that would leave it out for good.
     Threads suffice: Pillow decodes and resizes without holding Python's lock.
     """
     from rich.console import Console
@@ -152,6 +161,9 @@ def _outcomes(threads: ThreadPoolExecutor, work: Callable[[Path], T], root: Path
         try:
             return work(root / file)
         except Exception as error:  # damaged files raise nearly anything
+            if is_passing(error):
+                raise UsageError(f"cannot read {root / file}: {reason(error)}. Mend that or remove the file, and start "
+                                 "again") from error
             return reason(error)
 
     console = Console(stderr=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +27,13 @@ SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", 
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no format that runs another program
 _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
+# Of OSErrors, those that are no passing failure: Pillow's own, links and lists that name no file, and EINVAL, which
+# comes of a damaged file whose offsets lie before its beginning.
+_OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+
+_lock = threading.Lock()
+_inside = 0
+_restore = ExitStack()
 
 
 class Probe(NamedTuple):
@@ -36,7 +46,24 @@ class Probe(NamedTuple):
 @contextmanager
 def decoding() -> Iterator[None]:
     """Within this, files decode without Pillow's own pixel limit and warnings, which `max_pixels` and the
-    list of skipped files replace. Both are settings of the process: enter it in one thread only."""
+    list of skipped files replace. Both are settings of the process: of the threads that are within this at a time,
+    the first one sets them and the last one puts them back."""
+    global _inside
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            _restore.enter_context(_without_limit())
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if _inside == 0:
+                _restore.close()
+
+
+@contextmanager
+def _without_limit() -> Iterator[None]:
     from PIL import Image
 
     limit = Image.MAX_IMAGE_PIXELS
@@ -51,16 +78,16 @@ def decoding() -> Iterator[None]:
 
 def probe(path: Path, max_pixels: int) -> Probe:
     """Read the header of a file. Raises ValueError, OSError or what Pillow raises, if it cannot be used."""
-    with _opened(path, max_pixels) as image:
+    with opened(path, max_pixels) as image:
         return Probe(min(image.size), image.mode in _GRAY)
 
 
-def read_image(path: Path, size: int, gray: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+def read_image(source: Path | BytesIO, size: int, gray: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """uint8 [C, size, size], C = 1 if gray, else 3: shorter side to `size`, then the center square.
 
-    Raises as `probe` does; a truncated file is an error too.
+    source: a file, or the bytes of one. Raises as `probe` does; a truncated file is an error too.
     """
-    with _opened(path, max_pixels) as image:
+    with opened(source, max_pixels) as image:
         image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would average away
         pixels = np.asarray(to_square(upright(image), size).convert("L" if gray else "RGB"))
     return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
@@ -105,16 +132,27 @@ def reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether an image was not read because the machine failed, not for what it is: no permission, too many open
+    files, a disk that does not answer, no memory. Once that is mended, it may be as good as any."""
+    return isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno not in _OF_THE_FILE)
+
+
 @contextmanager
-def _opened(path: Path, max_pixels: int) -> Iterator[Image.Image]:
+def opened(source: Path | BytesIO, max_pixels: int) -> Iterator[Image.Image]:
+    """An image whose header is read, from a file or the bytes of one. Raises as `probe` does."""
     from PIL import Image
 
-    status = os.stat(path)
-    if not stat.S_ISREG(status.st_mode):
-        raise ValueError("not a regular file")
-    if status.st_size == 0:
+    if isinstance(source, BytesIO):
+        size = source.getbuffer().nbytes
+    else:
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        size = status.st_size
+    if size == 0:
         raise ValueError("the file is empty")
-    with Image.open(path, formats=_FORMATS) as image:
+    with Image.open(source, formats=_FORMATS) as image:
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels, over max_pixels={max_pixels}")
         if 0 in image.size:

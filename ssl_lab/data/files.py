@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ssl_lab.files import cannot_write, sync
+from ssl_lab.files import cannot_write, make_folder, sync
 
 
 def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
@@ -28,7 +29,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         yield temporary
         for file in temporary.iterdir():
@@ -45,6 +46,26 @@ def new_folder(path: Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Within this, no other process is within it for the same `path`: it waits, by a lock on `path`.lock, which stays.
+
+    What a killed process left of a `new_folder` for `path` is removed. On a file system without locks, or where none
+    can be written, nobody waits.
+    """
+    with ExitStack() as held:
+        try:
+            make_folder(path.parent)
+            file = held.enter_context(path.with_name(f"{path.name}.lock").open("w"))
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+        except OSError:
+            pass
+        else:
+            for left in path.parent.glob(f".{path.name}-*"):
+                shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def sha256_file(path: Path) -> str:

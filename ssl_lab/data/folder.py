@@ -6,7 +6,7 @@ import csv
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import numpy as np
 
@@ -17,7 +17,9 @@ from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.split import hold_out
 from ssl_lab.errors import UsageError
 
-_PARTS = {"train": "train", "valid": "valid", "val": "valid", "validation": "valid", "test": "test"}
+_PARTS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
+          "test": "test", "testing": "test"}
+"""What each name means, whatever its case."""
 _TEST_FRACTION = 0.2
 
 
@@ -33,9 +35,11 @@ def load_folder(root: Path, caches: Path, image_size: int | None, max_pixels: in
     """A pool of the images below `root`.
 
     Each sub-folder is a class, with the images at any depth below it. Images in no sub-folder, or in
-    `unlabeled/`, are unlabeled. If there is a folder `train`, it holds the class folders, and `valid` (`val`,
-    `validation`) and `test` beside it may hold more of them. Hidden files, other files and linked sub-folders
-    of class folders are passed over. What else holds for a listing: see `pool_of_listing`.
+    `unlabeled/`, are unlabeled. If there is a folder `train` (`training`), it holds the class folders, and `valid`
+    (`val`, `validation`) and `test` (`testing`) beside it may hold more of them; without any of these, without
+    folders in it and with other ones beside it, `train` is a class. The case of these names is all one. Hidden files,
+    other files and linked sub-folders of class folders are passed over. What else holds for a listing: see
+    `pool_of_listing`.
     """
     listing, notes = list_folder(root)
     if not listing:
@@ -46,52 +50,73 @@ def load_folder(root: Path, caches: Path, image_size: int | None, max_pixels: in
 
 def load_csv(path: Path, caches: Path, image_size: int | None, max_pixels: int) -> Pool:
     """A pool of the images that a CSV file lists, with the columns `path` (relative to the file's folder),
-    `label` (empty: unlabeled) and, if wanted, `split` (train, valid or test; empty: train)."""
+    `label` (empty or -1: unlabeled) and, if wanted, `split` (train, valid or test; empty: train)."""
     listing = list_csv(path)
     return pool_of_listing(path.stem, path.parent, listing, [], caches, image_size, max_pixels)
 
 
 def list_folder(root: Path) -> tuple[list[Listed], list[str]]:
     """The image files of a folder, sorted by path, and notes on what was passed over."""
-    tops = sorted(_folders(root))
-    if "train" not in tops:
-        return sorted(_in_part(root, root, "train")), []
-    listing: list[Listed] = []
-    aside = []
+    tops = _folders(root)
+    parts = {top: _PARTS[top.lower()] for top in tops if top.lower() in _PARTS}
+    aside = [top for top in tops if top not in parts and not _is_unlabeled(top)]
+    train = next((top for top in parts if parts[top] == "train"), None)
+    if train is None or (len(parts) == 1 and aside and not _folders(root / train)):  # else it is a class
+        listing, notes = _in_part(root, root, "train")
+        return sorted(listing), notes
+    listing = [Listed(file, None, "train") for file in _images(root, root, deep=False)]
+    notes = [f"folders beside {train}/ are left out: {', '.join(aside)}"] if aside else []
     for top in tops:
-        if top in _PARTS:
-            listing += _in_part(root, root / top, _PARTS[top])
-        elif top == "unlabeled":
+        if top in parts:
+            more, said = _in_part(root, root / top, parts[top])
+            listing += more
+            notes += said
+        elif _is_unlabeled(top):
             listing += [Listed(file, None, "train") for file in _images(root, root / top)]
-        else:
-            aside.append(top)
-    listing += [Listed(file, None, "train") for file in _images(root, root, deep=False)]
-    notes = [f"folders beside train/ are left out: {', '.join(aside)}"] if aside else []
     return sorted(listing), notes
 
 
-def _in_part(root: Path, folder: Path, part: str) -> Iterator[Listed]:
-    """The images of class folders, and the loose ones."""
+def _in_part(root: Path, folder: Path, part: str) -> tuple[list[Listed], list[str]]:
+    """The images of class folders, and the loose ones; and a note on class folders that hold none."""
+    listing = [Listed(file, None, part) for file in _images(root, folder, deep=False)]
+    empty = []
     for name in _folders(folder):
-        label = None if name == "unlabeled" else name
-        yield from (Listed(file, label, part) for file in _images(root, folder / name))
-    yield from (Listed(file, None, part) for file in _images(root, folder, deep=False))
+        label = None if _is_unlabeled(name) else name
+        found = [Listed(file, label, part) for file in _images(root, folder / name)]
+        listing += found
+        if label is not None and not found:
+            empty.append(name)
+    notes = [f"{len(empty)} class folders of {folder} hold no file of {' '.join(sorted(SUFFIXES))}: "
+             f"{', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}"] if empty else []
+    return listing, notes
+
+
+def _is_unlabeled(name: str) -> bool:
+    return name.lower() == "unlabeled"
 
 
 def _folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return [entry.name for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        _cannot_list(error)
 
 
 def _images(root: Path, folder: Path, deep: bool = True) -> Iterator[str]:
     """Paths, relative to root, of the files in `folder` that are named like images."""
-    for where, folders, files in os.walk(folder):
+    for where, folders, files in os.walk(folder, onerror=_cannot_list):
         folders[:] = [name for name in folders if deep and not name.startswith(".")]
         inside = Path(where).relative_to(root).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
         for file in files:
             if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
                 yield prefix + file
+
+
+def _cannot_list(error: OSError) -> NoReturn:
+    raise UsageError(f"cannot read the folder {error.filename}: {error.strerror}. Mend that or remove it, and start "
+                     "again") from error
 
 
 def list_csv(path: Path) -> list[Listed]:
@@ -113,7 +138,7 @@ def list_csv(path: Path) -> list[Listed]:
                 if not name or name in seen:
                     raise UsageError(f"{where}: the path {name!r} is {'listed twice' if name else 'empty'}")
                 seen.add(name)
-                listing.append(Listed(name, label or None, part))
+                listing.append(Listed(name, None if label in ("", "-1") else label, part))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     if not listing:

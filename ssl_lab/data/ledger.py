@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.errors import UsageError
-from ssl_lab.files import cannot_write, sync
+from ssl_lab.files import cannot_write, make_folder, sync
 
 UNLABELED = -1
 IGNORED = -2
@@ -109,7 +109,7 @@ class Ledger:
         created = not self.path.exists()
         if created and self._size:
             raise UsageError(f"the label ledger {self.path} was removed while in use. Restore it, or start again")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path.parent)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             with contextlib.suppress(OSError):  # of a file system without locks

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +123,8 @@ class Pool:
             valid = manifest.get("valid", self.valid)
         if isinstance(valid, Real):
             free = rows if chosen is None else np.setdiff1d(rows, chosen)
-            held = draw_valid(free[self.truth[free] >= 0], self.truth, valid, seed)
+            amount = int(valid) if isinstance(valid, Integral) else float(valid)
+            held = draw_valid(free[self.truth[free] >= 0], self.truth, amount, seed)
         else:
             held = to_indices(read_rows(valid, "valid")["valid"], len(self), "valid")
             self._check(held, rows, "valid", "is a test row")

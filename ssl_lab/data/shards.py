@@ -26,10 +26,9 @@ import re
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -37,8 +36,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.cache import _LARGEST_DEFAULT, _key, _outcomes, making_anew
-from ssl_lab.data.decode import _FORMATS, _GRAY, SUFFIXES, decoding, reason, to_square, upright
+from ssl_lab.data.cache import _LARGEST_DEFAULT, _key, _outcomes, open_or_make
+from ssl_lab.data.decode import _GRAY, SUFFIXES, decoding, is_passing, opened, read_image, reason, upright
 from ssl_lab.data.files import new_folder
 from ssl_lab.data.folder import _PARTS, _TEST_FRACTION, Listed, class_names_of, list_folder
 from ssl_lab.data.images import pixel_statistics, style_of
@@ -46,9 +45,6 @@ from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.split import hold_out, shuffled
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 _LABELS = ("cls", "json", "txt")
 _STATISTICS_BYTES = 2**25
@@ -126,7 +122,7 @@ class ShardImages:
         try:
             with self.paths[shard].open("rb") as file:
                 file.seek(offset)
-                return _square(file.read(size), self.size, self.gray, self.max_pixels)
+                return read_image(io.BytesIO(file.read(size)), self.size, self.gray, self.max_pixels)
         except Exception as error:  # damaged files raise nearly anything
             raise UsageError(f"the image{_name_at(self.paths[shard], offset)} at byte {offset} of {self.paths[shard]} "
                              f"could be read when the shards were indexed, and cannot now: {reason(error)}. Restore "
@@ -144,7 +140,8 @@ def find_shards(given: str | os.PathLike[str]) -> tuple[Path, list[str]] | None:
     """
     path = Path(given).expanduser()
     if path.is_dir():
-        found = [*path.glob("*.tar"), *(file for part in _PARTS for file in path.glob(f"{part}/*.tar"))]
+        parts = [folder for folder in path.glob("*") if folder.name.lower() in _PARTS]
+        found = [file for folder in (path, *parts) for file in folder.glob("*.tar")]
         if not found or list_folder(path)[0]:
             return None
         return path, sorted(file.relative_to(path).as_posix() for file in found)
@@ -207,15 +204,8 @@ def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) 
     """The index of the shards, from a folder of `caches` (shards often lie where nothing can be written), where it is
     made first if it is not there or damaged. UsageError if no image is readable."""
     folder = caches / _key(root, files, None, max_pixels)
-    existed = folder.exists()
-    found = _read_index(folder)
-    if found is None:
-        making_anew(folder, existed, f"{len(files)} shards of {root} are indexed")
-        _write_index(folder, root, files, max_pixels)
-        found = _read_index(folder)
-    if found is None:
-        raise UsageError(f"the index {folder} is damaged. Remove it and start again.")
-    return found
+    return open_or_make(folder, lambda: _read_index(folder), lambda: _write_index(folder, root, files, max_pixels),
+                        f"{len(files)} shards of {root} are indexed")
 
 
 def _read_index(folder: Path) -> Index | None:
@@ -266,7 +256,8 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
 
 
 def scan_shard(path: Path, max_pixels: int) -> Scan:
-    """Read a shard from end to end, decoding its images. Never raises for what the shard holds: see `Scan.skipped`."""
+    """Read a shard from end to end, decoding its images. Never raises for what the shard holds: see `Scan.skipped`.
+    What `is_passing` is raised."""
     places: list[tuple[int, int]] = []
     labels: list[str | None] = []
     shorts: list[int] = []
@@ -279,10 +270,12 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
                 continue
             try:
                 label = _label(sample)
-                with _opened(image.content, max_pixels) as picture:
+                with opened(io.BytesIO(image.content), max_pixels) as picture:
                     short, colorless = min(picture.size), picture.mode in _GRAY
                     upright(picture)
             except Exception as error:  # damaged files raise nearly anything
+                if is_passing(error):
+                    raise
                 skipped.append((sample["__key__"], reason(error)))
                 continue
             places.append((image.offset, image.size))
@@ -291,6 +284,8 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
             gray &= colorless
             digest.update(hashlib.sha256(image.content).digest())
     except Exception as error:
+        if is_passing(error):
+            raise
         skipped.append(("", f"damaged, only the {len(places)} images before that are used: {reason(error)}"))
     return Scan(np.array(places, np.int64).reshape(-1, 2), labels, shorts, gray, digest.digest(), skipped)
 
@@ -341,28 +336,6 @@ def _label(sample: dict[str, Any]) -> str | None:
 
 def _part(file: str) -> str:
     return next((_PARTS[word] for word in re.split(r"[^a-z]+", file.lower()) if word in _PARTS), "train")
-
-
-@contextmanager
-def _opened(content: bytes, max_pixels: int) -> Iterator[Image.Image]:
-    from PIL import Image
-
-    if not content:
-        raise ValueError("the file is empty")
-    with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
-        if image.width * image.height > max_pixels:
-            raise ValueError(f"{image.width}x{image.height} pixels, over max_pixels={max_pixels}")
-        if 0 in image.size:
-            raise ValueError("no pixels")
-        yield image
-
-
-def _square(content: bytes, size: int, gray: bool, max_pixels: int) -> NDArray[np.uint8]:
-    """uint8 [C, size, size], as `read_image` makes it of a file."""
-    with _opened(content, max_pixels) as image:
-        image.draft(None, (2 * size, 2 * size))
-        pixels = np.asarray(to_square(upright(image), size).convert("L" if gray else "RGB"))
-    return pixels[None] if gray else pixels.transpose(2, 0, 1)
 
 
 def _on_skipped(index: Index) -> str:

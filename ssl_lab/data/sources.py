@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -114,7 +115,7 @@ def _npz(path: Path) -> Pool:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     known = {"images", "labels", "test_images", "test_labels", "class_names"}
     if not {"images", "labels"} <= arrays.keys() <= known:

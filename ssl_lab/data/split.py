@@ -37,7 +37,7 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     """
     if balance not in ("class", "natural"):
         raise unknown("balance", balance, ("class", "natural"))
-    count = _count(amount, len(rows))
+    count = _count(amount, len(rows), "labels")
     if not 1 <= count <= len(rows):
         raise UsageError(f"labels={amount:g}: expected 1 to {len(rows)}, the train images whose label is known "
                          "and that do not validate, or a fraction of them between 0 and 1")
@@ -62,8 +62,14 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     return np.sort(np.concatenate(chosen))
 
 
-def _count(amount: float, total: int) -> int:
-    """How many of `total` a fraction (0 < amount < 1, at least one) or a count is; 0 for what is neither."""
+def _count(amount: float, total: int, what: str) -> int:
+    """How many of `total` a fraction (0 < amount < 1, at least one) or a count is; 0 for what is neither.
+
+    UsageError for a float of 1: as a fraction it would be all, as a count one image.
+    """
+    if isinstance(amount, float) and amount == 1:
+        raise UsageError(f"{what}=1.0 may mean one image or all of them: give a whole number of 2 or more, or a "
+                         "fraction below 1")
     if 0 < amount < 1:
         return max(1, round(amount * total))
     return int(amount) if amount % 1 == 0 else 0
@@ -106,7 +112,7 @@ def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int) -> Int
     """Validation rows: a fraction (0 < amount < 1) or a count of `rows`, each class by its share; sorted."""
     if amount == 0:
         return rows[:0]
-    count = _count(amount, len(rows))
+    count = _count(amount, len(rows), "valid")
     if not 1 <= count < len(rows):
         raise UsageError(f"valid={amount:g}: expected a fraction between 0 and 1, or a count below "
                          f"{len(rows)}, the train images whose label is known")
