@@ -94,7 +94,7 @@ def test_a_new_run_in_an_old_folder_removes_the_old_results(tmp_path):
 
     seen = set()
     train(tmp_path, steps=2, callbacks=[At(1, look)])
-    assert seen == {"config.yaml", "metrics.jsonl", "split.json"}
+    assert seen == {".lock", "config.yaml", "metrics.jsonl", "split.json"}
     assert [row["step"] for row in rows(tmp_path)] == [1, 2]
 
 
@@ -467,6 +467,13 @@ def test_monitors_join_the_metrics_and_the_summary(tmp_path):
     assert [row["step"] for row in measured] == [4, 8, 12]
     assert len({row["length"] for row in measured}) == 3
     assert result.summary["length"] == measured[-1]["length"]
+
+
+def test_what_is_not_finite_is_null_in_json(tmp_path):
+    result = train(tmp_path, Supervised(flat_net()), steps=1, monitors=[lambda *_: {"undefined": math.nan}])
+    for name in ("summary.json", "metrics.jsonl"):
+        assert json.loads((tmp_path / name).read_text(), parse_constant=pytest.fail)["undefined"] is None
+    assert math.isnan(result.summary["undefined"])
 
 
 def test_a_method_without_a_classifier_gets_no_accuracy(tmp_path, monkeypatch):

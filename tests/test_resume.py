@@ -1,12 +1,13 @@
 """A run that is stopped and resumed is the run that was never stopped; what cannot be resumed says why."""
 
+import errno
 import json
 import os
 import pickle
 import resource
 import signal
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ from small_runs import (
 )
 
 import ssl_lab as sl
+from ssl_lab.engine.folder import alone_in
 from ssl_lab.engine.signals import SAME
-from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
 
 METHODS = {
@@ -190,7 +192,9 @@ def test_a_missing_run_says_so(tmp_path):
     ({"precision": "bf16"}, "precision: 'fp32' -> 'bf16'"),
     ({"pool": digits(labels=90)}, "split: "),
     ({"method": Supervised(flat_net())}, "method: 'fixmatch' -> 'supervised'"),
-    ({"method": FixMatch(flat_net())}, "has another method than this one"),
+    ({"method": FixMatch(flat_net(), threshold=0.5)}, "has another method than this one"),
+    ({"method": FixMatch(tiny_net(digits()), threshold=sl.schedule.linear(0, 1), ema=0.9)},
+     r"method.threshold: 0.5 -> 'linear\(0, 1, until=1.0\)', method.ema.decay: 0.999 -> 0.9\)"),
 ])
 def test_changed_settings_are_named_and_nothing_is_touched(finished, settings, words):
     out, _ = finished
@@ -206,6 +210,54 @@ def test_what_does_not_change_a_run_may_change(finished):
     before = rows(out)
     resume(out, precision="auto", steps=None, minutes=7.0, device="auto", evaluations=3)
     assert rows(out) == before
+
+
+# Two processes
+
+
+def test_a_second_run_in_the_folder_is_refused_while_the_first_one_lasts(tmp_path):
+    def second():
+        for resume in (None, "auto"):
+            with pytest.raises(UsageError, match=rf"another process writes into {tmp_path}: wait for it, or choose "):
+                train(tmp_path, resume=resume)
+
+    for ends in (NonFiniteLossError, None):
+        callbacks = [At(5, second), At(7, lambda ends=ends: raises(ends))]
+        with pytest.raises(ends) if ends else nullcontext():
+            train(tmp_path, callbacks=callbacks)
+    assert [row["step"] for row in rows(tmp_path)] == list(range(1, 13))
+    assert not (tmp_path / ".lock").exists()
+
+
+def raises(error):
+    if error:
+        raise error
+
+
+def test_what_a_killed_run_left_locks_nothing(tmp_path):
+    (tmp_path / ".lock").touch()
+    child = os.fork()
+    if not child:
+        with alone_in(tmp_path):
+            os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    with alone_in(tmp_path), pytest.raises(UsageError, match="another process"), alone_in(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_trusted(tmp_path, monkeypatch):
+    def flock(handle, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with alone_in(tmp_path), alone_in(tmp_path):
+        pass
+
+
+def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", lambda handle, how: (tmp_path / ".lock").unlink())
+    with pytest.raises(UsageError, match="another process"), alone_in(tmp_path):
+        pass
 
 
 # Disks

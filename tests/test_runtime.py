@@ -31,7 +31,7 @@ from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
 from ssl_lab.engine.evaluate import LEAST, monitored
 from ssl_lab.engine.feed import Ahead
 from ssl_lab.engine.runtime import BF16_WINS, matmul_tflops, resolve_device, resolve_precision, share_processors
-from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.optim import AdamW
 from ssl_lab.optim.spec import kernels
@@ -45,6 +45,25 @@ def test_devices():
     for name in ("cuda:99", "nonsense", ""):
         with pytest.raises(UsageError, match=rf"device '{name}' cannot be used here .*try --device cpu"):
             resolve_device(name)
+
+
+def test_a_rank_touches_no_gpu_but_its_own(monkeypatch):
+    asked = []
+
+    def empty(size, device):
+        asked.append(device)
+        if device.index > 3:
+            raise RuntimeError("CUDA error: invalid device ordinal\nand more")
+
+    monkeypatch.setattr("torch.empty", empty)
+    monkeypatch.setattr("torch.cuda.set_device", asked.append)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    for name, index in (("cuda", 3), ("cuda:1", 1)):
+        assert resolve_device(name, 3) == torch.device("cuda", index)
+        assert asked == [torch.device("cuda", index)] * 2
+        asked.clear()
+    with pytest.raises(UsageError, match=r"invalid device ordinal\); start at most 4 processes here \(--nproc-per-n"):
+        resolve_device("cuda", 4)
 
 
 @pytest.mark.parametrize(("ratio", "picked"), [(0.5, "fp32"), (BF16_WINS - 0.05, "fp32"), (BF16_WINS + 0.05, "bf16")])
@@ -108,6 +127,17 @@ def test_one_process_is_its_own_sum():
     assert runtime.peak_memory_bytes() > 2**20
 
 
+def test_a_rank_that_the_others_wait_for_in_vain_is_named(monkeypatch):
+    def late():
+        raise torch.distributed.DistStoreError("wait timeout after 300000ms")
+
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "1")):
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("ssl_lab.engine.runtime.meeting_place", late)
+    with pytest.raises(RunFailedError, match=r"rank 1 lost another rank.*wait timeout"):
+        Runtime.start("cpu", "fp32")
+
+
 # Ranks
 
 METHODS = {
@@ -115,19 +145,24 @@ METHODS = {
     "supervised": lambda: sl.Supervised(flat_net()),
     "simclr": lambda: sl.SimCLR(flat_net(), temperature=0.3),  # the negatives are those of all ranks
 }
+READ_STATISTICS = {  # of BatchNorm: in the loss, and by a teacher that the averaged net becomes at steps 3, 6 and 9
+    "so_teacher": lambda: sl.SoTeacher(tiny_net(digits()), len(digits()), lipschitz=1e-3),
+    "noisy_student": lambda: sl.NoisyStudent(tiny_net(digits()), threshold=0.1),
+}
 WITH_BATCH_NORM = {
     "supervised_tiny": lambda: sl.Supervised(tiny_net(digits())),
     "fixmatch_tiny": lambda: FixMatch(tiny_net(digits()), threshold=0.12),
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
-import os, runpy, signal, sys, torch
+import os, runpy, signal, sys, torch, warnings
 from contextlib import suppress
 from pathlib import Path
 from small_runs import digits, flat_net, keeping, signal_at, train
+from ssl_lab.engine import trainer
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
-from test_runtime import METHODS, WITH_BATCH_NORM
+from test_runtime import METHODS, READ_STATISTICS, WITH_BATCH_NORM
 
 out, pool = Path(sys.argv[1]), digits()
 rank = int(os.environ["RANK"])
@@ -148,6 +183,13 @@ try:
 except UsageError as error:
     (out / f"error{rank}.txt").write_text(str(error))
 train(out / "timed", Supervised(flat_net()), pool, steps=None, minutes=0.002)
+trainer.ROWS = 3
+warnings.filterwarnings("ignore", "Grad strides")  # of 1x1 kernels, by SoTeacher
+for name, make in READ_STATISTICS.items():
+    train(out / name, make(), pool)
+    for done in (5, 12):  # the first is between two rows
+        with suppress(Interrupted):
+            train(out / f"{name}_cut", make(), pool, resume="auto", callbacks=[signal_at(done, signal.SIGTERM)])
 sys.argv = ["recipes/fixmatch.py", "--labels", "40", "--net", "tiny_8", "--labeled", "4", "--unlabeled", "8",
             "--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out / "recipe")]
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -213,6 +255,12 @@ def test_the_first_rank_writes_and_speaks_for_all(ranks):
 
 def test_ranks_resume_exactly(ranks):
     assert_same_run(ranks / "cut", ranks / "tiny")
+
+
+@pytest.mark.parametrize("name", READ_STATISTICS)
+def test_ranks_resume_exactly_where_batch_norm_is_read(ranks, name):
+    assert [row["step"] for row in rows(ranks / name)] == [4, 8, 12]
+    assert_same_run(ranks / f"{name}_cut", ranks / name)
 
 
 def test_ranks_stop_at_any_step_and_each_goes_on_with_its_part_of_a_row(ranks):

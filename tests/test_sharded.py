@@ -19,11 +19,13 @@ from torch import nn
 from ssl_lab.batch import At
 from ssl_lab.engine import Feed, PseudoLabels, Runtime, checkpoint
 from ssl_lab.engine.evaluate import predict
+from ssl_lab.engine.folder import RunFolder
 from ssl_lab.engine.sharded import blocks, load_sharded, save_sharded, shard, whole_state
+from ssl_lab.engine.weights import place
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import OnlineAccuracy, weighted_knn
 from ssl_lab.methods import FixMatch, MeanTeacher, SimCLR, SoTeacher, Supervised
-from ssl_lab.nets import Net
+from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, AdamW
 
 CPU = torch.device("cpu")
@@ -61,6 +63,13 @@ def made(name):
         net = Net(Blocks(), nn.Linear(17, 10), mean=(0.3,), std=(0.4,))
     return {"supervised": Supervised, "fixmatch": lambda net: FixMatch(net, threshold=0.12), "simclr": SimCLR,
             "mean_teacher": MeanTeacher, "so_teacher": lambda net: SoTeacher(net, len(POOL))}[name](net)
+
+
+def embedded():
+    """A net of convolutions as `embed` leaves it, in channels_last."""
+    method = Supervised(net("tiny_4", 10, POOL.style))
+    place(method, CPU)
+    return method
 
 
 def fit(out, name="fixmatch", **settings):
@@ -156,6 +165,11 @@ def job(out):
     except RuntimeError as error:
         (out / f"averaged{rank}.txt").write_text(str(error))
 
+    try:
+        torch.save(whole_state(shard(embedded(), CPU)), out / f"embedded{rank}.pt")
+    except NotImplementedError as error:
+        (out / f"embedded{rank}.txt").write_text(str(error))
+
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
@@ -201,6 +215,11 @@ def test_the_average_of_a_sharded_net(ranks):
     for rank in (0, 1):
         torch.testing.assert_close(torch.load(ranks / f"averaged{rank}.pt"), dict(method.state_dict()), atol=1e-5,
                                    rtol=0)
+
+
+def test_a_net_that_was_embedded_before_is_sharded(ranks):
+    for rank in (0, 1):
+        assert_equal(torch.load(ranks / f"embedded{rank}.pt"), dict(embedded().state_dict()), "state")
 
 
 def test_each_rank_holds_about_half(ranks):
@@ -297,6 +316,31 @@ def test_a_run_that_dies_between_the_parts_and_the_checkpoint_resumes_exactly(tm
     assert sorted(path.name for path in (tmp_path / "cut").glob("sharded-*")) == ["sharded-5", "sharded-6"]
     fit(tmp_path / "cut", shard=True)
     assert [path.name for path in (tmp_path / "cut").glob("sharded-*")] == ["sharded-6"], "a new run inherits nothing"
+
+
+def test_a_torn_part_costs_no_spare_checkpoint(tmp_path):
+    run = RunFolder(tmp_path)
+
+    def save(step):
+        folder = tmp_path / f"sharded-{step}"
+        folder.mkdir(exist_ok=True)
+        (folder / "part.safetensors").write_text("whole")
+        checkpoint.list_files(folder)
+        run.save({"step": step, "sharded": folder.name})
+
+    def kept():
+        return [checkpoint.sharded_folder(path) for path in (checkpoint.previous(run.checkpoint), run.checkpoint)]
+
+    for step in (1, 2):
+        save(step)
+    (tmp_path / "sharded-2/part.safetensors").write_text("torn")
+    save(3)
+    assert kept() == ["sharded-1", "sharded-3"]
+    save(3)  # resumed from the first one, and run again
+    assert kept() == ["sharded-1", "sharded-3"]
+    save(4)
+    assert kept() == ["sharded-3", "sharded-4"]
+    assert sorted(path.name for path in tmp_path.glob("sharded-*")) == kept()
 
 
 def test_what_cannot_be_sharded_says_so(ranks):

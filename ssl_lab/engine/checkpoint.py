@@ -36,8 +36,8 @@ def exists(path: Path) -> bool:
 def save(path: Path, state: dict[str, Any]) -> None:
     """Writes a checkpoint of tensors and plain values; the one that was there becomes the previous one.
 
-    Nothing changes before all of the new one is on the disk, and a damaged file never replaces a previous one.
-    Raises UsageError for a full disk, a read-only folder and the like.
+    Nothing changes before all of the new one is on the disk, and a damaged file never replaces a previous one, nor
+    does one whose folder of tensors is damaged. Raises UsageError for a full disk, a read-only folder and the like.
     """
     def write(file: IO[bytes]) -> None:
         try:
@@ -50,8 +50,10 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
     fresh = path.with_name(f"{path.stem}.new{path.suffix}")
     write_atomically(fresh, write)
+    folder = state.get("sharded")  # that of a step that is run again was there before, and makes no second checkpoint
+    spare = sharded_folder(path) not in (None, folder) if folder else damage(path) is None
     try:
-        if damage(path) is None:
+        if spare:
             path.replace(previous(path))
         fresh.replace(path)
         sync(path.parent)
@@ -120,6 +122,15 @@ def check_files(folder: Path) -> None:
         raise _DamagedError(f"{folder} holds no whole checkpoint of a sharded run") from None
     if torn:
         raise _DamagedError(f"{folder / torn[0]} is damaged: it has not the {sizes[torn[0]]} bytes that were written")
+
+
+def sharded_folder(path: Path) -> str | None:
+    """The name of the folder that holds the tensors of a sharded run's checkpoint; None if either is damaged."""
+    try:
+        name: str | None = _read(path).get("sharded")
+    except UsageError:
+        return None
+    return name
 
 
 def keep_only(run: Path, *names: str | None) -> None:

@@ -3,8 +3,10 @@ folder each), model.safetensors, summary.json."""
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -22,21 +24,49 @@ from ssl_lab.files import cannot_write, write_atomically, write_text
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  # what a resumed run may set anew
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within it no other process runs in this folder. UsageError if one does, or if it cannot be written to.
+
+    However the process ends, the lock ends with it; a file that is left behind locks nothing.
+    """
+    path = folder / ".lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    try:
+        if not _locked(handle, path):
+            raise UsageError(f"another process writes into {folder}: wait for it, or choose another --out")
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(handle)
+
+
+def _locked(handle: int, path: Path) -> bool:
+    """Whether the file at `path`, which is open, is now locked for this process, or its file system has no locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samefile(handle, path)  # not so if a run ended in this moment, and removed what was opened here
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError:
+        return True
+
+
 class RunFolder:
     """Writes the files of one run. `writes` is False on all ranks but the first: then nothing is written.
 
-    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there. sharded:
-    the folder that the last checkpoint names, if it names one.
+    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there.
     """
 
     def __init__(self, path: Path, writes: bool = True) -> None:
-        self.path, self.writes = path, writes
-        self.rows, self.sharded = "", None
+        self.path, self.writes, self.rows = path, writes, ""
         self.checkpoint, self.metrics = path / "checkpoint.pt", path / "metrics.jsonl"
-        if not writes:
-            return
-        write_text(path / ".writable", "")  # better to fail now than after an hour
-        (path / ".writable").unlink()
 
     def begin(self, config: Mapping[str, Any], manifest: Mapping[str, Any], after_step: int) -> None:
         """Writes config.yaml and split.json; cuts metrics.jsonl to `rows`, as later steps will be run again.
@@ -63,8 +93,7 @@ class RunFolder:
     def append(self, row: Mapping[str, float]) -> None:
         """Adds a row to metrics.jsonl; a value that is not finite is written as null."""
         if self.writes:
-            clean = {key: value if math.isfinite(value) else None for key, value in row.items()}
-            line = json.dumps(clean) + "\n"
+            line = json.dumps(_finite(row)) + "\n"
             self.rows += line
             try:
                 with self.metrics.open("a") as file:
@@ -76,8 +105,9 @@ class RunFolder:
         """Replaces checkpoint.pt; see `checkpoint.save`."""
         if self.writes:
             checkpoint.save(self.checkpoint, {**state, "rows": self.rows})
-            before, self.sharded = self.sharded, state.get("sharded")
-            checkpoint.keep_only(self.path, before, self.sharded)
+            if "sharded" in state:
+                before = checkpoint.sharded_folder(checkpoint.previous(self.checkpoint))
+                checkpoint.keep_only(self.path, before, state["sharded"])
 
     @contextmanager
     def naming_last_checkpoint(self) -> Iterator[None]:
@@ -90,10 +120,16 @@ class RunFolder:
             raise NonFiniteLossError(f"{error}; {good}; a lower learning rate or --precision fp32 may help") from None
 
     def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any]) -> None:
-        """Writes model.safetensors (the reported weights) and summary.json."""
+        """Writes model.safetensors (the reported weights) and summary.json, where null stands as in metrics.jsonl."""
         if self.writes:
             write_atomically(self.path / "model.safetensors", lambda file: file.write(safetensors_bytes(weights)))
-            write_text(self.path / "summary.json", json.dumps(summary, indent=2) + "\n")
+            write_text(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
+
+
+def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with None for numbers that are not finite, which JSON does not have."""
+    return {key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in values.items()}
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:

@@ -14,7 +14,7 @@ SELECTION = "weights of the last step, averaged by the method's EMA; fixed befor
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. summary: what summary.json holds. out: the run's folder."""
+    """What a run gave. summary: what summary.json holds, which has null for NaN. out: the run's folder."""
 
     summary: Mapping[str, Any]
     method: Method

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any, Literal, TypeVar, get_args
 
@@ -53,23 +53,28 @@ class Runtime:
 
     @classmethod
     def start(cls, device: str = "auto", precision: Precision = "auto", shard: bool = False) -> Runtime:
-        """Resolves `auto`; under torchrun (WORLD_SIZE > 1) joins the process group, one device per rank."""
+        """Resolves `auto`; under torchrun (WORLD_SIZE > 1) joins the process group, one device per rank.
+
+        RunFailedError if another rank does not come.
+        """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         keep_freed_memory()
         share_processors()
-        if world > 1 and not dist.is_initialized():
-            gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
-            dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE, store=meeting_place(),
-                                    rank=rank, world_size=world)
-            atexit.register(part_for_good)  # ranks that part cannot meet again in the next run
-        picked, reason = resolve_precision(where, precision)
-        if world > 1:  # each rank measures; rank 0 decides
-            choice = [picked]
-            dist.broadcast_object_list(choice, src=0)
-            picked = choice[0]
-        return cls(where, picked, reason, rank, world, shard)
+        runtime = cls(where, "fp32", "not picked yet", rank, world, shard)
+        with runtime.explaining_failures():
+            if world > 1 and not dist.is_initialized():
+                gpu = where.type == "cuda"  # what ranks tell each other from host to host goes through gloo there too
+                dist.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=PATIENCE,
+                                        store=meeting_place(), rank=rank, world_size=world)
+                atexit.register(part_for_good)  # ranks that part cannot meet again in the next run
+            picked, reason = resolve_precision(where, precision)
+            if world > 1:  # each rank measures; rank 0 decides
+                choice = [picked]
+                dist.broadcast_object_list(choice, src=0)
+                picked = choice[0]
+        return replace(runtime, precision=picked, reason=reason)
 
     @property
     def main(self) -> bool:
@@ -174,11 +179,20 @@ class Runtime:
                                  f"message says why ({text[:200]}). Go on from the last checkpoint with --resume auto, "
                                  "as `torchrun --max-restarts 3` does by itself") from error
 
-    def share_buffers(self, module: nn.Module) -> None:
-        """Gives all ranks the buffers of rank 0, whose BatchNorm statistics are the ones that are saved."""
-        if self.world > 1:
-            for buffer in module.buffers():
-                dist.broadcast(buffer, src=0)
+    def share_statistics(self, module: nn.Module) -> None:
+        """Gives all ranks the running statistics of rank 0, which are the ones that are evaluated and saved.
+
+        A rank moves those of BatchNorms in train mode by its own rows. Methods read them, in a loss or for a teacher:
+        after a step they must be the same on all ranks, as they are in a run that is resumed there.
+        """
+        if self.world == 1:
+            return
+        norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.training]
+        found = [each for norm in norms for each in (norm.running_mean, norm.running_var) if each is not None]
+        if found:  # all of them at once; counts of batches are the same anyway
+            flat = torch.cat(found)
+            dist.broadcast(flat, src=0)
+            torch._foreach_copy_(found, list(torch.split(flat, [len(each) for each in found])))
 
     def peak_memory_bytes(self) -> int:
         """Peak device memory on a GPU; on a CPU the peak resident memory of this process."""
@@ -247,13 +261,17 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         where = torch.device(device)
+        if where.type == "cuda":  # before its first use: without a number, every rank would take memory on GPU 0
+            where = torch.device("cuda", where.index if where.index is not None else local_rank)
         torch.empty(1, device=where)
+        if where.type == "cuda":
+            torch.cuda.set_device(where)
     except Exception as error:  # torch raises RuntimeError, AssertionError or NotImplementedError by device
         reason = str(error).splitlines()[0]
-        raise UsageError(f"device {device!r} cannot be used here ({reason}); try --device cpu or auto") from None
-    if where.type == "cuda":
-        where = torch.device("cuda", where.index if where.index is not None else local_rank)
-        torch.cuda.set_device(where)
+        gpus = torch.cuda.device_count()
+        advice = (f"start at most {gpus} processes here (--nproc-per-node {gpus}), or try --device cpu"
+                  if 0 < gpus <= local_rank else "try --device cpu or auto")
+        raise UsageError(f"device {device!r} cannot be used here ({reason}); {advice}") from None
     return where
 
 

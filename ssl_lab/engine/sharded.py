@@ -46,13 +46,13 @@ def shard(method: M, device: torch.device) -> M:
     as the nets do that they follow; buffers stay whole on each rank. Build the optimizer afterwards. The method is
     returned, to be called as ever; its gradients are means over the ranks.
 
-    Weights keep torch's default memory format: those of `channels_last` cannot be cut into parts. UsageError if a net
-    is sharded already.
+    Weights get torch's default memory format, in which a net that was embedded before is not: those of `channels_last`
+    cannot be cut into parts. UsageError if a net is sharded already.
     """
     if is_sharded(method):
         raise UsageError("a net of this method belongs to an earlier sharded run; load that run's model.safetensors "
                          "into a new one: net(..., weights=FILE)")
-    method.to(device)
+    method.to(device, memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     # Caches of DTensor keep the mesh, and the mesh the process group; see `part_for_good`, which comes after this.
     atexit.register(getattr(mesh, "_pg_registry", {}).clear)

@@ -21,6 +21,7 @@ import copy
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
-from ssl_lab.engine.folder import RunFolder, check_same
+from ssl_lab.engine.folder import RunFolder, alone_in, check_same
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
 from ssl_lab.engine.runtime import Compile, Precision, Runtime
@@ -42,7 +43,11 @@ from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_w
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
+from ssl_lab.nets import Ema
 from ssl_lab.optim import SGD, Optimizer, Update, plain
+from ssl_lab.schedule import Schedule
+
+ROWS = 200  # of metrics in a run, at most
 
 
 @dataclass
@@ -93,12 +98,13 @@ class Trainer:
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: a run needs a positive length")
         if self.evaluations < 1 or (self.clip is not None and self.clip <= 0):
             raise UsageError(f"evaluations={self.evaluations}, clip={self.clip}: both must be positive")
-        if method.net.classes != pool.classes:
+        if method.classifies and method.net.classes != pool.classes:
             raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
                              f"build it with classes={pool.classes}")
         runtime = Runtime.start(self.device, self.precision, self.shard)
-        with runtime.explaining_failures():
+        with runtime.explaining_failures(), ExitStack() as until_the_end:
             saved = runtime.from_first(self._saved)
+            runtime.from_first(lambda: until_the_end.enter_context(alone_in(self.folder)))
             if saved and self.precision == "auto":
                 runtime = replace(runtime, precision=saved["precision"])
             return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
@@ -135,13 +141,13 @@ class _Run:
         self.manifest = pool.manifest()
         if saved:
             self._restore(saved)
-        self.log_every = -(-self.steps // 200)
+        self.log_every = -(-self.steps // ROWS)
         self.evaluate_every = self.log_every * max(1, self.steps // (self.log_every * trainer.evaluations))
 
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
-        own = {"method": self.method.name, "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled,
-               "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
+        own = {"method": self.method.name, **arguments(self.method), "seed": self.trainer.seed, "labeled": labeled,
+               "unlabeled": unlabeled, "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
                "clip": self.trainer.clip, "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
@@ -154,7 +160,7 @@ class _Run:
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
         self.meter.load([row for rows in mine for row in rows])
         self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
-        self.folder.rows, self.folder.sharded = saved["rows"], saved.get("sharded")
+        self.folder.rows = saved["rows"]
 
     def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
         """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace.
@@ -166,7 +172,8 @@ class _Run:
             return int(saved["config"]["micro_batches"] if parts == "auto" else parts), int(saved["steps"])
         if parts != "auto" and steps and self.compile != "auto":
             return parts, steps
-        before, at = copy.deepcopy(self.method.state_dict()), At(0, 1, trainer.seed, runtime.rank, runtime.world)
+        before = copy.deepcopy(self.method.state_dict())
+        at = At(799, 1000, trainer.seed, runtime.rank, runtime.world)  # late: some methods begin with cheaper steps
         if parts == "auto":
             rows = [stream.rows for stream in self.feed.streams.values()]
             parts = fastest_micro_batches(rows, runtime, lambda parts: self._step(at, parts))
@@ -218,6 +225,7 @@ class _Run:
         parts = self.feed(at).chunk(micro_batches)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, self.trainer.clip)
         loss = self.trainer.update(closure, self.optimizer, at)
+        self.runtime.share_statistics(self.method)  # before averages and teachers take them over
         self.method.after_step(at)
         return loss
 
@@ -226,7 +234,6 @@ class _Run:
         last = done == self.steps
         if done % self.log_every and not last:
             return {}
-        self.runtime.share_buffers(self.method)
         row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
             worth = self.feed.images_per_step * self.evaluate_every // 4  # a pass forward costs a third of a step's
@@ -261,3 +268,12 @@ class _Run:
         self.folder.finish(weights.whole_state(predictor), summary)
         self.runtime.wait()
         return Result(summary, self.method, self.folder.path)
+
+
+def arguments(method: Method) -> dict[str, Any]:
+    """The numbers, words and schedules that a method, and the averages and methods inside it, were made with."""
+    parts = [(name, part) for name, part in method.named_modules() if isinstance(part, Method | Ema)]
+    found = {".".join(filter(None, ("method", name, key))): value for name, part in parts
+             for key, value in vars(part).items()
+             if key != "training" and not key.startswith("_") and isinstance(value, int | float | str | Schedule)}
+    return {name: value if type(value) in (bool, int, float, str) else str(value) for name, value in found.items()}
