@@ -462,7 +462,7 @@ def test_darp_solves_every_so_many_steps():
 def test_darp_remembers_the_latest_prediction_of_each_image():
     method = _method(MAKE_DARP)
     q = torch.tensor([[0.2, 0.3, 0.5], [0.1, 0.1, 0.8], [0.6, 0.2, 0.2], [0.3, 0.3, 0.4]], dtype=torch.float64)
-    method._seen[0] = torch.tensor([4, 7, 4, 0]), q
+    method.notes.put(At(0, 10), torch.tensor([4, 7, 4, 0]), q)
     method.after_step(At(0, 10))
     assert torch.equal(method.predictions[[4, 7, 0]], q[[2, 1, 3]])
     assert (method.predictions.sum(dim=1) > 0).sum() == 3

@@ -238,7 +238,7 @@ def test_flexmatch_counts_the_latest_confident_label_of_each_image():
 
 def test_flexmatch_takes_the_later_confident_row_of_an_image_that_is_there_twice():
     method = _method(FLEX)
-    method._seen[0] = torch.tensor([4, 4, 4, 7, 7]), torch.tensor([0, 2, -1, 1, 0])
+    method.notes.put(At(0, 10), torch.tensor([4, 4, 4, 7, 7]), torch.tensor([0, 2, -1, 1, 0]))
     method.after_step(At(0, 10))
     assert method.selected[4] == 2
     assert method.selected[7] == 0

@@ -10,6 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ssl_lab.batch import At
+
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """The sum of the ranks' tensors; no gradient."""
@@ -37,3 +39,30 @@ def cat_over_ranks(tensor: Tensor) -> Tensor:
 def world() -> int:
     """The number of ranks, 1 without torch.distributed."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class Notes:
+    """What a step's micro-batches note in `forward` for `after_step`, where each rank reads those of all ranks.
+
+    Reading forgets them. A micro-batch that passes again replaces its own.
+    """
+
+    def __init__(self) -> None:
+        self._of_part: dict[int, tuple[Tensor, ...]] = {}
+
+    def put(self, at: At, *tensors: Tensor) -> None:
+        """Notes some tensors, the same number from each micro-batch; no gradient."""
+        self._of_part[at.rank] = tuple(tensor.detach() for tensor in tensors)
+
+    def rows(self) -> tuple[Tensor, ...]:
+        """Of each tensor [n, ...] the rows of all micro-batches of all ranks, one after the other."""
+        return tuple(cat_over_ranks(torch.cat(parts)) for parts in self._taken())
+
+    def mean(self) -> tuple[Tensor, ...]:
+        """Of each tensor the mean over all micro-batches of all ranks."""
+        return tuple(mean_over_ranks(torch.stack(parts).mean(dim=0)) for parts in self._taken())
+
+    def _taken(self) -> list[tuple[Tensor, ...]]:
+        tensors = [*zip(*self._of_part.values(), strict=True)]
+        self._of_part.clear()
+        return tensors

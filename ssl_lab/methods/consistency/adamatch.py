@@ -10,7 +10,7 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, Schedule
 from ssl_lab.views import Strong, Weak
@@ -50,7 +50,7 @@ class AdaMatch(Method):
         self.weight = weight
         self.register_buffer("labeled_prediction", torch.full((net.classes,), 1 / net.classes))
         self.register_buffer("unlabeled_predictions", torch.full((128, net.classes), 1 / net.classes))
-        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -67,7 +67,7 @@ class AdaMatch(Method):
         confidence, pseudo = aligned.max(dim=1)
         threshold = at.value(self.confidence) * p.amax(dim=1).mean()
         mask = confidence >= threshold
-        self._seen[at.rank] = torch.stack([p.mean(dim=0), q.mean(dim=0)])
+        self.notes.put(at, p.mean(dim=0), q.mean(dim=0))
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets.repeat(2)),
@@ -83,7 +83,6 @@ class AdaMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        p, q = mean_over_ranks(torch.stack([*self._seen.values()]).mean(dim=0)).to(self.labeled_prediction.dtype)
-        self._seen.clear()
+        p, q = (mean.to(self.labeled_prediction.dtype) for mean in self.notes.mean())
         self.labeled_prediction.lerp_(p, 1 - at.value(self.momentum))
         self.unlabeled_predictions[at.step % len(self.unlabeled_predictions)] = q

@@ -10,7 +10,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.smoothness import full_precision
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -59,7 +59,7 @@ class CoMatch(Method):
         self.register_buffer("memory", torch.zeros(memory, dim))
         self.register_buffer("memory_labels", torch.zeros(memory, net.classes))
         self.register_buffer("model", torch.full((32, net.classes), 1 / net.classes))
-        self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # of each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -75,7 +75,7 @@ class CoMatch(Method):
                     q = q.lerp(neighbors @ self.memory_labels, 1 - at.value(self.smooth))
                 graph = pseudo_label_graph(q, at.value(self.edge))
                 labels = F.one_hot(x.targets, self.net.classes).to(q.dtype)
-                self._seen[at.rank] = torch.cat([z_labeled, z_weak]), torch.cat([labels, aligned]), p
+                self.notes.put(at, torch.cat([z_labeled, z_weak]), torch.cat([labels, aligned]), p)
             contrast = losses.cross_entropy(z_strong @ z_other.T / temperature, graph)
         confidence, pseudo = q.max(dim=1)
         mask = confidence >= at.value(self.threshold)
@@ -100,8 +100,7 @@ class CoMatch(Method):
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        embeddings, labels, p = (cat_over_ranks(torch.cat(seen)) for seen in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        embeddings, labels, p = self.notes.rows()
         self.memory.copy_(torch.cat([embeddings, self.memory])[: len(self.memory)])
         self.memory_labels.copy_(torch.cat([labels, self.memory_labels])[: len(self.memory)])
         self.model.copy_(torch.cat([self.model[1:], p.mean(dim=0, keepdim=True)]))

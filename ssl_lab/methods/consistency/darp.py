@@ -11,7 +11,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.abc import checked_counts
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -61,7 +61,7 @@ class DARP(Method):
         self.register_buffer("cutoff", torch.zeros(net.classes))
         self.register_buffer("scale", torch.ones(net.classes))
         self.register_buffer("prices", torch.zeros(net.classes))
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -70,7 +70,7 @@ class DARP(Method):
         refined = refine(clean(q, self.cutoff, self.scale), self.prices)
         confidence, pseudo = refined.max(dim=1)
         mask = confidence >= at.value(self.threshold)
-        self._seen[at.rank] = u.indices, q
+        self.notes.put(at, u.indices, q)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -87,8 +87,7 @@ class DARP(Method):
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, q = (cat_over_ranks(torch.cat(part)) for part in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        indices, q = self.notes.rows()
         # An image may be in a batch twice: its later row wins, on every device and rank.
         rows = torch.arange(len(indices), device=indices.device)
         latest = rows.new_zeros(len(self.predictions)).scatter_reduce(0, indices, rows, "amax")

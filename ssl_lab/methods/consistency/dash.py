@@ -8,7 +8,7 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -43,7 +43,7 @@ class Dash(Method):
         self.least = least
         self.weight = weight
         self.register_buffer("first_loss", torch.tensor(0.0))  # rho_0: the mean so far while t = 0
-        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -58,7 +58,7 @@ class Dash(Method):
         soft = -(q * log_p).sum(dim=1)
         hard = -log_p.gather(1, pseudo[:, None])[:, 0]
         per_row = torch.where(falling > at.value(self.least), soft, hard)
-        self._seen[at.rank] = soft.detach().mean()
+        self.notes.put(at, soft.mean())
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -73,8 +73,7 @@ class Dash(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        loss = mean_over_ranks(torch.stack([*self._seen.values()]).mean())
-        self._seen.clear()
+        (loss,) = self.notes.mean()
         if self._warming_up(at):
             self.first_loss.lerp_(loss.to(self.first_loss.dtype), 1 / (at.step + 1))
 

@@ -9,7 +9,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency import thresholds
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -43,7 +43,7 @@ class FlexMatch(Method):
         self.threshold = threshold
         self.weight = weight
         self.register_buffer("selected", torch.full((images,), -1))  # the pseudo-label of each image, -1 = not yet
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -53,7 +53,7 @@ class FlexMatch(Method):
         counts = thresholds.class_counts(self.selected, self.net.classes)
         relative = thresholds.convex(thresholds.learning_status(counts, self.unlabeled))
         mask = confidence >= (threshold * relative)[pseudo]
-        self._seen[at.rank] = u.indices, torch.where(confidence >= threshold, pseudo, -1)
+        self.notes.put(at, u.indices, torch.where(confidence >= threshold, pseudo, -1))
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -69,8 +69,7 @@ class FlexMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, labels = (cat_over_ranks(torch.cat(part)) for part in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        indices, labels = self.notes.rows()
         # An image may be in a batch twice: the later confident row wins, on every device and rank.
         rows = torch.where(labels >= 0, torch.arange(len(labels), device=labels.device), -1)
         latest = torch.full_like(self.selected, -1).scatter_reduce(0, indices, rows, "amax")

@@ -9,7 +9,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency import thresholds
-from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -49,7 +49,7 @@ class FreeMatch(Method):
         self.register_buffer("threshold", torch.tensor(1 / net.classes))
         self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
         self.register_buffer("histogram", torch.full((net.classes,), 1 / net.classes))
-        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -60,7 +60,7 @@ class FreeMatch(Method):
         mask = confidence >= limits[pseudo]
         fairness = thresholds.fairness(strong, mask, self.prediction, self.histogram)
         histogram = thresholds.class_counts(pseudo, self.net.classes) / len(u)
-        self._seen[at.rank] = torch.cat([confidence.mean()[None], q.mean(dim=0), histogram])
+        self.notes.put(at, confidence.mean(), q.mean(dim=0), histogram)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -77,8 +77,6 @@ class FreeMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        seen = mean_over_ranks(torch.stack([*self._seen.values()]).mean(dim=0))
-        self._seen.clear()
-        new = seen[0], seen[1:1 + self.net.classes], seen[1 + self.net.classes:]
-        for average, value in zip((self.threshold, self.prediction, self.histogram), new, strict=True):
+        averages = self.threshold, self.prediction, self.histogram
+        for average, value in zip(averages, self.notes.mean(), strict=True):
             average.lerp_(value.to(average.dtype), 1 - at.value(self.momentum))

@@ -10,7 +10,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.mixing import mixing, mixup, rotation_head, sharpen, some_rotation
-from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import Strong, Weak
@@ -57,7 +57,7 @@ class ReMixMatch(Method):
         self.rotation_head = rotation_head(net.features_dim)
         self.register_buffer("model", torch.full((128, net.classes), 1 / net.classes))
         self.register_buffer("data", torch.full((net.classes,), 1 / net.classes))
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # mean label, prediction of each micro-batch of this step
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -90,14 +90,12 @@ class ReMixMatch(Method):
         """q: float [U, C]."""
         with frozen_statistics(self.net):
             p = losses.probabilities(self.net(u["weak"]).logits)
-        self._seen[at.rank] = y.mean(dim=0), p.mean(dim=0)
+        self.notes.put(at, y.mean(dim=0), p.mean(dim=0))
         return sharpen(losses.align(p, self.data, self.model.mean(dim=0)), at.value(self.temperature))
 
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        labels, predictions = (mean_over_ranks(torch.stack(seen).mean(dim=0))
-                               for seen in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        labels, predictions = self.notes.mean()
         self.data.lerp_(labels, 1 - 0.999)
         self.model.copy_(torch.cat([self.model[1:], predictions[None]]))

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -56,7 +56,7 @@ class SimMatch(Method):
         self.register_buffer("bank", F.normalize(torch.randn(bank, dim, generator=generator("simmatch/bank")), dim=1))
         self.register_buffer("bank_labels", torch.zeros(bank, dtype=torch.int64))
         self.register_buffer("model", torch.full((256, net.classes), 1 / net.classes))
-        self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # of each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -72,7 +72,7 @@ class SimMatch(Method):
         mask = confidence >= at.value(self.threshold)
         instance = -(neighbors * self._similarities(strong.features, at)).sum(dim=1).mean()
         with torch.no_grad():
-            self._seen[at.rank] = (self._embed(labeled.features), x.targets, p)
+            self.notes.put(at, self._embed(labeled.features), x.targets, p)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled.logits, x.targets),
@@ -98,8 +98,7 @@ class SimMatch(Method):
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        embeddings, labels, p = (cat_over_ranks(torch.cat(seen)) for seen in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        embeddings, labels, p = self.notes.rows()
         self.bank.copy_(torch.cat([embeddings, self.bank])[: len(self.bank)])
         self.bank_labels.copy_(torch.cat([labels, self.bank_labels])[: len(self.bank)])
         self.model.copy_(torch.cat([self.model[1:], p.mean(dim=0, keepdim=True)]))

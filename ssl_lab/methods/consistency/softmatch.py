@@ -9,7 +9,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency import thresholds
-from ssl_lab.methods.ranks import sum_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
@@ -49,7 +49,7 @@ class SoftMatch(Method):
         self.register_buffer("mean", torch.tensor(1 / net.classes))
         self.register_buffer("variance", torch.tensor(1.0))
         self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
-        self._seen: dict[int, Tensor] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -60,8 +60,8 @@ class SoftMatch(Method):
         aligned = losses.align(q, uniform, self.prediction).amax(dim=1)
         weights = thresholds.truncated_gaussian(aligned, self.mean, self.variance, at.value(self.n_sigma))
         offset = confidence - self.mean  # sums of small numbers: what is left of a variance near 0 is right
-        self._seen[at.rank] = torch.cat([torch.stack([torch.ones_like(offset), offset, offset.square()]).sum(dim=1),
-                                        q.sum(dim=0)])
+        powers = torch.stack([torch.ones_like(offset), offset, offset.square()], dim=1)
+        self.notes.put(at, powers.sum(dim=0, keepdim=True), q.sum(dim=0, keepdim=True))
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -76,11 +76,10 @@ class SoftMatch(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        rows, offset, square, *_ = seen = sum_over_ranks(torch.stack([*self._seen.values()]).sum(dim=0))
-        self._seen.clear()
+        (rows, offset, square), q = (sums.sum(dim=0) for sums in self.notes.rows())
         offset = offset / rows
         variance = (square / rows - offset.square()).clamp(min=0) * rows / (rows - 1).clamp(min=1)
         step = 1 - at.value(self.momentum)
         self.mean.add_(step * offset)
         self.variance.lerp_(variance.to(self.variance.dtype), step)
-        self.prediction.lerp_((seen[3:] / rows).to(self.prediction.dtype), step if at.step else 1.0)
+        self.prediction.lerp_((q / rows).to(self.prediction.dtype), step if at.step else 1.0)

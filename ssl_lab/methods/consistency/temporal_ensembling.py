@@ -9,7 +9,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, ramp_up
 from ssl_lab.views import Weak
@@ -45,7 +45,7 @@ class TemporalEnsembling(Method):
             raise UsageError(f"TemporalEnsembling(images={images}): give the number of images of the pool, len(pool)")
         self.weight, self.decay = weight, decay
         self.register_buffer("ensemble", torch.zeros(images, net.classes))  # Z of the paper
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # of this step, by micro-batch: indices, predictions
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
@@ -56,7 +56,7 @@ class TemporalEnsembling(Method):
         visited = total > 0
         target = average / total.where(visited, 1)
         distance = ((prediction - target).square() * visited).mean()
-        self._seen[at.rank] = u.indices, prediction.detach()
+        self.notes.put(at, u.indices, prediction)
         return Loss(
             {
                 "labeled": losses.cross_entropy(labeled, x.targets),
@@ -71,8 +71,7 @@ class TemporalEnsembling(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, predictions = (cat_over_ranks(torch.cat(parts)) for parts in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        indices, predictions = self.notes.rows()
         copies = (indices[:, None] == indices).sum(dim=1, keepdim=True)
         change = (predictions - self.ensemble[indices]) * (1 - at.value(self.decay)) / copies
         self.ensemble.index_add_(0, indices, change.to(self.ensemble.dtype))

@@ -14,7 +14,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.base import Distillation
 from ssl_lab.methods.distillation.hooks import Seen, adapters
 from ssl_lab.methods.distillation.teacher import Teacher
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import ViewFactory, Weak
@@ -62,7 +62,7 @@ class CRD(Distillation):
         memory = torch.randn(2, images, dim, generator=generator("crd"))
         self.register_buffer("memory", F.normalize(memory, dim=2))  # M_s, M_t
         self.register_buffer("log_mean", torch.full((2,), torch.nan))  # log(Z / images) of nce(s, M_t), nce(t, M_s)
-        self._seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}  # of this step, by micro-batch
+        self.notes = Notes()
 
     def distance(self, student: Seen, teacher: Seen, rows: Rows, at: At) -> Tensor:
         s, t = (F.normalize(embed(seen.features), dim=1)
@@ -73,19 +73,16 @@ class CRD(Distillation):
         both = [nce(anchors, memory, rows.indices, chosen, temperature, log_mean) for anchors, memory, log_mean in
                 zip((s, t), self.memory.flip(0).unbind(), self.log_mean.unbind(), strict=True)]
         log_mean = torch.stack([each.log_mean for each in both])
-        self._seen[at.rank] = rows.indices, torch.stack([s, t], dim=1).detach(), log_mean
+        self.notes.put(at, rows.indices, torch.stack([s, t], dim=1), log_mean[None])
         return both[0].loss + both[1].loss
 
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, embeddings, log_mean = zip(*self._seen.values(), strict=True)
-        self._seen.clear()
-        parts = cat_over_ranks(torch.stack(log_mean))
+        indices, embeddings, parts = self.notes.rows()
         self.log_mean.copy_(torch.where(self.log_mean.isnan(), parts.logsumexp(dim=0) - math.log(len(parts)),
                                         self.log_mean))
-        remember(self.memory, cat_over_ranks(torch.cat(indices)), cat_over_ranks(torch.cat(embeddings)),
-                 at.value(self.momentum))
+        remember(self.memory, indices, embeddings, at.value(self.momentum))
 
 
 class Nce(NamedTuple):

@@ -10,7 +10,7 @@ from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.distillation.base import all_rows
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import ViewFactory, Weak
@@ -48,7 +48,7 @@ class SoTeacher(Method):
         self.views = Views(labeled={"view": view}, unlabeled={"view": view})
         self.register_buffer("predictions", torch.zeros(images, net.classes))  # m
         self.register_buffer("visits", torch.zeros(images))
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}  # of this step, by micro-batch: indices, predictions
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, rows = batch.labeled, all_rows(batch)
@@ -56,7 +56,7 @@ class SoTeacher(Method):
         p = losses.probabilities(logits)
         distance = (p - self.predictions[rows.indices]).square().sum(dim=1)
         distance = (distance * (self.visits[rows.indices] > 0)).mean()
-        self._seen[at.rank] = rows.indices, p.detach()
+        self.notes.put(at, rows.indices, p)
         return Loss(
             {
                 "labeled": losses.cross_entropy(logits[: len(x)], x.targets),
@@ -68,8 +68,7 @@ class SoTeacher(Method):
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        indices, p = (cat_over_ranks(torch.cat(parts)) for parts in zip(*self._seen.values(), strict=True))
-        self._seen.clear()
+        indices, p = self.notes.rows()
         copies = (indices[:, None] == indices).sum(dim=1)
         seen = self.visits[indices] + copies
         change = (p.to(self.predictions.dtype) - self.predictions[indices]) / seen[:, None]

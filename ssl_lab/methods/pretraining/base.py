@@ -56,12 +56,8 @@ class Target(torch.nn.Module):
         torch._foreach_lerp_([*self.parameters()], [source.detach() for source in sources], 1 - tau)
 
 
-@torch.no_grad()
-def push(queue: Tensor, seen: dict[int, Tensor], step: int) -> None:
-    """Writes what this step's micro-batches have seen on all ranks, [n, D] together, over the oldest rows of the queue,
-    [Q, D], and forgets it. All steps have the same n."""
-    rows = cat_over_ranks(torch.cat([*seen.values()]))
-    seen.clear()
+def push(queue: Tensor, rows: Tensor, step: int) -> None:
+    """Writes the rows [n, D] of a step over the oldest ones of the queue [Q, D]. All steps have the same n."""
     places = step * len(rows) + torch.arange(min(len(rows), len(queue)), device=rows.device)
     queue.index_copy_(0, places % len(queue), rows[: len(queue)])
 

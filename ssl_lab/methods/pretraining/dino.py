@@ -14,7 +14,7 @@ from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, Target
 from ssl_lab.methods.pretraining.heads import Head
-from ssl_lab.methods.ranks import mean_over_ranks
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, cosine, linear
 from ssl_lab.views import BYOL1, BYOL2
@@ -60,7 +60,7 @@ class DINO(Pretraining):
         self.projector = dino_head(net.features_dim, hidden, dim, outputs, norm, seed)
         self.target = Target(net, self.projector)
         self.register_buffer("center", torch.zeros(outputs))
-        self._seen: dict[int, Tensor] = {}  # the teacher's mean output in each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         views = torch.cat([batch.unlabeled["first"], batch.unlabeled["second"]])
@@ -70,15 +70,14 @@ class DINO(Pretraining):
             first, second = losses.probabilities(teacher - self.center, at.value(self.teacher_temperature)).chunk(2)
             prediction = losses.cross_entropy(student / at.value(self.temperature), torch.cat([second, first]))
             entropy = torch.special.entr(first).sum(dim=1).mean()
-        self._seen[at.rank] = teacher.mean(dim=0)
+        self.notes.put(at, teacher.mean(dim=0))
         return Loss({"prediction": prediction}, logs={"teacher_entropy": entropy})
 
     @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
         self.target.follow(self.net, self.projector, at.value(self.momentum))
-        mean = mean_over_ranks(torch.stack([*self._seen.values()]).mean(dim=0))
-        self._seen.clear()
+        (mean,) = self.notes.mean()
         self.center.lerp_(mean, 1 - at.value(self.center_momentum))
 
 

@@ -12,7 +12,7 @@ from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, Target, global_places, push
 from ssl_lab.methods.pretraining.heads import mlp
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes, cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, cosine
 from ssl_lab.views import BYOL1, BYOL2, MOCO
@@ -47,7 +47,7 @@ class MoCoV2(Pretraining):
         self.projector = mlp((net.features_dim, hidden or net.features_dim, dim), norm=False, seed=seed)
         self.target = Target(net, self.projector)
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator(seed, "queue")), dim=1))
-        self._seen: dict[int, Tensor] = {}  # the keys of each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         u = batch.unlabeled
@@ -58,14 +58,16 @@ class MoCoV2(Pretraining):
             scores = torch.cat([positive, queries @ self.queue.T], dim=1) / at.value(self.temperature)
             first = torch.zeros(len(scores), dtype=torch.int64, device=scores.device)
             contrast = losses.cross_entropy(scores, first)
-        self._seen[at.rank] = keys
+        self.notes.put(at, keys)
         return Loss({"contrast": contrast}, logs={
             "contrast_accuracy": losses.accuracy(scores.detach().argmax(dim=1), first)})
 
+    @torch.no_grad()
     def after_step(self, at: At) -> None:
         super().after_step(at)
         self.target.follow(self.net, self.projector, at.value(self.momentum))
-        push(self.queue, self._seen, at.step)
+        (keys,) = self.notes.rows()
+        push(self.queue, keys, at.step)
 
 
 class MoCoV3(Pretraining):

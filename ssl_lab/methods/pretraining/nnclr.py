@@ -12,6 +12,7 @@ from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places, push
 from ssl_lab.methods.pretraining.heads import mlp
+from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import SimCLRView
@@ -43,7 +44,7 @@ class NNCLR(Pretraining):
         self.projector = mlp(sizes, last_norm=True, seed=seed, name="projector")
         self.prediction = mlp((dim, predictor_hidden, dim), seed=seed, name="prediction")
         self.register_buffer("queue", F.normalize(torch.randn(queue, dim, generator=generator(seed, "queue")), dim=1))
-        self._seen: dict[int, Tensor] = {}  # z_1 of each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         u = batch.unlabeled
@@ -56,12 +57,13 @@ class NNCLR(Pretraining):
             contrast = (contrastive(neighbors_1, predicted_2, temperature)
                         + contrastive(neighbors_2, predicted_1, temperature)) / 2
             cosine = (z_1 * neighbors_1).sum(dim=1).mean()
-        self._seen[at.rank] = z_1
+        self.notes.put(at, z_1)
         return Loss({"contrast": contrast}, logs={"neighbor_cosine": cosine})
 
     def after_step(self, at: At) -> None:
         super().after_step(at)
-        push(self.queue, self._seen, at.step)
+        (rows,) = self.notes.rows()
+        push(self.queue, rows, at.step)
 
 
 def nearest(queries: Tensor, bank: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, global_places
 from ssl_lab.methods.pretraining.dino import hold
 from ssl_lab.methods.pretraining.heads import mlp
-from ssl_lab.methods.ranks import cat_over_ranks
+from ssl_lab.methods.ranks import Notes, cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import SimCLRView
@@ -62,7 +62,7 @@ class SwAV(Pretraining):
         drawn = torch.randn(prototypes, dim, generator=generator(seed, "prototypes"))
         self.prototypes = nn.Parameter(F.normalize(drawn, dim=1))
         self.register_buffer("queue", torch.zeros(queue, 2, dim))  # row by row, of both views
-        self._seen: dict[int, Tensor] = {}  # z of each micro-batch, for `after_step`
+        self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
         u = batch.unlabeled
@@ -74,7 +74,7 @@ class SwAV(Pretraining):
             views = torch.stack(z.detach().chunk(2), dim=1)
             first, second = self._assigned(views, self.queue if filled else self.queue[:0])
             prediction = losses.cross_entropy(scores / at.value(self.temperature), torch.cat([second, first]))
-        self._seen[at.rank] = views
+        self.notes.put(at, views)
         return Loss({"prediction": prediction}, logs={
             "assignment_agreement": losses.accuracy(first.argmax(dim=1), second.argmax(dim=1))})
 
@@ -89,8 +89,7 @@ class SwAV(Pretraining):
     def after_step(self, at: At) -> None:
         super().after_step(at)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
-        views = cat_over_ranks(torch.cat([*self._seen.values()]))
-        self._seen.clear()
+        (views,) = self.notes.rows()
         self.queue.copy_(torch.cat([views, self.queue])[: len(self.queue)])
 
 
