@@ -494,10 +494,11 @@ def test_adamatch_against_its_equations():
 
 def test_adamatchs_threshold_is_of_a_ranks_own_labeled_rows(monkeypatch):
     """As that of a micro-batch is, so that two ranks take the steps of two micro-batches."""
-    monkeypatch.setattr("ssl_lab.methods.consistency.adamatch.mean_over_ranks", lambda mine: mine + 1)
-    threshold = _method(AdaMatch, confidence=0.9)(BATCH, At(0, 1)).logs["threshold"]
-    monkeypatch.undo()
-    assert threshold == _method(AdaMatch, confidence=0.9)(BATCH, At(0, 1)).logs["threshold"]
+    monkeypatch.setattr("ssl_lab.methods.ranks.sum_over_ranks", lambda mine: pytest.fail("ranks talk before the step"))
+    method = _method(AdaMatch)
+    method(BATCH, At(0, 1))
+    with pytest.raises(pytest.fail.Exception):
+        method.after_step(At(0, 1))
 
 
 def test_adamatch_moves_its_mean_predictions():

@@ -33,10 +33,9 @@ class Views:
 class Method(nn.Module):
     """Base of every method: owns the net that learns and its moving average, which is evaluated.
 
-    A subclass writes `forward`; it keeps heads, teachers, queues and thresholds as modules and buffers, so
-    that `state_dict` holds them, and moves them in `after_step`, for which micro-batches leave `ranks.Notes`. `views` is
-    declared on the class, or set on the instance where it depends
-    on arguments.
+    A subclass writes `forward`; it keeps heads, teachers, queues and thresholds as modules and buffers, so that
+    `state_dict` holds them, and moves them in `after_step`, for which micro-batches leave `ranks.Notes`. `views` is
+    declared on the class, or set on the instance where it depends on arguments.
 
     net: the net that learns. ema: decay of the averaged weights (0 evaluates the plain net).
     """
