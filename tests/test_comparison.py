@@ -111,7 +111,9 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
         comparison.best(jobs[:1], "valid_accuracy")
 
 
-def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path):
+def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path, request):
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background, shells have it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     script = tmp_path / "recipe.py"
     script.write_text("import pathlib, signal, sys, time\n"
                       "out = pathlib.Path(sys.argv[2]).parent\n"
