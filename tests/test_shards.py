@@ -243,7 +243,7 @@ def test_a_second_start_reads_no_shard_and_a_changed_shard_is_read_again(tmp_pat
     root = animals(tmp_path / "animals")
     first = load(root, tmp_path / "data")
     with monkeypatch.context() as patch:
-        patch.setattr("ssl_lab.data.shards.scan_shard", lambda *_, **__: pytest.fail("read again"))
+        patch.setattr("ssl_lab.data.shard_index.scan_shard", lambda *_, **__: pytest.fail("read again"))
         second = load(root, tmp_path / "data")
     assert second.split(4).manifest() == first.split(4).manifest()
     assert second.style == first.style
