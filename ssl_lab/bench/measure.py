@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ssl_lab.engine import Runtime
-from ssl_lab.engine.runtime import return_freed_memory
+from ssl_lab.engine.machine import return_freed_memory
 from ssl_lab.errors import UsageError
 
 T = TypeVar("T")

@@ -22,8 +22,8 @@ from ssl_lab.bench.measure import Clock, Spread, flops, in_turn, peak_memory, se
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.machine import matmul_tflops
 from ssl_lab.engine.meter import Meter
-from ssl_lab.engine.runtime import matmul_tflops
 from ssl_lab.engine.timing import fastest_micro_batches
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
-from ssl_lab.engine.runtime import keep_freed_memory, resolve_device
+from ssl_lab.engine.machine import keep_freed_memory, resolve_device
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
 from ssl_lab.views import VIEWS, View

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from ssl_lab.engine import checkpoint
 from ssl_lab.errors import NonFiniteLossError, UsageError
-from ssl_lab.files import cannot_write, write_atomically, write_text
+from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
 
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  # what a resumed run may set anew
 
@@ -32,7 +32,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     path = folder / ".lock"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
     except OSError as error:
         raise cannot_write(path, error) from error

@@ -35,9 +35,10 @@ from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import RunFolder, alone_in, check_same
+from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
-from ssl_lab.engine.runtime import Compile, Precision, Runtime
+from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
