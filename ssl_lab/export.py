@@ -90,10 +90,7 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
         style = load(settings["data"], settings.get("data_dir")).style
-    summary = run / "summary.json"
-    method = json.loads(summary.read_text()).get("method") if summary.is_file() else None
-    classifies = method not in methods.METHODS or methods.METHODS[method].classifies
-    return start_net(str(run), classes, style), style, classifies
+    return start_net(str(run), classes, style), style, methods.learned_classes(run)
 
 
 Written = tuple[bytes, Tensor, str]

@@ -38,7 +38,8 @@ def arrays_of(net: Net, pool: Pool, rows: IntArray, needs: Collection[str], runt
         if "mc_probs" in needs and (size := len(rows) * samples * net.classes) > LIMIT:
             raise UsageError(f"mc_probs of {len(rows)} rows, {samples} samples and {net.classes} classes are {size} "
                              f"numbers; expected at most {LIMIT}. Take a query of probs, or ignore some of the images")
-        features, found["probs"] = _forward(net, pool, rows, runtime, batch, {"embeddings", "mc_probs"} & set(needs))
+        features, found["probs"] = _forward(net, pool, rows, runtime, batch,
+                                            keep=bool({"embeddings", "mc_probs"} & set(needs)))
         found["embeddings"] = features.numpy()
         if "mc_probs" in needs:
             found["mc_probs"] = _dropped(net, features, seed, samples, dropout)
@@ -47,8 +48,8 @@ def arrays_of(net: Net, pool: Pool, rows: IntArray, needs: Collection[str], runt
 
 
 def _forward(net: Net, pool: Pool, rows: IntArray, runtime: Runtime, batch: int,
-             keep: Collection[str]) -> tuple[torch.Tensor, FloatArray]:
-    """Features float32 [n, D], or [0, D] if nothing is to be kept of them, and probabilities float32 [n, C]."""
+             keep: bool) -> tuple[torch.Tensor, FloatArray]:
+    """Features float32 [n, D], or [0, D] if they are not to be kept, and probabilities float32 [n, C]."""
     features = torch.empty(len(rows) if keep else 0, net.features_dim)
     probs = np.empty((len(rows), net.classes), dtype=np.float32)
     for part, pixels in _evaluating(net, pool, rows, runtime, batch):

@@ -14,9 +14,7 @@ in the middle of a round too: ids that were asked for and not answered are asked
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 import math
 import os
@@ -32,14 +30,14 @@ from numpy.typing import ArrayLike
 from ssl_lab.active.answers import Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
 from ssl_lab.active.memory import measured
-from ssl_lab.active.oracle import Answer, Asked, Oracle
+from ssl_lab.active.oracle import Answer, Asked, Oracle, write_questions
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, ScoreQuery
 from ssl_lab.active.record import Round, read_round
 from ssl_lab.batch import seed_of
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime, accuracy
 from ssl_lab.engine.folder import check_same
-from ssl_lab.engine.runtime import Precision
+from ssl_lab.engine.machine import Precision
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 from ssl_lab.nets import Net
@@ -265,15 +263,8 @@ class ActiveLoop:
     def write_asked(self) -> Path:
         """Writes asked.csv, the pending ids and paths with a column `label`, empty but for what stands there already:
         `FromFile` reads it filled in."""
-        path, asked, rows = self.folder / "asked.csv", self._asked(self.pending), io.StringIO()
-        before = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()) if path.exists() else ()
-        filled = {row.get("id"): row.get("label") or "" for row in before}
-        writer = csv.writer(rows, lineterminator="\n")
-        writer.writerow(("id", "path", "label"))
-        writer.writerows((i, image, filled.get(str(i), "")) for i, image in zip(asked.ids.tolist(), asked.paths,
-                                                                               strict=True))
-        write_text(path, rows.getvalue())
-        return path
+        write_questions(self.folder / "asked.csv", self._asked(self.pending))
+        return self.folder / "asked.csv"
 
     def _asked(self, pending: IntArray) -> Asked:
         """What the record of the open round knows of these ids."""

@@ -8,6 +8,7 @@ answered: later corrections are told (`ActiveLoop.tell`).
 from __future__ import annotations
 
 import csv
+import io
 import json
 import shlex
 import subprocess
@@ -22,6 +23,7 @@ import numpy as np
 from ssl_lab.active.query import IntArray, rng
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
+from ssl_lab.files import write_text
 
 Answer = int | str | None
 """A class number or class name; -2 or "ignore": leave the image out; None or "abstain": the image stays unlabeled and
@@ -108,6 +110,19 @@ class FromFile:
                 isinstance(row, dict) and "label" in row and ("id" in row or "path" in row) for row in content):
             raise UsageError(f"{self.path}: expected rows of id (or path) and label")
         return [(row["id"] if "id" in row else row["path"], row["label"]) for row in content]
+
+
+def write_questions(path: Path, asked: Asked) -> None:
+    """Writes a CSV file of the ids and paths for `FromFile`; its column `label` keeps what stands there already, and is
+    else empty. UsageError if it cannot be written."""
+    before = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()) if path.exists() else ()
+    filled = {row.get("id"): row.get("label") or "" for row in before}
+    rows = io.StringIO()
+    writer = csv.writer(rows, lineterminator="\n")
+    writer.writerow(("id", "path", "label"))
+    for i, image in zip(asked.ids.tolist(), asked.paths, strict=True):
+        writer.writerow((i, image, filled.get(str(i), "")))
+    write_text(path, rows.getvalue())
 
 
 class Command:

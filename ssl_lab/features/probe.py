@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 
 from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
@@ -107,7 +108,8 @@ def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[In
     for held in held_out:
         rest = np.setdiff1d(np.arange(len(known)), held)
         if len(known) > ENOUGH:
-            held, rest = _at_most(ENOUGH // FOLDS, held, known), _at_most(ENOUGH - ENOUGH // FOLDS, rest, known)
+            held, rest = (stratified(part, known, min(most, len(part)), "enough")
+                          for part, most in ((held, ENOUGH // FOLDS), (rest, ENOUGH - ENOUGH // FOLDS)))
         weights = None
         for place in reversed(range(len(L2_GRID))):  # the strong ones are quick, and start the next
             weights = fit(rows[rest], known[rest], classes, L2_GRID[place], weights, CHOOSING)
@@ -169,13 +171,6 @@ def _folds(known: IntArray) -> list[IntArray]:
     order = np.random.default_rng(seed_of("folds")).permutation(len(known))
     order = order[np.argsort(known[order], kind="stable")]  # by class, in a random order within each
     return [np.sort(order[part::folds]) for part in range(folds if len(known) < MANY else 1)]
-
-
-def _at_most(most: int, places: IntArray, known: IntArray) -> IntArray:
-    """So many of the places at most, drawn once and for all; a row of each class comes before the others. Sorted."""
-    order = np.random.default_rng(seed_of("enough")).permutation(places)
-    firsts = np.unique(known[order], return_index=True)[1]
-    return np.sort(np.concatenate([order[firsts], np.delete(order, firsts)])[:most])
 
 
 def _places(labels: IntArray, valid: IntArray) -> IntArray:

@@ -1,5 +1,8 @@
 """Methods, one file per paper. A new one is a file and its lines here."""
 
+import json
+from pathlib import Path
+
 from ssl_lab.errors import unknown
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.abc import ABC
@@ -80,6 +83,13 @@ def get(name: str) -> type[Method]:
     if name not in METHODS:
         raise unknown("method", name, METHODS, "See `ssl-lab list methods`.")
     return METHODS[name]
+
+
+def learned_classes(run: Path) -> bool:
+    """Whether the method of the run in this folder trains a classifier; True if its summary.json does not say."""
+    summary = run / "summary.json"
+    name = json.loads(summary.read_text()).get("method") if summary.is_file() else None
+    return name not in METHODS or METHODS[name].classifies
 
 
 __all__ = [

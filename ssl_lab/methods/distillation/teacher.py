@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -144,11 +143,8 @@ def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
     head = state.get("head.weight")
     if head is not None and len(head) != classes:
         raise UsageError(f"the teacher {source} tells {len(head)} classes apart, the data have {classes}")
-    summary = source.with_name("summary.json")
-    method = json.loads(summary.read_text()).get("method") if summary.is_file() else None
-    classifies = is_net(state) and (method not in methods.METHODS or methods.METHODS[method].classifies)
     return Teacher(net(name, classes, _resized(style, image_size), weights=source),
-                   image_size=image_size, classifies=classifies)
+                   image_size=image_size, classifies=is_net(state) and methods.learned_classes(source.parent))
 
 
 def _resized(style: Style, image_size: int | None) -> Style:
