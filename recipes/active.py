@@ -60,7 +60,7 @@ def main(settings: Settings) -> None:
     split = settings.split()
     if settings.oracle == "truth" and settings.split_file is None:
         split |= {"labeled": []} if settings.initial_query else {"labels": settings.initial}
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
+    pool = sl.load(settings.data, **settings.reading()).split(**split)
     oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed)
     names = ("trainer", *(field.name for field in dataclasses.fields(TrainSettings)))
     config = {name: value for name, value in settings.plain().items() if name in names}

@@ -58,7 +58,7 @@ def main(settings: Settings) -> None:
     if settings.processes > 1 and settings.minutes is not None:
         raise sl.UsageError(f"--minutes {settings.minutes} with --processes {settings.processes}: runs beside each "
                             "other would each get less of the machine; give --steps")
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size)
+    pool = sl.load(settings.data, **settings.reading())
     if not (pool.truth[pool.test] >= 0).any():
         raise sl.UsageError(f"{settings.data} has no test image with a label, and methods are compared by them; an "
                             ".npz file gives them as test_images and test_labels")

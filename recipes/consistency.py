@@ -44,7 +44,7 @@ def main(settings: Settings) -> None:
     kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
     preset = presets.preset(settings.method, settings.data, kind)
     settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **preset.arguments, **settings.arguments})

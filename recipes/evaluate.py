@@ -78,7 +78,7 @@ class Evaluated:
 
 
 def main(settings: Settings) -> None:
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     queries = images_to_ask_about(pool)
     runtime = sl.Runtime.start(settings.device, settings.precision)
     nets = {name: beginning(name, settings, pool) for name in (settings.start, settings.against) if name is not None}

@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
     from ssl_lab.features import LEARNERS, FeatureStore, ensemble, label_propagation
     from ssl_lab.nets.start import start_net
 
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size)
+    pool = sl.load(settings.data, **settings.reading())
     nets = [sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                    pretrained=settings.pretrained, weights=settings.weights)]
     nets += [start_net(start, pool.classes, pool.style, settings.net,

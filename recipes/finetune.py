@@ -101,7 +101,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     settings = filled(settings)
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     if settings.trials:
         settings, pool = tuned(settings, pool)
     watched = [] if settings.method == "supervised" else [sl.PseudoLabels()]

@@ -41,7 +41,7 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)

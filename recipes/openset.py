@@ -37,7 +37,7 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     if settings.other is not None:
         pool = open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
     new_net = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)

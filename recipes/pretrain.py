@@ -79,7 +79,7 @@ def main(settings: Settings) -> None:
     if settings.method not in TABLE:
         raise unknown("pretraining method", settings.method, TABLE)
     small, large, decay, arguments = TABLE[settings.method]
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=max(pool.classes, 1), style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool, {**arguments, **settings.arguments, "seed": settings.seed})

@@ -27,7 +27,7 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     view = {"weak": sl.Weak, "strong": sl.Strong}[settings.view]

@@ -47,7 +47,7 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
     split = settings.split() | {"labels": None, "labeled": []}
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**split)
+    pool = sl.load(settings.data, **settings.reading()).split(**split)
     new = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 
     def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, **arguments: object) -> sl.Result:

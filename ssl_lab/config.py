@@ -76,6 +76,10 @@ class Settings:
     tensorboard: bool = False
     """Also write TensorBoard files (pip install "ssl_lab[track]")."""
 
+    def reading(self) -> dict[str, Any]:
+        """The arguments of `load` beside the data."""
+        return {name: getattr(self, name) for name in ("data_dir", "image_size")}
+
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""
         return {"labels": self.labels, "labeled": self.split_file, "valid": self.valid, "seed": self.seed,

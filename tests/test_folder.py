@@ -16,7 +16,8 @@ from PIL import Image
 
 from ssl_lab.data import load
 from ssl_lab.data.cache import decode_files, open_or_make
-from ssl_lab.data.decode import MAX_PIXELS, decoding, probe, read_image, upright
+from ssl_lab.data.decode import decoding, probe, read_image, upright
+from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 
 RED = (200, 30, 20)
@@ -143,7 +144,7 @@ def test_mutated_files_are_decoded_or_refused(tmp_path):
             content[rng.randrange(len(content))] = rng.randrange(256)
         files.append(f"{number}.png")
         (tmp_path / files[-1]).write_bytes(content[:rng.randint(1, 2 * len(content))])
-    decoded = decode_files(tmp_path, files, tmp_path / "cache", 16, MAX_PIXELS)
+    decoded = decode_files(tmp_path, files, tmp_path / "cache", Reading(16))
     assert len(decoded.rows) + len(decoded.skipped) == 300
     assert len(decoded.rows) > 50
     assert len(decoded.skipped) > 20

@@ -171,7 +171,7 @@ def run_cell(settings: Benchmark, cell: Cell) -> None:
     if (out / "settings.json").exists():
         check_same(json.loads((out / "settings.json").read_text()), spec, out)
     write_text(out / "settings.json", json.dumps(spec, indent=1) + "\n")
-    pool = duplicated(load(settings.data, settings.data_dir, settings.image_size), settings.duplicates, cell.seed)
+    pool = duplicated(load(settings.data, **settings.reading()), settings.duplicates, cell.seed)
     split = settings.split() | {"seed": cell.seed + 1000 * cell.initial_set, "labels": settings.initial}
     if not settings.initial:
         split |= {"labels": None, "labeled": []}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.decode import Probe, decoding, is_passing, probe, read_image, reason
 from ssl_lab.data.files import alone, new_folder
+from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -41,19 +42,18 @@ class Decoded(NamedTuple):
     folder: Path
 
 
-def decode_files(root: Path, files: Sequence[str], caches: Path, image_size: int | None,
-                 max_pixels: int) -> Decoded:
+def decode_files(root: Path, files: Sequence[str], caches: Path, reading: Reading) -> Decoded:
     """The readable ones of `files` (paths relative to `root`) at one size, from a cache in `caches`.
 
-    image_size: side in pixels; None: the median of the shorter sides, at most 224. Images are gray if all
+    Without an image_size they take the median of the shorter sides, at most 224. Images are gray if all
     files are, else RGB. The cache is keyed by the settings and by each file's path, size and time of change,
     so that a start reads no file; the pixels' sha256, taken at decoding, is their fingerprint. A cache that is
     not there or damaged is made, with a word on stderr: removed, it is made again as it was. UsageError if no
     file is readable, one cannot be read for no fault of its own, or the cache cannot be written.
     """
-    folder = caches / _key(root, files, image_size, max_pixels)
+    folder = caches / _key(root, files, reading)
     return open_or_make(folder, lambda: _open(folder, files),
-                        lambda: _decode_into(folder, root, files, image_size, max_pixels),
+                        lambda: _decode_into(folder, root, files, reading),
                         f"{len(files)} image files of {root} are decoded")
 
 
@@ -78,8 +78,8 @@ def open_or_make(folder: Path, read: Callable[[], T | None], make: Callable[[], 
     return found
 
 
-def _key(root: Path, files: Sequence[str], image_size: int | None, max_pixels: int) -> str:
-    digest = hashlib.sha256(repr((_FORMAT, str(root.resolve()), image_size, max_pixels)).encode())
+def _key(root: Path, files: Sequence[str], reading: Reading) -> str:
+    digest = hashlib.sha256(repr((_FORMAT, str(root.resolve()), reading)).encode())
     for file in files:
         try:
             status = os.stat(os.path.join(root, file))
@@ -107,20 +107,19 @@ def _open(folder: Path, files: Sequence[str]) -> Decoded | None:
     return Decoded(pixels, rows, skipped, fingerprint, folder)
 
 
-def _decode_into(folder: Path, root: Path, files: Sequence[str], image_size: int | None,
-                 max_pixels: int) -> None:
+def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Reading) -> None:
     workers = min(32, os.cpu_count() or 1)
     with new_folder(folder) as target, decoding(), ThreadPoolExecutor(workers) as threads:
-        look = partial(probe, max_pixels=max_pixels)
+        look = partial(probe, max_pixels=reading.max_pixels)
         probes = list(_outcomes(threads, look, root, files, "reading headers"))
         good = {file: found for file, found in probes if isinstance(found, Probe)}
         reasons = {file: found for file, found in probes if isinstance(found, str)}
         if not good:
             raise _nothing_readable(root, reasons)
         typical = int(np.median([found.short for found in good.values()]))
-        size = image_size or min(_LARGEST_DEFAULT, typical)
+        size = reading.image_size or min(_LARGEST_DEFAULT, typical)
         gray = all(found.gray for found in good.values())
-        read = partial(read_image, size=size, gray=gray, max_pixels=max_pixels)
+        read = partial(read_image, size=size, gray=gray, max_pixels=reading.max_pixels)
         shape = (1 if gray else 3, size, size)
         count, digest = 0, hashlib.sha256()
         with (target / "images.npy").open("wb") as out:

@@ -14,6 +14,7 @@ from ssl_lab.data.cache import Decoded, decode_files
 from ssl_lab.data.decode import SUFFIXES
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, pool_of
+from ssl_lab.data.reading import Reading
 from ssl_lab.data.split import hold_out
 from ssl_lab.errors import UsageError
 
@@ -31,7 +32,7 @@ class Listed(NamedTuple):
     part: str
 
 
-def load_folder(root: Path, caches: Path, image_size: int | None, max_pixels: int) -> Pool:
+def load_folder(root: Path, caches: Path, reading: Reading) -> Pool:
     """A pool of the images below `root`.
 
     Each sub-folder is a class, with the images at any depth below it. Images in no sub-folder, or in
@@ -45,14 +46,14 @@ def load_folder(root: Path, caches: Path, image_size: int | None, max_pixels: in
     if not listing:
         raise UsageError(f"{root} holds no image. Expected a sub-folder per class, with files of "
                          f"{' '.join(sorted(SUFFIXES))}")
-    return pool_of_listing(root.resolve().name, root, listing, notes, caches, image_size, max_pixels)
+    return pool_of_listing(root.resolve().name, root, listing, notes, caches, reading)
 
 
-def load_csv(path: Path, caches: Path, image_size: int | None, max_pixels: int) -> Pool:
+def load_csv(path: Path, caches: Path, reading: Reading) -> Pool:
     """A pool of the images that a CSV file lists, with the columns `path` (relative to the file's folder),
     `label` (empty or -1: unlabeled) and, if wanted, `split` (train, valid or test; empty: train)."""
     listing = list_csv(path)
-    return pool_of_listing(path.stem, path.parent, listing, [], caches, image_size, max_pixels)
+    return pool_of_listing(path.stem, path.parent, listing, [], caches, reading)
 
 
 def list_folder(root: Path) -> tuple[list[Listed], list[str]]:
@@ -147,7 +148,7 @@ def list_csv(path: Path) -> list[Listed]:
 
 
 def pool_of_listing(name: str, root: Path, listing: Sequence[Listed], notes: Sequence[str], caches: Path,
-                    image_size: int | None, max_pixels: int) -> Pool:
+                    reading: Reading) -> Pool:
     """The pool of listed files, decoded into or opened from a cache.
 
     Files that cannot be read are left out, listed with their reasons in the cache's skipped.json, and noted.
@@ -164,7 +165,7 @@ def pool_of_listing(name: str, root: Path, listing: Sequence[Listed], notes: Seq
         raise UsageError(f"{root} has images of one class only, {names[0]!r}, expected two classes or more")
     if not useful:
         raise UsageError(f"{root} has no image that could train: those of valid and test have no label")
-    decoded = decode_files(root, [entry.file for entry in useful], caches, image_size, max_pixels)
+    decoded = decode_files(root, [entry.file for entry in useful], caches, reading)
     if decoded.skipped:
         notes.append(_on_skipped(decoded))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Integral, Real
 from pathlib import Path
@@ -30,9 +30,9 @@ class Pool:
     truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
     diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
     the labels that training may use. notes: what a person should be told, a line each. files: the path of
-    each row's image, where images come from files. seed, balance: how the labels were chosen (None: they
-    were not drawn). imbalance: of the long tail that train rows were cut to, if they were; dropped: int64,
-    sorted, the rows that it left out.
+    each row's image, where images come from files. passed_over: how many files were left out, by what they are
+    (".heic": 60). seed, balance: how the labels were chosen (None: they were not drawn). imbalance: of the
+    long tail that train rows were cut to, if they were; dropped: int64, sorted, the rows that it left out.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Pool:
     ledger: Ledger = field(default_factory=Ledger)
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    passed_over: Mapping[str, int] = field(default_factory=dict)
     seed: int | None = None
     balance: str | None = None
     imbalance: float | None = None
@@ -237,7 +238,7 @@ class Pool:
 
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
             test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
-            files: tuple[str, ...] = ()) -> Pool:
+            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None) -> Pool:
     """A pool in which every known label of the rows outside test and valid is given. UsageError for a single class."""
     if len(class_names) == 1:
         raise UsageError(f"{name} has one class only, {class_names[0]!r}, expected two or more (or none, if no image "
@@ -246,7 +247,7 @@ def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, 
     train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]
     return Pool(name, images, truth, class_names, style, train, valid, test,
-                _begin(Ledger(), known, truth[known]), notes, files)
+                _begin(Ledger(), known, truth[known]), notes, files, passed_over or {})
 
 
 def resized(pool: Pool, size: int | None) -> Pool:

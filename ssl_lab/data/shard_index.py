@@ -19,6 +19,7 @@ from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.cache import _key, _outcomes, open_or_make
 from ssl_lab.data.decode import _GRAY, SUFFIXES, decoding, is_passing, opened, reason, upright
 from ssl_lab.data.files import new_folder
+from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -63,7 +64,7 @@ class Index(NamedTuple):
 def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) -> Index:
     """The index of the shards, from a folder of `caches` (shards often lie where nothing can be written), where it is
     made first if it is not there or damaged. UsageError if no image is readable."""
-    folder = caches / _key(root, files, None, max_pixels)
+    folder = caches / _key(root, files, Reading(max_pixels=max_pixels))
     return open_or_make(folder, lambda: _read_index(folder), lambda: _write_index(folder, root, files, max_pixels),
                         f"{len(files)} shards of {root} are indexed")
 

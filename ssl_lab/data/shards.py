@@ -38,6 +38,7 @@ from ssl_lab.data.decode import decoding, read_image, reason
 from ssl_lab.data.folder import _PARTS, _TEST_FRACTION, Listed, class_names_of, list_folder
 from ssl_lab.data.images import pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, pool_of
+from ssl_lab.data.reading import Reading
 from ssl_lab.data.shard_index import WORKERS, Index, open_index, webdataset_library
 from ssl_lab.data.split import hold_out, shuffled
 from ssl_lab.errors import UsageError
@@ -120,7 +121,7 @@ def find_shards(given: str | os.PathLike[str]) -> tuple[Path, list[str]] | None:
     return root, [file.relative_to(root).as_posix() for file in files]
 
 
-def load_shards(root: Path, files: Sequence[str], caches: Path, image_size: int | None, max_pixels: int) -> Pool:
+def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading) -> Pool:
     """A pool of the images in tar shards.
 
     files: paths relative to `root`. A shard with `valid` (`val`, `validation`) or `test` as a word of its path holds
@@ -131,7 +132,7 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, image_size: int 
     Samples whose image or label cannot be read, and what follows a damaged place of a shard, are left out, listed
     with their reasons in skipped.json beside the index, and noted.
     """
-    index = open_index(root, files, caches, max_pixels)
+    index = open_index(root, files, caches, reading.max_pixels)
     parts = np.array([_part(file) for file in files])[index.members[:, 0]]
     labels = index.members[:, 3]
     useful = np.flatnonzero((labels >= 0) | (parts == "train"))
@@ -150,9 +151,9 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, image_size: int 
         test = hold_out(np.flatnonzero((parts == "train") & (truth >= 0)), truth, _TEST_FRACTION, seed=0)
         if len(test):
             notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
-    size = image_size or min(_LARGEST_DEFAULT, index.short)
+    size = reading.image_size or min(_LARGEST_DEFAULT, index.short)
     members = index.members[:, :3] if len(useful) == len(index.members) else index.members[useful, :3]
-    images = ShardImages([root / file for file in files], members, size, index.gray, max_pixels, index.sha256)
+    images = ShardImages([root / file for file in files], members, size, index.gray, reading.max_pixels, index.sha256)
     train = np.setdiff1d(np.arange(len(useful)), np.concatenate([valid, test]))
     some = shuffled(train, "pixel_statistics")[:max(1, _STATISTICS_BYTES // (3 * size * size))]
     style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()))

@@ -16,6 +16,7 @@ from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_csv, load_folder
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, join, pool_of, resized
+from ssl_lab.data.reading import Reading
 from ssl_lab.data.shards import find_shards, load_shards
 from ssl_lab.data.split import stratified
 from ssl_lab.errors import UsageError, unknown
@@ -47,19 +48,18 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     UsageError says what is wrong with the name, the files or their content.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
-    if image_size is not None and image_size < 1:
-        raise UsageError(f"image_size={image_size}: expected 1 or more pixels")
+    reading = Reading(image_size, max_pixels)
     caches = data_folder(data_dir) / "cache"
     if name == "digits":
         return resized(_digits(), image_size)
     if name in DATASETS:
         return resized(_fetched(name, data_dir), image_size)
     if shards := find_shards(path):
-        return load_shards(*shards, caches, image_size, max_pixels)
+        return load_shards(*shards, caches, reading)
     if path.is_dir():
-        return load_folder(path, caches, image_size, max_pixels)
+        return load_folder(path, caches, reading)
     if path.is_file() and path.suffix.lower() == ".csv":
-        return load_csv(path, caches, image_size, max_pixels)
+        return load_csv(path, caches, reading)
     if path.is_file() and path.suffix.lower() == ".npz":
         return resized(_npz(path), image_size)
     if path.exists():
