@@ -158,6 +158,54 @@ def test_a_torch_dataset():
             Pool.from_dataset(Pictures(items))
 
 
+class Named(list):
+    """A data set as torchvision's are: rows of (image, label), and what it calls its classes."""
+
+    def __init__(self, labels, names=None, numbers=None):
+        pixels = random_images(len(labels)).transpose(0, 2, 3, 1)
+        super().__init__((Image.fromarray(image), label) for image, label in zip(pixels, labels, strict=True))
+        if names is not None:
+            self.classes = names
+        if numbers is not None:
+            self.class_to_idx = numbers
+
+
+@pytest.mark.parametrize(("test", "truth"), [
+    (Named([0, 1], ["bee", "cow"]), [1, 2]),
+    (Named([0, 1, 2], ["cow", "ant", "bee"]), [2, 0, 1]),
+    (Named([0, 1, -1], ["bee", "dog"]), None),  # no training image can teach what a dog is
+    (Named([0, -1], ["bee", "dog"]), [1, -1]),
+    (Named([0, 1], numbers={"cow": 0, "bee": 1}), [2, 1]),
+    (torch.utils.data.Subset(Named([0, 1, 1], ["bee", "cow"]), [1, 2]), [2, 2]),
+    (torch.utils.data.ConcatDataset([Named([0], ["bee", "cow"]), Named([1], ["bee", "cow"])]), [1, 2]),
+    (torch.utils.data.ConcatDataset([Named([0], ["bee", "cow"]), Named([1], ["cow", "bee"])]), None),
+    (Named([0, 1], ["bee", "bee"]), None),
+])
+def test_labels_of_a_test_data_set_go_by_the_names_of_classes(test, truth):
+    for train in (Named([0, 1, 2], ["ant", "bee", "cow"]), Named([0, 1, 2], numbers={"cow": 2, "bee": 1, "ant": 0}),
+                  torch.utils.data.Subset(Named([0, 0, 1, 2], ["ant", "bee", "cow"]), [1, 2, 3])):
+        if truth is None:
+            with pytest.raises(UsageError, match=r"dog cannot be learned|name their classes differently|not each once"):
+                Pool.from_dataset(train, test)
+        else:
+            pool = Pool.from_dataset(train, test)
+            assert (pool.class_names, pool.notes) == (("ant", "bee", "cow"), ())
+            assert pool.truth[pool.test].tolist() == truth
+            assert pool.truth[pool.train].tolist() == [0, 1, 2]
+
+
+def test_data_sets_of_which_one_does_not_name_its_classes():
+    for train, test, names in [(Named([0, 1]), Named([1, 0], ["a", "b"]), ("0", "1")),
+                               (Named([0, 1], ["a", "b"]), Named([1, 0]), ("a", "b"))]:
+        pool = Pool.from_dataset(train, test)
+        assert pool.class_names == names
+        assert pool.truth.tolist() == [0, 1, 1, 0]
+        assert "names its classes" in pool.notes[0]
+    given = Pool.from_dataset(Named([0, 1]), Named([1, 0], ["b", "a"]), class_names=["a", "b"])
+    assert given.truth.tolist() == [0, 1, 0, 1]
+    assert given.notes == ()
+
+
 def test_an_npz_file(tmp_path):
     images = random_images(6)
     np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(6) % 2, test_images=images[:2],

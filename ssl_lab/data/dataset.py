@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_lab.class_names import Names, shown
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.decode import to_square, upright
 from ssl_lab.errors import UsageError
@@ -33,6 +35,40 @@ def read_dataset(dataset: Any, image_size: int | None) -> tuple[NDArray[Any], In
             raise UsageError(f"row {row} of the data set has shape {image.shape}, but row 0 has "
                              f"{images[0].shape}. Give PIL images and image_size=..., or images of one size.")
     return np.stack(images), np.array(labels, dtype=np.int64)
+
+
+def names_in(dataset: Any) -> Names | None:
+    """What a data set calls its classes: its `classes`, or the keys of `class_to_idx` by number; of a `Subset` what the
+    whole does, of a `ConcatDataset` what all parts do. None if it does not say. UsageError where parts disagree."""
+    given, numbers = getattr(dataset, "classes", None), getattr(dataset, "class_to_idx", None)
+    if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str):
+        return tuple(map(str, given))
+    if isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
+        return tuple(map(str, sorted(numbers, key=numbers.__getitem__)))
+    parts = getattr(dataset, "datasets", None) or [whole for whole in [getattr(dataset, "dataset", None)] if whole]
+    said = list(dict.fromkeys(names_in(part) for part in parts))
+    if len(said) > 1:
+        raise UsageError(f"the parts of the data set name their classes differently ({'; '.join(map(shown, said))}), "
+                         "so the same number may mean two classes; give parts that agree")
+    return said[0] if said else None
+
+
+def as_numbered(labels: IntArray, theirs: Names, names: Names) -> IntArray:
+    """Labels that number the classes `theirs`, int64 [N], as numbers of `names`: the same class by its name.
+
+    UsageError for a label whose class is not among `names`, or is there twice.
+    """
+    if theirs == names:
+        return labels
+    foreign = sorted({theirs[label] for label in labels[labels >= 0].tolist() if label < len(theirs)} - {*names})
+    if foreign or len({*names}) < len(names) or len({*theirs}) < len(theirs):
+        raise UsageError(f"the test data have the classes {shown(theirs)}, the training data {shown(names)}"
+                         f"{f'; {shown(foreign)} cannot be learned' if foreign else ', not each once'}. Give data sets "
+                         "of the same classes")
+    numbers = [names.index(name) if name in names else -1 for name in theirs]
+    if labels.max(initial=-1) >= len(theirs):
+        raise UsageError(f"a test label is {labels.max()}, but there are {len(theirs)} classes: {shown(theirs)}")
+    return np.array([numbers[label] if label >= 0 else label for label in labels.tolist()], dtype=np.int64)
 
 
 def _as_array(image: Any, image_size: int | None) -> NDArray[Any]:

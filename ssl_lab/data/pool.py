@@ -225,15 +225,22 @@ class Pool:
         An image is a PIL image, or an array or tensor as `from_arrays` takes them, without a transform that
         draws random numbers: each is read once, now, into memory. label: an int, or None or -1 for unlabeled.
         image_size: images are resized to it (shorter side, then the center square), which PIL images that
-        differ in size need. class_names: by default `train.classes`, if there is such a thing.
+        differ in size need. class_names: by default what `train` calls them (`classes` or `class_to_idx`). Where
+        `test` names its classes too, its labels are read by name; UsageError for one that `train` does not have.
         """
-        from ssl_lab.data.dataset import read_dataset
+        from ssl_lab.data.dataset import as_numbered, names_in, read_dataset
 
-        images, labels = read_dataset(train, image_size)
-        class_names = getattr(train, "classes", None) if class_names is None else class_names
+        (images, labels), names, notes = read_dataset(train, image_size), names_in(train), tuple[str, ...]()
+        class_names = names if class_names is None else tuple(class_names)
         test_images, test_labels = (None, None) if test is None else read_dataset(test, image_size)
+        theirs, names = None if test is None else names_in(test), names or class_names
+        if test_labels is not None and theirs and names:
+            test_labels = as_numbered(test_labels, theirs, names)
+        elif test is not None and theirs != names:
+            notes = (f"only the {'test' if names is None else 'training'} data set names its classes: the labels of "
+                     "both are taken as numbers of the same ones",)
         pool = cls.from_arrays(images, labels, test_images, test_labels, class_names, name)
-        return resized(pool, image_size)
+        return resized(replace(pool, notes=(*pool.notes, *notes)), image_size)
 
 
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
