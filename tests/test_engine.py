@@ -14,8 +14,10 @@ from torch import nn
 import ssl_lab as sl
 from ssl_lab.batch import At as Moment
 from ssl_lab.batch import Loss
+from ssl_lab.calibration import calibrate
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict, scores
+from ssl_lab.engine.card import Card
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.engine.meter import Meter
@@ -43,10 +45,24 @@ def test_training_learns(trained):
     assert result.summary["valid_accuracy"] > 0.75
 
 
+def test_its_last_predictions_and_its_card_stay(trained):
+    result, pool = trained
+    card = Card.read(result.out)
+    assert (card.net, card.class_names, card.style, card.labels) == ("tiny_8", pool.class_names, pool.style, 200)
+    with np.load(result.out / "predictions.npz") as kept:
+        for split, rows_ in (("valid", pool.valid), ("test", pool.test)):
+            assert np.array_equal(kept[f"{split}_rows"], rows_)
+            right = kept[f"{split}_logits"].argmax(axis=1) == pool.truth[rows_]
+            assert right.mean() == pytest.approx(result.summary[f"{split}_accuracy"])
+        assert card.calibration == calibrate(kept["valid_logits"], pool.truth[pool.valid], "validation images")
+    assert card.calibration.temperature != 1
+
+
 def test_a_run_writes_what_it_promises(trained):
     result, _ = trained
     assert sorted(path.name for path in result.out.iterdir()) == [
-        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "split.json", "summary.json"]
+        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "predictions.npz",
+        "split.json", "summary.json"]
     summary = json.loads((result.out / "summary.json").read_text())
     assert summary == result.summary
     assert summary | {"method": "fixmatch", "data": "digits", "labels": 200, "seed": 0, "steps": 80} == summary

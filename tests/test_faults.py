@@ -154,7 +154,8 @@ def test_a_new_run_inherits_nothing(stopped):
     (stopped / "checkpoint.new.pt").write_text("of a kill before it was renamed")
     train(stopped, steps=1)
     assert {path.name for path in stopped.iterdir()} == {
-        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.safetensors", "split.json", "summary.json"}
+        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "predictions.npz",
+        "split.json", "summary.json"}
 
 
 # Disks

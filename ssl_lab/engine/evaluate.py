@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +25,13 @@ FloatArray = NDArray[Any]
 MONITORED = 2000  # test images that a curve is drawn from where there is no validation split
 LEAST = 250  # of them, in runs that are so short that more would take longer than training
 BINS = 15  # of confidence, in the calibration error
+
+
+class Predictions(NamedTuple):
+    """rows: int64 [n], of the pool. logits: float32 [n, classes]."""
+
+    rows: IntArray
+    logits: FloatArray
 
 
 class Monitor(Protocol):
@@ -56,13 +64,22 @@ def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float
     return scores(net, pool, indices, runtime)["accuracy"]
 
 
-def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> dict[str, float]:
+def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
+           keep: Callable[[IntArray, FloatArray], None] | None = None) -> dict[str, float]:
     """How good the predictions are, for the rows whose truth the pool knows; see `rates`.
 
-    Each rank predicts its part; all must hold the same net.
+    Each rank predicts its part; all must hold the same net. keep: is given these rows and their logits [n, classes], on
+    every rank those of all.
     """
-    mine = indices[pool.truth[indices] >= 0][runtime.rank :: runtime.world]
-    probs = predict(net, pool, mine, runtime).double().softmax(dim=1).numpy()
+    rows = indices[pool.truth[indices] >= 0]
+    mine = rows[runtime.rank :: runtime.world]
+    logits = predict(net, pool, mine, runtime)
+    if keep is not None:
+        found = np.empty((len(rows), net.classes), dtype=np.float32)
+        for rank, part in enumerate(runtime.of_all(logits.numpy())):
+            found[rank :: runtime.world] = part
+        keep(rows, found)
+    probs = logits.double().softmax(dim=1).numpy()
     return rates(np.array(runtime.totals(tallies(probs, pool.truth[mine]).tolist())))
 
 
@@ -95,22 +112,27 @@ def rates(tallied: FloatArray) -> dict[str, float]:
 
 
 def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, IntArray],
-            monitors: Sequence[Monitor]) -> dict[str, float]:
+            monitors: Sequence[Monitor], kept: dict[str, Predictions] | None = None) -> dict[str, float]:
     """What an evaluation point reports: scores of each split's rows, and what the monitors measure.
 
     Of the averaged weights all scores, of the plain ones the accuracy; none where the method trains no classifier,
-    or a split has no rows.
+    or a split has no rows. kept: where the predictions of the averaged weights go, by split.
     """
     row: dict[str, float] = {}
     for split, indices in splits.items():
         if method.classifies and len(indices):
-            averaged = scores(method.predictor(), pool, indices, runtime)
+            keep = None if kept is None else partial(_keep, kept, split)
+            averaged = scores(method.predictor(), pool, indices, runtime, keep)
             plain = averaged if method.predictor() is method.net else scores(method.net, pool, indices, runtime)
             row |= {f"{split}_{name}": value for name, value in averaged.items()}
             row[f"{split}_accuracy_plain"] = plain["accuracy"]
     for monitor in monitors:
         row |= monitor(method, pool, runtime)
     return row
+
+
+def _keep(kept: dict[str, Predictions], split: str, rows: IntArray, logits: FloatArray) -> None:
+    kept[split] = Predictions(rows, logits)
 
 
 def monitored(pool: Pool, most: int = MONITORED) -> tuple[str, IntArray]:

@@ -1,5 +1,5 @@
 """A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it; of a sharded run with a
-folder each), model.safetensors, summary.json."""
+folder each), model.safetensors, model.json, predictions.npz, summary.json."""
 
 from __future__ import annotations
 
@@ -13,14 +13,18 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
 from ssl_lab.engine import checkpoint
+from ssl_lab.engine.card import Card
+from ssl_lab.engine.evaluate import Predictions
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
 
+FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  # what a resumed run may set anew
 
 
@@ -79,7 +83,7 @@ class RunFolder:
             path.unlink()
         if not after_step:  # what an earlier run left here must not pass for this one's
             for path in (checkpoint.previous(self.checkpoint), self.checkpoint, self.metrics,
-                         self.path / "model.safetensors", self.path / "summary.json"):
+                         *(self.path / name for name in FINISHED)):
                 path.unlink(missing_ok=True)
             checkpoint.keep_only(self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))
@@ -119,10 +123,16 @@ class RunFolder:
             good = f"the last good checkpoint is {self.checkpoint}" if saved else "no checkpoint had been saved yet"
             raise NonFiniteLossError(f"{error}; {good}; a lower learning rate or --precision fp32 may help") from None
 
-    def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any]) -> None:
-        """Writes model.safetensors (the reported weights) and summary.json, where null stands as in metrics.jsonl."""
+    def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any], predicted: Mapping[str, Predictions],
+               card: Card) -> None:
+        """Writes model.safetensors (the reported weights), model.json, predictions.npz (`SPLIT_rows`,
+        `SPLIT_logits`) and, last, summary.json, where null stands as in metrics.jsonl."""
         if self.writes:
             write_atomically(self.path / "model.safetensors", lambda file: file.write(safetensors_bytes(weights)))
+            card.write(self.path)
+            arrays = {f"{split}_{name}": array for split, found in predicted.items()
+                      for name, array in found._asdict().items()}
+            write_atomically(self.path / "predictions.npz", lambda file: np.savez(file, **arrays))
             write_text(self.path / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
 
 

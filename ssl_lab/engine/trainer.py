@@ -32,6 +32,7 @@ from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
+from ssl_lab.engine.card import card_of
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import RunFolder, alone_in, check_same
@@ -242,8 +243,9 @@ class _Run:
             row |= self._measure(dict([evaluate.monitored(self.pool, most)]))
         return row
 
-    def _measure(self, splits: Mapping[str, evaluate.IntArray]) -> dict[str, float]:
-        return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors)
+    def _measure(self, splits: Mapping[str, evaluate.IntArray],
+                 kept: dict[str, evaluate.Predictions] | None = None) -> dict[str, float]:
+        return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors, kept)
 
     def _save(self, done: int) -> None:
         meter = self.runtime.of_all(self.meter.state())  # stops here if a loss was not finite
@@ -258,7 +260,8 @@ class _Run:
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()
         nothing = dict.fromkeys(("valid_accuracy", "valid_accuracy_plain", "test_accuracy", "test_accuracy_plain"))
-        measured = self._measure({"valid": pool.valid, "test": pool.test})
+        predicted: dict[str, evaluate.Predictions] = {}
+        measured = self._measure({"valid": pool.valid, "test": pool.test}, predicted)
         images = self.feed.images_per_step * self.steps
         summary = {"method": self.method.name, "data": pool.name, "labels": len(pool.labeled),
                    "valid_images": len(pool.valid), "seed": self.trainer.seed, "steps": self.steps,
@@ -266,7 +269,8 @@ class _Run:
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
-        self.folder.finish(weights.whole_state(predictor), summary)
+        card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
+        self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()
         return Result(summary, self.method, self.folder.path)
 

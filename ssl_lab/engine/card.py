@@ -1,0 +1,75 @@
+"""`model.json`: what it takes, beside its weights, to use a finished run where its data are not at hand."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssl_lab.batch import Style
+from ssl_lab.calibration import Calibration, calibrate
+from ssl_lab.data import Pool
+from ssl_lab.engine.evaluate import Predictions
+from ssl_lab.errors import UsageError
+from ssl_lab.files import write_text
+from ssl_lab.nets import Net
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a model is.
+
+    kind: "net" (model.safetensors holds a `Net`). net: its name. class_names: of the logits, in order; empty where no
+    classifier was trained. style: of the images it takes. resize: how images of another shape come to its size.
+    value_range: the pixel values that became 0 and 255. data, labels: what it was trained on.
+    """
+
+    net: str
+    class_names: tuple[str, ...]
+    style: Style
+    data: str
+    labels: int
+    resize: str = "crop"
+    value_range: str = "auto"
+    calibration: Calibration = field(default_factory=Calibration)
+    kind: str = "net"
+
+    def write(self, run: Path) -> None:
+        """As model.json into the run's folder."""
+        content = {"format": FORMAT, **asdict(self), "calibration": self.calibration.plain()}
+        write_text(run / "model.json", json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def read(cls, run: Path) -> Card:
+        """The card in this folder. UsageError if there is none, or one that this version cannot read."""
+        path = run / "model.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if content.pop("format") != FORMAT:
+                raise ValueError("it has another format")
+            style, calibration = _tuples(content["style"]), _tuples(content["calibration"])
+            parts: dict[str, Any] = {"style": Style(**style), "calibration": Calibration(**calibration)}
+            return cls(**_tuples(content) | parts)
+        except FileNotFoundError:
+            raise UsageError(f"{run} is no folder of a finished run: there is no model.json in it. Give the --out of "
+                             "one that has ended") from None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path} cannot be read ({error}): it is damaged, or of another version") from error
+
+
+def _tuples(content: dict[str, Any]) -> dict[str, Any]:
+    """Lists as the tuples that they were."""
+    return {key: tuple(value) if isinstance(value, list) else value for key, value in content.items()}
+
+
+def card_of(net: Net, classifies: bool, pool: Pool, valid: Predictions | None) -> Card:
+    """The card of a net that was trained on this pool; calibrated on its predictions of validation images, if there are
+    any."""
+    calibration = Calibration(source="not calibrated: no validation images (--valid)")
+    if valid is not None:
+        calibration = calibrate(valid.logits, pool.truth[valid.rows], "validation images")
+    return Card(net.name, pool.class_names if classifies else (), pool.style, pool.name, len(pool.labeled),
+                calibration=calibration)
