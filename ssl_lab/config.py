@@ -38,13 +38,13 @@ class Settings:
     these)."""
     split_file: Path | None = None
     """In place of --labels: a file of the rows to label, or the split.json of another run."""
-    balance: Literal["class", "natural"] = "class"
-    """Draw the same number of labels from each class, or as they come."""
+    balance: Literal["class", "natural", "covered"] = "class"
+    """Draw the same number of labels from each class, or as they come (natural), or so after one of each (covered)."""
     imbalance: float | None = None
     """Long-tailed training classes: the largest has this many times the images of the smallest."""
     valid: float | None = None
-    """Validation images taken from the training set, a fraction or a count; they cost labels (default: those of a
-    folder's valid/, if any)."""
+    """Validation images taken from the training set, a fraction or a count; they cost labels, and leave
+    those of --labels as they are (default: those of a folder's valid/, if any)."""
     net: str = "tiny_16"
     """Net (see `ssl-lab list nets`), or timm/<model>."""
     pretrained: bool = False

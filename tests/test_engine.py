@@ -497,3 +497,8 @@ def test_a_method_without_a_classifier_gets_no_accuracy(tmp_path, monkeypatch):
     result = train(tmp_path)
     assert result.summary["test_accuracy"] is None
     assert not [key for row in rows(tmp_path) for key in row if "test_accuracy" in key]
+
+
+def test_a_run_begins_with_the_classes_that_its_labels_leave_out(tmp_path, capsys):
+    train(tmp_path / "run", pool=sl.load("digits").split(3, seed=0, balance="natural"), steps=1)
+    assert "of the 10 classes have no labeled train image: " in capsys.readouterr().err

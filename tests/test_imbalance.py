@@ -40,18 +40,18 @@ def _sizes(pool, rows):
 @given(imbalance=st.sampled_from([1, 20]) | st.floats(1, 300), valid=st.sampled_from([0, 0.1, 100]),
        seed=st.integers(0, 5), labels=st.integers(10, 150), balance=st.sampled_from(["class", "natural"]))
 def test_a_long_tail_follows_its_law(imbalance, valid, seed, labels, balance):
-    plain = DIGITS.split(labels, valid, seed)
+    whole = DIGITS.split(labels, 0, seed, balance, imbalance=imbalance)
     pool = DIGITS.split(labels, valid, seed, balance, imbalance=imbalance)
-    available, kept = _sizes(plain, plain.train), _sizes(pool, pool.train)
+    available, kept = _sizes(pool, np.setdiff1d(DIGITS.train, pool.valid)), _sizes(pool, pool.train)
     law = imbalance ** (-np.arange(10) / 9)
     largest = min(available / law)
-    for size, share in zip(kept, law, strict=True):
+    for size, share, at_least in zip(kept, law, _sizes(pool, pool.labeled), strict=True):
         assert max(1, largest * share - 1) <= size + 1e-5
-        assert size <= max(1, largest * share) + 1e-5
+        assert size <= max(1, largest * share, at_least) + 1e-5
     assert any(kept[c] == available[c] for c in range(10)), "a longer tail of this imbalance was there"
 
-    assert np.array_equal(pool.valid, plain.valid)
-    assert np.array_equal(pool.test, plain.test)
+    assert np.array_equal(pool.labeled, whole.labeled), "valid moves no label"
+    assert np.array_equal(pool.test, DIGITS.test)
     parts = np.concatenate([pool.train, pool.dropped, pool.valid, pool.test])
     assert np.array_equal(np.sort(parts), np.arange(len(pool)))
     assert np.array_equal(pool.unlabeled, pool.train)
@@ -65,7 +65,8 @@ def test_a_long_tail_follows_its_law(imbalance, valid, seed, labels, balance):
         assert (given_labels[:, None] >= given_labels)[larger].all(), "a smaller class got more labels"
     fewer = DIGITS.split(max(10, labels // 2), valid, seed, balance, imbalance=imbalance)
     assert set(fewer.labeled) <= set(pool.labeled), "more labels add to fewer"
-    assert np.array_equal(fewer.train, pool.train), "the number of labels does not move the train rows"
+    if not valid:
+        assert np.array_equal(fewer.train, pool.train), "the number of labels does not move the train rows"
     assert pool.manifest() == DIGITS.split(labels, valid, seed, balance, imbalance=imbalance).manifest()
 
 
@@ -139,8 +140,8 @@ def test_a_class_without_images_has_no_long_tail():
     pool = Pool.from_arrays(np.zeros((4, 2, 2), np.uint8), [0, 0, 2, 2], class_names=["cat", "dog", "owl"])
     with pytest.raises(UsageError, match="imbalance=2: class 'dog' has no train image"):
         pool.split(imbalance=2)
-    with pytest.raises(UsageError, match="labels=11: expected 1 to 8"):
-        EVEN.split(11, valid=138, imbalance=2)  # 4, 2 and 2 of 12
+    with pytest.raises(UsageError, match="labels=120: expected 1 to 110"):
+        EVEN.split(120, imbalance=2)  # 50, 35 and 25
 
 
 def test_settings_pass_it_on():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_lab.data import Pool, load
+from ssl_lab.data.remarks import remarks
 from ssl_lab.errors import UsageError
 
 PLAIN = load("digits")
@@ -24,7 +25,7 @@ def small(n=12, classes=3, **more):
 
 @settings(max_examples=40)
 @given(labels=st.integers(10, 400), valid=st.sampled_from([0, 0.02, 0.3, 1, 57]), seed=st.integers(0, 9),
-       balance=st.sampled_from(["class", "natural"]))
+       balance=st.sampled_from(["class", "natural", "covered"]))
 def test_a_split_is_what_was_asked_for(labels, valid, seed, balance):
     pool = PLAIN.split(labels, valid, seed, balance)
     everything = np.concatenate([pool.train, pool.valid, pool.test])
@@ -40,7 +41,9 @@ def test_a_split_is_what_was_asked_for(labels, valid, seed, balance):
         assert per_class.max() - per_class.min() == (labels % 10 > 0)
     fewer = PLAIN.split(max(10, labels // 2), valid, seed, balance)
     assert set(fewer.labeled) <= set(pool.labeled), "more labels add to fewer"
-    assert np.array_equal(fewer.valid, pool.valid), "the number of labels does not move the validation rows"
+    moved = len(np.setdiff1d(fewer.valid, pool.valid))
+    assert moved <= len(np.intersect1d(fewer.valid, pool.labeled)), "only labeled rows make way for others"
+    assert np.array_equal(PLAIN.split(labels, 0, seed, balance).labeled, pool.labeled), "valid moves no label"
     assert pool.manifest() == PLAIN.split(labels, valid, seed, balance).manifest()
 
 
@@ -60,6 +63,85 @@ def test_valid_keeps_the_class_proportions():
     truth = np.repeat([0, 1, 2], [600, 300, 100])
     pool = Pool.from_arrays(np.zeros((1000, 2, 2), np.uint8), truth).split(3, valid=0.1)
     assert np.bincount(truth[pool.valid]).tolist() == [60, 30, 10]
+
+
+@pytest.mark.parametrize("balance", ["class", "natural", "covered"])
+def test_rows_that_are_known_to_validate_only_let_others_move_up(balance):
+    """Explicit ones, and those that a folder's valid/ brings: one order of all, with them left out."""
+    alone = PLAIN.split(60, seed=2, balance=balance)
+    for held in (alone.train[::7], alone.labeled[::3]):
+        with_valid = PLAIN.split(60, valid=held, seed=2, balance=balance)
+        assert len(with_valid.labeled) == 60
+        stayed = np.setdiff1d(alone.labeled, held)
+        assert np.isin(stayed, with_valid.labeled).all()
+        again = with_valid.split(30, seed=2, balance=balance)
+        assert np.array_equal(again.valid, np.sort(held))
+        assert np.isin(again.labeled, with_valid.labeled).all()
+
+
+def test_a_labeled_draw_stays_what_it_was():
+    """Documented results depend on it."""
+    assert PLAIN.split(10, seed=0).labeled.tolist() == [260, 262, 474, 490, 542, 544, 955, 981, 1011, 1109]
+    assert PLAIN.split(8, seed=1, balance="natural").labeled.tolist() == [298, 306, 350, 541, 590, 785, 795, 1062]
+    tail = PLAIN.split(12, seed=3, imbalance=20)
+    assert tail.labeled.tolist() == [192, 214, 329, 357, 437, 482, 488, 549, 768, 812, 998, 1168]
+
+
+@pytest.mark.parametrize(("sizes", "labels", "valid", "expected"), [
+    ((50, 10, 4), 12, 16, [14, 2, 0]),  # class 2 is labeled whole: the others validate in its place
+    ((50, 10, 4), 9, 32, [26, 5, 1]),
+    ((50, 10, 1), None, 0.5, [25, 5, 0]),  # its only image stays with training
+    ((50, 10, 1), None, 58, [49, 9, 0]),
+])
+def test_a_class_that_would_run_dry_gives_fewer_validation_rows(sizes, labels, valid, expected):
+    pool = Pool.from_arrays(np.zeros((sum(sizes), 2, 2), np.uint8), np.repeat([0, 1, 2], sizes)).split(labels, valid)
+    assert np.bincount(pool.truth[pool.valid], minlength=3).tolist() == expected
+    assert (np.bincount(pool.truth[pool.labeled], minlength=3) > 0).all()
+
+
+def test_a_covered_draw_is_a_natural_one_after_one_of_each_class():
+    truth = np.repeat([0, 1, 2, 3], [500, 30, 3, 1])
+    pool = Pool.from_arrays(np.zeros((534, 2, 2), np.uint8), truth)
+    for seed in range(5):
+        drawn = {count: pool.split(count, seed=seed, balance="covered").labeled for count in (4, 9, 40)}
+        assert np.unique(truth[drawn[4]]).tolist() == [0, 1, 2, 3]
+        assert set(drawn[4]) < set(drawn[9]) < set(drawn[40])
+        natural = pool.split(40, seed=seed, balance="natural").labeled
+        assert len(np.setdiff1d(natural, drawn[40])) <= 4
+        order = [set(pool.split(count, seed=seed, balance="natural").labeled) for count in range(1, 535)]
+        for label in (0, 1):  # the first of its class in the natural order
+            first = next(rows for rows in order if (truth[list(rows)] == label).any())
+            assert set(drawn[4][truth[drawn[4]] == label]) <= first
+    with pytest.raises(UsageError, match=r"labels=3 is fewer than the 4 classes with images.*balance='natural'"):
+        pool.split(3, balance="covered")
+
+
+@pytest.mark.parametrize("path", ["natural", "split_file", "partial", "tail", "unlabeled"])
+def test_classes_without_a_labeled_image_are_remarked(path, tmp_path):
+    truth = np.repeat([0, 1, 2, 3], [500, 30, 3, 1])
+    pool = Pool.from_arrays(np.zeros((534, 2, 2), np.uint8), truth, class_names=["ant", "bee", "cow", "doe"])
+    flag = ""
+    if path == "natural":
+        pool, flag = pool.split(6, balance="natural"), "; --balance covered draws one of each first"
+    elif path == "split_file":
+        (tmp_path / "rows.txt").write_text("1 2 3 510")
+        pool = pool.split(labeled=tmp_path / "rows.txt")
+    elif path == "partial":
+        truth = np.where((np.arange(534) < 520), truth, -1)
+        pool = Pool.from_arrays(pool.images.take(np.arange(534)), truth, class_names=pool.class_names)
+    elif path == "tail":
+        pool = pool.split(6, balance="natural", imbalance=500)
+        flag = "; --balance covered draws one of each first"
+    else:
+        assert remarks(pool.split(labeled=[])) == (), "nothing is labeled yet: no class lacks more than another"
+        pool = pool.split(labeled=[])
+        pool.record([0, 510], [0, 1])
+    missing = [name for label, name in enumerate(pool.class_names) if not (pool.labels[pool.labeled] == label).any()]
+    assert remarks(pool) == (f"{len(missing)} of the 4 classes have no labeled train image: "
+                            f"{', '.join(map(repr, missing))}{flag}",)
+    pool.record(pool.train[~np.isin(pool.train, pool.labeled)][-1:], [3])
+    pool.record(pool.train[~np.isin(pool.train, pool.labeled)][:3], [0, 1, 2])
+    assert remarks(pool) == (), "an oracle's answers count"
 
 
 def test_splitting_a_split():
@@ -83,7 +165,7 @@ def test_unlabeled_rows_are_never_chosen():
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"labels": 13}, "labels=13: expected 1 to 12"),
     ({"labels": 0}, "labels=0: expected 1 to 12"),
-    ({"labels": 11, "valid": 2}, "labels=11: expected 1 to 10"),
+    ({"labels": 9, "valid": 4}, "valid=4: .* a count of at most 3, of the 12 train images .*: 9 of them"),
     ({"labels": 2}, "fewer than the 3 classes.*balance='natural'"),
     ({"labels": 3, "balance": "clas"}, "unknown balance 'clas'. Did you mean class"),
     ({"valid": 1.5}, "valid=1.5: expected a fraction"),
@@ -92,7 +174,7 @@ def test_unlabeled_rows_are_never_chosen():
     ({"labels": 1.0, "balance": "natural"}, r"labels=1.0 may mean one image or all"),
     ({"valid": float("nan")}, "expected a fraction"),
     ({"valid": float("inf")}, "expected a fraction"),
-    ({"valid": 12}, "a count below 12"),
+    ({"valid": 10}, "a count of at most 9, of the 12 .* one of each class has to stay"),
     ({"labeled": [0, 12]}, "labeled: entry 1 is 12, expected 0..11"),
     ({"labeled": [0, 0]}, "row 0 more than once"),
     ({"labeled": [0.5]}, "expected integers"),

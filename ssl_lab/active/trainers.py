@@ -40,9 +40,9 @@ class TrainSettings(Settings):
     """What the recipes of active learning share. --steps (or --minutes) are those of each round's training, --weights
     and --pretrained those of the backbone."""
 
-    balance: Literal["class", "natural"] = "natural"
-    """How initial labels are drawn at random: as they come, or the same number from each class, which nobody who
-    begins without labels can do."""
+    balance: Literal["class", "natural", "covered"] = "natural"
+    """How initial labels are drawn at random: as they come; so after one of each class, or the same number from each,
+    which nobody who begins without labels can do."""
     backbone: str | None = None
     """The net that --weights or --pretrained belong to (default: --net). finetune trains it, the other trainers train
     --net from scratch; its embeddings serve queries while there is no label."""

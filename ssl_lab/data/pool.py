@@ -97,10 +97,15 @@ class Pool:
 
         labels: how many train images get their label, or which fraction (0 to 1) of those whose label is known;
         None: all of these. With balance "class", each class gets an equal share; with "natural", images are drawn
-        at random. valid: a fraction (0 to 1) or a count of the train images whose label is known, or explicit
-        rows, that become validation rows instead. *Their labels come on top of `labels`: count them when you
-        report.* 0: none; None: those of this pool stay. Train, valid and dropped rows of this pool are dealt anew;
-        test never changes.
+        at random; with "covered" too, but first one of each class. valid: a fraction (0 to 1) or a count of the train
+        images whose label is known, or explicit rows, that become validation rows instead. *Their labels come on top
+        of `labels`: count them when you report.* 0: none; None: those of this pool stay. Train, valid and dropped rows
+        of this pool are dealt anew; test never changes.
+
+        The rows to label are drawn first, in an order of all whose label is known, and validation rows from what they
+        leave, each class by its share: whatever `valid` is, the same rows are labeled (only explicit validation rows
+        let others move up), more labels add to fewer, and few validation rows move with them. With labels=None
+        validation rows come first, and all others are labeled.
 
         imbalance: train rows become long-tailed. Class c of C keeps n_0 * imbalance^(-c / (C - 1)) of those whose
         label is known (at least one), with the largest n_0 that all classes can give; the others are dropped.
@@ -122,27 +127,26 @@ class Pool:
 
         if valid is None:
             valid = manifest.get("valid", self.valid)
-        if isinstance(valid, Real):
-            free = rows if chosen is None else np.setdiff1d(rows, chosen)
-            amount = int(valid) if isinstance(valid, Integral) else float(valid)
-            held = draw_valid(free[self.truth[free] >= 0], self.truth, amount, seed)
-        else:
+        known, held = rows[self.truth[rows] >= 0], rows[:0]
+        if not isinstance(valid, Real):
             held = to_indices(read_rows(valid, "valid")["valid"], len(self), "valid")
             self._check(held, rows, "valid", "is a test row")
-            self._check(held, np.flatnonzero(self.truth >= 0), "valid", "has no known label")
-
-        train = np.setdiff1d(rows, held)
-        known = train[self.truth[train] >= 0]
-        if imbalance is None:
-            dropped = np.intersect1d(train, to_indices(manifest.get("dropped", []), len(self), "dropped"))
-        else:
-            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed))
-        train, known = np.setdiff1d(train, dropped), np.setdiff1d(known, dropped)
-        if chosen is None:
-            chosen = known
-            if labels is not None:
-                chosen = draw_labeled(known, self.truth, labels, self.class_names, seed, balance,
-                                      long_tailed=imbalance is not None)
+            self._check(held, known, "valid", "has no known label")
+        dropped = np.setdiff1d(to_indices(manifest.get("dropped", []), len(self), "dropped"), self.test)
+        if imbalance is not None:
+            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed, held))
+        if chosen is None and labels is not None:
+            chosen = draw_labeled(np.setdiff1d(known, dropped), self.truth, labels, self.class_names, seed, balance,
+                                  imbalance is not None, held)
+        if isinstance(valid, Real):  # from what the labels leave, so that they stay
+            amount = int(valid) if isinstance(valid, Integral) else float(valid)
+            held = draw_valid(known, self.truth, amount, seed, rows[:0] if chosen is None else chosen)
+            if imbalance is not None:
+                dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed, held,
+                                                        chosen))
+        train = np.setdiff1d(rows, np.concatenate([held, dropped]))
+        dropped, known = np.setdiff1d(dropped, held), train[self.truth[train] >= 0]
+        chosen = known if chosen is None else chosen
         self._check(chosen, train, "labeled", "is a valid or test row")
         if "labels" in manifest:
             values = to_labels(manifest["labels"], len(chosen), self.classes, "the manifest's labels")

@@ -6,17 +6,17 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from ssl_lab.batch import Key, generator
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.errors import UsageError, unknown
 
-Balance = Literal["class", "natural"]
+Balance = Literal["class", "natural", "covered"]
 
 
 def shuffled(rows: IntArray, *key: Key) -> IntArray:
@@ -26,39 +26,54 @@ def shuffled(rows: IntArray, *key: Key) -> IntArray:
 
 
 def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Sequence[str], seed: int,
-                 balance: str, long_tailed: bool = False) -> IntArray:
+                 balance: str, long_tailed: bool = False, left_out: IntArray | None = None) -> IntArray:
     """A fraction (0 < amount < 1) or a count of `rows`, sorted. With the same seed, a smaller draw is part of a larger
-    one.
+    one, and what is left out only lets others move up.
 
     truth: int64 [N], the labels of all images; all `rows` have one. balance "class": count/C of each class,
     where the remainder falls on classes chosen by the seed, or, if `long_tailed`, each class by its share of
-    `rows` and at least one. "natural": at random, classes as they come. UsageError if there are too few images,
-    or too few labels for the classes.
+    `rows` and at least one. "natural": at random, classes as they come. "covered": the same, but first one of each
+    class that has any. left_out: rows that are not to be drawn, if any. UsageError if there are too few images, or too
+    few labels for the classes.
     """
-    if balance not in ("class", "natural"):
-        raise unknown("balance", balance, ("class", "natural"))
-    count = _count(amount, len(rows), "labels")
-    if not 1 <= count <= len(rows):
-        raise UsageError(f"labels={amount:g}: expected 1 to {len(rows)}, the train images whose label is known "
+    if balance not in get_args(Balance):
+        raise unknown("balance", balance, get_args(Balance))
+    left_out = rows[:0] if left_out is None else left_out
+    free = np.setdiff1d(rows, left_out)
+    count = _count(amount, len(free), "labels")
+    if not 1 <= count <= len(free):
+        raise UsageError(f"labels={amount:g}: expected 1 to {len(free)}, the train images whose label is known "
                          "and that do not validate, or a fraction of them between 0 and 1")
-    if balance == "natural":
-        return np.sort(shuffled(rows, seed, "labeled")[:count])
+
+    def in_order(members: IntArray, *key: Key) -> IntArray:
+        order = shuffled(members, seed, "labeled", *key)
+        return order[~np.isin(order, left_out)]
+
     classes = len(class_names)
+    if balance != "class":
+        order = in_order(rows)
+        firsts = np.sort(np.unique(truth[order], return_index=True)[1])  # of each class
+        if balance == "covered":
+            if count < len(firsts):
+                raise UsageError(f"labels={count} is fewer than the {len(firsts)} classes with images. Give "
+                                 f"{len(firsts)} or more, or balance='natural', which may leave classes out.")
+            order = np.append(order[firsts], np.delete(order, firsts))
+        return np.sort(order[:count])
     if count < classes:
         raise UsageError(f"labels={count} is fewer than the {classes} classes. Give {classes} or more, or "
                          "balance='natural', which may leave classes out.")
     order = shuffled(np.arange(classes), seed, "remainder")
     if long_tailed:
-        quotas = shares(np.bincount(truth[rows], minlength=classes), count, order)
+        quotas = shares(np.bincount(truth[free], minlength=classes), count, order)
     else:
         quotas = count // classes + np.isin(np.arange(classes), order[:count % classes])
     chosen = []
     for label, quota in enumerate(quotas.tolist()):
-        members = rows[truth[rows] == label]
+        members = in_order(rows[truth[rows] == label], label)
         if len(members) < quota:
             raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which "
                              f"has only {len(members)}. Give fewer labels, or balance='natural'.")
-        chosen.append(shuffled(members, seed, "labeled", label)[:quota])
+        chosen.append(members[:quota])
     return np.sort(np.concatenate(chosen))
 
 
@@ -88,43 +103,72 @@ def shares(sizes: IntArray, count: int, order: IntArray) -> IntArray:
     return 1 + np.bincount(label[first], minlength=len(sizes))
 
 
-def long_tail(rows: IntArray, truth: IntArray, imbalance: float, class_names: Sequence[str], seed: int) -> IntArray:
+def long_tail(rows: IntArray, truth: IntArray, imbalance: float, class_names: Sequence[str], seed: int,
+              left_out: IntArray | None = None, kept: IntArray | None = None) -> IntArray:
     """The `rows` that a long tail keeps: n_c = n_0 * imbalance^(-c / (C - 1)) of class c, at least one; sorted.
 
     n_0, of the first class, is the largest with which no class lacks images. truth: int64 [N], the labels of
-    all images; all `rows` have one. UsageError if imbalance is below 1 or a class has no image.
+    all images; all `rows` have one. left_out: rows that are not to be kept; kept: others that are, first of all; if
+    any. UsageError if imbalance is below 1 or a class has no image.
     """
     if not 1 <= imbalance < np.inf:
         raise UsageError(f"imbalance={imbalance:g}: expected 1 or more, how many times the images of the smallest "
                          "class the largest has")
-    sizes = np.bincount(truth[rows], minlength=len(class_names))
+    left_out, kept = (rows[:0] if given is None else given for given in (left_out, kept))
+    sizes = np.bincount(truth[np.setdiff1d(rows, left_out)], minlength=len(class_names))
     if not sizes.all():
         raise UsageError(f"imbalance={imbalance:g}: class {class_names[int(sizes.argmin())]!r} has no train image "
                          "whose label is known and that does not validate")
     law = float(imbalance) ** -np.linspace(0, 1, len(sizes))
     counts = np.floor((sizes / law).min(initial=np.inf) * law + 1e-6).astype(np.int64)  # 29.9999999 are 30
-    chosen = [shuffled(rows[truth[rows] == label], seed, "imbalance", label)[:max(1, count)]
-              for label, count in enumerate(counts.tolist())]
-    return np.sort(np.concatenate([*chosen, rows[:0]]))
+    chosen = [kept]
+    for label, count in enumerate(counts.tolist()):
+        order = shuffled(rows[truth[rows] == label], seed, "imbalance", label)
+        first = int((truth[kept] == label).sum())
+        chosen.append(order[~np.isin(order, np.append(left_out, kept))][:max(0, max(1, count) - first)])
+    return np.sort(np.concatenate(chosen))
 
 
-def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int) -> IntArray:
-    """Validation rows: a fraction (0 < amount < 1) or a count of `rows`, each class by its share; sorted."""
+def draw_valid(rows: IntArray, truth: IntArray, amount: float, seed: int, labeled: IntArray) -> IntArray:
+    """Validation rows: a fraction (0 < amount < 1) or a count of `rows`, none of them of `labeled`; sorted.
+
+    Each class gives by its share of `rows`, and where too few of it are left, the others give more; the last row of a
+    class stays. Each has an order of its own, whose first that are not labeled validate: so few of them move when
+    others are labeled. UsageError if there are too few.
+    """
     if amount == 0:
         return rows[:0]
     count = _count(amount, len(rows), "valid")
-    if not 1 <= count < len(rows):
-        raise UsageError(f"valid={amount:g}: expected a fraction between 0 and 1, or a count below "
-                         f"{len(rows)}, the train images whose label is known")
-    return stratified(rows, truth, count, seed, "valid")
+    labels, sizes = np.unique(truth[rows], return_counts=True)
+    used = np.bincount(np.searchsorted(labels, truth[rows[np.isin(rows, labeled)]]), minlength=len(labels))
+    room = sizes - np.maximum(used, 1)
+    if not 1 <= count <= room.sum():
+        raise UsageError(f"valid={amount:g}: expected a fraction between 0 and 1, or a count of at most {room.sum()}, "
+                         f"of the {len(rows)} train images whose label is known: {used.sum()} of them are to be "
+                         "labeled, and one of each class has to stay")
+    quotas = np.minimum(_largest_remainders(sizes * count / len(rows), count), room)
+    while (missing := count - quotas.sum()) > 0:
+        open_ = np.flatnonzero(quotas < room)
+        more = _largest_remainders(sizes[open_] * missing / sizes[open_].sum(), missing)
+        quotas[open_] = np.minimum(quotas[open_] + more, room[open_])
+    chosen = [rows[:0]]
+    for label, quota in zip(labels.tolist(), quotas.tolist(), strict=True):
+        order = shuffled(rows[truth[rows] == label], seed, "valid", label)
+        chosen.append(order[~np.isin(order, labeled)][:quota])
+    return np.sort(np.concatenate(chosen))
+
+
+def _largest_remainders(shares: NDArray[np.float64], count: int) -> IntArray:
+    """Whole numbers [C] near `shares`, which add up to `count`."""
+    quotas = np.floor(shares).astype(np.int64)
+    quotas[np.argsort(quotas - shares, kind="stable")[:count - quotas.sum()]] += 1
+    return quotas
 
 
 def stratified(rows: IntArray, truth: IntArray, count: int, *key: Key) -> IntArray:
     """`count` of `rows`, each class in proportion to its size (largest remainders first); sorted."""
     labels, sizes = np.unique(truth[rows], return_counts=True)
-    shares = sizes * count / len(rows)
-    quotas = np.floor(shares).astype(np.int64)
-    quotas[np.argsort(quotas - shares, kind="stable")[:count - quotas.sum()]] += 1
+    quotas = _largest_remainders(sizes * count / len(rows), count)
     chosen = [shuffled(rows[truth[rows] == label], *key, int(label))[:quota]
               for label, quota in zip(labels, quotas, strict=True)]
     return np.sort(np.concatenate([*chosen, rows[:0]]))

@@ -30,6 +30,7 @@ import torch
 
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
+from ssl_lab.data.remarks import remarks
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.card import card_of
@@ -193,7 +194,7 @@ class _Run:
     def train(self) -> Result:
         trainer, runtime = self.trainer, self.runtime
         self.folder.begin(self.config, self.manifest, self.start)
-        for note in self.pool.notes if runtime.main else ():
+        for note in remarks(self.pool) if runtime.main else ():
             print(f"note: {note}", file=sys.stderr)
         callbacks = Together(chosen(trainer.callbacks, trainer.tensorboard) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
