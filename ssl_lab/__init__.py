@@ -14,6 +14,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from ssl_lab.processes import quiet_imports
+
 if TYPE_CHECKING:
     from ssl_lab import losses, methods, schedule, testing
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW
     from ssl_lab.views import Eval, Strong, Weak
+
+quiet_imports()
 
 _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),

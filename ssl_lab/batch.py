@@ -117,7 +117,7 @@ class Rows:
 
     views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input). targets: int64 [B], the
     labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for
-    diagnostics *only*: -1 where nothing is.
+    diagnostics *only*: -1 where nothing is, and of unlabeled rows where the method has the label anyway.
     indices: int64 [B], global indices into the pool.
     """
 

@@ -1,7 +1,8 @@
 """Settings of recipes: dataclasses, from defaults, then a YAML file, then flags. Imports no torch.
 
 `launch(main, Settings)` is the last line of a recipe: it parses, runs, and turns what goes wrong into one clear
-line and an exit status (0; 2 for bad usage; 130 after Ctrl-C or SIGTERM; 1 for a run that failed).
+line and an exit status (0; 2 for bad usage; 75 where another process has the run's folder; 130 after Ctrl-C, SIGTERM or
+a closed terminal; 1 for a run that failed).
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar
 
-from ssl_lab.errors import NonFiniteLossError, RunFailedError, UsageError, unknown
+from ssl_lab.errors import BusyError, NonFiniteLossError, RunFailedError, UsageError, unknown
+from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, stopping_signals
 
 S = TypeVar("S", bound="Settings")
+BUSY = 75  # as in sysexits.h: try again later
 
 
 @dataclass
@@ -157,25 +161,51 @@ def exit_with_status(action: Callable[[], object]) -> None:
     # Threads that spin while they wait starve each other where cores are shared: a short run of a small net was
     # seen to take 7 times as long beside other processes. Read when torch is imported, which is not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    for name in ("SIGTERM", "SIGUSR1"):  # until training handles them: as Ctrl-C
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.default_int_handler)
+    for number in stopping_signals():  # until training handles them: as Ctrl-C
+        if number.name != "SIGINT":
+            signal.signal(number, _interrupt)
+    end_with_parent_if_told()
+    try:
+        try:
+            message, status = _outcome(action)
+        finally:  # also of --help, which ends by SystemExit
+            sys.stdout.flush()
+        if message:
+            print(message, file=sys.stderr, flush=True)
+    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
+        hang_up()
+        status = 0
+    if status:
+        sys.exit(status)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    if number == getattr(signal, "SIGHUP", None):
+        hang_up()
+    raise KeyboardInterrupt
+
+
+def _outcome(action: Callable[[], object]) -> tuple[str, int]:
+    """Runs `action`: what to say of how it ended, if anything, and the exit status."""
     try:
         action()
+    except BusyError as error:
+        return f"error: {error}", BUSY
     except UsageError as error:
-        _exit(f"error: {error}", 2)
+        return f"error: {error}", 2
     except KeyboardInterrupt as error:
-        _exit(str(error) or "interrupted", 130)
-    except BrokenPipeError:  # the reader, e.g. `head`, has seen enough
-        sys.stderr.close()
-        sys.exit(0)
-    except (NonFiniteLossError, RunFailedError, OSError) as error:
-        _exit(f"error: {error}", 1)
-
-
-def _exit(message: str, status: int) -> NoReturn:
-    print(message, file=sys.stderr)
-    sys.exit(status)
+        return str(error) or "interrupted", 130
+    except BrokenPipeError:
+        raise
+    except (NonFiniteLossError, RunFailedError) as error:
+        return f"error: {error}", 1
+    except (MemoryError, OSError, RuntimeError) as error:
+        if lacking := out_of_memory(error):
+            return f"error: {lacking}", 1
+        if not isinstance(error, OSError):
+            raise
+        return f"error: {error}", 1
+    return "", 0
 
 
 @contextlib.contextmanager

@@ -10,6 +10,10 @@ class UsageError(ValueError):
     """Bad input. Recipes and the command line print it as one line and exit with status 2."""
 
 
+class BusyError(UsageError):
+    """Another process writes where this one would; it can be tried again later."""
+
+
 class NonFiniteLossError(RuntimeError):
     """The training loss became NaN or infinite; the message names the step, the terms and the checkpoint."""
 

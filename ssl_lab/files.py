@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,28 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def reserve(file: IO[bytes], size: int) -> None:
+    """Makes an open file `size` bytes long, of zeros, that have their place on the disk: an OSError if it is full.
+
+    A file that is only stretched has none, and a process that writes into a map of it is killed where the disk ends.
+    """
+    file.flush()
+    start = os.fstat(file.fileno()).st_size
+    if size <= start:
+        return
+    try:
+        os.posix_fallocate(file.fileno(), start, size - start)
+    except (AttributeError, OSError) as error:  # macOS has no such call, some file systems do not know it
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        place, zeros = file.tell(), bytes(2**20)
+        file.seek(start)
+        for written in range(start, size, len(zeros)):
+            file.write(zeros[: size - written])
+        file.flush()
+        file.seek(place)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -3,8 +3,10 @@
 import io
 import json
 import os
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -140,6 +142,17 @@ def finish(process: subprocess.Popen) -> tuple[int, str, str]:
         finally:
             process.terminate()  # torchrun hands it on to its ranks
     return process.returncode, out, err
+
+
+@contextmanager
+def room_for(size: int):
+    """No file can grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def keeping(file: Path):

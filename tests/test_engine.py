@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from ssl_lab.engine.card import Card
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.engine.meter import Meter
+from ssl_lab.engine.timing import steps_within
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.nets import Output, frozen_statistics
@@ -168,6 +170,42 @@ def test_minutes_become_steps_and_leave_no_trace(tmp_path):
     assert config["minutes"] is None
     counted = train(tmp_path / "counted", steps=config["steps"])
     assert_same_run(timed.out, counted.out)
+
+
+def steps_by_a_clock(monkeypatch, seconds, first, per_image=0.001, images=1000):
+    """How many steps of 10 ms fit, by a clock that only steps and predictions move on. first: seconds of the first
+    prediction, beyond those of the others."""
+    pool = sl.load("digits").split(labels=100, seed=0)
+    clock, predicted = [0.0], []
+
+    def predict(net, pool, indices, runtime):
+        clock[0] += len(indices) * per_image + (0 if predicted else first)
+        predicted.append(len(indices))
+
+    def step():
+        clock[0] += 0.01
+        return Loss({"all": torch.zeros(())})
+
+    monkeypatch.setattr("ssl_lab.engine.timing.predict", predict)
+    monkeypatch.setattr("ssl_lab.engine.timing.time.perf_counter", lambda: clock[0])
+    pool = replace(pool, test=pool.test[:100], valid=pool.test[:0])
+    method = Supervised(tiny_net(pool))
+    steps = steps_within(seconds, 0.0, step, method, pool, CPU, 10, images)
+    return steps, clock[0]
+
+
+def test_a_slow_first_evaluation_costs_its_time_and_no_more(monkeypatch, capsys):
+    for first in (0, 20):
+        steps, spent = steps_by_a_clock(monkeypatch, 60, first)
+        assert first <= spent < first + 5
+        assert steps == pytest.approx((60 - spent - 2 * 11 * 100 * 0.001) / 0.01, abs=1)
+    assert not capsys.readouterr().err
+
+
+def test_where_measuring_takes_the_time_there_is_a_word(monkeypatch, capsys):
+    steps, _ = steps_by_a_clock(monkeypatch, 60, first=0, per_image=0.04)
+    assert steps == 5  # all ten points of the curve would take 88 s: a run of few steps has as few of them
+    assert f"leaves room for {steps} steps of 10 ms; give more --minutes, or --steps" in capsys.readouterr().err
 
 
 # Update rules
@@ -502,3 +540,34 @@ def test_a_method_without_a_classifier_gets_no_accuracy(tmp_path, monkeypatch):
 def test_a_run_begins_with_the_classes_that_its_labels_leave_out(tmp_path, capsys):
     train(tmp_path / "run", pool=sl.load("digits").split(3, seed=0, balance="natural"), steps=1)
     assert "of the 10 classes have no labeled train image: " in capsys.readouterr().err
+
+
+# What is known of the unlabeled images
+
+
+def pool_of_a_folder():
+    """As people have it: nothing is known of the images but the labels that training has."""
+    pool = sl.load("digits").split(labels=30, seed=0)
+    truth = np.full_like(pool.truth, -1)
+    truth[pool.labeled] = pool.labels[pool.labeled]
+    truth[pool.test] = pool.truth[pool.test]
+    return replace(pool, truth=truth)
+
+
+def test_what_training_was_told_does_not_count_as_found_out(digits):
+    method = FixMatch(tiny_net(digits))
+    for pool, known in ((digits, True), (pool_of_a_folder(), False)):
+        found = Feed(pool, method.views, 8, len(pool.unlabeled), 0, CPU.device)(Moment(0, 1)).unlabeled
+        told = torch.isin(found.indices, torch.from_numpy(pool.labeled))
+        assert told.any()
+        assert torch.equal(found.targets, torch.from_numpy(pool.labels[found.indices.numpy()]))
+        assert found.truth[told].eq(-1).all()
+        assert torch.equal(found.truth[~told] >= 0, torch.full((int((~told).sum()),), known))
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_pseudo_labels_are_judged_without_the_labeled_images(tmp_path, known, capsys):
+    pool = sl.load("digits").split(labels=30, seed=0) if known else pool_of_a_folder()
+    train(tmp_path, FixMatch(tiny_net(pool), threshold=0.0), pool, 8, 32, steps=4, callbacks=None)
+    assert all(("pseudo_label_accuracy" in row) == known for row in rows(tmp_path))
+    assert ("pseudo -" in capsys.readouterr().err) != known

@@ -315,7 +315,7 @@ def test_a_shard_that_is_damaged_in_mid_run_is_named_and_the_run_goes_on_once_it
 # Signals
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
 def test_each_signal_finishes_the_step(name, tmp_path, whole):
     before = signal.getsignal(getattr(signal, name))
     with pytest.raises(Interrupted, match="stopped at step 3 of 12"):

@@ -1,5 +1,6 @@
 """The store: equal to the net's own features, keyed by what changes them, whole or resumed."""
 
+import errno
 import json
 import threading
 import time
@@ -9,11 +10,13 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small_runs import room_for
 
 from ssl_lab.data import load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import FeatureStore, embed, store, top_k
+from ssl_lab.files import reserve
 from ssl_lab.nets import net
 from ssl_lab.views import Eval, Weak
 
@@ -96,7 +99,7 @@ def test_a_build_that_was_cut_goes_on_where_it_stopped(pool, tmp_path, monkeypat
     monkeypatch.setattr(store, "embed", cut)
     with pytest.raises(KeyboardInterrupt):
         FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())  # and a file for the lock
     with pytest.raises(UsageError, match=r"holds 140 of 300 images; FeatureStore\.build"):
         FeatureStore(folder)
     whole = FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)
@@ -141,6 +144,15 @@ def test_ranks_share_the_work(pool, tmp_path, monkeypatch):
         def wait(self):
             meeting.wait(timeout=30)
 
+        def any(self, *flags):
+            self.wait()  # both find the same
+            return list(flags)
+
+        def from_first(self, make):
+            if self.main:
+                make()
+            self.wait()
+
     def watched(net, pool, rows, runtime, view):
         seen[runtime.rank] += rows.tolist()
         return embed(net, pool, rows, runtime, view)
@@ -156,7 +168,7 @@ def test_ranks_share_the_work(pool, tmp_path, monkeypatch):
         thread.join()
     assert sorted(seen[0] + seen[1]) == list(range(300))
     assert min(len(rows) for rows in seen.values()) > 100
-    (folder,) = tmp_path.iterdir()
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())  # and a file for the lock
     expected = embed(tiny(pool), pool, np.arange(300), RUNTIME)
     np.testing.assert_allclose(FeatureStore(folder).features, expected, atol=1e-6)
 
@@ -225,3 +237,80 @@ def test_a_partial_view_is_part_of_the_key(pool):
 
     keys = {store.key_of(tiny(pool), pool, partial(Strong, ops=ops), RUNTIME) for ops in (1, 2)}
     assert len(keys) == 2
+
+
+def at_once(pool, out):
+    """What two threads that build at once are given."""
+    stores, nets = {}, [tiny(pool), tiny(pool)]  # made in turn: that seeds torch for all threads
+    threads = [threading.Thread(target=lambda i=i: stores.update({i: FeatureStore.build(nets[i], pool, out, RUNTIME)}))
+               for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [stores[i] for i in range(2)]
+
+
+def test_of_two_that_build_one_store_one_waits(pool, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(store, "_BLOCK", 64)
+    asked = []
+
+    def slow(net, pool, rows, runtime, view):
+        asked.extend(rows.tolist())
+        time.sleep(0.05)
+        return embed(net, pool, rows, runtime, view)
+
+    monkeypatch.setattr(store, "embed", slow)
+    stores = at_once(pool, tmp_path)
+    assert asked == list(range(300))
+    expected = embed(tiny(pool), pool, np.arange(300), RUNTIME)
+    for each in stores:
+        np.testing.assert_allclose(each.features, expected, atol=1e-6)
+    assert capsys.readouterr().err.count("another process makes") == 1
+
+
+def test_a_full_disk_is_an_error_before_anything_is_embedded(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "embed", lambda *_: pytest.fail("it embedded"))
+    with room_for(10_000), pytest.raises(UsageError, match=r"^cannot write .*: File too large\. Free some space there"):
+        FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)
+    assert not list(tmp_path.rglob("features.npy"))
+
+
+def test_a_disk_that_fills_up_later_is_an_error_and_the_build_goes_on(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_BLOCK", 64)
+    blocks = []
+
+    def full(net, pool, rows, *others):
+        blocks.append(rows[0])
+        if len(blocks) == 3:
+            (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+            (folder / "features.npy").rename(folder / "away")
+            (folder / "features.npy").symlink_to("/dev/full")
+        return embed(net, pool, rows, *others)
+
+    monkeypatch.setattr(store, "embed", full)
+    with pytest.raises(UsageError, match=r"^cannot write .*features.npy: No space left on device"):
+        FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)
+    (folder,) = (path for path in tmp_path.iterdir() if path.is_dir())
+    (folder / "away").replace(folder / "features.npy")
+    whole = FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)
+    assert blocks == [0, 64, 128, 128, 192, 256]
+    np.testing.assert_allclose(whole.features, embed(tiny(pool), pool, np.arange(300), RUNTIME), atol=1e-6)
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_reserved_file_is_of_zeros_that_have_their_place(tmp_path, monkeypatch, known):
+    def unknown(*_):
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    if not known:
+        monkeypatch.setattr("os.posix_fallocate", unknown)
+    with (tmp_path / "file").open("w+b") as file:
+        file.write(b"head")
+        reserve(file, 3_000_001)
+        file.write(b"next")
+    content = (tmp_path / "file").read_bytes()
+    assert content == b"headnext" + bytes(3_000_001 - 8)
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 3_000_001
+    with (tmp_path / "full").open("wb") as file, room_for(2_000_000), pytest.raises(OSError, match="File too large"):
+        reserve(file, 3_000_000)

@@ -4,10 +4,9 @@ import errno
 import json
 import os
 import pickle
-import resource
 import signal
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -17,6 +16,7 @@ from small_runs import (
     digits,
     finish,
     flat_net,
+    room_for,
     rows,
     signal_at,
     start,
@@ -261,17 +261,6 @@ def test_a_lock_that_its_holder_has_just_removed_is_none(tmp_path, monkeypatch):
 
 
 # Disks
-
-
-@contextmanager
-def room_for(size: int):
-    """No file can grow beyond `size` bytes."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(tmp_path):

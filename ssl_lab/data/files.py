@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -41,6 +42,8 @@ def new_folder(path: Path) -> Iterator[Path]:
             if not path.is_dir():
                 raise
         sync(path.parent)
+    except BrokenPipeError:  # of what was printed in the block
+        raise
     except OSError as error:
         raise cannot_write(path, error) from error
     finally:
@@ -52,20 +55,29 @@ def new_folder(path: Path) -> Iterator[Path]:
 def alone(path: Path) -> Iterator[None]:
     """Within this, no other process is within it for the same `path`: it waits, by a lock on `path`.lock, which stays.
 
-    What a killed process left of a `new_folder` for `path` is removed. On a file system without locks, or where none
-    can be written, nobody waits.
+    A note says so where it has to wait. What a killed process left of a `new_folder` for `path` is removed. On a file
+    system without locks, or where none can be written, nobody waits.
     """
     with ExitStack() as held:
         try:
             make_folder(path.parent)
             file = held.enter_context(path.with_name(f"{path.name}.lock").open("w"))
-            fcntl.flock(file, fcntl.LOCK_EX)  # until it is closed
+            _wait_for_lock(file.fileno(), path)  # until it is closed
         except OSError:
             pass
         else:
             for left in path.parent.glob(f".{path.name}-*"):
                 shutil.rmtree(left, ignore_errors=True)
         yield
+
+
+def _wait_for_lock(handle: int, path: Path) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"note: another process makes {path}; this one waits for it", file=sys.stderr)
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 def sha256_file(path: Path) -> str:

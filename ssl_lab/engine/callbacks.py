@@ -86,6 +86,8 @@ class ShowProgress(Callback):
 
     def row(self, row: Mapping[str, float]) -> None:
         self._numbers |= {key: text.format(row[key]) for key, text in SHOWN.items() if key in row}
+        if "mask_rate" in row and "pseudo_label_accuracy" not in row:  # not one of them has a known truth, or none is
+            self._numbers["pseudo_label_accuracy"] = "pseudo -"
         numbers = "  ".join(self._numbers[key] for key in SHOWN if key in self._numbers)
         if self._live:
             self._progress.update(self._task, numbers=numbers)

@@ -135,6 +135,12 @@ def _keep(kept: dict[str, Predictions], split: str, rows: IntArray, logits: Floa
     kept[split] = Predictions(rows, logits)
 
 
+def worth_measuring(trained: int) -> int:
+    """Of how many test images a point of the curve is worth its time, after `trained` images since the last one: a pass
+    forward costs a third of a step's."""
+    return min(MONITORED, max(LEAST, trained // 4))
+
+
 def monitored(pool: Pool, most: int = MONITORED) -> tuple[str, IntArray]:
     """The split, and its rows, that the accuracy curve shows; of test images at most so many. It chooses nothing."""
     if len(pool.valid):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -67,8 +68,11 @@ class Stream:
         indices = self._indices(at.step, at.rank)
         views = {name: view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device))
                  for name, view in self.views.items()}
-        ids, targets, truth = (self._move(torch.from_numpy(values)) for values in
-                               (indices, self.pool.labels[indices], self.pool.truth[indices]))
+        given = self.pool.labels[indices]
+        known = self.pool.truth[indices]
+        if self.kind == "unlabeled":  # what training was told says nothing about what it found out
+            known = np.where(given >= 0, -1, known)
+        ids, targets, truth = (self._move(torch.from_numpy(values)) for values in (indices, given, known))
         return Rows(views, targets, truth, ids)
 
     def _indices(self, step: int, rank: int) -> IntArray:

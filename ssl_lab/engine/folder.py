@@ -21,7 +21,7 @@ from torch import Tensor
 from ssl_lab.engine import checkpoint
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.evaluate import Predictions
-from ssl_lab.errors import NonFiniteLossError, UsageError
+from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
@@ -30,7 +30,7 @@ MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Within it no other process runs in this folder. UsageError if one does, or if it cannot be written to.
+    """Within it no other process runs in this folder. BusyError if one does, UsageError if it cannot be written to.
 
     However the process ends, the lock ends with it; a file that is left behind locks nothing.
     """
@@ -42,7 +42,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         raise cannot_write(path, error) from error
     try:
         if not _locked(handle, path):
-            raise UsageError(f"another process writes into {folder}: wait for it, or choose another --out")
+            raise BusyError(f"another process writes into {folder}: wait for it, or choose another --out")
         try:
             yield
         finally:

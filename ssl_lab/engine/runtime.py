@@ -27,6 +27,7 @@ from ssl_lab.engine.machine import (
 from ssl_lab.engine.weights import MIXED, place
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.nets import Net
+from ssl_lab.processes import out_of_memory
 
 Compile = Literal["off", "on", "auto"]
 T = TypeVar("T")
@@ -164,12 +165,14 @@ class Runtime:
         return values
 
     @contextmanager
-    def explaining_failures(self) -> Iterator[None]:
-        """Within it, the loss of another rank is a RunFailedError that says so, and a method that cannot be sharded a
-        UsageError."""
+    def explaining_failures(self, work: str = "", side: int | None = None) -> Iterator[None]:
+        """Within it, the loss of another rank and a lack of memory are RunFailedErrors that say so, and a method that
+        cannot be sharded a UsageError. work, side: what is being done, to images of which size."""
         try:
             yield
-        except RuntimeError as error:
+        except (MemoryError, RuntimeError) as error:
+            if lacking := out_of_memory(error, work, side):
+                raise RunFailedError(lacking) from error
             text = " ".join(str(error).split())
             if self.shard and MIXED in text:
                 raise UsageError("this method reads weights of a net otherwise than by passing images through the net, "

@@ -1,4 +1,4 @@
-"""SIGINT, SIGTERM and SIGUSR1 as a request to stop after the step at hand; a second one stops at once."""
+"""SIGINT, SIGTERM, SIGUSR1 and SIGHUP as a request to stop after the step at hand; a second one stops at once."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import time
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-"""SIGUSR1 is what SLURM is told to send before the time limit (`--signal=USR1@60`)."""
+from ssl_lab.processes import hang_up, stopping_signals
 
 SAME = 0.5  # seconds within which a signal is the first one again: launchers pass on what the process got itself
 
@@ -27,7 +26,7 @@ class StopRequest:
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
-            for number in SIGNALS:
+            for number in stopping_signals():
                 self._before[number] = signal.signal(number, self._handle)
         return self
 
@@ -37,6 +36,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
+        if number == getattr(signal, "SIGHUP", None):
+            hang_up()  # before the next line of progress is an error
         now = time.monotonic()
         if not self.asked:
             self.asked, self._first = True, now

@@ -6,6 +6,7 @@ from __future__ import annotations
 import statistics
 import sys
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -14,7 +15,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from ssl_lab.batch import Loss
 from ssl_lab.data import Pool
-from ssl_lab.engine.evaluate import monitored, predict
+from ssl_lab.engine.evaluate import monitored, predict, worth_measuring
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.methods import Method
 
@@ -24,11 +25,12 @@ LONG_RUN = 180.0  # seconds; shorter runs do not repay the compiler's time
 
 
 def steps_within(seconds: float, begun: float, step: Callable[[], Loss], method: Method, pool: Pool,
-                 runtime: Runtime, evaluations: int) -> int:
+                 runtime: Runtime, evaluations: int, images_per_step: int) -> int:
     """How many steps fit into `seconds`, of which the timing and `evaluations` evaluations of two nets are taken.
 
     begun: since when the seconds count. step: one step of training. All ranks run the same number of steps and
-    agree on the answer, which is at least 1.
+    agree on the answer, which is at least 1; a note on standard error says where measuring leaves less than half of
+    the time to training.
     """
     step()  # the first one sets up kernels and compiles
     laps: list[float] = []
@@ -36,14 +38,24 @@ def steps_within(seconds: float, begun: float, step: Callable[[], Loss], method:
         lap = time.perf_counter()
         step().total.item()
         laps.append(time.perf_counter() - lap)
-    curve = monitored(pool)[1]
+    some = monitored(pool)[1][:256]
+    predict(method.predictor(), pool, some, runtime)  # the first one sets up kernels and reads from a cold disk
     lap = time.perf_counter()
-    predict(method.predictor(), pool, curve[:256], runtime)
-    per_image = (time.perf_counter() - lap) / max(1, len(curve[:256]))
-    images = 2 * (evaluations * len(curve) + len(pool.valid) + len(pool.test))
-    left = seconds - (time.perf_counter() - begun) - per_image * images
-    steps: float = runtime.totals([left / statistics.median(laps)])[0] / runtime.world
-    return max(1, int(steps))
+    predict(method.predictor(), pool, some, runtime)
+    per_image = (time.perf_counter() - lap) / max(1, len(some))
+    mine = [seconds - (time.perf_counter() - begun), statistics.median(laps), per_image]
+    left, per_step, per_image = (total / runtime.world for total in runtime.totals(mine))
+
+    def measuring(steps: int) -> float:
+        curve = monitored(pool, worth_measuring(images_per_step * max(1, steps // evaluations)))[1]
+        return 2 * per_image * (min(steps, evaluations) * len(curve) + len(pool.valid) + len(pool.test))
+
+    most = range(1, 1 + int(max(0, left / per_step)))
+    steps = max(1, bisect_left(most, True, key=lambda steps: steps * per_step + measuring(steps) > left))
+    if runtime.main and measuring(steps) > max(0.0, left) / 2:
+        print(f"note: of {seconds:.0f} s, measuring takes {measuring(steps):.0f} and leaves room for {steps} steps of "
+              f"{1e3 * per_step:.0f} ms; give more --minutes, or --steps", file=sys.stderr)
+    return steps
 
 
 def fastest_micro_batches(rows: Sequence[int], runtime: Runtime, step: Callable[[int], Loss]) -> int:

@@ -105,7 +105,10 @@ class Trainer:
             raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
                              f"build it with classes={pool.classes}")
         runtime = Runtime.start(self.device, self.precision, self.shard)
-        with runtime.explaining_failures(), ExitStack() as until_the_end:
+        style = pool.style
+        work = f" in steps of {labeled} labeled and {unlabeled} unlabeled images of {style.height} x {style.width}"
+        explaining = runtime.explaining_failures(work, min(style.height, style.width))
+        with explaining, ExitStack() as until_the_end:
             saved = runtime.from_first(self._saved)
             runtime.from_first(lambda: until_the_end.enter_context(alone_in(self.folder)))
             if saved and self.precision == "auto":
@@ -186,7 +189,7 @@ class _Run:
             if not pays:
                 runtime.uncompile(self.method)
         steps = steps or steps_within(60 * (trainer.minutes or 0), begun, lambda: self._step(at, parts),
-                                      self.method, self.pool, runtime, trainer.evaluations)
+                                      self.method, self.pool, runtime, trainer.evaluations, self.feed.images_per_step)
         self.method.load_state_dict(before)
         self.optimizer = trainer.optimizer.build(self.method)
         return parts, steps
@@ -239,8 +242,7 @@ class _Run:
             return {}
         row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
-            worth = self.feed.images_per_step * self.evaluate_every // 4  # a pass forward costs a third of a step's
-            most = min(evaluate.MONITORED, max(evaluate.LEAST, worth))
+            most = evaluate.worth_measuring(self.feed.images_per_step * self.evaluate_every)
             row |= self._measure(dict([evaluate.monitored(self.pool, most)]))
         return row
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,12 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.data.files import alone
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
 from ssl_lab.features.search import Approximate, FloatArray, matrix, top_k, unit, within, without_self
-from ssl_lab.files import cannot_write, write_atomically, write_text
+from ssl_lab.files import cannot_write, reserve, write_atomically, write_text
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval, ViewFactory
 
@@ -36,7 +40,7 @@ class FeatureStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         meta = _read_meta(self.folder)
-        if meta is None or meta["done"] < meta["rows"]:
+        if meta is None or not _is_whole(meta):
             what = "is no feature store" if meta is None else f"holds {meta['done']} of {meta['rows']} images"
             raise UsageError(f"{self.folder} {what}; FeatureStore.build makes a store, or completes it")
         self.seconds = float(meta["seconds"])
@@ -50,31 +54,48 @@ class FeatureStore:
 
         Its own folder in `out` is named by a hash of the net's weights (but the head's), the view, the precision and
         the images, so that `out` may hold stores of many nets and pools. A build that was cut short goes on where it
-        stopped. Ranks share the work.
+        stopped. Ranks share the work; of several processes that want the same store, one builds it and the others wait.
+        UsageError for a full disk and the like.
         """
         runtime = runtime or Runtime.start()
         folder = Path(out) / key_of(net, pool, view, runtime)
-        meta = _read_meta(folder)
-        runtime.wait()  # before the first rank writes: all have found the same
-        if meta is None:
-            meta = {"format": _FORMAT, "net": net.name, "data": pool.name, "rows": len(pool),
-                    "dim": net.features_dim, "done": 0, "seconds": 0.0}
-            if runtime.main:
-                _allocate(folder, meta)
+        if not runtime.any(not _is_whole(_read_meta(folder)))[0]:
+            return cls(folder)
+        with alone(folder) if runtime.main else nullcontext():
+            runtime.wait()  # until the first rank has the place for itself: all of them find the same
+            meta = _read_meta(folder)
             runtime.wait()
-        features = np.load(folder / "features.npy", mmap_mode="r+")
+            if meta is None:
+                meta = {"format": _FORMAT, "net": net.name, "data": pool.name, "rows": len(pool),
+                        "dim": net.features_dim, "done": 0, "seconds": 0.0}
+                runtime.from_first(partial(_allocate, folder, meta))
+            cls._fill(folder, meta, net, pool, runtime, view)
+            runtime.wait()
+        return cls(folder)
+
+    @classmethod
+    def _fill(cls, folder: Path, meta: dict[str, Any], net: Net, pool: Pool, runtime: Runtime,
+              view: ViewFactory) -> None:
+        """Embeds what is missing. Rows are written as into any file: through a map, a full disk would be no error but
+        the end of the process."""
+        path = folder / "features.npy"
+        first_byte = path.stat().st_size - 4 * meta["rows"] * meta["dim"]
         while meta["done"] < len(pool):
             began, start = time.perf_counter(), meta["done"] + runtime.rank * _BLOCK
             rows = np.arange(start, min(start + _BLOCK, len(pool)))
-            features[start:start + len(rows)] = embed(net, pool, rows, runtime, view)
-            features.flush()
+            found = np.ascontiguousarray(embed(net, pool, rows, runtime, view), dtype=np.float32)
+            try:
+                with path.open("r+b") as file:
+                    file.seek(first_byte + 4 * start * meta["dim"])
+                    file.write(found.data)
+            except OSError as error:
+                raise cannot_write(path, error) from error
             runtime.wait()
             meta["done"] = min(meta["done"] + runtime.world * _BLOCK, len(pool))
             meta["seconds"] += time.perf_counter() - began
             if runtime.main:
                 write_text(folder / "meta.json", json.dumps(meta) + "\n")
             runtime.wait()
-        return cls(folder)
 
     def __len__(self) -> int:
         return len(self.features)
@@ -156,10 +177,19 @@ def _allocate(folder: Path, meta: dict[str, Any]) -> None:
     """An array of zeros on disk, and a note that nothing of it is done."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        np.lib.format.open_memmap(folder / "features.npy", "w+", np.float32, (meta["rows"], meta["dim"]))
+        with (folder / "features.npy").open("wb") as file:
+            np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False,
+                                                        "shape": (meta["rows"], meta["dim"])})
+            reserve(file, file.tell() + 4 * meta["rows"] * meta["dim"])
     except OSError as error:
+        with contextlib.suppress(OSError):
+            (folder / "features.npy").unlink(missing_ok=True)
         raise cannot_write(folder, error) from error
     write_text(folder / "meta.json", json.dumps(meta) + "\n")
+
+
+def _is_whole(meta: dict[str, Any] | None) -> bool:
+    return meta is not None and meta["done"] >= meta["rows"]
 
 
 def _read_meta(folder: Path) -> dict[str, Any] | None:

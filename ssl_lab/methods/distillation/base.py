@@ -84,7 +84,8 @@ class Distillation(Method):
         logs = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
         if self.teacher.classifies:
             logs["agreement"] = (said == teacher.logits.argmax(dim=1)).float().mean()
-            logs["teacher_accuracy"] = losses.accuracy(teacher.logits.argmax(dim=1), rows.truth)
+            unseen = rows.truth.where(rows.targets < 0, -1)  # labeled images may have trained the teacher
+            logs["teacher_accuracy"] = losses.accuracy(teacher.logits.argmax(dim=1), unseen)
         return Loss(terms, logs)
 
 
