@@ -59,6 +59,7 @@ def main(settings: Settings) -> None:
         raise sl.UsageError(f"--minutes {settings.minutes} with --processes {settings.processes}: runs beside each "
                             "other would each get less of the machine; give --steps")
     pool = sl.load(settings.data, **settings.reading())
+    sl.announce(pool)
     if not (pool.truth[pool.test] >= 0).any():
         raise sl.UsageError(f"{settings.data} has no test image with a label, and methods are compared by them; an "
                             ".npz file gives them as test_images and test_labels")

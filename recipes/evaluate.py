@@ -79,6 +79,7 @@ class Evaluated:
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    sl.announce(pool)
     queries = images_to_ask_about(pool)
     runtime = sl.Runtime.start(settings.device, settings.precision)
     nets = {name: beginning(name, settings, pool) for name in (settings.start, settings.against) if name is not None}

@@ -53,6 +53,7 @@ def main(settings: Settings) -> None:
     from ssl_lab.nets.start import start_net
 
     pool = sl.load(settings.data, **settings.reading())
+    sl.announce(pool)
     nets = [sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
                    pretrained=settings.pretrained, weights=settings.weights)]
     nets += [start_net(start, pool.classes, pool.style, settings.net,

@@ -102,6 +102,7 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     settings = filled(settings)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    sl.announce(pool)
     if settings.trials:
         settings, pool = tuned(settings, pool)
     watched = [] if settings.method == "supervised" else [sl.PseudoLabels()]

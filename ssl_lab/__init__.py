@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
-    from ssl_lab.data import Pool, Sampler, load
+    from ssl_lab.data import Pool, Sampler, announce, load
     from ssl_lab.engine import (
         Callback,
         Feed,
@@ -46,7 +46,7 @@ _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
     "config": ("Settings", "launch"),
-    "data": ("Pool", "Sampler", "load"),
+    "data": ("Pool", "Sampler", "announce", "load"),
     "engine": ("Callback", "Feed", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer",
                "accuracy", "predict"),
     "errors": ("UsageError",),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_lab import nets, presets
-from ssl_lab.data import IntArray, Pool, load
+from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.split import shuffled, stratified
 from ssl_lab.engine import Runtime, Trainer, predict
 from ssl_lab.errors import UsageError
@@ -147,6 +147,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     if wrong := [name for name in methods if not get(name).classifies]:
         raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
     pool = load(data, data_dir, image_size).split(labels=labels, seed=seed)
+    announce(pool)
     given_labels = len(pool.labeled)
     if given_labels > MOST:
         pool = pool.split(labeled=stratified(pool.labeled, pool.labels, MOST, seed, "advise"), seed=seed)

@@ -21,6 +21,7 @@ from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar
 
 from ssl_lab.errors import BusyError, NonFiniteLossError, RunFailedError, UsageError, unknown
+from ssl_lab.notes import at_most
 from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, stopping_signals
 
 S = TypeVar("S", bound="Settings")
@@ -188,7 +189,8 @@ def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
 def _outcome(action: Callable[[], object]) -> tuple[str, int]:
     """Runs `action`: what to say of how it ended, if anything, and the exit status."""
     try:
-        action()
+        with at_most(1):
+            action()
     except BusyError as error:
         return f"error: {error}", BUSY
     except UsageError as error:

@@ -32,11 +32,13 @@ from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import IntArray
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
-from ssl_lab.data import Images, Pool, load
+from ssl_lab.data import Images, Pool, announce, load
+from ssl_lab.data.images import Contents
 from ssl_lab.engine import Result
 from ssl_lab.engine.folder import check_same
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_text
+from ssl_lab.notes import at_most
 
 BASELINE = "random"
 IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "processes",
@@ -115,6 +117,7 @@ def cells_of(settings: Benchmark) -> list[Cell]:
 
 def run_cells(settings: Benchmark, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
     """Runs what is not finished, `processes` at a time, and returns what each cell gave; see `run_cell`."""
+    announce(load(settings.data, **settings.reading()))
     waiting = [cell for cell in cells if _finished(settings, cell) is None]
     for number, cell in enumerate(_running(settings, waiting), start=1):
         result = _finished(settings, cell) or {}
@@ -127,13 +130,13 @@ def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
     """Yields each cell when it is done."""
     if settings.processes == 1:
         for cell in cells:
-            run_cell(settings, cell)
+            _run_quietly(settings, cell)
             yield cell
         return
     threads = max(1, (os.cpu_count() or 1) // settings.processes)
     with concurrent.futures.ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"),
                                                 torch.set_num_threads, (threads,)) as executor:
-        running = {executor.submit(run_cell, settings, cell): cell for cell in cells}
+        running = {executor.submit(_run_quietly, settings, cell): cell for cell in cells}
         try:
             for future in concurrent.futures.as_completed(running):
                 future.result()
@@ -141,6 +144,12 @@ def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _run_quietly(settings: Benchmark, cell: Cell) -> None:
+    """Without a word on what was loaded: that is said once."""
+    with at_most(0):
+        run_cell(settings, cell)
 
 
 def _spec(settings: Benchmark, cell: Cell) -> dict[str, Any]:
@@ -218,6 +227,10 @@ class _Rows:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(self.images.fingerprint().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
+
+    def contents(self) -> Contents | None:
+        found = self.images.contents()
+        return None if found is None else found[self.rows]
 
 
 def duplicated(pool: Pool, times: int, seed: int = 0) -> Pool:

@@ -34,13 +34,14 @@ from ssl_lab.active.oracle import Answer, Asked, Oracle, write_questions
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, ScoreQuery
 from ssl_lab.active.record import Round, read_round
 from ssl_lab.batch import seed_of
-from ssl_lab.data import Pool
+from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
 from ssl_lab.engine.folder import check_same
 from ssl_lab.engine.machine import Precision
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 from ssl_lab.nets import Net
+from ssl_lab.notes import at_most
 
 Fit = Callable[[Pool, int], Net | Result]
 """Trains on a pool's labels in round 0, 1, ...; should start afresh, and may resume a fit that was cut off."""
@@ -87,6 +88,7 @@ class ActiveLoop:
         self._settle()
         self._answers = Answers(self.pool, self.folder, self.new_classes)
         self.pool = self._answers.pool
+        announce(self.pool)
         self.records = sorted(map(read_round, self.folder.glob("round-*.json")), key=lambda record: record.round)
         self._runtime: Runtime | None = None
         self._cached: FloatArray | None = None
@@ -205,7 +207,8 @@ class ActiveLoop:
         seconds, learner = {}, None
         if not cold:
             start = time.perf_counter()
-            learner = self.fit(self.pool, number)
+            with at_most(0):
+                learner = self.fit(self.pool, number)
             seconds["fit"] = time.perf_counter() - start
         net = learner.method.predictor() if isinstance(learner, Result) else learner
         record = Round(number, len(self.pool.labeled), self._accuracy(learner),

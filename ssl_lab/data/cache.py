@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.decode import Probe, decoding, is_passing, probe, read_image, reason
 from ssl_lab.data.files import alone, new_folder
+from ssl_lab.data.images import Contents, content_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
 T = TypeVar("T")
 
-_FORMAT = 1
+_FORMAT = 2
 _LARGEST_DEFAULT = 224
 _CHUNK = 512
 """Files decoded before their pixels are written: bounds the memory."""
@@ -33,12 +34,14 @@ _CHUNK = 512
 
 class Decoded(NamedTuple):
     """Images in a cache. pixels: uint8 [n, C, S, S], memory-mapped. rows: int64 [n], which of the files they
-    are. skipped: (file, reason) of the others. folder: where pixels and skipped.json lie."""
+    are. skipped: (file, reason) of the others. contents: a hash of each image. folder: where pixels and skipped.json
+    lie."""
 
     pixels: NDArray[np.uint8]
     rows: IntArray
     skipped: list[tuple[str, str]]
     fingerprint: str
+    contents: Contents
     folder: Path
 
 
@@ -97,14 +100,15 @@ def _open(folder: Path, files: Sequence[str]) -> Decoded | None:
         skipped = [(entry["file"], entry["reason"])
                    for entry in json.loads((folder / "skipped.json").read_text(encoding="utf-8"))]
         pixels = np.load(folder / "images.npy", mmap_mode="r")
+        contents = np.load(folder / "contents.npy")
         shape, fingerprint = tuple(meta["shape"]), str(meta["sha256"])
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     left_out = {file for file, _ in skipped}
     rows = np.array([row for row, file in enumerate(files) if file not in left_out], dtype=np.int64)
-    if pixels.shape != shape or len(rows) != len(pixels):
+    if pixels.shape != shape or len(rows) != len(pixels) or len(contents) != len(pixels):
         return None
-    return Decoded(pixels, rows, skipped, fingerprint, folder)
+    return Decoded(pixels, rows, skipped, fingerprint, contents, folder)
 
 
 def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Reading) -> None:
@@ -121,7 +125,7 @@ def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Readin
         gray = all(found.gray for found in good.values())
         read = partial(read_image, size=size, gray=gray, max_pixels=reading.max_pixels)
         shape = (1 if gray else 3, size, size)
-        count, digest = 0, hashlib.sha256()
+        contents, digest = [], hashlib.sha256()
         with (target / "images.npy").open("wb") as out:
             _write_header(out, (len(good), *shape))
             for file, found in _outcomes(threads, read, root, list(good), "decoding images"):
@@ -130,11 +134,13 @@ def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Readin
                 else:
                     out.write(found.data)
                     digest.update(found.data)
-                    count += 1
+                    contents.append(content_of(found[None])[0])
+            count = len(contents)
             if not count:
                 raise _nothing_readable(root, reasons)
             out.seek(0)
             _write_header(out, (count, *shape))
+        np.save(target / "contents.npy", np.array(contents, np.uint64))
         skipped = [{"file": file, "reason": reasons[file]} for file in files if file in reasons]
         meta = {"root": str(root.resolve()), "shape": [count, *shape], "sha256": digest.hexdigest()}
         write_text(target / "skipped.json", json.dumps(skipped, indent=1) + "\n")

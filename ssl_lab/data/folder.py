@@ -178,7 +178,7 @@ def pool_of_listing(name: str, root: Path, listing: Sequence[Listed], notes: Seq
         test = hold_out(np.flatnonzero((part == "train") & (truth >= 0)), truth, _TEST_FRACTION, seed=0)
         if len(test):
             notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
-    images = ArrayImages(decoded.pixels, decoded.fingerprint)
+    images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents)
     train = np.setdiff1d(np.arange(len(kept)), np.concatenate([valid, test]))
     style = style_of(images.shape, *pixel_statistics(images.pixels, train, budget=2**26))
     return pool_of(name, images, truth, names, style, test, valid, tuple(notes),

@@ -16,6 +16,10 @@ from torch.nn.functional import interpolate
 from ssl_lab.batch import Style, generator
 from ssl_lab.data.arrays import IntArray
 
+Contents = NDArray[np.uint64]
+HASHED = 2**29
+"""Bytes of pixels that are read to hash each image (half a second); hashes of files are kept when they are decoded."""
+
 
 class Images(Protocol):
     """Random access to images of one size."""
@@ -32,17 +36,23 @@ class Images(Protocol):
     def fingerprint(self) -> str:
         """A hash in hexadecimal that changes when the pixels do."""
 
+    def contents(self) -> Contents | None:
+        """uint64 [N]: a hash of each image, alike for the same image only. None where all would have to be read, and
+        they are more than `HASHED` bytes."""
+
 
 class ArrayImages:
     """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
 
-    fingerprint: known from when the file was written; computed on demand without it.
+    fingerprint, contents: known from when the file was written; computed on demand without them.
     """
 
-    def __init__(self, pixels: NDArray[np.uint8], fingerprint: str | None = None) -> None:
+    def __init__(self, pixels: NDArray[np.uint8], fingerprint: str | None = None,
+                 contents: Contents | None = None) -> None:
         # The plain view of a memory map: indexing np.memmap itself costs several microseconds a call.
         self.pixels = np.asarray(pixels)
         self._fingerprint = fingerprint
+        self._contents = contents
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -59,6 +69,11 @@ class ArrayImages:
         if self._fingerprint is None:
             self._fingerprint = fingerprint(self.pixels)
         return self._fingerprint
+
+    def contents(self) -> Contents | None:
+        if self._contents is None and self.pixels.nbytes <= HASHED:
+            self._contents = content_of(self.pixels)
+        return self._contents
 
 
 class Concat:
@@ -89,6 +104,10 @@ class Concat:
     def fingerprint(self) -> str:
         return hashlib.sha256("".join(part.fingerprint() for part in self.parts).encode()).hexdigest()
 
+    def contents(self) -> Contents | None:
+        found = [each for part in self.parts if (each := part.contents()) is not None]
+        return np.concatenate(found) if len(found) == len(self.parts) else None
+
 
 class Resized:
     """Another source at another size: shorter side to `size` (bicubic, antialiased), then the center square.
@@ -116,6 +135,9 @@ class Resized:
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.images.fingerprint()} {self.size}".encode()).hexdigest()
 
+    def contents(self) -> Contents | None:
+        return self.images.contents()
+
 
 def fingerprint(pixels: NDArray[Any]) -> str:
     """sha256 of pixels and shape. Of more than 1 GiB, of evenly spaced images that make up about 1 GiB."""
@@ -125,6 +147,33 @@ def fingerprint(pixels: NDArray[Any]) -> str:
         digest.update(np.ascontiguousarray(pixels[start:start + 256 * stride:stride]).data)
     digest.update(repr(pixels.shape).encode())
     return digest.hexdigest()
+
+
+def content_of(images: NDArray[np.uint8]) -> Contents:
+    """uint64 [n]: a hash of each of the images, uint8 [n, ...]. Eight times as fast as one of cryptography: no secret
+    hangs on it, and of a million different images two are alike with a chance of 1 in 40 million.
+
+    Each word of 8 bytes, made another by a one-to-one mixing that depends on its place, and their sum.
+    """
+    rows = images.reshape(len(images), -1)
+    bytes_ = rows.shape[1]
+    places = np.arange(-(-bytes_ // 8), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    places = (places ^ places >> np.uint64(31)) * np.uint64(0xBF58476D1CE4E5B9) | np.uint64(1)
+    found = np.empty(len(rows), np.uint64)
+    step = max(1, 2**18 // max(1, bytes_))  # what stays in the processor's cache
+    for start in range(0, len(rows), step):
+        part = rows[start:start + step]
+        padded = np.zeros((len(part), 8 * len(places)), np.uint8)
+        padded[:, :bytes_] = part
+        words = padded.view("<u8").astype(np.uint64, copy=False)
+        words += places
+        words ^= words >> np.uint64(32)
+        words *= places
+        words ^= words >> np.uint64(29)
+        words *= np.uint64(0x94D049BB133111EB)
+        words ^= words >> np.uint64(32)
+        found[start:start + step] = words.sum(axis=1)
+    return found + np.uint64(bytes_)
 
 
 def pixel_statistics(pixels: NDArray[Any], rows: IntArray | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.images import Concat, Images
+from ssl_lab.data.images import Concat, Contents, Images
 from ssl_lab.data.pool import Pool
 from ssl_lab.data.split import shuffled
 from ssl_lab.errors import UsageError
@@ -81,3 +81,7 @@ class Borrowed:
         digest = hashlib.sha256(f"{self.images.fingerprint()} {self.shape}".encode())
         digest.update(self.rows.astype("<i8").tobytes())
         return digest.hexdigest()
+
+    def contents(self) -> Contents | None:
+        found = self.images.contents()
+        return None if found is None else found[self.rows]

@@ -19,6 +19,7 @@ from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, 
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
+from ssl_lab.data.summary import summary
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -54,6 +55,9 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        return summary(self)
 
     @property
     def classes(self) -> int:

@@ -5,8 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_lab.data.pool import Pool
+from ssl_lab.data.summary import summary
+from ssl_lab.notes import tell
 
 NAMED = 5  # classes, where there are many to name
+
+
+def announce(pool: Pool) -> None:
+    """Says on stderr what was loaded, and the remarks on it: see `notes.tell`."""
+    tell([summary(pool), *(f"note: {remark}" for remark in remarks(pool))])
 
 
 def remarks(pool: Pool) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.cache import _key, _outcomes, open_or_make
 from ssl_lab.data.decode import _GRAY, SUFFIXES, decoding, is_passing, opened, reason, upright
 from ssl_lab.data.files import new_folder
+from ssl_lab.data.images import Contents, content_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
@@ -37,14 +38,15 @@ class Member(NamedTuple):
 
 class Scan(NamedTuple):
     """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. shorts:
-    the shorter sides in pixels. gray: whether no image has color. digest: of the images' bytes. skipped: (sample or
-    shard, reason)."""
+    the shorter sides in pixels. gray: whether no image has color. digest: of the images' bytes. contents: a hash of
+    each image's bytes. skipped: (sample or shard, reason)."""
 
     places: IntArray
     labels: list[str | None]
     shorts: list[int]
     gray: bool
     digest: bytes
+    contents: list[int]
     skipped: list[tuple[str, str]]
 
 
@@ -57,6 +59,7 @@ class Index(NamedTuple):
     short: int
     gray: bool
     sha256: str
+    contents: Contents
     skipped: list[tuple[str, str]]
     folder: Path
 
@@ -76,8 +79,9 @@ def _read_index(folder: Path) -> Index | None:
         skipped = [(entry["file"], entry["reason"])
                    for entry in json.loads((folder / "skipped.json").read_text(encoding="utf-8"))]
         members = np.asarray(np.load(folder / "members.npy", mmap_mode="r"))
-        whole = list(members.shape) == meta["shape"]
-        return Index(members, meta["labels"], meta["short"], meta["gray"], meta["sha256"], skipped,
+        contents = np.load(folder / "contents.npy")
+        whole = list(members.shape) == meta["shape"] and len(contents) == len(members)
+        return Index(members, meta["labels"], meta["short"], meta["gray"], meta["sha256"], contents, skipped,
                      folder) if whole else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
@@ -88,6 +92,7 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
     rows: list[IntArray] = []
     labels: dict[str, int] = {}
     shorts: list[int] = []
+    contents: list[int] = []
     skipped: list[tuple[str, str]] = []
     gray, digest = True, hashlib.sha256()
     with decoding(), ThreadPoolExecutor(WORKERS) as threads:
@@ -101,6 +106,7 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
             shorts += found.shorts
             gray &= found.gray
             digest.update(found.digest)
+            contents += found.contents
             skipped += [(f"{file}/{name}" if name else file, why) for name, why in found.skipped]
     if not shorts:
         file, why = skipped[0] if skipped else (files[0], "it holds no image")
@@ -111,6 +117,7 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
             "short": int(np.median(shorts)), "gray": gray, "sha256": digest.hexdigest()}
     with new_folder(folder) as target:
         np.save(target / "members.npy", members)
+        np.save(target / "contents.npy", np.array(contents, np.uint64))
         write_text(target / "skipped.json",
                    json.dumps([{"file": file, "reason": why} for file, why in skipped], indent=1) + "\n")
         write_text(target / "meta.json", json.dumps(meta, indent=1) + "\n")
@@ -122,6 +129,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
     places: list[tuple[int, int]] = []
     labels: list[str | None] = []
     shorts: list[int] = []
+    contents: list[int] = []
     skipped: list[tuple[str, str]] = []
     gray, digest = True, hashlib.sha256()
     try:
@@ -144,11 +152,12 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
             shorts.append(short)
             gray &= colorless
             digest.update(hashlib.sha256(image.content).digest())
+            contents.append(int(content_of(np.frombuffer(image.content, np.uint8)[None])[0]))
     except Exception as error:
         if is_passing(error):
             raise
         skipped.append(("", f"damaged, only the {len(places)} images before that are used: {reason(error)}"))
-    return Scan(np.array(places, np.int64).reshape(-1, 2), labels, shorts, gray, digest.digest(), skipped)
+    return Scan(np.array(places, np.int64).reshape(-1, 2), labels, shorts, gray, digest.digest(), contents, skipped)
 
 
 def _members(path: Path) -> Iterator[dict[str, Any]]:

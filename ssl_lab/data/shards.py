@@ -36,7 +36,7 @@ from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.cache import _LARGEST_DEFAULT
 from ssl_lab.data.decode import decoding, read_image, reason
 from ssl_lab.data.folder import _PARTS, _TEST_FRACTION, Listed, class_names_of, list_folder
-from ssl_lab.data.images import pixel_statistics, style_of
+from ssl_lab.data.images import Contents, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.shard_index import WORKERS, Index, open_index, webdataset_library
@@ -50,13 +50,13 @@ class ShardImages:
     """Images that lie encoded in files, each decoded when it is asked for, by threads.
 
     paths: the files. members: int64 [n, 3]: of each image the number of its file, its first byte and its bytes.
-    size, gray, max_pixels: as for `read_image`. sha256: of the encoded images.
+    size, gray, max_pixels: as for `read_image`. sha256: of the encoded images. contents: a hash of each, encoded.
     """
 
     def __init__(self, paths: Sequence[Path], members: IntArray, size: int, gray: bool, max_pixels: int,
-                 sha256: str) -> None:
+                 sha256: str, contents: Contents) -> None:
         self.paths, self.members, self.size, self.gray = tuple(paths), members, size, gray
-        self.max_pixels, self.sha256 = max_pixels, sha256
+        self.max_pixels, self.sha256, self._contents = max_pixels, sha256, contents
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -91,6 +91,9 @@ class ShardImages:
 
     def fingerprint(self) -> str:
         return hashlib.sha256(f"{self.sha256} {self.shape}".encode()).hexdigest()
+
+    def contents(self) -> Contents:
+        return self._contents
 
 
 def find_shards(given: str | os.PathLike[str]) -> tuple[Path, list[str]] | None:
@@ -153,7 +156,8 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
             notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
     size = reading.image_size or min(_LARGEST_DEFAULT, index.short)
     members = index.members[:, :3] if len(useful) == len(index.members) else index.members[useful, :3]
-    images = ShardImages([root / file for file in files], members, size, index.gray, reading.max_pixels, index.sha256)
+    images = ShardImages([root / file for file in files], members, size, index.gray, reading.max_pixels, index.sha256,
+                         index.contents[useful])
     train = np.setdiff1d(np.arange(len(useful)), np.concatenate([valid, test]))
     some = shuffled(train, "pixel_statistics")[:max(1, _STATISTICS_BYTES // (3 * size * size))]
     style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()))

@@ -18,7 +18,6 @@ never stopped.
 from __future__ import annotations
 
 import copy
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,8 +28,7 @@ from typing import Any, Literal
 import torch
 
 from ssl_lab.batch import At, Loss
-from ssl_lab.data import Pool
-from ssl_lab.data.remarks import remarks
+from ssl_lab.data import Pool, announce
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.card import card_of
@@ -197,8 +195,8 @@ class _Run:
     def train(self) -> Result:
         trainer, runtime = self.trainer, self.runtime
         self.folder.begin(self.config, self.manifest, self.start)
-        for note in remarks(self.pool) if runtime.main else ():
-            print(f"note: {note}", file=sys.stderr)
+        if runtime.main:
+            announce(self.pool)
         callbacks = Together(chosen(trainer.callbacks, trainer.tensorboard) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
             watching.start(self.method.name, self.folder.path, self.start, self.steps)
