@@ -50,19 +50,33 @@ class Preset:
 # The recipe that FixMatch (Sohn et al. 2020, table 4) and the comparisons of TorchSSL (Zhang et al. 2021, appendix)
 # train every method by: WRN-28-2, 2^20 steps, SGD with Nesterov momentum 0.9, learning rate 0.03 cos(7 pi t / 16).
 PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001, arguments={})
-# As many unlabeled as labeled images, in the papers and there; the others have seven times as many.
-EQUAL_BATCHES = {"pi_model", "temporal_ensembling", "mean_teacher", "pseudo_label", "vat", "ict", "mixmatch",
-                 "remixmatch", "s4l", "s4l_exemplar", "hiermatch"}
+# Unlabeled images for each labeled one, where not seven: one in the papers and TorchSSL; also in DARP's and ABC's code,
+# which loads 64 of both (bbuing9/DARP at 64a94b4, train.py; LeeHyuck/ABC at f70e926, ABCfix.py); three in AdaMatch's
+# (google-research/adamatch at 7a0b40c, semi_supervised/adamatch.py), where USB has seven.
+RATIO = {"pi_model": 1, "temporal_ensembling": 1, "mean_teacher": 1, "pseudo_label": 1, "vat": 1, "ict": 1,
+         "mixmatch": 1, "remixmatch": 1, "s4l": 1, "s4l_exemplar": 1, "hiermatch": 1, "abc": 1, "darp": 1,
+         "adamatch": 3}
+# Of the command that Dash's authors publish (idstcv/Dash at bbd13cc, start_train.sh).
+RATE = {"dash": 0.06}
 PAPER_ARGUMENTS: dict[str, dict[str, Schedule]] = {
     # With the epsilon of 6, in Oliver et al. 2018 (arXiv 1804.09170) and TorchSSL; the paper's own weight is 1.
     "vat": {"weight": ramp_up(0.3, until=0.4)},
 }
 # What papers set by data set, in place of the method's own defaults, which are those for CIFAR-10.
 BY_DATA: dict[tuple[str, str], dict[str, Any]] = {
-    # Berthelot et al. 2019, section 4.2
+    # Berthelot et al. 2019, section 4.2, and google-research/mixmatch at 1011a1d, runs/table1.sh, table6.sh, table2.sh
     ("mixmatch", "cifar100"): {"weight": linear(0.0, 150.0, until=1 / 64)},
     ("mixmatch", "svhn"): {"weight": linear(0.0, 250.0, until=1 / 64)},
+    ("mixmatch", "stl10"): {"weight": linear(0.0, 50.0, until=1 / 64)},
     ("hiermatch", "cifar100"): {"base": partial(methods.MixMatch, weight=linear(0.0, 150.0, until=1 / 64))},
+    # vikasverma1077/ICT at 7be7264, README.md
+    ("ict", "svhn"): {"alpha": 0.1},
+    # brain-research/realistic-ssl-evaluation at 81fe4b2, lib/hparams.py
+    ("vat", "svhn"): {"epsilon": 1.0},
+    # TorchSSL at f26e1d4, models/freematch/freematch_utils.py
+    ("freematch", "svhn"): {"least": 0.9, "most": 0.95},
+    # USB at 1ef4cbe, config/classic_cv/comatch
+    ("comatch", "stl10"): {"contrast": 5.0},
 }
 WEIGHT_DECAY = {"cifar100": 1e-3}  # Sohn et al. 2020, table 4
 
@@ -78,7 +92,6 @@ SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "mixmatch": {"weight": linear(0.0, 25.0, until=0.3)},
     "hiermatch": {"base": partial(methods.MixMatch, weight=linear(0.0, 25.0, until=0.3))},
     "remixmatch": {"mixed": linear(0.0, 1.5, until=0.3), "anchored": linear(0.0, 0.5, until=0.3)},
-    "uda": {"tsa": "none"},
 }
 
 
@@ -86,7 +99,7 @@ def preset(method: str, data: str, kind: Kind) -> Preset:
     """The settings of this method on this data set."""
     if kind == "short":
         return dataclasses.replace(SHORT, arguments=SHORT_ARGUMENTS.get(method, {}))
-    return dataclasses.replace(PAPER, unlabeled=64 if method in EQUAL_BATCHES else PAPER.unlabeled,
+    return dataclasses.replace(PAPER, unlabeled=PAPER.labeled * RATIO.get(method, 7), lr=RATE.get(method, PAPER.lr),
                                weight_decay=WEIGHT_DECAY.get(data, PAPER.weight_decay),
                                arguments=PAPER_ARGUMENTS.get(method, {}) | BY_DATA.get((method, data), {}))
 

@@ -210,6 +210,20 @@ def _run(method, steps, start=0, rank=0, world=1):
     return method
 
 
+def test_alignment_begins_with_the_first_step():
+    """A step is aligned by the mean of those before it, however few; the first not at all."""
+    method, batch = _method(smooth=1.0, threshold=0.0).eval(), _batch()
+    method.model.zero_()
+    at = At(0, 10)
+    (_, _), (p, _), *_ = _outputs(method, batch)
+    (_, _), _, (strong, _), _ = _outputs(method, batch)
+    for model in ([1 / CLASSES] * CLASSES, [_mean(column) for column in zip(*p, strict=True)]):
+        expected = _mean([*map(_cross_entropy, _aligned(p, model), strong)])
+        assert method(batch, at).terms["unlabeled"].item() == pytest.approx(expected, rel=1e-5)
+        method.after_step(at)
+    assert not CoMatch(net("tiny_4", classes=CLASSES, style=STYLE)).model.any()
+
+
 def test_state_survives_a_state_dict():
     straight, first, resumed = _run(_method(), 4), _run(_method(), 2), _method(seed=1)
     resumed.load_state_dict(copy.deepcopy(first.state_dict()))

@@ -553,6 +553,20 @@ def test_simmatch_is_aligned_soft_fixmatch_until_its_bank_is_full():
     assert early.terms["unlabeled"].item() == pytest.approx(expected, rel=1e-9)
 
 
+def test_simmatch_aligns_from_the_second_step_on_by_all_steps_before():
+    method = _full(threshold=0.0).eval()
+    batch = _batch(method)
+    method.model.zero_()
+    logits = copy.deepcopy(method.net)(torch.cat([batch.labeled["weak"], *batch.unlabeled.views.values()])).logits
+    p, uniform = logits[4:10].softmax(1), torch.full((3,), 1 / 3).double()
+    for current in (uniform, p.mean(dim=0)):
+        aligned = losses.align(p, uniform, current)
+        expected = _mean(_cross_entropy(q, z) for q, z in zip(aligned.tolist(), logits[10:].tolist(), strict=True))
+        assert method(batch, At(0, 10)).terms["unlabeled"].item() == pytest.approx(expected, rel=1e-5)
+        method.after_step(At(0, 10))
+    assert not _method(SimMatch).model.any()
+
+
 def test_simmatch_targets_carry_no_gradient():
     method = _full(threshold=0.0).eval()
     batch = _batch(method)

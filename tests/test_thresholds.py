@@ -96,7 +96,7 @@ def _moved(build, method):
 # --- All of them ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("build", [partial(UDA, tsa="none"), partial(Dash, epochs=5)], ids=_name)
+@pytest.mark.parametrize("build", [partial(UDA, tsa="linear"), partial(Dash, epochs=5, start=1)], ids=_name)
 def test_contract_with_other_arguments(build):
     check_method(build, compile=False)
 
@@ -289,6 +289,18 @@ def test_freematch_against_its_equations():
     assert terms["fairness"] == pytest.approx(0.2 * _fairness(strong, kept, p, h), rel=1e-5)
 
 
+def test_freematch_keeps_the_thresholds_of_classes_within_limits():
+    """As in TorchSSL for SVHN: the threshold of a row's class is brought between 0.9 and 0.95."""
+    method = _method(FreeMatch, least=0.36, most=0.38)
+    method.threshold.fill_(0.7)
+    method.prediction.copy_(torch.tensor([0.1, 0.37 / 0.7 * 0.5, 0.5]))
+    _, weak, _ = _logits(method)
+    limits = [0.36, 0.37, 0.38]
+    kept = [max(q) >= limits[q.index(max(q))] for q in map(_softmax, weak)]
+    assert method(BATCH, At(0, 10)).logs["mask_rate"].item() == pytest.approx(sum(kept) / len(kept))
+    assert method(BATCH, At(0, 10)).logs["threshold"].item() == pytest.approx(0.37)
+
+
 def test_freematch_moves_its_averages():
     method = _method(FreeMatch, momentum=0.9)
     _, weak, _ = _logits(method)
@@ -422,7 +434,7 @@ def test_tsa_names():
 
 @pytest.mark.parametrize("step", [1, 5, 9])
 def test_uda_against_its_equations(step):
-    method = _method(UDA, threshold=0.5, temperature=0.4, weight=0.7)
+    method = _method(UDA, threshold=0.5, temperature=0.4, tsa="linear", weight=0.7)
     labeled, weak, strong = _logits(method)
     eta = step / 10 * (2 / 3) + 1 / 3
     kept = [(_entropy_of(y, row), _softmax(row)[y]) for row, y in
@@ -568,40 +580,75 @@ def test_defixmatch_is_supervised_where_the_unlabeled_images_are_the_labeled_one
 # --- Dash ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
 @pytest.mark.parametrize(("step", "first_loss", "rho", "soft"), [
-    (0, 0.0, math.inf, True), (1, 0.6, 0.6, True), (4, 1.2, 1.2 * 1.3**-3, True), (9, 1.0, 0.45, False),
+    (0, 0.0, math.inf, True), (1, 0.0, math.inf, True), (2, 0.6, 0.6 / 1.3**0, True), (4, 1.2, 1.2 / 1.3, True),
+    (6, 1.2, 1.2 / 1.3, True), (7, 1.2, 1.2 / 1.3**2, True), (9, 0.5, 0.45, False),
 ])
-def test_dash_against_its_equations(step, first_loss, rho, soft):
-    method = _method(Dash, gamma=1.3, epochs=10, least=0.45, weight=0.8)
+def test_dash_against_its_equations(step, first_loss, rho, soft, temperature):
+    method = _method(Dash, gamma=1.3, every=3, start=2, epochs=10, temperature=temperature, least=0.45, weight=0.8)
     method.first_loss.fill_(first_loss)
     labeled, weak, strong = _logits(method)
     kept = []
     for w, s in zip(weak, strong, strict=True):
         q = _softmax(w)
         if -math.log(max(q)) < rho:
-            kept.append(_entropy_of(q if soft else q.index(max(q)), s))
+            kept.append(_entropy_of(_softmax([z / temperature for z in w]) if soft else q.index(max(q)), s))
     assert kept
     terms = _terms(method, At(step, 10))
     assert terms["labeled"] == pytest.approx(_labeled_loss(labeled), rel=1e-9)
     assert terms["unlabeled"] == pytest.approx(0.8 * sum(kept) / len(kept), rel=1e-6)
 
 
-def test_dash_takes_its_first_threshold_from_the_training_loss_of_the_first_epoch():
-    method = _method(Dash, epochs=5)  # two steps of ten
+@pytest.mark.parametrize(("unlabeled", "steps"), [(None, [2, 3]), (1000, [2, 3]), (11, [2, 3]), (10, [3]), (3, [3])])
+def test_dash_takes_its_first_threshold_from_the_last_images_of_the_warm_up(unlabeled, steps):
+    """Five parts of two steps, of which two are the warm-up; ten unlabeled rows a step."""
+    method = _method(Dash, epochs=5, start=2, temperature=0.5, unlabeled=unlabeled)
     seen = []
-    for step in range(4):
+    for step in range(6):
         _, weak, strong = _logits(method)
-        seen.append(sum(_entropy_of(_softmax(w), s) for w, s in zip(weak, strong, strict=True)) / 10)
+        sharp = [_softmax([z / 0.5 for z in w]) for w in weak]
+        seen.append(sum(map(_entropy_of, sharp, strong)) / 10)
         with torch.no_grad():
             _run(method, 1, start=step)
             for parameter in method.net.parameters():
                 parameter.mul_(1.2)
-    assert method.first_loss.item() == pytest.approx((seen[0] + seen[1]) / 2, rel=1e-6)
-    assert seen[1] != pytest.approx(seen[2])
+    assert method.first_loss.item() == pytest.approx(sum(seen[step] for step in steps) / len(steps), rel=1e-6)
+    assert len(set(seen)) == 6
+
+
+@pytest.mark.parametrize("epoch", [9, 10, 18, 19, 100, 500])
+def test_dash_has_the_threshold_of_its_published_command(epoch):
+    """start_train.sh of idstcv/Dash: gamma 1.27, drop_step 9, dt_start_epoch 10, min_select_th 0.05, of 1024 epochs."""
+    published = math.inf if epoch < 10 else max(2.3 * 1.27 ** -int((epoch - 1) / 9), 0.05)
+
+    class Fixed(Dash):
+        def joint(self, *views, constant=None):
+            return tuple(Output(logits, logits) for logits in (WEAK, WEAK, STRONG))
+
+    method = Fixed(net("tiny_4", classes=4, style=STYLE, seed=0))
+    method.first_loss.fill_(2.3)
+    rate = method(Batch(_rows(6, 0), _rows(6, 1)), At(epoch * 7, 1024 * 7)).logs["mask_rate"].item()
+    assert rate == pytest.approx((-WEAK.softmax(dim=1).amax(dim=1).log() < published).double().mean().item())
+    assert (method.temperature, method.weight) == (0.5, 0.9)
+
+
+def test_dash_of_few_steps_warms_up_for_one():
+    method = _method(Dash)
+    assert method(BATCH, At(0, 2)).logs["mask_rate"] == 1
+    method.after_step(At(0, 2))
+    assert method.first_loss > 0
+    assert method(BATCH, At(1, 2)).logs["mask_rate"] < 1
+
+
+@pytest.mark.parametrize("wrong", [{"every": 0}, {"start": 0}, {"start": 11, "epochs": 10}])
+def test_dash_refuses_parts_that_do_not_fit(wrong):
+    with pytest.raises(UsageError, match="Dash with every="):
+        _method(Dash, **wrong)
 
 
 def test_dash_without_rows_below_the_threshold_has_no_unlabeled_loss():
-    method = _method(Dash, least=1e-9)
+    method = _method(Dash, least=1e-9, every=1, epochs=10, start=1)
     method.first_loss.fill_(1e-9)
     loss = method(BATCH, At(9, 10))
     loss.total.backward()

@@ -10,6 +10,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.smoothness import full_precision
+from ssl_lab.methods.consistency.thresholds import recent_mean
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -28,7 +29,8 @@ class CoMatch(Method):
 
     The memory holds the last rows of all ranks, and until it is full q = a. Graphs span the rows of one rank (one
     micro-batch). All rows pass the net that learns, in one batch, as the paper has it on CIFAR; on ImageNet it uses
-    an averaged teacher. Alignment knows the steps before this one; in the authors' code, this one too.
+    an averaged teacher. Alignment knows the steps before this one, as many as there are; the authors' code
+    (salesforce/CoMatch at 08b4cce, Train_CoMatch.py), whose list also begins empty, this one too.
 
     threshold: least confidence of q. temperature: T. smooth: alpha in the paper. edge: least similarity of two
     pseudo-labels that an edge joins. dim: of z. memory: rows in it, by default five of the paper's batches.
@@ -58,7 +60,7 @@ class CoMatch(Method):
             self.projector = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
         self.register_buffer("memory", torch.zeros(memory, dim))
         self.register_buffer("memory_labels", torch.zeros(memory, net.classes))
-        self.register_buffer("model", torch.full((32, net.classes), 1 / net.classes))
+        self.register_buffer("model", torch.zeros(32, net.classes))
         self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
@@ -69,7 +71,7 @@ class CoMatch(Method):
         with full_precision(u.truth.device):
             with torch.no_grad():
                 p = losses.probabilities(weak.logits)
-                aligned = q = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), self.model.mean(dim=0))
+                aligned = q = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), recent_mean(self.model))
                 if at.step * at.world * (len(x) + len(u)) >= len(self.memory):
                     neighbors = losses.probabilities(z_weak @ self.memory.T, temperature)
                     q = q.lerp(neighbors @ self.memory_labels, 1 - at.value(self.smooth))

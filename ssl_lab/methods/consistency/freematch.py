@@ -26,7 +26,9 @@ class FreeMatch(Method):
     over the strong predictions of the rows kept. The averages move after the step (the paper's code moves
     them just before they are used), so that micro-batches and ranks see the same thresholds.
 
-    momentum: of the averages, lambda in the paper. weight: of the unlabeled loss. fairness_weight: w_f.
+    momentum: of the averages, lambda in the paper. weight: of the unlabeled loss. fairness_weight: w_f. least, most:
+    limits of the threshold of a class; 0.9 and 0.95 for SVHN in the authors' first code (TorchSSL at f26e1d4,
+    models/freematch/freematch_utils.py), where their second (USB) only keeps tau below 0.95.
     """
 
     name = "freematch"
@@ -41,11 +43,12 @@ class FreeMatch(Method):
     histogram: Tensor
 
     def __init__(self, net: Net, momentum: Scalar = 0.999, weight: Scalar = 1.0, fairness_weight: Scalar = 0.001,
-                 ema: Scalar = 0.999) -> None:
+                 least: Scalar = 0.0, most: Scalar = 1.0, ema: Scalar = 0.999) -> None:
         super().__init__(net, ema)
         self.momentum = momentum
         self.weight = weight
         self.fairness_weight = fairness_weight
+        self.least, self.most = least, most
         self.register_buffer("threshold", torch.tensor(1 / net.classes))
         self.register_buffer("prediction", torch.full((net.classes,), 1 / net.classes))
         self.register_buffer("histogram", torch.full((net.classes,), 1 / net.classes))
@@ -57,6 +60,7 @@ class FreeMatch(Method):
         q = losses.probabilities(weak.detach())
         confidence, pseudo = q.max(dim=1)
         limits = thresholds.class_thresholds(self.threshold, self.prediction)
+        limits = limits.clamp(at.value(self.least), at.value(self.most))
         mask = confidence >= limits[pseudo]
         fairness = thresholds.fairness(strong, mask, self.prediction, self.histogram)
         histogram = thresholds.class_counts(pseudo, self.net.classes) / len(u)

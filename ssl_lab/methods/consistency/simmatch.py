@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.consistency.thresholds import recent_mean
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -27,6 +28,10 @@ class SimMatch(Method):
     Weak views pass the net that learns, in one batch with the others, as the paper has it on CIFAR; on ImageNet
     it uses an averaged teacher. The paper's bank has one averaged embedding for each labeled image; here it holds
     those of the last rows, of all ranks. Until it is full, q = a and there is no instance term.
+
+    Alignment knows the steps before this one, as many as there are. The authors' code (mingkai-zheng/SimMatch at
+    f10254b, models/simmatch.py) also begins with a window of zeros, which do not count, and enters this step first;
+    USB's window for CIFAR-10 has 32 steps (config/classic_cv/simmatch).
 
     threshold: least confidence of q. temperature: T. smooth: alpha in the paper. dim: of z. bank: rows in it.
     """
@@ -55,7 +60,7 @@ class SimMatch(Method):
             self.projector = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, dim))
         self.register_buffer("bank", F.normalize(torch.randn(bank, dim, generator=generator("simmatch/bank")), dim=1))
         self.register_buffer("bank_labels", torch.zeros(bank, dtype=torch.int64))
-        self.register_buffer("model", torch.full((256, net.classes), 1 / net.classes))
+        self.register_buffer("model", torch.zeros(256, net.classes))
         self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
@@ -63,7 +68,7 @@ class SimMatch(Method):
         labeled, weak, strong = self.joint(x["weak"], u["weak"], u["strong"], constant=1)
         with torch.no_grad():
             p = losses.probabilities(weak.logits)
-            aligned = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), self.model.mean(dim=0))
+            aligned = losses.align(p, torch.full_like(p[0], 1 / p.shape[1]), recent_mean(self.model))
             similar = self._similarities(weak.features, at).exp()
         neighbors, q = calibrate(similar, aligned, self.bank_labels, at.value(self.smooth))
         full = at.step * at.world * len(x) >= len(self.bank)

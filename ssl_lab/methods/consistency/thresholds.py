@@ -59,6 +59,15 @@ def fairness(logits: Tensor, mask: Tensor, prediction: Tensor, histogram: Tensor
     return torch.where(mask.any(), (target * torch.log(now + 1e-12)).sum(), 0.0)
 
 
+def recent_mean(window: Tensor) -> Tensor:
+    """float [C], sums to 1: the mean of the rows of a window, float [W, C], that were filled so far; zeros if none was.
+
+    Rows that hold a distribution sum to 1, those that wait for one are zeros, so that they do not count. To
+    `losses.align` a mean of zeros is one of equal shares: it changes nothing.
+    """
+    return _normalized(window.sum(dim=0))
+
+
 def truncated_gaussian(confidence: Tensor, mean: Tensor, variance: Tensor, n_sigma: float) -> Tensor:
     """exp(-(n_sigma d)^2 / (2 variance)) with d = min(confidence - mean, 0), float [B] in [0, 1].
 
