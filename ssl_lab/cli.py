@@ -1,4 +1,4 @@
-"""The `ssl-lab` command: quickstart, list, env, query, advise, export, bench."""
+"""The `ssl-lab` command: quickstart, list, env, query, advise, label, export, bench."""
 
 from __future__ import annotations
 
@@ -126,6 +126,10 @@ def advise() -> None:
     """Which way to train on this data with so many labels, by cross-validation; see `ssl-lab advise --help`."""
 
 
+def label() -> None:
+    """A page on this machine to label images with a keyboard, the next by a query; see `ssl-lab label --help`."""
+
+
 def export() -> None:
     """Writes a run's net for timm, ONNX or TorchScript, and checks it; see `ssl-lab export --help`."""
 
@@ -152,7 +156,8 @@ def _run(argv: list[str]) -> None:
                     "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
     commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
-                                                  "query": query, "advise": advise, "export": export, "bench": bench}
+                                                  "query": query, "advise": advise, "label": label, "export": export,
+                                                  "bench": bench}
     if argv[:1] == ["query"]:
         from ssl_lab.active.command import query_command
 
@@ -161,6 +166,10 @@ def _run(argv: list[str]) -> None:
         from ssl_lab.advise import advise as run_advise
 
         commands["advise"] = run_advise
+    elif argv[:1] == ["label"]:
+        from ssl_lab.label.command import label as run_label
+
+        commands["label"] = run_label
     elif argv[:1] == ["export"]:
         from ssl_lab.export import export as run_export
 

@@ -12,7 +12,7 @@ LEVELS = [
     {"engine", "presets"},
     {"features", "report"},
     {"active"},
-    {"advise", "bench", "comparison", "export", "testing", "quickstart"},
+    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,0 +1,49 @@
+"""What a learner says of each label when it has not seen it: by folds, each predicted from the others."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ssl_lab.batch import seed_of
+from ssl_lab.data import IntArray
+from ssl_lab.features.knn import check_labels
+from ssl_lab.features.probe import linear_probe
+from ssl_lab.features.search import FloatArray, matrix
+from ssl_lab.features.self_training import Learner
+
+
+class CrossFitted(NamedTuple):
+    """rows: int64 [n], the labeled rows that were held out once each. probs: float32 [n, C], of a fit without them."""
+
+    rows: IntArray
+    probs: FloatArray
+
+
+def cross_fitted(features: ArrayLike, labels: ArrayLike, classes: int, learner: Learner = linear_probe,
+                 folds: int = 5) -> CrossFitted:
+    """Out-of-fold probabilities of the labeled rows.
+
+    features: [N, D]. labels: int [N], -1 = unlabeled. Each class is dealt over the folds, so that all have about its
+    share. The only row of a class is never held out: without it nobody knows the class. Without two labels of one
+    class, or with a single class, nothing is.
+    """
+    rows, known = matrix(features, "features"), check_labels(labels, classes)
+    labeled = np.flatnonzero(known >= 0)
+    counts = np.bincount(known[labeled], minlength=classes)
+    order = np.random.default_rng(seed_of("crossfit")).permutation(labeled)
+    order = order[np.argsort(known[order], kind="stable")]  # by class, in a random order within each
+    order = order[counts[known[order]] > 1]
+    folds = min(folds, len(order))
+    if (counts > 0).sum() < 2 or folds < 2:
+        return CrossFitted(np.empty(0, np.int64), np.empty((0, classes), np.float32))
+    fold = np.full(len(known), -1)
+    fold[order] = np.arange(len(order)) % folds
+    probs = np.empty((len(known), classes), dtype=np.float32)
+    for held in range(folds):
+        mine = np.flatnonzero(fold == held)
+        probs[mine] = learner(rows, np.where(fold == held, -1, known), rows[mine], classes)
+    held_out = np.sort(order)
+    return CrossFitted(held_out, probs[held_out])

@@ -1,0 +1,92 @@
+"""The model behind the labeling page: fitted again in the background while people label."""
+
+from __future__ import annotations
+
+import sys
+import threading
+
+import numpy as np
+
+from ssl_lab.active.query import IGNORED, UNLABELED, PoolView, Query
+from ssl_lab.batch import seed_of
+from ssl_lab.errors import UsageError
+from ssl_lab.features import linear_probe
+from ssl_lab.features.crossfit import cross_fitted
+from ssl_lab.intervals import wilson
+from ssl_lab.label.session import Session, Thought
+
+GIVEN = frozenset(["embeddings", "probs"])
+"""What a query may need here."""
+
+
+class Thinker(threading.Thread):
+    """Fits a linear probe to the labels, and lets a query choose the next images, whenever `every` labels are new or
+    the chosen ones run out.
+
+    first: the query while fewer than two classes are known. ahead: images chosen at a time.
+    """
+
+    def __init__(self, session: Session, query: Query, first: Query, every: int = 10, ahead: int = 30,
+                 seed: int = 0) -> None:
+        for each in (query, first):
+            if each.needs - GIVEN:
+                raise UsageError(f"{each.name} needs {', '.join(sorted(each.needs - GIVEN))}, which the labeling page "
+                                 "does not have; take a query of embeddings and probabilities, such as typiclust, "
+                                 "margin or badge")
+        if first.needs - {"embeddings"}:
+            raise UsageError(f"{first.name} needs probabilities, which there are none of before two classes are known")
+        super().__init__(daemon=True, name="thinker")
+        self.session, self.query, self.first = session, query, first
+        self.every, self.ahead, self.seed = every, ahead, seed
+        self._rounds = 0
+        self._ending = False
+
+    def run(self) -> None:
+        session = self.session
+        while not self._ending:
+            try:
+                thought = self.think()
+            except UsageError as error:  # of a query, say; the page goes on with the order that it has
+                print(f"note: {error}", file=sys.stderr)
+                thought = None
+            with session.changed:
+                if thought is not None:
+                    session.thought = thought
+                since = len(session.pool.labeled) if thought is None else thought.labels
+                while not self._ending and not self._due(since):
+                    session.changed.wait()
+
+    def end(self) -> None:
+        """Ends the thread, after what it does now."""
+        with self.session.changed:
+            self._ending = True
+            self.session.changed.notify_all()
+
+    def _due(self, since: int) -> bool:
+        """Whether it is time to think again."""
+        pool, thought = self.session.pool, self.session.thought
+        new = abs(len(pool.labeled) - since)
+        left = sum(pool.labels[row] == UNLABELED for row in thought.order)
+        return new >= self.every or (new > 0 and left < min(self.ahead // 3, 5))
+
+    def think(self) -> Thought:
+        """A fit to the labels as they are now."""
+        with self.session.changed:
+            pool = self.session.pool
+            labels = pool.labels[pool.train].copy()
+        embeddings, classes = self.session.embeddings, pool.classes
+        known = np.where(labels == IGNORED, UNLABELED, labels)
+        warm = len(np.unique(known[known >= 0])) > 1
+        probs = linear_probe(embeddings, known, embeddings, classes) if warm else None
+        query = self.query if warm or not self.query.needs - {"embeddings"} else self.first
+        view = PoolView(labels, pool.train, embeddings=embeddings, probs=probs)
+        budget = min(self.ahead, len(view.candidates))
+        self._rounds += 1
+        order = query(view, budget, seed_of(self.seed, "label", self._rounds)).tolist() if budget else []
+        accuracy = None
+        if warm:
+            held_out = cross_fitted(embeddings, known, classes)
+            if len(held_out.rows):
+                right = int((held_out.probs.argmax(axis=1) == known[held_out.rows]).sum())
+                accuracy = (right / len(held_out.rows), *wilson(right, len(held_out.rows)))
+        return Thought(int((labels >= 0).sum()), probs, tuple(order), accuracy)
