@@ -1,24 +1,17 @@
-"""Many runs of recipes, each a process with a folder of its own, and what they show side by side."""
+"""What many runs of recipes show side by side, and what their numbers may say."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import yaml
 from rich.console import Console
 
 from ssl_lab.data import Pool
-from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.engine.jobs import Job
+from ssl_lab.errors import RunFailedError
 from ssl_lab.files import write_text
 from ssl_lab.intervals import half_width
 from ssl_lab.report import (
@@ -31,101 +24,7 @@ from ssl_lab.report import (
     heat_map,
     read_metrics,
 )
-
-MAY_DIFFER = {"out", "resume", "device", "data_dir"}  # between a finished run and one that would be started now
-
-
-@dataclass(frozen=True)
-class Job:
-    """One run: a recipe, its settings, and the folder that it fills."""
-
-    recipe: Path
-    settings: Mapping[str, Any]
-    out: Path
-
-    @property
-    def summary(self) -> dict[str, Any] | None:
-        """What the finished run gave; None if it is not finished."""
-        file = self.out / "summary.json"
-        return json.loads(file.read_text()) if file.exists() else None
-
-    def prepare(self) -> None:
-        """Writes the settings into the folder. UsageError if it holds a run with other ones."""
-        file = self.out / "settings.yaml"
-        if file.exists():
-            before = yaml.safe_load(file.read_text())
-            changed = [f"{key}: {before.get(key)!r} -> {self.settings.get(key)!r}"
-                       for key in sorted({*before, *self.settings} - MAY_DIFFER)
-                       if before.get(key) != self.settings.get(key)]
-            if changed:
-                raise UsageError(f"{self.out} holds a run with other settings ({', '.join(changed)}); "
-                                 "take another --out, or delete that folder")
-        content = {**self.settings, "out": str(self.out), "resume": "auto"}
-        write_text(file, yaml.safe_dump(content, sort_keys=False))
-
-    def run(self, children: list[subprocess.Popen[bytes]]) -> None:
-        """Runs or resumes it, as one more of `children`. RunFailedError has its last words."""
-        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
-        with (self.out / "log.txt").open("a") as log:
-            child = subprocess.Popen(command, stdout=log, stderr=log)
-            children.append(child)
-            status = child.wait()
-        if status == 130:
-            raise Interrupted("stopped; the same command goes on")
-        if status:
-            last = (self.out / "log.txt").read_text().strip().splitlines()[-1:]
-            raise RunFailedError(f"{self.out.name} failed: {' '.join(last)} (see {self.out / 'log.txt'})")
-
-
-def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
-    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed.
-
-    Ctrl-C and SIGTERM are handed on to the runs, which save, and become Interrupted when they are done.
-    """
-    for job in jobs:
-        job.prepare()
-    waiting = [job for job in jobs if job.summary is None]
-    if processes > 1:  # their threads would wait for each other
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    failed = []
-    children: list[subprocess.Popen[bytes]] = []
-    with ThreadPoolExecutor(processes) as pool:
-        started = {job.out: pool.submit(job.run, children) for job in waiting}
-        try:
-            for number, job in enumerate(waiting, start=1):
-                try:
-                    started[job.out].result()
-                except RunFailedError as error:
-                    failed.append(str(error))
-                    print(f"{number}/{len(waiting)} {error}", file=sys.stderr)
-                else:
-                    done = job.summary or {}
-                    measured = [done[key] for key in ("test_accuracy", "valid_accuracy") if done[key] is not None]
-                    print(f"{number}/{len(waiting)} {job.out.name}: {[*measured, math.nan][0]:.2%} in "
-                          f"{done['seconds']:.0f} s", file=sys.stderr)
-        except KeyboardInterrupt:
-            pool.shutdown(wait=False, cancel_futures=True)
-            _stop(children, started.values())
-            raise Interrupted("stopped; the same command goes on") from None
-    return failed
-
-
-def _stop(children: Sequence[subprocess.Popen[bytes]], started: Iterable[Future[None]]) -> None:
-    """SIGTERM to each child, once, until all that was started is done: a thread may just be starting one."""
-    told = 0
-    while not all(run.done() for run in started):
-        for child in children[told:]:
-            child.terminate()
-            told += 1
-        time.sleep(0.05)
-
-
-def best(jobs: Sequence[Job], key: str) -> Job:
-    """The finished job with the highest `key` in its summary. RunFailedError if none finished."""
-    finished = [(job.summary[key], -number, job) for number, job in enumerate(jobs) if job.summary]
-    if not finished:
-        raise RunFailedError(f"none of the {len(jobs)} runs in {jobs[0].out.parent} finished; see their log.txt")
-    return max(finished)[-1]
+from ssl_lab.report.tables import MISSING, Cell
 
 
 @dataclass(frozen=True)
@@ -139,6 +38,12 @@ class Runs:
         """A number of the summaries, of those runs that have it."""
         found = [(job.summary or {}).get(key) for job in self.jobs]
         return [float(value) for value in found if value is not None]
+
+    @property
+    def named(self) -> str:
+        """Its name, and how many runs finished if not all did."""
+        done = sum(job.summary is not None for job in self.jobs)
+        return self.name + (f" ({done} of {len(self.jobs)} seeds)" if done < len(self.jobs) else "")
 
     def mean(self, key: str) -> float:
         """Its mean; NaN where no run has it."""
@@ -158,15 +63,17 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def table(title: str, runs: Sequence[Runs], balanced: bool) -> Table:
-    """One row for each method: accuracy and its 95% interval, its pseudo-labels, and what it cost."""
+    """One row for each method: accuracy and its 95% interval, its pseudo-labels, and what it cost; of columns those in
+    which something was measured."""
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
     columns = [Column("method"), Column("balanced (%)" if balanced else "accuracy (%)", "right"),
                Column("precision", "right", ".1%"), Column("coverage", "right", ".1%"), Column("ECE", "right", ".1%"),
                Column("s", "right", ",.0f"), Column("images/s", "right", ",.0f"), Column("GB", "right", ".2f")]
     keys = ("pseudo_precision", "pseudo_coverage", "test_ece", "seconds", "images_per_second")
-    rows = [(each.name, _points(*interval(each.each(score))), *map(each.mean, keys),
+    rows: list[Sequence[Cell]] = [(each.named, _points(*interval(each.each(score))), *map(each.mean, keys),
              each.mean("peak_memory_bytes") / 1e9) for each in runs]
-    return Table(title, columns, rows)
+    kept = [i for i, column in enumerate(columns) if not i or any(column.show(row[i]) != MISSING for row in rows)]
+    return Table(title, [columns[i] for i in kept], [[row[i] for i in kept] for row in rows])
 
 
 def _points(mean: float, half: float) -> str | None:
@@ -177,7 +84,9 @@ def _points(mean: float, half: float) -> str | None:
 
 
 def verdicts(runs: Sequence[Runs], baseline: Runs, balanced: bool) -> list[str]:
-    """A sentence for each method: whether unlabeled images helped, by the paired difference over seeds."""
+    """A sentence for each method on whether unlabeled images helped, by the paired difference over seeds.
+
+    They did, they did harm, or it cannot be told: the 95% interval holds zero, or there is but one seed."""
     score = "test_balanced_accuracy" if balanced else "test_accuracy"
     said = []
     for each in runs:
@@ -187,14 +96,18 @@ def verdicts(runs: Sequence[Runs], baseline: Runs, balanced: bool) -> list[str]:
             continue
         mean, half = interval(pairs)
         size = f"{100 * mean:+.1f} points" + ("" if math.isnan(half) else f" ± {100 * half:.1f}")
-        if mean <= 0:
-            said.append(f"{each.name}: unlabeled images did not help ({size} against the tuned supervised baseline).")
-        elif math.isnan(half):
-            said.append(f"{each.name}: {size} over the baseline in a single run, which decides nothing.")
-        elif mean <= half:
-            said.append(f"{each.name}: {size}; over {len(pairs)} seeds the difference could be chance.")
+        seeds = f"95% interval over {len(pairs)} seeds"
+        if math.isnan(half):
+            said.append(f"{each.name}: {size} against the tuned supervised baseline in a single run, which decides "
+                        "nothing; give more --seeds.")
+        elif mean > half:
+            said.append(f"{each.name}: unlabeled images helped ({size}, {seeds}).")
+        elif mean < -half:
+            said.append(f"{each.name}: unlabeled images did not help, they did harm ({size} against the tuned "
+                        f"supervised baseline, {seeds}).")
         else:
-            said.append(f"{each.name}: unlabeled images helped ({size}, 95% interval over {len(pairs)} seeds).")
+            said.append(f"{each.name}: cannot be told from the tuned supervised baseline with {len(pairs)} seeds "
+                        f"({size}, {seeds}).")
     return said
 
 
@@ -222,31 +135,53 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     page.table(shown)
     for line in said:
         page.text(line)
-    page.section("During training")
-    captions = {
-        score: "Averaged weights on test images. The curve chose nothing.",
-        "pseudo_precision": "Share of right ones among the unlabeled images that the evaluated net is at least 95% "
-                            "sure of, whatever threshold the method itself has.",
-        "pseudo_coverage": "Share of the unlabeled images that it is at least 95% sure of.",
-    }
-    for key, caption in captions.items():
-        page.figure(curves({each.name: each.band(key) for each in everything}, key.replace("_", " "), percent=True),
-                    f"{caption} Mean and standard deviation over seeds.")
-    page.section("Pseudo-labels by class")
-    for each in everything:
-        for key in ("precision", "coverage"):
-            bands = {name: each.band(f"pseudo_{key}/{c}") for c, name in enumerate(pool.class_names)}
-            page.figure(heat_map(bands, f"{each.name}: {key}"), _lowest(bands, key))
+    _add_curves(page, everything, score)
+    _add_classes(page, everything, pool.class_names)
     Console().print(shown)
     print(*said, f"The report is {out / 'report.html'}", sep="\n")
     page.write(out / "report.html")
     write_text(out / "table.md", shown.markdown() + "\n")
 
 
+def _add_curves(page: Report, everything: Sequence[Runs], score: str) -> None:
+    """The curves of what was measured; nothing of what was not."""
+    captions = {
+        score: "Averaged weights on test images. The curve chose nothing.",
+        score.replace("test", "valid"): "Averaged weights on validation images.",
+        "pseudo_precision": "Share of right ones among the unlabeled images that the evaluated net is at least 95% "
+                            "sure of, whatever threshold the method itself has.",
+        "pseudo_coverage": "Share of the unlabeled images that it is at least 95% sure of.",
+    }
+    figures = []
+    for key, caption in captions.items():
+        bands = {each.name: each.band(key) for each in everything}
+        if any(len(line.x) for line in bands.values()):
+            several = any(line.spread.size and math.isfinite(line.spread[0]) for line in bands.values())
+            figures.append((curves(bands, key.replace("_", " "), percent=True),
+                            f"{caption} {'Mean and standard deviation over seeds.' if several else 'One seed.'}"))
+    if figures:
+        page.section("During training")
+    for figure, caption in figures:
+        page.figure(figure, caption)
+
+
+def _add_classes(page: Report, everything: Sequence[Runs], names: Sequence[str]) -> None:
+    """Pseudo-labels by class, where the truth of unlabeled images is known; else a sentence."""
+    figures = []
+    for each in everything:
+        for key in ("precision", "coverage"):
+            bands = {name: each.band(f"pseudo_{key}/{c}") for c, name in enumerate(names)}
+            if any(len(line.x) for line in bands.values()):
+                figures.append((heat_map(bands, f"{each.name}: {key}"), _lowest(bands, key)))
+    page.section("Pseudo-labels by class")
+    if not figures:
+        page.text("Not measured: of no unlabeled image is the class known, or no run came to an evaluation.")
+    for figure, caption in figures:
+        page.figure(figure, caption)
+
+
 def _lowest(bands: Mapping[str, Band], key: str) -> str:
     last = {name: float(line.mean[-1]) for name, line in bands.items() if len(line.x)}
-    if not last:
-        return "Nothing was measured."
     name = min(last, key=lambda each: last[each])
     return (f"By class over training, mean over seeds; the darkest is 100%. At the end the lowest {key} is that of "
             f"{name}, {last[name]:.0%}.")

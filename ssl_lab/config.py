@@ -163,8 +163,9 @@ def exit_with_status(action: Callable[[], object]) -> None:
     # seen to take 7 times as long beside other processes. Read when torch is imported, which is not yet.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for number in stopping_signals():  # until training handles them: as Ctrl-C
-        if number.name != "SIGINT":
+        if number.name != "SIGINT" or signal.getsignal(number) is signal.default_int_handler:  # else it is ignored
             signal.signal(number, _interrupt)
+    _interrupts.clear()
     end_with_parent_if_told()
     try:
         try:
@@ -180,9 +181,13 @@ def exit_with_status(action: Callable[[], object]) -> None:
         sys.exit(status)
 
 
+_interrupts: list[int] = []  # signals that have arrived before training
+
+
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
     if number == getattr(signal, "SIGHUP", None):
         hang_up()
+    _interrupts.append(number)
     raise KeyboardInterrupt
 
 
@@ -204,9 +209,15 @@ def _outcome(action: Callable[[], object]) -> tuple[str, int]:
     except (MemoryError, OSError, RuntimeError) as error:
         if lacking := out_of_memory(error):
             return f"error: {lacking}", 1
+        if _interrupts:
+            return "interrupted", 130
         if not isinstance(error, OSError):
             raise
         return f"error: {error}", 1
+    except Exception:
+        if _interrupts:  # what was cut off in the middle of its import fails in ways of its own
+            return "interrupted", 130
+        raise
     return "", 0
 
 

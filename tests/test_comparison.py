@@ -13,13 +13,15 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from small_runs import digits, tiny_net, train
+from small_runs import digits, start, tiny_net, train
 from test_recipes import TINY, recipe
 
 from ssl_lab import comparison
-from ssl_lab.comparison import Job, Runs, interval, verdicts
-from ssl_lab.config import parse
-from ssl_lab.engine import PseudoLabels, Runtime, predict
+from ssl_lab.comparison import Runs, interval, verdicts
+from ssl_lab.config import BUSY, parse
+from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
+from ssl_lab.engine.folder import alone_in
+from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
@@ -49,10 +51,13 @@ def test_the_interval_is_students():
 
 
 @pytest.mark.parametrize(("accuracies", "words"), [
-    ((0.80, 0.79, 0.81), "unlabeled images did not help (-10.0 points ± 0.0"),
+    ((0.80, 0.79, 0.81), "unlabeled images did not help, they did harm (-10.0 points ± 0.0"),
     ((0.95, 0.94, 0.96), "unlabeled images helped (+5.0 points ± 0.0"),
-    ((0.99, 0.80, 0.95), "the difference could be chance"),
-    ((0.95,), "+5.0 points over the baseline in a single run, which decides nothing"),
+    ((0.99, 0.80, 0.95), "cannot be told from the tuned supervised baseline with 3 seeds (+1.3 points ± "),
+    ((0.40, 0.99, 0.99), "cannot be told from the tuned supervised baseline with 3 seeds (-10.7 points ± "),
+    ((0.90, 0.89, 0.91), "cannot be told from the tuned supervised baseline with 3 seeds (+0.0 points ± 0.0"),
+    ((0.95,), "+5.0 points against the tuned supervised baseline in a single run, which decides nothing"),
+    ((0.85,), "-5.0 points against the tuned supervised baseline in a single run, which decides nothing"),
     ((0.95, None, 0.96), "unlabeled images helped (+5.0 points ± 0.0"),  # null: it was not finite
 ])
 def test_what_is_said_follows_the_paired_difference(tmp_path, accuracies, words):
@@ -63,15 +68,34 @@ def test_what_is_said_follows_the_paired_difference(tmp_path, accuracies, words)
 
 def test_the_table_ranks_and_the_report_says_who_was_not_helped(tmp_path, capsys):
     baseline = finished(tmp_path, "supervised", (0.90, 0.91), test_ece=0.1)
-    methods = [finished(tmp_path, "good", (0.95, 0.97)), finished(tmp_path, "bad", (0.5, 0.6))]
+    methods = [finished(tmp_path, "good", (0.95, 0.97)), finished(tmp_path, "bad", (0.5, 0.51))]
     comparison.show(digits(), baseline, methods, ["A note."], tmp_path)
     table = (tmp_path / "table.md").read_text()
     assert table.index("good") < table.index("supervised") < table.index("bad")
     assert "96.0 ± 12.7" in table
     page, printed = (tmp_path / "report.html").read_text(), capsys.readouterr().out
-    for said in ("A note.", "bad: unlabeled images did not help"):
+    for said in ("A note.", "bad: unlabeled images did not help, they did harm"):
         assert said in page
         assert said in printed
+    assert "precision" not in table  # of what was not measured there is no column, no curve and no map
+    assert "Not measured: of no unlabeled image is the class known" in page
+    assert "nothing was logged" not in page
+    assert page.count("<svg") == 1
+
+
+def test_curves_are_of_what_was_measured(tmp_path):
+    baseline, method = (finished(tmp_path, name, (0.9, 0.8), test_ece=0.1) for name in ("supervised", "good"))
+    for each in (baseline, method):
+        for job in each.jobs:
+            rows = [{"step": step, "valid_accuracy": 0.5, **({"pseudo_precision/1": 0.7, "pseudo_precision": 0.6}
+                                                            if each is method else {})} for step in (1, 2)]
+            (job.out / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    comparison.show(digits(), baseline, [method], [], tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("<svg") == 3  # the curve on validation images, precision, and its map of the one method
+    assert all(words in page for words in ("valid accuracy", "pseudo precision", "good: precision"))
+    assert not any(words in page for words in ("test accuracy (%)", "pseudo coverage", "supervised: precision",
+                                               "good: coverage", "Not measured"))
 
 
 def test_runs_that_failed_neither_rank_nor_stop_the_report(tmp_path):
@@ -83,6 +107,8 @@ def test_runs_that_failed_neither_rank_nor_stop_the_report(tmp_path):
     table = (tmp_path / "table.md").read_text()
     assert "digits with 10 labels" in (tmp_path / "report.html").read_text()
     assert table.index("good") < table.index("supervised") < table.index("bad") < table.index("gone")
+    assert "supervised (1 of 2 seeds)" in table
+    assert "gone (0 of 2 seeds)" in table
     with pytest.raises(RunFailedError, match="none of the runs in"):
         comparison.show(digits(), Runs("supervised", baseline.jobs[:1]), [gone], [], tmp_path)
 
@@ -101,15 +127,15 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
                       "if given['bad']: sys.exit('error: no such thing')\n"
                       "summary = {'test_accuracy': given['right'], 'seconds': 1, 'valid_accuracy': 0.25}\n"
                       "(pathlib.Path(given['out']) / 'summary.json').write_text(json.dumps(summary))\n")
-    jobs = [Job(script, {"bad": bad, "right": right}, tmp_path / name)
+    runs = [Job(script, {"bad": bad, "right": right}, tmp_path / name)
             for name, bad, right in (("one", True, 0), ("two", False, 0.5), ("three", False, 0), ("four", False, None))]
-    (failed,) = comparison.run_all(jobs, processes=2)
+    (failed,) = jobs.run_all(runs, processes=2)
     assert "one failed: error: no such thing (see " in failed
     err = capsys.readouterr().err
     assert all(said in err for said in ("2/4 two: 50.00% in 1 s", "3/4 three: 0.00% in", "4/4 four: 25.00% in"))
-    assert comparison.best(jobs, "valid_accuracy") is jobs[1]
+    assert jobs.best(runs, "valid_accuracy") is runs[1]
     with pytest.raises(RunFailedError, match="none of the 1 runs"):
-        comparison.best(jobs[:1], "valid_accuracy")
+        jobs.best(runs[:1], "valid_accuracy")
 
 
 def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path, request):
@@ -122,29 +148,101 @@ def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path, request):
                       "signal.signal(signal.SIGTERM, save)\n"
                       "(out / 'started').touch()\n"
                       "time.sleep(20)\n")
-    jobs = [Job(script, {}, tmp_path / name) for name in ("one", "two", "three")]
+    runs = [Job(script, {}, tmp_path / name) for name in ("one", "two", "three")]
 
     def interrupt():
-        while not all((job.out / "started").exists() for job in jobs[:2]):
+        while not all((job.out / "started").exists() for job in runs[:2]):
             time.sleep(0.05)
         os.kill(os.getpid(), signal.SIGINT)  # not of a terminal, which would send it to the runs too
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Interrupted, match="stopped; the same command goes on"):
-        comparison.run_all(jobs, processes=2)
-    assert [(job.out / "saved").exists() for job in jobs] == [True, True, False]
-    assert not (jobs[2].out / "started").exists()
+        jobs.run_all(runs, processes=2)
+    assert [(job.out / "saved").exists() for job in runs] == [True, True, False]
+    assert not (runs[2].out / "started").exists()
+
+
+def script_of(tmp_path, lines):
+    """A recipe that does this with its settings, `given`, and its folder, `out`."""
+    script = tmp_path / "recipe.py"
+    script.write_text("import json, os, pathlib, sys, time, yaml\n"
+                      "given = yaml.safe_load(open(sys.argv[2]))\nout = pathlib.Path(given['out'])\n"
+                      "def done(): (out / 'summary.json').write_text(json.dumps(\n"
+                      "    {'test_accuracy': 0.5, 'seconds': 1, 'valid_accuracy': 0.25}))\n" + lines)
+    return script
+
+
+def test_a_folder_that_another_process_has_is_waited_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "PAUSE", 0.05)
+    script = script_of(tmp_path, "(out / 'times').open('a').write('x')\ndone()\n")
+    mine, theirs = (Job(script, {}, tmp_path / name) for name in ("mine", "theirs"))
+    ended = threading.Event()
+
+    def other():
+        """A run that outlived the comparison that began it, and ends."""
+        with alone_in(mine.out), alone_in(theirs.out):
+            ended.wait()
+            (theirs.out / "summary.json").write_text('{"test_accuracy": 1.0, "seconds": 2, "valid_accuracy": 0.5}')
+
+    def end():
+        while capsys.readouterr().err.count("waiting for it") < 1:
+            time.sleep(0.02)
+        ended.set()
+
+    for work in (other, end):
+        threading.Thread(target=work, daemon=True).start()
+    while not (theirs.out / ".lock").exists():
+        time.sleep(0.02)
+    assert jobs.run_all([mine, theirs], processes=2) == []
+    assert (mine.out / "times").read_text() == "x"
+    assert not (theirs.out / "times").exists()  # it was finished by the other
+    assert theirs.summary["test_accuracy"] == 1.0
+
+
+def test_a_run_that_finds_the_folder_taken_is_tried_again(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(jobs, "PAUSE", 0.05)
+    script = script_of(tmp_path, "first = not (out / 'first').exists()\n(out / 'first').touch()\n"
+                                 f"sys.exit({BUSY}) if first else done()\n")
+    job = Job(script, {}, tmp_path / "run")
+    assert jobs.run_all([job], processes=1) == []
+    assert job.summary is not None
+    assert capsys.readouterr().err.count("waiting for it") == 1
+
+
+def test_runs_end_with_a_comparison_that_is_killed(tmp_path):
+    script = script_of(tmp_path, "from ssl_lab.config import exit_with_status\n"
+                                 "def train():\n"
+                                 "    (out / 'begun').touch()\n"
+                                 "    try: time.sleep(60)\n"
+                                 "    finally: (out / 'saved').touch()\n"
+                                 "exit_with_status(train)\n")
+    process = start("-c", "import sys; from pathlib import Path; from ssl_lab.engine.jobs import Job, run_all\n"
+                          f"run_all([Job(Path({str(script)!r}), {{}}, Path({str(tmp_path)!r}, 'run'))], 1)")
+    while not (tmp_path / "run" / "begun").exists():
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    end = time.monotonic() + 30
+    while not (tmp_path / "run" / "saved").exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    assert (tmp_path / "run" / "saved").exists()
+
+
+def test_a_run_that_the_system_killed_says_so(tmp_path):
+    (failed,) = jobs.run_all([Job(script_of(tmp_path, "os.kill(os.getpid(), 9)\n"), {}, tmp_path / "run")], 1)
+    assert "run was killed by signal 9, as systems do where memory runs out (see " in failed
 
 
 def started_jobs(monkeypatch, *arguments):
     """The runs that the recipe would begin with."""
     kept = []
 
-    def run_all(jobs, processes):
-        kept.extend(jobs)
+    def run_all(runs, processes):
+        kept.extend(runs)
         raise Interrupted
 
-    monkeypatch.setattr(comparison, "run_all", run_all)
+    monkeypatch.setattr(jobs, "run_all", run_all)
     module = recipe("compare")
     with pytest.raises(Interrupted):
         module.main(parse(module.Settings, ["--steps", "3", *map(str, arguments)]))
@@ -154,15 +252,90 @@ def started_jobs(monkeypatch, *arguments):
 def test_the_baseline_is_tuned_on_labels_that_are_not_asked_for(tmp_path, monkeypatch):
     images, labels = np.zeros((340, 4, 4), np.uint8), np.where(np.arange(340) < 40, np.arange(340) % 2, -1)
     np.savez(tmp_path / "few.npz", images=images, labels=labels, test_images=images[:2], test_labels=labels[:2])
-    few = ("--data", tmp_path / "few.npz", "--out", tmp_path)
+    few = ("--data", tmp_path / "few.npz")
     for labels_asked, valid in ((("--labels", 10), 6), (("--labels", 0.5), 4), ((), 8)):
-        jobs = started_jobs(monkeypatch, *few, *labels_asked)
-        assert {job.settings["valid"] for job in jobs} == {valid}
+        tuning = started_jobs(monkeypatch, *few, "--out", tmp_path / str(valid), *labels_asked)
+        assert {job.settings["valid"] for job in tuning} == {valid}
     with pytest.raises(UsageError, match="40 train images have a label, and 32 are asked for: at least 10 more"):
         started_jobs(monkeypatch, *few, "--labels", 32)
     np.savez(tmp_path / "few.npz", images=images, labels=labels)
     with pytest.raises(UsageError, match=r"few.npz has no test image with a label, .* test_images and test_labels"):
         started_jobs(monkeypatch, *few, "--labels", 10)
+
+
+def some_digits(tmp_path):
+    pool = digits()
+    images = pool.images.take(np.arange(400)).numpy()[:, 0]
+    np.savez(tmp_path / "some.npz", images=images[:300], labels=pool.truth[:300], test_images=images[300:],
+             test_labels=pool.truth[300:400])
+    return "--data", tmp_path / "some.npz", "--labels", 20, "--net", "tiny_4", "--out", tmp_path / "runs"
+
+
+def test_supervised_is_the_baseline_and_no_method(tmp_path, monkeypatch, capsys):
+    given = ("--methods", "supervised, fixmatch,fixmatch,", "--seeds", 1)
+    tuning = started_jobs(monkeypatch, *some_digits(tmp_path), *given)
+    assert "note: supervised is the baseline" in capsys.readouterr().err
+    assert len(tuning) == 6
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["fixmatch-0"]
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (("--methods", "supervised"), "leaves nothing to compare"),
+    (("--methods", "fixmatch,fixmach"), "unknown method 'fixmach'. Did you mean fixmatch"),
+    (("--methods", "fixmatch,simclr"), r"simclr cannot be compared here.* see recipes/pretrain.py"),
+    (("--methods", "opencos"), r"opencos cannot be compared here.* see recipes/openset.py"),
+    (("--methods", "hiermatch"), "hiermatch: "),
+    (("--seeds", "0"), "seeds=0"),
+    (("--processes", "0"), "processes=0"),
+    (("--net", "tiny_x"), "tiny_x"),
+    (("--device", "gpu"), "gpu"),
+    (("--micro-batches", "7"), "does not divide into 7 micro-batches"),
+    (("--labels", "5"), "5"),
+])
+def test_what_cannot_run_is_known_before_anything_trains(tmp_path, monkeypatch, arguments, words):
+    with pytest.raises(UsageError, match=words):
+        started_jobs(monkeypatch, *some_digits(tmp_path), *arguments)
+
+
+def test_other_settings_are_known_before_the_tuning(tmp_path, monkeypatch):
+    given = (*some_digits(tmp_path), "--methods", "fixmatch", "--seeds", 1)
+    started_jobs(monkeypatch, *given)
+    with pytest.raises(UsageError, match=r"fixmatch-0 holds a run with other settings \(preset: 'auto' -> 'paper'\)"):
+        started_jobs(monkeypatch, *given, "--preset", "paper")
+
+
+def test_of_all_methods_those_that_want_more_of_the_data_are_left_out(tmp_path, monkeypatch, capsys):
+    started_jobs(monkeypatch, *some_digits(tmp_path), "--methods", "all", "--seeds", 1)
+    assert "note: hiermatch is left out: " in capsys.readouterr().err
+    names = {path.name for path in (tmp_path / "runs").iterdir()}
+    assert {"fixmatch-0", "mixmatch-0"} <= names
+    assert "hiermatch-0" not in names
+
+
+@pytest.mark.parametrize(("failure", "goes_on"), [
+    ("0.1 failed: error: cannot write here: No space left", False),
+    ("0.1 failed: error: the loss is not finite at step 3", True),
+])
+def test_a_baseline_that_could_not_be_tuned_ends_the_comparison(tmp_path, monkeypatch, failure, goes_on):
+    class GoesOnError(Exception):
+        pass
+
+    def run_all(runs, processes):
+        if "tuning" not in str(runs[0].out):
+            raise GoesOnError
+        for job in runs[:-1]:
+            job.prepare()
+            (job.out / "summary.json").write_text('{"valid_accuracy": 0.5}')
+        return [failure]
+
+    monkeypatch.setattr(jobs, "run_all", run_all)
+    module = recipe("compare")
+    settings = parse(module.Settings, ["--steps", "3", *map(str, some_digits(tmp_path)), "--methods", "fixmatch"])
+    with pytest.raises(GoesOnError if goes_on else RunFailedError) as ended:
+        module.main(settings)
+    if not goes_on:
+        assert "1 of the 6 settings of the baseline could not be tried" in str(ended.value)
+        assert failure in str(ended.value)
 
 
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
@@ -172,7 +345,7 @@ def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     module.main(parse(module.Settings, [*arguments, "--seeds", "1"]))
     out, err = capsys.readouterr()
     assert "fixmatch" in out
-    assert "single run, which decides nothing" in out or "did not help" in out
+    assert "single run, which decides nothing" in out
     assert "3 steps" not in err
     config = yaml.safe_load((tmp_path / "fixmatch-0" / "config.yaml").read_text())
     assert (config["labeled"], config["lr"], config["preset"]) == (32, 0.1, "short")

@@ -51,6 +51,21 @@ def alone_in(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
+def is_taken(folder: Path) -> bool:
+    """Whether a process is `alone_in` this folder now."""
+    try:
+        handle = os.open(folder / ".lock", os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        return False
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(handle)
+
+
 def _locked(handle: int, path: Path) -> bool:
     """Whether the file at `path`, which is open, is now locked for this process, or its file system has no locks."""
     try:

@@ -1,0 +1,159 @@
+"""Runs of recipes, each a process with a folder of its own: started, waited for, resumed, ended with this process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ssl_lab.config import BUSY
+from ssl_lab.engine.folder import is_taken
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.files import write_text
+from ssl_lab.processes import PARENT
+
+MAY_DIFFER = {"out", "resume", "device", "data_dir"}  # between a finished run and one that would be started now
+PAUSE = 1.0  # seconds until a folder that another process has is looked at again
+
+
+class Children:
+    """The processes that were started, and whether all is to stop."""
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def run(self, command: Sequence[str], log: Path) -> int:
+        """The exit status of one more process, which ends when this one does."""
+        with log.open("a") as file:
+            child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {PARENT: str(os.getpid())})
+            self._started.append(child)
+            return child.wait()
+
+    def stop(self, runs: Iterable[Future[None]]) -> None:
+        """SIGTERM to each child, once, until all runs are done: a thread may just be starting one."""
+        self.stopping.set()
+        told = 0
+        while not all(run.done() for run in runs):
+            for child in self._started[told:]:
+                child.terminate()
+                told += 1
+            time.sleep(0.05)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a recipe, its settings, and the folder that it fills."""
+
+    recipe: Path
+    settings: Mapping[str, Any]
+    out: Path
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """What the finished run gave; None if it is not finished."""
+        file = self.out / "summary.json"
+        return json.loads(file.read_text()) if file.exists() else None
+
+    def prepare(self) -> None:
+        """Writes the settings into the folder. UsageError if it holds a run with other ones."""
+        file = self.out / "settings.yaml"
+        if file.exists():
+            before = yaml.safe_load(file.read_text())
+            changed = [f"{key}: {before.get(key)!r} -> {self.settings.get(key)!r}"
+                       for key in sorted({*before, *self.settings} - MAY_DIFFER)
+                       if before.get(key) != self.settings.get(key)]
+            if changed:
+                raise UsageError(f"{self.out} holds a run with other settings ({', '.join(changed)}); "
+                                 "take another --out, or delete that folder")
+        content = {**self.settings, "out": str(self.out), "resume": "auto"}
+        write_text(file, yaml.safe_dump(content, sort_keys=False))
+
+    def run(self, children: Children) -> None:
+        """Runs or resumes it, as one more of `children`. RunFailedError has its last words.
+
+        While another process has the folder, e.g. a run that outlived a killed comparison, it waits, with a word; what
+        that one finished is not run again.
+        """
+        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
+        waits = False
+        while not children.stopping.is_set():
+            status = BUSY if is_taken(self.out) else children.run(command, self.out / "log.txt")
+            if status != BUSY:
+                break
+            if not waits:
+                print(f"note: another process writes into {self.out}; waiting for it", file=sys.stderr)
+                waits = True
+            children.stopping.wait(PAUSE)
+            if self.summary is not None:
+                return
+        else:
+            status = 130
+        if status == 130:
+            raise Interrupted("stopped; the same command goes on")
+        if status:
+            raise RunFailedError(f"{self.out.name} {self._why(status)} (see {self.out / 'log.txt'})")
+
+    def _why(self, status: int) -> str:
+        if status < 0:
+            return f"was killed by signal {-status}" + (", as systems do where memory runs out" if status == -9 else "")
+        return "failed: " + " ".join((self.out / "log.txt").read_text().strip().splitlines()[-1:])
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
+    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed.
+
+    Ctrl-C and SIGTERM are handed on to the runs, which save, and become Interrupted when they are done; where this
+    process is killed, the runs save and end as well.
+    """
+    for job in jobs:
+        job.prepare()
+    waiting = [job for job in jobs if job.summary is None]
+    if processes > 1:  # their threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    failed = []
+    children = Children()
+    with ThreadPoolExecutor(processes) as pool:
+        started = {job.out: pool.submit(job.run, children) for job in waiting}
+        try:
+            for number, job in enumerate(waiting, start=1):
+                try:
+                    started[job.out].result()
+                except RunFailedError as error:
+                    failed.append(str(error))
+                    print(f"{number}/{len(waiting)} {error}", file=sys.stderr)
+                else:
+                    done = job.summary or {}
+                    measured = [done[key] for key in ("test_accuracy", "valid_accuracy") if done[key] is not None]
+                    print(f"{number}/{len(waiting)} {job.out.name}: {[*measured, math.nan][0]:.2%} in "
+                          f"{done['seconds']:.0f} s", file=sys.stderr)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            children.stop(started.values())
+            raise Interrupted("stopped; the same command goes on") from None
+    return failed
+
+
+def diverged(failure: str) -> bool:
+    """Whether a run of `run_all` failed because its loss was not finite: an outcome of its settings."""
+    return "not finite" in failure
+
+
+def best(jobs: Sequence[Job], key: str) -> Job:
+    """The finished job with the highest `key` in its summary. RunFailedError if none finished."""
+    finished = [(job.summary[key], -number, job) for number, job in enumerate(jobs)
+                if job.summary and job.summary[key] is not None]
+    if not finished:
+        raise RunFailedError(f"none of the {len(jobs)} runs in {jobs[0].out.parent} finished; see their log.txt")
+    return max(finished)[-1]
