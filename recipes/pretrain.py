@@ -21,79 +21,54 @@ minutes 60.5%. The same net and labels from scratch, for as long on a core witho
 views 49.5% in 67 minutes, FixMatch 56.4% in 81 (recipes/fixmatch.py). Frozen, by 250 and 4000 labels, 3 splits: knn
 53.3 ± 1.0 and 61.7 ± 0.6%, linear probe 56.4 ± 1.1 and 66.4 ± 0.2%; at random init, by 250, 22.4 ± 1.4 and 24.6 ± 2.4%.
 
+    python recipes/pretrain.py --method barlow_twins --data cifar10 --net resnet18 --steps 100000
+
+From 65,536 steps on (or with --preset paper) batches, rates and heads are those of the papers and their authors' code,
+for machines that carry them; before, those tried in minutes on a CPU. `ssl_lab/pretraining_presets.py` holds both.
+
 Labels play no part in training, and there may be none. At ten points of the run it measures whether features collapse
 and, with --online, how well labeled images tell the classes of others by features. `sl.net(..., weights=FILE)` loads
 its model.safetensors.
 """
 
+import dataclasses
 from dataclasses import dataclass, field
+from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import presets
-from ssl_lab.errors import unknown
+from ssl_lab import presets, pretraining_presets
 from ssl_lab.features import Health, OnlineAccuracy
-from ssl_lab.optim import LARS, SGD, AdamW, with_rates
-from ssl_lab.schedule import cosine, warm_up
-
-# For 256 images a step: SGD's learning rate, tried on 16-pixel digits; that of LARS and its weight decay, the papers'
-# (SimSiam and MoCo v2, which use SGD there, have SimCLR's); and arguments for minutes on a CPU. MAE has AdamW, at the
-# paper's rate.
-# At first, two views of an image are hardly more alike to the net than two images. Where it learns to say of a view
-# what it says of the other, as in DINO and SwAV, the little that they share fades away, unless targets are much sharper
-# than predictions: hence temperatures of 0.3 against 0.04 and 0.03, for the papers' 0.1 against 0.04 and 0.05. And
-# there are more directions and prototypes than dimensions, so that no projection is equally far from all of them.
-TABLE: dict[str, tuple[float, float, float, dict[str, object]]] = {
-    "simclr": (0.12, 0.3, 1e-6, {}),
-    "byol": (0.12, 0.2, 1.5e-6, {"hidden": 1024, "tau": cosine(0.97, 1.0)}),
-    "simsiam": (0.4, 0.3, 1e-6, {"dim": 1024, "bottleneck": 256}),
-    "barlow_twins": (0.002, 0.2, 1e-6, {"hidden": 1024, "dim": 1024}),
-    "vicreg": (0.06, 0.2, 1e-6, {"hidden": 1024, "dim": 1024}),
-    "moco_v2": (0.12, 0.3, 1e-6, {"queue": 4096, "momentum": 0.99}),
-    "moco_v3": (0.12, 0.3, 1.5e-6, {"hidden": 1024, "momentum": cosine(0.97, 1.0)}),
-    "dino": (0.4, 0.3, 1e-6, {"hidden": 512, "dim": 128, "outputs": 256, "norm": True, "temperature": 0.3,
-                              "teacher_temperature": 0.04, "momentum": cosine(0.98, 1.0), "center_momentum": 0.5,
-                              "frozen": 0.1}),
-    "swav": (0.5, 0.3, 1e-6, {"hidden": 512, "dim": 64, "prototypes": 256, "temperature": 0.3, "epsilon": 0.03,
-                              "frozen": 0.1}),
-    "nnclr": (0.12, 0.3, 1e-6, {"hidden": 1024, "predictor_hidden": 1024, "queue": 4096}),
-    "rotation": (0.12, 0.3, 1e-6, {}),
-    "mae": (1.5e-4, 1.5e-4, 0.05, {"width": 128, "depth": 2, "heads": 4}),
-}
 
 
 @dataclass
 class Settings(sl.Settings):
     method: str = "simclr"
     """Name of the method (see `ssl-lab list methods`, family pretraining)."""
+    preset: Literal["auto", "paper", "short"] = "auto"
+    """Where the settings below come from if they are not given, and the optimizer. auto: by the number of steps."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
-    """Arguments of the method: NAME VALUE, as often as you like."""
-    unlabeled: int = 256
-    """Images per step."""
+    """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like."""
+    unlabeled: int | None = None
+    """Images per step (default: 256 in short runs)."""
     lr: float | None = None
-    """Peak learning rate (default: by method and --unlabeled, of SGD, or from 1024 on of LARS)."""
+    """Peak learning rate (default: by method and --unlabeled; in short runs of SGD, or from 1024 images on of LARS)."""
     online: bool = False
     """Measure nearest neighbors and a linear probe at evaluation points, by the labels that there are."""
 
 
 def main(settings: Settings) -> None:
-    if settings.method not in TABLE:
-        raise unknown("pretraining method", settings.method, TABLE)
-    small, large, decay, arguments = TABLE[settings.method]
-    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
+    preset = pretraining_presets.preset(settings.method, kind, settings.unlabeled)
+    lr = preset.lr * preset.unlabeled / 256 if settings.lr is None else settings.lr
+    settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
+    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
     net = sl.net(settings.net, classes=max(pool.classes, 1), style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
-    method = presets.build(settings.method, net, pool, {**arguments, **settings.arguments, "seed": settings.seed})
-    many = settings.unlabeled >= 1024
-    lr = settings.lr or (large if many else small) * settings.unlabeled / 256
-    rate = warm_up(0.05, cosine(lr))
-    optimizer = LARS(rate, decay) if many else SGD(rate, 5e-4)
-    if settings.method == "mae":
-        optimizer = AdamW(rate, decay, betas=(0.9, 0.95))
-    if settings.method == "simsiam":
-        optimizer = with_rates(optimizer, {"prediction": lr})
+    method = presets.build(settings.method, net, pool,
+                           {**preset.arguments, **settings.arguments, "seed": settings.seed})
     monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
-    trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())
-    result = trainer.fit(method, pool, unlabeled=settings.unlabeled)
+    trainer = sl.Trainer(optimizer=preset.optimizer(lr), monitors=monitors, **settings.trainer())
+    result = trainer.fit(method, pool, unlabeled=preset.unlabeled)
     said = ("knn_accuracy", "probe_accuracy", "effective_rank")
     print(result, *(f"{name} {result.summary[name]:.4g}" for name in said if name in result.summary))
 

@@ -60,6 +60,12 @@ def ramp_up(value: float, until: float) -> Schedule:
                     lambda t: value * math.exp(-5 * (1 - _clip(t / until)) ** 2))
 
 
+def drops(start: float, factor: float, *at: float) -> Schedule:
+    """start, multiplied by factor at each of these fractions: drops(0.1, 0.2, 0.3, 0.6) is 0.1, 0.02, then 0.004."""
+    return Schedule(f"drops({', '.join(map(str, (start, factor, *at)))})",
+                    lambda t: start * factor ** sum(t >= place for place in at))
+
+
 def cyclical(low: float, high: float, cycles: int = 1) -> Schedule:
     """Triangle waves that start and end at low and reach high in the middle of each cycle (Smith 2015)."""
     return Schedule(f"cyclical({low}, {high}, cycles={cycles})",
@@ -78,7 +84,7 @@ def parse(text: str) -> Schedule:
 
     UsageError for anything else.
     """
-    known = (constant, linear, cosine, cosine_7_16, ramp_up, cyclical, warm_up)
+    known = (constant, linear, cosine, cosine_7_16, ramp_up, drops, cyclical, warm_up)
     makers: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in known}
 
     def value(node: ast.expr) -> Any:

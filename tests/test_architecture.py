@@ -9,7 +9,7 @@ LEVELS = [
      "notes", "processes"},
     {"data", "views", "nets", "optim"},
     {"methods"},
-    {"engine", "presets"},
+    {"engine", "presets", "pretraining_presets"},
     {"features", "report"},
     {"active"},
     {"advise", "bench", "comparison", "export", "testing", "quickstart", "label"},

@@ -141,6 +141,26 @@ def test_parts_move_as_by_an_optimizer_of_their_own():
     assert not torch.allclose(net[0].weight, alone[0].weight)
 
 
+@pytest.mark.parametrize("base", [SGD, AdamW, LARS])
+def test_biases_and_norms_have_their_own_rate_outside_of_parts_with_one(base):
+    spec = with_rates(base(lr=cosine(0.1), weight_decay=0.3), {"3": 0.5}, biases=linear(0.02, 0.0))
+    net = _net()
+    optimizer = spec.build(net)
+    assert spec.set(optimizer, At(5, 10)) == pytest.approx(0.05)
+    found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in net.named_parameters():
+        expected = 0.5 if name[0] == "3" else 0.05 if parameter.ndim > 1 else 0.01
+        assert found[id(parameter)]["lr"] == pytest.approx(expected), name
+
+
+def test_biases_move_as_by_an_optimizer_of_their_own():
+    net, alone = _net(), _net()
+    _stepped(with_rates(SGD(lr=0.1), {}, biases=0.5), net, 3)
+    _stepped(SGD(lr=0.5), alone, 3)
+    assert torch.allclose(net[0].bias, alone[0].bias)
+    assert not torch.allclose(net[0].weight, alone[0].weight)
+
+
 def test_a_part_is_a_whole_name():
     with pytest.raises(UsageError, match="no parameter that learns is in backbone"):
         with_rates(SGD(), {"backbone": 0.1}).build(nn.ModuleDict({"backbone2": nn.Linear(2, 2)}))

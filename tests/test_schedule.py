@@ -28,6 +28,11 @@ def test_fixmatch_rate_follows_the_paper_over_its_million_steps():
     assert rate(1.0) == pytest.approx(0.195 * 0.03, rel=1e-3)
 
 
+def test_drops_multiply_at_each_place():
+    rate = schedule.drops(0.1, 0.2, 0.3, 0.6, 0.8)  # RotNet's
+    assert [rate(t) for t in (0.0, 0.299, 0.3, 0.6, 0.79, 1.0)] == pytest.approx([0.1, 0.1, 0.02, 0.004, 0.004, 8e-4])
+
+
 def test_cycles_touch_both_ends():
     wave = schedule.cyclical(0.8, 0.98, cycles=2)
     assert [wave(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.8, 0.98, 0.8, 0.98, 0.8])
@@ -45,7 +50,8 @@ def test_a_schedule_prints_how_it_was_made():
 
 
 @pytest.mark.parametrize("made", [schedule.linear(0.0, 75.0, until=0.3), schedule.cyclical(0.2, 0.8, cycles=4),
-                                  schedule.warm_up(0.1, schedule.cosine_7_16(0.03)), schedule.constant(-2.0)])
+                                  schedule.warm_up(0.1, schedule.cosine_7_16(0.03)), schedule.constant(-2.0),
+                                  schedule.drops(0.1, 0.2, 0.3, 0.6)])
 def test_a_schedule_is_read_from_how_it_prints(made):
     again = schedule.parse(repr(made))
     assert repr(again) == repr(made)

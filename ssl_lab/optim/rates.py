@@ -1,4 +1,4 @@
-"""Other learning rates for some parts of a method, around any optimizer."""
+"""Other learning rates for some parts of a method, or for its biases and norms, around any optimizer."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ssl_lab.schedule import Scalar
 class _WithRates(Optimizer):
     base: Optimizer
     rates: Mapping[str, Scalar]
+    biases: Scalar | None = None
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.base.build(module)
@@ -40,16 +41,19 @@ class _WithRates(Optimizer):
         for group in optimizer.param_groups:
             if group["part"] is not None:
                 group["lr"] = at.value(self.rates[group["part"]])
+            elif self.biases is not None and not group["decay"]:
+                group["lr"] = at.value(self.biases)
         return lr
 
     def _part(self, name: str) -> str | None:
         return next((part for part in self.rates if f"{name}.".startswith(f"{part}.")), None)
 
 
-def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar]) -> Optimizer:
+def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar], biases: Scalar | None = None) -> Optimizer:
     """`optimizer` with other learning rates for some parts: {"net.backbone": cosine(0.01)}.
 
     rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that fits
-    counts. Building it raises UsageError where a part has no parameter that learns.
+    counts. biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow
+    Twins has it; by default the optimizer's. Building it raises UsageError where a part has no parameter that learns.
     """
-    return _WithRates(optimizer.lr, optimizer.weight_decay, base=optimizer, rates=rates)
+    return _WithRates(optimizer.lr, optimizer.weight_decay, base=optimizer, rates=rates, biases=biases)

@@ -152,4 +152,5 @@ def _newton(change: Tensor, now: Tensor, entropy: Tensor, goal: Tensor) -> Tenso
 
 def _entropy(y: Tensor) -> Tensor:
     """H of each row: [B, 1]."""
-    return torch.special.entr(y).sum(dim=1, keepdim=True)
+    entropy: Tensor = torch.special.entr(y).sum(dim=1, keepdim=True)
+    return entropy
