@@ -121,7 +121,9 @@ class Advice:
 def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 5.0,
            net: str = "tiny_16", backbones: tuple[str, ...] = (), weights: Path | None = None, pretrained: bool = False,
            methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
-           image_size: int | None = None, data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> Advice:
+           image_size: int | None = None, path_column: str | None = None, label_column: str | None = None,
+           split_column: str | None = None, class_level: int = 1, data_dir: Path | None = None, seed: int = 0,
+           device: str = "auto") -> Advice:
     """Compares ways to use a few labels, in a few minutes, and recommends one, with numbers and their uncertainty.
 
     Nearest neighbors of raw pixels, kNN and linear probe on frozen features (of --net at random init, and of
@@ -137,6 +139,10 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     methods: to train by (see `ssl-lab list methods`).
     steps: of each training run, in place of what the minutes allow.
     image_size: side in pixels to which images are resized.
+    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
+    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
+    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
+    class_level: 2 if the classes of a folder are the sub-folders of its folders.
     data_dir: where data sets lie.
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
@@ -146,7 +152,9 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
     if wrong := [name for name in methods if not get(name).classifies]:
         raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
-    pool = load(data, data_dir, image_size).split(labels=labels, seed=seed)
+    listing = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
+               "class_level": class_level}
+    pool = load(data, data_dir, image_size, **listing).split(labels=labels, seed=seed)
     announce(pool)
     given_labels = len(pool.labeled)
     if given_labels > MOST:
@@ -154,7 +162,8 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     pool = blind(pool)
     folds = deal(pool.labels[pool.labeled], seed)
     runtime = Runtime.start(device)
-    given = {"data": data, "labels": labels, "image-size": image_size, "data-dir": data_dir, "seed": seed or None}
+    given = {"data": data, "labels": labels, "image-size": image_size, "data-dir": data_dir, "seed": seed or None,
+             **{name.replace("_", "-"): value for name, value in listing.items() if value != 1}}
     flags = _flags(given)
 
     features = _features(pool, runtime, net, backbones, weights, pretrained, seed)

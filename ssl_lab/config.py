@@ -27,6 +27,9 @@ from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, s
 S = TypeVar("S", bound="Settings")
 BUSY = 75  # as in sysexits.h: try again later
 
+LISTING = ("path_column", "label_column", "split_column", "class_level")
+"""The settings that say how a person's images are listed."""
+
 
 @dataclass
 class Settings:
@@ -38,6 +41,14 @@ class Settings:
     """Where data sets lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab)."""
     image_size: int | None = None
     """Side in pixels to which a folder's images are resized."""
+    path_column: str | None = None
+    """Column of a CSV file that holds the paths of images (default: path, or a usual name)."""
+    label_column: str | None = None
+    """Column of a CSV file that holds the labels (default: label, or a usual name)."""
+    split_column: str | None = None
+    """Column of a CSV file that says train, valid or test (default: split, or a usual name)."""
+    class_level: int = 1
+    """2: the classes of a folder are the sub-folders of its folders, as where these are years."""
     labels: int | float | None = None
     """Labeled training images, drawn by the seed: a count, or a fraction of those whose label is known (default: all of
     these)."""
@@ -83,7 +94,7 @@ class Settings:
 
     def reading(self) -> dict[str, Any]:
         """The arguments of `load` beside the data."""
-        return {name: getattr(self, name) for name in ("data_dir", "image_size")}
+        return {name: getattr(self, name) for name in ("data_dir", "image_size", *LISTING)}
 
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ssl_lab import methods
 from ssl_lab.batch import Style, generator
+from ssl_lab.config import LISTING
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
@@ -89,7 +90,8 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
     if size:
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
-        style = load(settings["data"], settings.get("data_dir")).style
+        listing = {name: settings[name] for name in LISTING if name in settings}
+        style = load(settings["data"], settings.get("data_dir"), **listing).style
     return start_net(str(run), classes, style), style, methods.learned_classes(run)
 
 

@@ -291,8 +291,9 @@ def test_shards_that_cannot_be_used(tmp_path):
 def test_without_the_library_it_is_named(tmp_path, monkeypatch):
     root = animals(tmp_path / "animals")
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(UsageError, match=r"pip install 'ssl_lab\[stream\]'"):
-        load(root, tmp_path / "data")
+    with pytest.raises(UsageError, match=r"a pattern such as .* pip install 'ssl_lab\[stream\]'"):
+        load(f"{root}/{{000..002}}.tar", tmp_path / "data")
+    assert len(load(root, tmp_path / "data")) == 18, "which a folder does not need"
 
 
 # --- training ---

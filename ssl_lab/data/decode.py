@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 MAX_PIXELS = 64_000_000
 """Larger images are refused by default, before they are decoded: they may be bombs."""
 
-SUFFIXES = frozenset([".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm",
-                      ".pbm", ".pnm"])
+SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff",
+                      ".ppm", ".pgm", ".pbm", ".pnm"])
 
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM")  # no format that runs another program
 _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")

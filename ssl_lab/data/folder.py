@@ -1,199 +1,170 @@
-"""A person's own images: a folder with a sub-folder per class, or a CSV file of `path,label`."""
+"""A person's own images in a folder: which of its folders are classes, which are parts, which say neither."""
 
 from __future__ import annotations
 
-import csv
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
-import numpy as np
-
-from ssl_lab.data.cache import Decoded, decode_files
 from ssl_lab.data.decode import SUFFIXES
-from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
-from ssl_lab.data.pool import Pool, pool_of
+from ssl_lab.data.listing import Listed, Listing, once, passed_over_text, pool_of_listing
+from ssl_lab.data.pool import Pool
 from ssl_lab.data.reading import Reading
-from ssl_lab.data.split import hold_out
+from ssl_lab.data.walk import Folder, Found
+from ssl_lab.data.words import part_of, same, says_nothing
 from ssl_lab.errors import UsageError
 
-_PARTS = {"train": "train", "training": "train", "valid": "valid", "val": "valid", "validation": "valid",
-          "test": "test", "testing": "test"}
-"""What each name means, whatever its case."""
-_TEST_FRACTION = 0.2
 
-
-class Listed(NamedTuple):
-    """An image file. file: path relative to the root. label: class name or None. part: train, valid, test."""
-
-    file: str
-    label: str | None
-    part: str
-
-
-def load_folder(root: Path, caches: Path, reading: Reading) -> Pool:
+def load_folder(root: Path, found: Found, caches: Path, reading: Reading) -> Pool:
     """A pool of the images below `root`.
 
     Each sub-folder is a class, with the images at any depth below it. Images in no sub-folder, or in
-    `unlabeled/`, are unlabeled. If there is a folder `train` (`training`), it holds the class folders, and `valid`
-    (`val`, `validation`) and `test` (`testing`) beside it may hold more of them; without any of these, without
-    folders in it and with other ones beside it, `train` is a class. The case of these names is all one. Hidden files,
-    other files and linked sub-folders of class folders are passed over. What else holds for a listing: see
-    `pool_of_listing`.
+    `unlabeled/`, are unlabeled. Folders called `train`, `valid` and `test`, in any usual spelling, hold class folders
+    of these parts; where there is no `train`, the other folders are the classes of train. Such a folder without
+    folders in it, beside class folders, is a class if it is `train`; else it holds images without a label. Folders
+    `dev`, `eval` and `holdout` are parts if they hold the classes of the others. The single sub-folder of a folder
+    stands for it. Class folders that hold nothing but parts (`cat/train`, `cat/test`) are dealt out to them. With
+    reading.class_level 2, the sub-folders of those are the classes.
+
+    Hidden files, other files and some links are passed over and counted: see `walk`. What else holds for a listing:
+    see `pool_of_listing`.
     """
-    listing, notes = list_folder(root)
-    if not listing:
+    return pool_of_listing(root.resolve().name, root, list_folder(root, found, reading.class_level), caches, reading)
+
+
+def list_folder(root: Path, found: Found, class_level: int = 1) -> Listing:
+    """The image files of a folder, sorted by path. UsageError if there is none."""
+    if not found.top:
+        over = f". Passed over: {passed_over_text(found.passed_over)}" if found.passed_over else ""
         raise UsageError(f"{root} holds no image. Expected a sub-folder per class, with files of "
-                         f"{' '.join(sorted(SUFFIXES))}")
-    return pool_of_listing(root.resolve().name, root, listing, notes, caches, reading)
+                         f"{' '.join(sorted(SUFFIXES))}{over}")
+    reader = _Reader(root, class_level)
+    entries = sorted(reader.read(found.top))
+    kept, again = once(entries, (found.identities[entry.file] for entry in entries), [entry.file for entry in entries])
+    passed_over = +found.passed_over
+    if again:
+        passed_over["links to images that are listed"] += again
+    return Listing(kept, reader.notes, passed_over)
 
 
-def load_csv(path: Path, caches: Path, reading: Reading) -> Pool:
-    """A pool of the images that a CSV file lists, with the columns `path` (relative to the file's folder),
-    `label` (empty or -1: unlabeled) and, if wanted, `split` (train, valid or test; empty: train)."""
-    listing = list_csv(path)
-    return pool_of_listing(path.stem, path.parent, listing, [], caches, reading)
+class _Reader:
+    """What the folders of a tree are. notes: what was decided."""
+
+    def __init__(self, root: Path, class_level: int) -> None:
+        self.root, self.class_level, self.notes = root, class_level, list[str]()
+
+    def read(self, top: Folder) -> Iterator[Listed]:
+        while (only := _only(top)) and not part_of(only.name):
+            self.notes.append(f"{only.path}/ holds all images: it is read as the folder given")
+            top = only
+        parts = self._parts(top)
+        yield from (Listed(file, None, "train") for file in top.images)
+        beside = {name: folder for name, folder in sorted(top.folders.items()) if name not in parts}
+        train = next((name for name, part in parts.items()
+                      if part == "train" and _bare(top.folders[name]).full()), None)
+        if train is None:
+            yield from self._classes(Folder(top.path, folders=beside), "train")
+        elif left := [f"{name} ({len(list(folder.all_images()))} images)" for name, folder in beside.items()
+                      if folder]:
+            self.notes.append(f"folders beside {train}/ are left out: {', '.join(left)}")
+        for name, part in parts.items():
+            if part == "unlabeled":
+                yield from (Listed(file, None, "train") for file in top.folders[name].all_images())
+            else:
+                yield from self._classes(top.folders[name], part)
+
+    def _parts(self, top: Folder) -> dict[str, str]:
+        """Which sub-folders are which part."""
+        inner = {name: {same(inside) for inside in _bare(folder).full()} for name, folder in top.full().items()}
+        parts = {name: part for name in sorted(top.folders) if (part := part_of(name))}
+        if others := [name for name in inner if name not in parts]:
+            flat = [name for name, part in parts.items() if inner.get(name) == set() and part != "unlabeled"]
+            self._settle_flat(parts, flat, {name for among in inner.values() for name in among})
+        trained = [name for name, part in parts.items() if part == "train" and inner.get(name)]
+        known = {name for among in trained for name in inner[among]} or {
+            same(name) for name in others if not part_of(name, doubtful=True)}
+        for name in others:
+            if (part := part_of(name, doubtful=True)) and inner[name] and inner[name] <= known:
+                parts[name] = part
+        said = [f"{name}/ as {part}" for name, part in parts.items() if name.lower() not in _PLAIN]
+        if said:
+            self.notes.append(f"read {', '.join(said)}; a class must have another name")
+        return parts
+
+    def _settle_flat(self, parts: dict[str, str], flat: Sequence[str], classes: Collection[str]) -> None:
+        """Decides on folders that are called like parts, and hold images beside class folders, not in such."""
+        for name in flat:
+            meaning = f"{parts[name]} images without a label; a class must have another name"
+            if same(name) in classes or (parts[name] == "train" and len(flat) == 1):
+                del parts[name]
+                meaning = "a class"
+            self.notes.append(f"{name}/ holds images, no class folders, and stands beside class folders: it is read as "
+                              f"{meaning}")
+
+    def _classes(self, folder: Folder, part: str) -> Iterator[Listed]:
+        """The images of class folders, and the loose ones."""
+        folder = _bare(folder)
+        yield from (Listed(file, None, part) for file in folder.images)
+        classes = sorted(folder.folders.items())
+        for _ in range(self.class_level - 1):
+            yield from (Listed(file, None, part) for _, inner in classes for file in inner.images)
+            classes = [pair for _, inner in classes for pair in sorted(inner.folders.items())]
+        named = {name: inner for name, inner in classes if part_of(name) != "unlabeled"}
+        if empty := [name for name, inner in named.items() if not inner]:
+            self.notes.append(f"{len(empty)} class folders of {self.root / folder.path} hold no file of "
+                              f"{' '.join(sorted(SUFFIXES))}: {_some(empty)}")
+        full = {name: inner for name, inner in named.items() if inner}
+        if part == "train" and self.class_level == 1 and _hold_parts(full):
+            yield from self._parts_of_classes(full)
+            classes = [(name, inner) for name, inner in classes if name not in full]
+        self._note_alike(full)
+        for name, inner in classes:
+            label = name if name in named else None
+            yield from (Listed(file, label, part) for file in inner.all_images())
+
+    def _parts_of_classes(self, classes: Mapping[str, Folder]) -> Iterator[Listed]:
+        """Of class folders that hold nothing but parts."""
+        names = sorted({name for inner in classes.values() for name in inner.full()})
+        self.notes.append(f"class folders hold parts: {', '.join(names)} in each of them are read as "
+                          f"{', '.join(str(part_of(name)) for name in names)}")
+        for label, folder in classes.items():
+            for name, inner in folder.full().items():
+                part = part_of(name)
+                for file in inner.all_images():
+                    yield Listed(file, None, "train") if part == "unlabeled" else Listed(file, label, str(part))
+
+    def _note_alike(self, classes: Mapping[str, Folder]) -> None:
+        """A line if the sub-folders of class folders look like the classes."""
+        inner = {frozenset(map(same, folder.full())) for folder in classes.values()}
+        if len(classes) > 1 and len(inner) == 1 and len(names := next(iter(inner))) > 1 \
+                and not any(folder.images for folder in classes.values()):
+            self.notes.append(f"the classes are {_some(list(classes))}, and each holds the sub-folders "
+                              f"{_some(sorted(names))}: if these are the classes, give --class-level "
+                              f"{self.class_level + 1}")
 
 
-def list_folder(root: Path) -> tuple[list[Listed], list[str]]:
-    """The image files of a folder, sorted by path, and notes on what was passed over."""
-    tops = _folders(root)
-    parts = {top: _PARTS[top.lower()] for top in tops if top.lower() in _PARTS}
-    aside = [top for top in tops if top not in parts and not _is_unlabeled(top)]
-    train = next((top for top in parts if parts[top] == "train"), None)
-    if train is None or (len(parts) == 1 and aside and not _folders(root / train)):  # else it is a class
-        listing, notes = _in_part(root, root, "train")
-        return sorted(listing), notes
-    listing = [Listed(file, None, "train") for file in _images(root, root, deep=False)]
-    notes = [f"folders beside {train}/ are left out: {', '.join(aside)}"] if aside else []
-    for top in tops:
-        if top in parts:
-            more, said = _in_part(root, root / top, parts[top])
-            listing += more
-            notes += said
-        elif _is_unlabeled(top):
-            listing += [Listed(file, None, "train") for file in _images(root, root / top)]
-    return sorted(listing), notes
+_PLAIN = ("train", "training", "valid", "val", "validation", "test", "testing", "unlabeled")
+"""Parts that need no word."""
 
 
-def _in_part(root: Path, folder: Path, part: str) -> tuple[list[Listed], list[str]]:
-    """The images of class folders, and the loose ones; and a note on class folders that hold none."""
-    listing = [Listed(file, None, part) for file in _images(root, folder, deep=False)]
-    empty = []
-    for name in _folders(folder):
-        label = None if _is_unlabeled(name) else name
-        found = [Listed(file, label, part) for file in _images(root, folder / name)]
-        listing += found
-        if label is not None and not found:
-            empty.append(name)
-    notes = [f"{len(empty)} class folders of {folder} hold no file of {' '.join(sorted(SUFFIXES))}: "
-             f"{', '.join(empty[:5])}{' ...' if len(empty) > 5 else ''}"] if empty else []
-    return listing, notes
+def _only(folder: Folder) -> Folder | None:
+    """The one sub-folder that holds all images of a folder, in folders of its own; None if it is not so."""
+    full = list(folder.full().values())
+    return full[0] if not folder.images and len(full) == 1 and full[0].full() else None
 
 
-def _is_unlabeled(name: str) -> bool:
-    return name.lower() == "unlabeled"
+def _bare(folder: Folder) -> Folder:
+    """A folder without what is wrapped around it and says nothing: of train/, train/images/."""
+    while (only := _only(folder)) and says_nothing(only.name):
+        folder = only
+    return folder
 
 
-def _folders(folder: Path) -> list[str]:
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        _cannot_list(error)
+def _hold_parts(classes: Mapping[str, Folder]) -> bool:
+    """Whether class folders hold parts, at least two in all, and nothing else."""
+    inner = [(folder, list(folder.full())) for folder in classes.values()]
+    found = {part_of(name) for _, names in inner for name in names}
+    return None not in found and len(found) > 1 and all(names and not folder.images for folder, names in inner)
 
 
-def _images(root: Path, folder: Path, deep: bool = True) -> Iterator[str]:
-    """Paths, relative to root, of the files in `folder` that are named like images."""
-    for where, folders, files in os.walk(folder, onerror=_cannot_list):
-        folders[:] = [name for name in folders if deep and not name.startswith(".")]
-        inside = Path(where).relative_to(root).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        for file in files:
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in SUFFIXES:
-                yield prefix + file
-
-
-def _cannot_list(error: OSError) -> NoReturn:
-    raise UsageError(f"cannot read the folder {error.filename}: {error.strerror}. Mend that or remove it, and start "
-                     "again") from error
-
-
-def list_csv(path: Path) -> list[Listed]:
-    """The rows of a CSV file. UsageError naming the line at fault."""
-    listing: list[Listed] = []
-    seen: set[str] = set()
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
-            if not {"path", "label"} <= set(reader.fieldnames or ()):
-                raise UsageError(f"{path}: the first line must name the columns `path,label`, it is "
-                                 f"{','.join(reader.fieldnames or ())[:80]!r}")
-            for row in reader:
-                where = f"{path}, line {reader.line_num}"
-                name, label = (row["path"] or "").strip(), (row["label"] or "").strip()
-                part = _PARTS.get((row.get("split") or "train").strip().lower())
-                if part is None:
-                    raise UsageError(f"{where}: split is {row['split']!r}, expected train, valid or test")
-                if not name or name in seen:
-                    raise UsageError(f"{where}: the path {name!r} is {'listed twice' if name else 'empty'}")
-                seen.add(name)
-                listing.append(Listed(name, None if label in ("", "-1") else label, part))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    if not listing:
-        raise UsageError(f"{path} lists no image")
-    return listing
-
-
-def pool_of_listing(name: str, root: Path, listing: Sequence[Listed], notes: Sequence[str], caches: Path,
-                    reading: Reading) -> Pool:
-    """The pool of listed files, decoded into or opened from a cache.
-
-    Files that cannot be read are left out, listed with their reasons in the cache's skipped.json, and noted.
-    If there is no test image, 20% of each class (at least one image, but not its only one) is held out as
-    test, the same at each start, and noted. Unlabeled images of valid or test parts can serve neither and are
-    left out. Class names are sorted; as numbers, if all are.
-    """
-    notes = list(notes)
-    useful = [entry for entry in listing if entry.label is not None or entry.part == "train"]
-    if len(useful) < len(listing):
-        notes.append(f"{len(listing) - len(useful)} images of valid or test have no label and are left out")
-    names = class_names_of(useful)
-    if len(names) == 1:
-        raise UsageError(f"{root} has images of one class only, {names[0]!r}, expected two classes or more")
-    if not useful:
-        raise UsageError(f"{root} has no image that could train: those of valid and test have no label")
-    decoded = decode_files(root, [entry.file for entry in useful], caches, reading)
-    if decoded.skipped:
-        notes.append(_on_skipped(decoded))
-
-    kept = [useful[row] for row in decoded.rows]
-    number: dict[str | None, int] = {None: -1} | {label: index for index, label in enumerate(names)}
-    truth = np.array([number[entry.label] for entry in kept], dtype=np.int64)
-    part = np.array([entry.part for entry in kept])
-    valid, test = np.flatnonzero(part == "valid"), np.flatnonzero(part == "test")
-    if not len(test):
-        test = hold_out(np.flatnonzero((part == "train") & (truth >= 0)), truth, _TEST_FRACTION, seed=0)
-        if len(test):
-            notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
-    images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents)
-    train = np.setdiff1d(np.arange(len(kept)), np.concatenate([valid, test]))
-    style = style_of(images.shape, *pixel_statistics(images.pixels, train, budget=2**26))
-    return pool_of(name, images, truth, names, style, test, valid, tuple(notes),
-                   tuple(entry.file for entry in kept))
-
-
-def class_names_of(listing: Sequence[Listed]) -> tuple[str, ...]:
-    """The labels that occur, sorted as numbers if all are numbers, else as text."""
-    labels = {entry.label for entry in listing if entry.label is not None}
-    numeric = all(label.isascii() and label.isdigit() for label in labels)
-    return tuple(sorted(labels, key=lambda label: (int(label) if numeric else 0, label)))
-
-
-def _on_skipped(decoded: Decoded) -> str:
-    """One line on the files that could not be read."""
-    examples = "; ".join(f"{file!r} ({reason})" for file, reason in decoded.skipped[:3])
-    return (f"{len(decoded.skipped)} image files could not be read and are left out: {examples}"
-            f"{' ...' if len(decoded.skipped) > 3 else ''}. All: {decoded.folder / 'skipped.json'}")
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")

@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, to_pixels
+from ssl_lab.data.classes import compact
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
@@ -204,7 +205,8 @@ class Pool:
         """A pool of arrays (or tensors, or memory maps, which stay mapped if they are uint8).
 
         images: [N, H, W], [N, C, H, W] or [N, H, W, C]; uint8, or floats that all lie in 0..1, else in
-        0..255. labels: int [N], -1 = unlabeled. class_names: by default the numbers up to the largest label.
+        0..255. labels: int [N], -1 = unlabeled. class_names: by default the classes are the numbers that occur among
+        labels and test_labels, by these names, numbered from 0 without gaps (a note says so if that changes them).
         style: measured by default, with flips; give one for images that must not be mirrored.
         """
         unit = in_unit_range(images, *([] if test_images is None else [test_images]))
@@ -220,10 +222,12 @@ class Pool:
                 raise UsageError(f"images are {parts[0].shape[1:]} and test_images {parts[1].shape[1:]}, "
                                  "expected the same channels, height and width")
         known = np.concatenate(truth)
-        class_names = tuple(map(str, range(known.max() + 1))) if class_names is None else tuple(class_names)
+        notes: list[str] = []
+        if class_names is None:
+            known, class_names, notes = compact(known)
         style = style or style_of(parts[0].shape[1:], *pixel_statistics(parts[0]))
-        return pool_of(name, join([ArrayImages(part) for part in parts]), known, class_names, style,
-                       test=np.arange(len(parts[0]), len(known)))
+        return pool_of(name, join([ArrayImages(part) for part in parts]), known, tuple(class_names), style,
+                       test=np.arange(len(parts[0]), len(known)), notes=tuple(notes))
 
     @classmethod
     def from_dataset(cls, train: Any, test: Any = None, class_names: Sequence[str] | None = None,

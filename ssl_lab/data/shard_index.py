@@ -7,11 +7,12 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,6 +22,7 @@ from ssl_lab.data.decode import _GRAY, SUFFIXES, decoding, is_passing, opened, r
 from ssl_lab.data.files import new_folder
 from ssl_lab.data.images import Contents, content_of
 from ssl_lab.data.reading import Reading
+from ssl_lab.data.walk import suffix_of
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -29,17 +31,33 @@ WORKERS = min(32, os.cpu_count() or 1)
 
 
 class Member(NamedTuple):
-    """A file in a tar: where its bytes begin, how many there are, and the bytes (of images and labels only)."""
+    """A file in a tar: its name without and with its last suffix, where its bytes begin, how many there are, and they
+    themselves."""
 
+    stem: str
+    suffix: str
     offset: int
     size: int
     content: bytes
 
 
+class Image(NamedTuple):
+    """What stays of an image: where it lies, its shorter side in pixels, whether it has no color, its sha256 and
+    a shorter hash."""
+
+    stem: str
+    offset: int
+    size: int
+    short: int
+    gray: bool
+    digest: bytes
+    content: int
+
+
 class Scan(NamedTuple):
     """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. shorts:
     the shorter sides in pixels. gray: whether no image has color. digest: of the images' bytes. contents: a hash of
-    each image's bytes. skipped: (sample or shard, reason)."""
+    each image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor labels, by what they are."""
 
     places: IntArray
     labels: list[str | None]
@@ -48,11 +66,13 @@ class Scan(NamedTuple):
     digest: bytes
     contents: list[int]
     skipped: list[tuple[str, str]]
+    passed_over: dict[str, int]
 
 
 class Index(NamedTuple):
     """All images of some shards. members: int64 [n, 4] of (shard, offset, size, label), memory-mapped; label counts
-    in `labels`, -1 = none. short: the median of the shorter sides. skipped: (sample or shard, reason)."""
+    in `labels`, texts as they stand there, -1 = none. short: the median of the shorter sides. skipped: (sample or
+    shard, reason). passed_over: as of `Scan`."""
 
     members: IntArray
     labels: list[str]
@@ -61,6 +81,7 @@ class Index(NamedTuple):
     sha256: str
     contents: Contents
     skipped: list[tuple[str, str]]
+    passed_over: dict[str, int]
     folder: Path
 
 
@@ -82,19 +103,18 @@ def _read_index(folder: Path) -> Index | None:
         contents = np.load(folder / "contents.npy")
         whole = list(members.shape) == meta["shape"] and len(contents) == len(members)
         return Index(members, meta["labels"], meta["short"], meta["gray"], meta["sha256"], contents, skipped,
-                     folder) if whole else None
+                     meta["passed_over"], folder) if whole else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
 def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int) -> None:
-    webdataset_library()
     rows: list[IntArray] = []
     labels: dict[str, int] = {}
     shorts: list[int] = []
     contents: list[int] = []
     skipped: list[tuple[str, str]] = []
-    gray, digest = True, hashlib.sha256()
+    gray, digest, passed_over = True, hashlib.sha256(), Counter[str]()
     with decoding(), ThreadPoolExecutor(WORKERS) as threads:
         scan = partial(scan_shard, max_pixels=max_pixels)
         for number, (file, found) in enumerate(_outcomes(threads, scan, root, files, "indexing shards")):
@@ -107,6 +127,7 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
             gray &= found.gray
             digest.update(found.digest)
             contents += found.contents
+            passed_over.update(found.passed_over)
             skipped += [(f"{file}/{name}" if name else file, why) for name, why in found.skipped]
     if not shorts:
         file, why = skipped[0] if skipped else (files[0], "it holds no image")
@@ -114,7 +135,7 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
                          f"{file!r}: {why}")
     members = np.concatenate(rows)
     meta = {"root": str(root.resolve()), "shape": list(members.shape), "labels": list(labels),
-            "short": int(np.median(shorts)), "gray": gray, "sha256": digest.hexdigest()}
+            "short": int(np.median(shorts)), "gray": gray, "sha256": digest.hexdigest(), "passed_over": passed_over}
     with new_folder(folder) as target:
         np.save(target / "members.npy", members)
         np.save(target / "contents.npy", np.array(contents, np.uint64))
@@ -126,77 +147,124 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
 def scan_shard(path: Path, max_pixels: int) -> Scan:
     """Read a shard from end to end, decoding its images. Never raises for what the shard holds: see `Scan.skipped`.
     What `is_passing` is raised."""
-    places: list[tuple[int, int]] = []
-    labels: list[str | None] = []
-    shorts: list[int] = []
-    contents: list[int] = []
+    images: list[Image] = []
+    labels: dict[str, dict[str, bytes]] = {}
+    passed_over: Counter[str] = Counter()
     skipped: list[tuple[str, str]] = []
-    gray, digest = True, hashlib.sha256()
+    broken: set[str] = set()
+    damage, last = "", ""
     try:
-        for sample in webdataset_library().tariterators.group_by_keys(_members(path)):
-            image = next((value for suffix, value in sample.items() if f".{suffix}" in SUFFIXES), None)
-            if image is None:
+        for member in _members(path, passed_over):
+            last = member.stem
+            if member.suffix in _LABELS:
+                labels.setdefault(member.stem, {})[member.suffix] = member.content
                 continue
             try:
-                label = _label(sample)
-                with opened(io.BytesIO(image.content), max_pixels) as picture:
+                with opened(io.BytesIO(member.content), max_pixels) as picture:
                     short, colorless = min(picture.size), picture.mode in _GRAY
                     upright(picture)
             except Exception as error:  # damaged files raise nearly anything
                 if is_passing(error):
                     raise
-                skipped.append((sample["__key__"], reason(error)))
+                skipped.append((member.stem, reason(error)))
+                broken.add(member.stem)
                 continue
-            places.append((image.offset, image.size))
-            labels.append(label)
-            shorts.append(short)
-            gray &= colorless
-            digest.update(hashlib.sha256(image.content).digest())
-            contents.append(int(content_of(np.frombuffer(image.content, np.uint8)[None])[0]))
+            digest = hashlib.sha256(member.content).digest()
+            content = int(content_of(np.frombuffer(member.content, np.uint8)[None])[0])
+            images.append(Image(member.stem, member.offset, member.size, short, colorless, digest, content))
     except Exception as error:
         if is_passing(error):
             raise
-        skipped.append(("", f"damaged, only the {len(places)} images before that are used: {reason(error)}"))
-    return Scan(np.array(places, np.int64).reshape(-1, 2), labels, shorts, gray, digest.digest(), contents, skipped)
+        damage = reason(error)
+        images = [image for image in images if sample_of(image.stem) != sample_of(last)]  # may have lost its label
+    chosen: list[tuple[Image, str | None]] = []
+    for image, given in _samples(images, labels, broken, passed_over):
+        try:
+            chosen.append((image, _label(given)))
+        except Exception as error:
+            skipped.append((image.stem, reason(error)))
+    if damage:
+        skipped.append(("", f"damaged, only the {len(chosen)} images before that are used: {damage}"))
+    places = np.array([(image.offset, image.size) for image, _ in chosen], np.int64).reshape(-1, 2)
+    digest = hashlib.sha256(b"".join(image.digest for image, _ in chosen)).digest()
+    return Scan(places, [label for _, label in chosen], [image.short for image, _ in chosen],
+                all(image.gray for image, _ in chosen), digest,
+                [image.content for image, _ in chosen], skipped, passed_over)
 
 
-def _members(path: Path) -> Iterator[dict[str, Any]]:
-    """The files in a tar, as `webdataset` groups them into samples. ValueError or tarfile's where it is damaged."""
+def sample_of(stem: str) -> str:
+    """What the members of a sample share of their names, in the layout of `webdataset`: all up to the first dot."""
+    folder, slash, name = stem.rpartition("/")
+    return f"{folder}{slash}{name.partition('.')[0]}"
+
+
+def _samples(images: Sequence[Image], labels: Mapping[str, Mapping[str, bytes]], broken: Collection[str],
+             passed_over: Counter[str]) -> Iterator[tuple[Image, Mapping[str, bytes]]]:
+    """Each sample's image and labels, wherever in the shard they lie.
+
+    A sample has one image: the one named like it (`1.jpg`, beside which `1.seg.png` is passed over). Where there is
+    none, images with more words in their names (`1.5x.jpg`, `1.7x.jpg`) are samples of their own, each with the label
+    that is named like it; if only a common one is there, the first of them has it.
+    """
+    several: dict[str, list[Image]] = {}
+    for image in images:
+        several.setdefault(sample_of(image.stem), []).append(image)
+    for sample, group in several.items():
+        plain = [image for image in group if image.stem == sample]
+        common = labels.get(sample, {})
+        own = [image for image in group if image.stem in labels or not common]
+        taken = plain[:1] or own or group[:1]
+        for image in taken:
+            yield image, labels.get(image.stem, common)
+        if len(taken) < len(group):
+            passed_over["further images of samples"] += len(group) - len(taken)
+    alone = [stem for stem in labels if sample_of(stem) not in several and stem not in broken]
+    if alone:
+        passed_over["labels without an image"] += len(alone)
+
+
+def _members(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
+    """The images and labels in a tar; of other members their number. ValueError or tarfile's where it is damaged."""
+    seen: set[str] = set()
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
-            if not info.isreg() or info.issparse():
+            name = info.name.removeprefix("./")
+            stem, _, suffix = name.rpartition(".")
+            suffix = suffix.lower()
+            if info.isdir():
                 continue
-            suffix = info.name.rpartition(".")[2].lower()
-            content = b""
-            if suffix in _LABELS or f".{suffix}" in SUFFIXES:
+            if not info.isreg() or info.issparse():
+                passed_over["links" if info.issym() or info.islnk() else "special files"] += 1
+            elif name.rpartition("/")[2].startswith("."):
+                passed_over["hidden files"] += 1
+            elif name in seen:
+                passed_over["names that are there twice"] += 1
+            elif suffix in _LABELS or f".{suffix}" in SUFFIXES:
+                seen.add(name)
                 file.seek(info.offset_data)
                 content = file.read(info.size)
                 if len(content) < info.size:
                     raise ValueError(f"{info.name!r} is cut off")
-            yield {"fname": info.name, "data": Member(info.offset_data, info.size, content), "__url__": str(path)}
+                yield Member(stem, suffix, info.offset_data, info.size, content)
+            else:
+                passed_over[suffix_of(name) or "without suffix"] += 1
         file.seek(tar.offset)  # tarfile takes a header that it cannot read for the end
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"no file and no end mark at byte {tar.offset}")
 
 
-def _label(sample: dict[str, Any]) -> str | None:
-    suffix = next((suffix for suffix in _LABELS if suffix in sample), None)
+def _label(given: Mapping[str, bytes]) -> str | None:
+    """The text of a label as it stands there; None without one."""
+    suffix = next((suffix for suffix in _LABELS if suffix in given), None)
     if suffix is None:
         return None
-    text = sample[suffix].content.decode()
+    text = given[suffix].decode()
     value = json.loads(text) if suffix == "json" else text.strip()
     if isinstance(value, dict):
         value = value.get("label")
+    if isinstance(value, float) and (value != value or value.is_integer()):  # as pandas writes them
+        return None if value != value else str(value)
     if value is not None and type(value) not in (str, int):
         raise ValueError(f"the label is {value!r}, expected a text or a whole number")
-    return None if value in (None, "", "-1", -1) else str(value)
-
-
-def webdataset_library() -> Any:
-    try:
-        import webdataset  # type: ignore[import-untyped]
-    except ImportError:
-        raise UsageError("tar shards are read through webdataset, which is not installed: "
-                         "pip install 'ssl_lab[stream]'") from None
-    return webdataset
+    return None if value is None else str(value)

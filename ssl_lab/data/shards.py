@@ -1,7 +1,7 @@
 """Tar shards in the WebDataset layout, as one more source of images: for data larger than memory, or than a disk.
 
-A sample is a run of members of a tar that share a name up to its first dot: `0001.jpg`, `0001.cls`. Which members
-these are is said by the `webdataset` library (extra `[stream]`). Nothing is ever unpacked.
+A sample is what members of a tar share a name up to its first dot: `0001.jpg`, `0001.cls`, wherever in it they lie.
+Nothing is ever unpacked.
 
 Shards are indexed, not streamed: one pass over them notes where each image lies (shard, first byte, bytes) and its
 label, and `take` reads those bytes and decodes them. A stream has an order and a place, which belong to a process:
@@ -18,12 +18,14 @@ size or time of change is another one.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import os
 import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -34,13 +36,15 @@ from torch import Tensor
 
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.cache import _LARGEST_DEFAULT
+from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.decode import decoding, read_image, reason
-from ssl_lab.data.folder import _PARTS, _TEST_FRACTION, Listed, class_names_of, list_folder
 from ssl_lab.data.images import Contents, pixel_statistics, style_of
+from ssl_lab.data.listing import nothing_trains, settle
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
-from ssl_lab.data.shard_index import WORKERS, Index, open_index, webdataset_library
-from ssl_lab.data.split import hold_out, shuffled
+from ssl_lab.data.shard_index import WORKERS, Index, open_index
+from ssl_lab.data.split import shuffled
+from ssl_lab.data.words import part_of
 from ssl_lab.errors import UsageError
 
 _STATISTICS_BYTES = 2**25
@@ -96,73 +100,75 @@ class ShardImages:
         return self._contents
 
 
-def find_shards(given: str | os.PathLike[str]) -> tuple[Path, list[str]] | None:
-    """The folder and, relative to it, the shards that are meant; None if `given` means no shards.
+def shards_of(path: Path) -> tuple[Path, list[str]]:
+    """The folder and, relative to it, the shards that are meant.
 
-    given: a .tar file, a pattern like "path/{000..009}.tar", or a folder that holds .tar files, or in which `train`,
-    `valid` or `test` do, and no images. UsageError if one of a pattern is missing.
+    path: a .tar file, or a pattern like "path/{000..009}.tar" or "path/*.tar". UsageError if one is missing.
     """
-    path = Path(given).expanduser()
-    if path.is_dir():
-        parts = [folder for folder in path.glob("*") if folder.name.lower() in _PARTS]
-        found = [file for folder in (path, *parts) for file in folder.glob("*.tar")]
-        if not found or list_folder(path)[0]:
-            return None
-        return path, sorted(file.relative_to(path).as_posix() for file in found)
-    if path.suffix != ".tar":
-        return None
-    try:
-        files = [Path(file) for file in webdataset_library().shardlists.expand_urls(str(path))]
-    except (ValueError, AssertionError) as error:  # a brace or a variable without an end
-        if isinstance(error, UsageError):
-            raise
-        raise UsageError(f"{path} is no pattern of shards ({error}); expected e.g. path/{{000..009}}.tar") from None
+    files = [path]
+    if not path.is_file() and glob.has_magic(str(path)):
+        files = [Path(file) for file in sorted(glob.glob(str(path)))]
+    elif not path.is_file() and re.search(r"[{}$]|::", str(path)):
+        files = _expanded(path)
     missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UsageError(f"there is no shard {missing[0]} ({len(missing)} of the {len(files)} of {path} are missing)")
+    if missing or not files:
+        raise UsageError(f"there is no shard {[*missing, path][0]} ({len(missing)} of the {len(files)} of {path} are "
+                         "missing)")
     root = Path(os.path.commonpath([file.parent for file in files]))
     return root, [file.relative_to(root).as_posix() for file in files]
 
 
-def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading) -> Pool:
+def _expanded(path: Path) -> list[Path]:
+    try:
+        import webdataset  # type: ignore[import-untyped]
+    except ImportError:
+        raise UsageError(f"a pattern such as {path} is read through webdataset, which is not installed: pip install "
+                         "'ssl_lab[stream]'. Or give the folder") from None
+    try:
+        return [Path(file) for file in webdataset.shardlists.expand_urls(str(path))]
+    except (ValueError, AssertionError) as error:  # a brace or a variable without an end
+        raise UsageError(f"{path} is no pattern of shards ({error}); expected e.g. path/{{000..009}}.tar") from None
+
+
+def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading,
+                passed_over: Mapping[str, int] | None = None) -> Pool:
     """A pool of the images in tar shards.
 
-    files: paths relative to `root`. A shard with `valid` (`val`, `validation`) or `test` as a word of its path holds
-    images of that part, every other one train images. The label is the text of a member `cls`, or else the `label` of
-    a `json` (or all of it, if it is a number or a text), or, without either, the text of a `txt`; none, "" and -1
-    mean unlabeled. If no shard is one of test, 20% of each class is held out, as from a folder.
+    files: paths relative to `root`. passed_over: what lies beside them. A shard with a word for `valid` or `test` in
+    its path holds images of that part, one with a word for `unlabeled` train images whose labels do not count, every
+    other one train images. The label is the text of a member `cls`, or else the `label` of a `json` (or all of it, if it is a
+    number or a text), or, without either, the text of a `txt`. What holds for labels and parts: see `settle`.
 
     Samples whose image or label cannot be read, and what follows a damaged place of a shard, are left out, listed
     with their reasons in skipped.json beside the index, and noted.
     """
     index = open_index(root, files, caches, reading.max_pixels)
-    parts = np.array([_part(file) for file in files])[index.members[:, 0]]
-    labels = index.members[:, 3]
-    useful = np.flatnonzero((labels >= 0) | (parts == "train"))
-    parts, labels = parts[useful], labels[useful]
     notes = [_on_skipped(index)] if index.skipped else []
-    if len(useful) < len(index.members):
-        notes.append(f"{len(index.members) - len(useful)} images of valid or test have no label and are left out")
+    labels = np.array(index.members[:, 3])
+    counts = np.bincount(labels[labels >= 0], minlength=len(index.labels)).tolist()
+    gone, more = unlabeled_texts(dict(zip(index.labels, counts, strict=True)))
+    notes += more
+    labels[np.isin(labels, [number for number, text in enumerate(index.labels) if text in gone])] = -1
+    words = np.array([_part(file) for file in files])[index.members[:, 0]]
+    labels[words == "unlabeled"] = -1
+    parts = np.where(words == "unlabeled", "train", words)
+    useful = np.flatnonzero((labels >= 0) | (parts == "train"))
     if not len(useful):
-        raise UsageError(f"{root} has no image that could train: those of valid and test have no label")
-    names = class_names_of([Listed("", index.labels[label], "") for label in np.unique(labels[labels >= 0])])
-    number = np.array([*(names.index(label) if label in names else -1 for label in index.labels), -1])  # -1 stays -1
-    truth = number[labels]
-
-    valid, test = np.flatnonzero(parts == "valid"), np.flatnonzero(parts == "test")
-    if not len(test):
-        test = hold_out(np.flatnonzero((parts == "train") & (truth >= 0)), truth, _TEST_FRACTION, seed=0)
-        if len(test):
-            notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
+        raise nothing_trains(str(root))
+    settled = settle(str(root), labels[useful], index.labels, parts[useful], notes, len(labels) - len(useful))
+    if not settled.names:
+        notes.append("no sample has a label: none has a member cls, json or txt that says one")
     size = reading.image_size or min(_LARGEST_DEFAULT, index.short)
     members = index.members[:, :3] if len(useful) == len(index.members) else index.members[useful, :3]
     images = ShardImages([root / file for file in files], members, size, index.gray, reading.max_pixels, index.sha256,
                          index.contents[useful])
-    train = np.setdiff1d(np.arange(len(useful)), np.concatenate([valid, test]))
+    train = settled.train if len(settled.train) else np.arange(len(useful))
     some = shuffled(train, "pixel_statistics")[:max(1, _STATISTICS_BYTES // (3 * size * size))]
     style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()))
     name = root.resolve().name if len(files) > 1 else Path(files[0]).stem
-    return pool_of(name, images, truth, names, style, test, valid, tuple(notes))
+    beside = Counter(passed_over or {}) + Counter(index.passed_over)
+    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, tuple(notes),
+                   passed_over=dict(beside.most_common()))
 
 
 def _name_at(path: Path, offset: int) -> str:
@@ -177,7 +183,10 @@ def _name_at(path: Path, offset: int) -> str:
 
 
 def _part(file: str) -> str:
-    return next((_PARTS[word] for word in re.split(r"[^a-z]+", file.lower()) if word in _PARTS), "train")
+    """The part that a shard's path says, folders first: of birds-val-000.tar, valid."""
+    words = re.findall(r"[^\W\d_]+", file.removesuffix(".tar"))
+    said = [part for part in (*map(part_of, file.split("/")[:-1]), *map(part_of, words)) if part]
+    return "unlabeled" if "unlabeled" in said else (said or ["train"])[0]
 
 
 def _on_skipped(index: Index) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import zipfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +14,14 @@ import numpy as np
 from ssl_lab.data.arrays import to_labels
 from ssl_lab.data.decode import MAX_PIXELS
 from ssl_lab.data.files import data_folder
-from ssl_lab.data.folder import load_csv, load_folder
+from ssl_lab.data.folder import load_folder
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, join, pool_of, resized
 from ssl_lab.data.reading import Reading
-from ssl_lab.data.shards import find_shards, load_shards
+from ssl_lab.data.shards import load_shards, shards_of
 from ssl_lab.data.split import stratified
+from ssl_lab.data.table import TABLES, load_csv
+from ssl_lab.data.walk import walk
 from ssl_lab.errors import UsageError, unknown
 
 DATASETS = {
@@ -36,29 +39,42 @@ _NO_FLIP = ("digits", "mnist", "svhn")
 
 
 def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
-         image_size: int | None = None, max_pixels: int = MAX_PIXELS) -> Pool:
-    """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv file of `path,label`, WebDataset
-    shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), or an .npz file
-    with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
+         image_size: int | None = None, max_pixels: int = MAX_PIXELS, path_column: str | None = None,
+         label_column: str | None = None, split_column: str | None = None, class_level: int = 1) -> Pool:
+    """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv or .tsv file of `path,label`,
+    WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), or an .npz
+    file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
 
     data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
     image_size: side in pixels to resize to (shorter side, then the center square). By default data sets and
     arrays keep theirs, and files take the median of their shorter sides, at most 224. max_pixels: larger
-    image files are skipped unread. Every known label of a train image is given until `split` takes some away.
+    image files are skipped unread. path_column, label_column, split_column: the columns of a CSV file, where they have
+    other names than usual. class_level: 2 if the classes of a folder are the sub-folders of its folders. Every known
+    label of a train image is given until `split` takes some away.
     UsageError says what is wrong with the name, the files or their content.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
-    reading = Reading(image_size, max_pixels)
+    reading = Reading(image_size, max_pixels, path_column, label_column, split_column, class_level)
     caches = data_folder(data_dir) / "cache"
+    is_table = path.name.lower().endswith(TABLES) and path.is_file()
+    if any(reading.columns) and not is_table:
+        raise UsageError("--path-column, --label-column and --split-column name columns of a CSV file, which "
+                         f"{name} is not")
+    if class_level != 1 and not path.is_dir():
+        raise UsageError(f"--class-level {class_level} is for a folder of class folders, which {name} is not")
     if name == "digits":
         return resized(_digits(), image_size)
     if name in DATASETS:
         return resized(_fetched(name, data_dir), image_size)
-    if shards := find_shards(path):
-        return load_shards(*shards, caches, reading)
     if path.is_dir():
-        return load_folder(path, caches, reading)
-    if path.is_file() and path.suffix.lower() == ".csv":
+        found = walk(path)
+        if found.shards and not found.top:
+            beside = found.passed_over - Counter({".tar": len(found.shards)})
+            return load_shards(path, found.shards, caches, reading, beside)
+        return load_folder(path, found, caches, reading)
+    if path.suffix == ".tar":
+        return load_shards(*shards_of(path), caches, reading)
+    if is_table:
         return load_csv(path, caches, reading)
     if path.is_file() and path.suffix.lower() == ".npz":
         return resized(_npz(path), image_size)

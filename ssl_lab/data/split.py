@@ -70,6 +70,10 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     chosen = []
     for label, quota in enumerate(quotas.tolist()):
         members = in_order(rows[truth[rows] == label], label)
+        if quota and not len(members):
+            raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which has no train "
+                             "image whose label is known. Label some, take the class out of valid and test, or give "
+                             "balance='covered'.")
         if len(members) < quota:
             raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which "
                              f"has only {len(members)}. Give fewer labels, or balance='natural'.")

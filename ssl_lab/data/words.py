@@ -57,7 +57,7 @@ def same(name: str) -> str:
 def part_of(name: str, doubtful: bool = False) -> str | None:
     """train, valid, test or unlabeled, if that is what a name says: `Training_Set`, `val2017`, `test-images`; else
     None, as of `train_station`. doubtful: also `dev`, `eval` (valid) and `holdout` (test)."""
-    words = re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
+    words = _words(name)
     table = _PARTS | _DOUBTFUL_PARTS if doubtful else _PARTS
     for several in (len(words), 2):  # no_label, hold-out, un labeled
         if "".join(words[:several]) in table:
@@ -66,6 +66,17 @@ def part_of(name: str, doubtful: bool = False) -> str | None:
     if None in meanings or not meanings:
         return None
     return _SETS.get(frozenset(meanings), meanings.pop() if len(meanings) == 1 else None)
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a folder of this name, `images` or `data`, can be no class."""
+    words = _words(name)
+    return bool(words) and all(word in _FILLERS for word in words)
+
+
+def _words(name: str) -> list[str]:
+    """test-Set2, testSet -> test, set."""
+    return re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name).lower())
 
 
 def _bare(word: str, table: Collection[str]) -> str:
