@@ -57,7 +57,8 @@ class Image(NamedTuple):
 class Scan(NamedTuple):
     """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. shorts:
     the shorter sides in pixels. gray: whether no image has color. digest: of the images' bytes. contents: a hash of
-    each image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor labels, by what they are."""
+    each image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor
+    labels, by what they are."""
 
     places: IntArray
     labels: list[str | None]

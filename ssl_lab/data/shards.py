@@ -136,8 +136,8 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
 
     files: paths relative to `root`. passed_over: what lies beside them. A shard with a word for `valid` or `test` in
     its path holds images of that part, one with a word for `unlabeled` train images whose labels do not count, every
-    other one train images. The label is the text of a member `cls`, or else the `label` of a `json` (or all of it, if it is a
-    number or a text), or, without either, the text of a `txt`. What holds for labels and parts: see `settle`.
+    other one train images. The label is the text of a member `cls`, or else the `label` of a `json` (or all of it, if
+    it is a number or a text), or, without either, the text of a `txt`. What holds for labels and parts: see `settle`.
 
     Samples whose image or label cannot be read, and what follows a damaged place of a shard, are left out, listed
     with their reasons in skipped.json beside the index, and noted.
