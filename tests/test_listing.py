@@ -196,6 +196,8 @@ def test_parts_beside_classes_and_beside_train(tmp_path, train, test, valid):
     root = tree(tmp_path / "photos", *both(train, test, valid), "unlabelled_images/1.png", "unlabelled_images/x/2.png")
     pool = load(root, tmp_path / "data")
     assert (pool.class_names, counted(pool)) == (("cat", "dog"), [12, 10, 10, 10])
+    if not train:
+        assert f"{test}/ as test" in " ".join(pool.notes)
 
 
 @pytest.mark.parametrize("name", ["dev", "eval", "holdout"])

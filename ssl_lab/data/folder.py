@@ -85,7 +85,9 @@ class _Reader:
         for name in others:
             if (part := part_of(name, doubtful=True)) and inner[name] and inner[name] <= known:
                 parts[name] = part
-        said = [f"{name}/ as {part}" for name, part in parts.items() if name.lower() not in _PLAIN]
+        beside = not trained and any(name not in parts for name in inner)
+        said = [f"{name}/ as {part}" for name, part in parts.items()
+                if name.lower() not in _PLAIN or (beside and inner.get(name) and part != "unlabeled")]
         if said:
             self.notes.append(f"read {', '.join(said)}; a class must have another name")
         return parts

@@ -63,9 +63,10 @@ def part_of(name: str, doubtful: bool = False) -> str | None:
         if "".join(words[:several]) in table:
             words[:several] = ["".join(words[:several])]
     meanings = {table.get(_bare(word, table)) for word in words if word not in _FILLERS}
-    if None in meanings or not meanings:
+    said = {meaning for meaning in meanings if meaning}
+    if not said or None in meanings:
         return None
-    return _SETS.get(frozenset(meanings), meanings.pop() if len(meanings) == 1 else None)
+    return _SETS.get(frozenset(said), said.pop() if len(said) == 1 else None)
 
 
 def says_nothing(name: str) -> bool:
