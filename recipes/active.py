@@ -13,19 +13,21 @@ ends when there is nothing to do without them; the same one goes on later. --ste
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.plugins import make_oracle, make_query
-from ssl_lab.active.show import show_loop
+from ssl_lab.active.show import say_how_it_stands, show_loop
 from ssl_lab.active.trainers import TrainSettings, backbone, fitter
+from ssl_lab.config import may_run
 
 
 @dataclass
 class Settings(TrainSettings):
     out: Path = Path("runs/active")
     """Folder of the loop: labels, rounds, report."""
-    query: str = "badge"
+    query: str = may_run("badge", ":")
     """Name of the query (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as
     in prob_cover(delta=0.5) or prefilter(margin, k_center)."""
     trainer: str = "supervised"
@@ -33,15 +35,19 @@ class Settings(TrainSettings):
     start from --weights or --pretrained."""
     initial: int = 20
     """Labels to begin with."""
-    initial_query: str | None = None
+    initial_query: str | None = may_run(None, ":")
     """Choose them by this query, on the embeddings of --weights or --pretrained (default: at random, by the seed)."""
     budget: int = 20
     """Labels asked for in each round."""
     rounds: int = 10
     """How often labels are asked for; a first round that chooses the initial labels counts."""
-    oracle: str = "truth"
-    """Who answers: truth, label_studio, "command: PROGRAM ARGUMENTS", or a CSV or JSON file of id (or path) and label.
-    Except for truth, all labels that the data have count, and --initial are asked for only if there are none."""
+    oracle: str = may_run("truth", r"\s*command:")
+    """Who answers: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file (CSV, TSV or
+    JSON) of id or path and label, or that Label Studio exported. Except for truth, all labels that the data have count,
+    and --initial are asked for only if there are none."""
+    agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
+    """What counts where several people say different things of an image: what most of them say (of a tie nothing), the
+    first or the newest answer, or none until they agree. A person's own correction always counts."""
     noise: float = 0.0
     """Share of wrong answers, of truth."""
     abstain: float = 0.0
@@ -61,7 +67,8 @@ def main(settings: Settings) -> None:
     if settings.oracle == "truth" and settings.split_file is None:
         split |= {"labeled": []} if settings.initial_query else {"labels": settings.initial}
     pool = sl.load(settings.data, **settings.reading()).split(**split)
-    oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed)
+    oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed,
+                         agreement=settings.agreement, data=settings.data)
     names = ("trainer", *(field.name for field in dataclasses.fields(TrainSettings)))
     config = {name: value for name, value in settings.plain().items() if name in names}
     loop = ActiveLoop(
@@ -71,10 +78,9 @@ def main(settings: Settings) -> None:
         new_classes=settings.new_classes, config=config, device=settings.device, precision=settings.precision)
     loop.run()
     show_loop(loop, f"{settings.query}, {settings.trainer}: {settings.budget} labels a round")
-    if len(loop.pending):
-        print(f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers from {settings.oracle}; "
-              f"{loop.write_asked()} lists the images. When there are some, the same command with --resume auto goes "
-              "on")
+    say_how_it_stands(loop, f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers from "
+                            f"{settings.oracle}; {loop.write_asked()} lists the images. When there are some, the same "
+                            "command with --resume auto goes on" if len(loop.pending) else "")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from pathlib import Path
 import ssl_lab as sl
 from ssl_lab import presets
 from ssl_lab.active.plugins import make_oracle
+from ssl_lab.active.show import say_how_it_stands
+from ssl_lab.config import may_run
 from ssl_lab.export import SUFFIXES, Format, export
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.methods.distillation import load_teacher
@@ -32,10 +34,11 @@ class Settings(sl.Settings):
     out: Path = Path("runs/workflow")
     pretrain: str = "simclr"
     """Pretraining method, where neither --weights nor --pretrained bring a backbone."""
-    query: str = "typiclust"
+    query: str = may_run("typiclust", ":")
     """What chooses the images to label, by embeddings alone (see `ssl-lab list queries`)."""
-    oracle: str = "truth"
-    """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS", or a CSV or JSON file."""
+    oracle: str = may_run("truth", r"\s*command:")
+    """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file of id (or
+    path) and label."""
     method: str = "fixmatch"
     """Semi-supervised method, of the teacher --net."""
     distill: str = "kd"
@@ -60,14 +63,17 @@ def main(settings: Settings) -> None:
         stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
         train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
     start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
+    oracle = make_oracle(settings.oracle, pool, out / "label_studio", data=settings.data)
     loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
-                         sl.make_query(settings.query), make_oracle(settings.oracle, pool, out / "label_studio"),
+                         sl.make_query(settings.query), oracle,
                          settings.labels, rounds=1, out=out / "labels", seed=settings.seed, backbone=start(),
                          device=settings.device, precision=settings.precision)
     loop.run()
     if len(loop.pending):
-        print(f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start this again")
+        say_how_it_stands(loop, f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start this "
+                                "again")
         return
+    say_how_it_stands(loop)
     teacher = load_teacher(out / "teacher", pool.classes, pool.style)
     student = train("student", settings.distill, new(settings.student), loop.pool, lr=0.1, teacher=teacher).method
     file = out / f"{settings.student.replace('/', '-')}.{SUFFIXES[settings.to]}"

@@ -12,6 +12,8 @@ import dataclasses
 import functools
 import io
 import os
+import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -111,6 +113,12 @@ class Settings:
         """Names and values as YAML has them."""
         return {name: str(value) if isinstance(value, Path) else value
                 for name, value in dataclasses.asdict(self).items()}
+
+
+def may_run(default: Any, text: str) -> Any:
+    """A field of settings whose value can name a program or a module to run, where the pattern `text` is found in it:
+    only the command line may give such a value, as files of settings come from strangers too."""
+    return dataclasses.field(default=default, metadata={"runs": text})
 
 
 def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
@@ -261,6 +269,16 @@ def _take(argv: list[str], flag: str, what: str) -> tuple[str | None, list[str]]
     return None, argv
 
 
+def _leaves(value: object) -> Iterator[object]:
+    """The texts and numbers in what YAML holds."""
+    if isinstance(value, Mapping):
+        yield from (leaf for pair in value.items() for each in pair for leaf in _leaves(each))
+    elif isinstance(value, list):
+        yield from (leaf for each in value for leaf in _leaves(each))
+    else:
+        yield value
+
+
 def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[str]:
     """The YAML file's settings as flags, to stand before the given ones."""
     import yaml
@@ -282,6 +300,11 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
         if name in ("steps", "minutes") and flags & {"--steps", "--minutes"}:
             continue  # a flag for one of the two replaces both
         flag = f"--{name.replace('_', '-')}"
+        runs = fields[name].metadata.get("runs")
+        if runs and flag not in flags and any(re.search(runs, str(each)) for each in _leaves(value)):
+            raise UsageError(f"{name}: {value!r} in --config {file} would run a program or import a module, which a "
+                             "file of settings may not; if you trust it, give it on the command line: "
+                             f"{flag} {shlex.quote(str(value))}")
         if isinstance(fields[name].default, bool):
             if not isinstance(value, bool):
                 raise UsageError(f"{name}: {value} in --config {file}: expected true or false")

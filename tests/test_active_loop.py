@@ -12,7 +12,7 @@ from torch import nn
 from ssl_lab.active.arrays import arrays_of, version_of
 from ssl_lab.active.command import query_command
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import Truth
+from ssl_lab.active.oracle import FromFile, Truth
 from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import Query, ScoreQuery, rng
 from ssl_lab.batch import At, generator
@@ -360,6 +360,95 @@ def test_a_new_class(pool, tmp_path):
     assert classes == [12]
 
 
+# Answers that are corrected where they were given
+
+def test_a_correction_of_an_answer_that_was_read_is_taken(pool, tmp_path):
+    path = tmp_path / "answers.csv"
+    people = loop(pool, tmp_path / "loop", oracle=FromFile(path, pool), new_classes=True)
+    a, b, c, d, e = people.ask().tolist()
+    never = int(np.setdiff1d(pool.train, [*pool.labeled, a, b, c, d, e])[0])
+
+    def say(**labels):
+        ids = {"a": a, "b": b, "c": c, "d": d, "n": never}
+        path.write_text("id,label\n" + "".join(f"{ids[key]},{label}\n" for key, label in labels.items()))
+        again = loop(pool, tmp_path / "loop", oracle=FromFile(path, pool), new_classes=True)
+        again.run()
+        return again.corrected, [again.pool.labels[i] for i in (a, b, c, d)], again
+
+    assert say(a=1, b=2, c="abstain", n=4)[:2] == ({}, [1, 2, -1, -1])
+    corrected, labels, again = say(a=7, b="ignore", c=3, n=4)
+    assert corrected == {a: ("1", "7"), b: ("2", "ignore"), c: ("abstain", "3")}
+    assert labels == [7, -2, 3, -1]
+    assert again.pool.labels[never] == -1  # nobody asked for it
+    assert {entry.source for entry in again.pool.ledger.entries} == {"split", "asked in round 0",
+                                                                     "asked, corrected in round 0"}
+    assert say(a=7, b="ignore", c=3)[0] == {}
+    corrected, labels, again = say(a="abstain", d=5)  # b is said no more: it stays
+    assert (corrected, labels) == ({a: ("7", "abstain")}, [-1, -2, 3, 5])
+    assert a in again.abstained
+    again.tell([a], [8])  # over what the file says
+    corrected, labels, again = say(a="abstain", d="letter")
+    assert (corrected, labels[0], labels[3]) == ({d: ("5", "letter")}, 8, 10)
+
+
+def test_a_program_is_not_asked_for_corrections(pool, tmp_path):
+    questions = []
+    people = loop(pool, tmp_path, oracle=lambda asked: questions.append(asked.ids.tolist()) or {asked.ids[0]: 1})
+    people.run()
+    people.run()
+    asked = [i for record in people.records for i in record.ids]
+    assert questions == [asked[place:5 * (place // 5 + 1)] for place in range(len(questions))]
+
+
+# Classes that are renamed, or numbered otherwise
+
+PIXELS = np.random.default_rng(0).integers(0, 255, (60, 8, 8), dtype=np.uint8)
+
+
+def test_a_renamed_class_is_refused(pool, tmp_path):
+    small = Pool.from_arrays(PIXELS, np.arange(60) % 3, class_names=("cat", "dog", "owl"))
+    people = loop(small.split(labels=6), tmp_path, Any())
+    people.tell(people.ask()[:1], ["owl"])
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for names in (("zebra_cat", "dog", "owl"), ("dog", "owl", "zebra")):
+        with pytest.raises(UsageError, match=f"labels of the classes cat, dog, owl; arrays now has {', '.join(names)}"):
+            loop(replace(small, class_names=names).split(labels=6), tmp_path, Any())
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("names", [("owl", "cat", "dog"), ("ant", "cat", "dog", "owl"), ("emu", "owl", "dog", "cat")])
+def test_classes_in_another_order_keep_their_labels(tmp_path, names):
+    """The same names, with one that an answer founded, with one that is new: a label stays what it was by name."""
+    words = np.array(["cat", "dog", "owl"])[np.arange(60) % 3]
+
+    def made(order):
+        truth = [order.index(word) for word in words]
+        return Pool.from_arrays(PIXELS, truth, class_names=order).split(labeled=range(9))
+
+    def by_name(pool):
+        return {i: pool.class_names[label] for i, label in enumerate(pool.labels) if label >= 0}
+
+    def fit(pool, round):
+        net = flat_net()
+        net.head.bias.data[pool.classes:] = -1e9
+        return net
+
+    first = loop(made(("cat", "dog", "owl")), tmp_path, Any(), fit=fit, new_classes=True)
+    a, b, *_ = first.ask().tolist()
+    first.tell([a, b], ["ant", "dog"])
+    later = made(names)
+    again = loop(later, tmp_path, Any(), oracle=Truth(later), fit=fit, new_classes=True)
+    assert by_name(again.pool) == by_name(first.pool)
+    assert by_name(again.pool)[a] == "ant"
+    assert again.pool.class_names[:4] == ("cat", "dog", "owl", "ant")
+    np.testing.assert_array_equal(np.array(again.pool.class_names)[again.pool.truth], words)
+    again.run()
+    said = by_name(again.pool)
+    assert all(said[i] == words[i] for i in said if i not in (a, b))  # an oracle's numbers are those of its own pool
+    last = loop(made(("cat", "dog", "owl") if "emu" not in names else names), tmp_path, Any(), new_classes=True)
+    assert by_name(last.pool) == said
+
+
 # Before there are labels, and where embeddings come from
 
 def test_words_that_are_no_class(pool, tmp_path):
@@ -462,9 +551,14 @@ def test_more_than_there_is(pool, tmp_path):
     small, fit = replace(pool, train=np.union1d(pool.labeled, pool.train[:25])), Fit()
     left = len(small.train) - 10 - 15
     assert 0 < left < 15
-    with pytest.raises(UsageError, match=f"round 1 is to choose 15 images, but {left} unlabeled ones are left"):
-        loop(small, tmp_path, fit=fit, budget=15, oracle=Truth(small)).run()
-    assert len(fit.calls) == 1  # it is said before the training
+    done = loop(small, tmp_path, fit=fit, budget=15, oracle=Truth(small))
+    assert [(record.round, record.labels, len(record.ids)) for record in done.run()] == [
+        (0, 10, 15), (1, 25, left), (2, 25 + left, 0)]  # the last batch is what is left; then it is measured, and ends
+    assert done.finished
+    assert len(fit.calls) == 3
+    again = loop(small, tmp_path, fit=fit, budget=15, oracle=Truth(small))
+    assert again.run() == done.records
+    assert len(fit.calls) == 3
     with pytest.raises(UsageError, match="budget=0"):
         loop(pool, tmp_path, budget=0)
 
@@ -562,6 +656,18 @@ def test_arrays_in_ids_out(arrays, capsys):
 def test_ids_are_written(arrays, capsys, name, read):
     assert choose(arrays, capsys, out=arrays / "new" / name) == []
     assert read(arrays / "new" / name) == [5, 4]
+
+
+def test_fewer_rows_than_the_budget(arrays, capsys):
+    (arrays / "l.txt").write_text("5\n3\n")
+    query_command("test_active_loop:Far", 9, embeddings=arrays / "e.npy", labeled=arrays / "l.txt")
+    said = capsys.readouterr()
+    assert said.out.split() == ["4", "2", "1", "0"]
+    assert said.err == "note: 4 rows are left without a label, fewer than --budget 9: all of them are chosen\n"
+    (arrays / "l.txt").write_text("".join(f"{i}\n" for i in range(6)))
+    assert choose(arrays, capsys, labeled=arrays / "l.txt") == []
+    with pytest.raises(UsageError, match="budget"):
+        choose(arrays, capsys, budget=0)
 
 
 def test_the_classes_of_labeled_rows(arrays, capsys):

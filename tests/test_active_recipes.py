@@ -17,7 +17,7 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, fitter
 from ssl_lab.batch import At
 from ssl_lab.config import parse
-from ssl_lab.data import load
+from ssl_lab.data import Ledger, load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import net
@@ -79,6 +79,60 @@ def test_people_answer_through_a_file(tmp_path, capsys):
     assert [row["labels"] for row in records(out)] == [10, 11]
 
 
+def test_a_pool_that_runs_dry_ends_with_a_report(tmp_path, capsys):
+    images = np.random.default_rng(0).integers(0, 255, (40, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=images[:20], labels=np.arange(20) % 2, test_images=images[20:],
+             test_labels=np.arange(20) % 2)
+    arguments = ("--data", tmp_path / "a.npz", "--initial", 8, "--budget", 7, "--rounds", 9, "--query", "margin")
+    run("active", *arguments, "--out", tmp_path / "out")
+    assert [(row["labels"], len(row["ids"])) for row in records(tmp_path / "out")] == [(8, 7), (15, 5), (20, 0)]
+    said = " ".join(capsys.readouterr().out.split())
+    assert "All images that could be asked for have been: the loop ends after 2 of 9 rounds" in said
+    assert (tmp_path / "out" / "report.html").exists()
+    run("active_benchmark", *arguments[:4], "--queries", "margin", "--seeds", 1, "--final", 43, "--batches", 7,
+        "--out", tmp_path / "bench")
+    assert [result["labels"] for result in json.loads((tmp_path / "bench" / "results.json").read_text())] == [
+        [8, 15, 20]] * 2
+
+
+def test_people_answer_in_label_studio(tmp_path, capsys):
+    """Two of them; one corrects herself after her answer was read."""
+    out = tmp_path / "loop"
+    arguments = ("--query", "random", "--budget", 4, "--rounds", 1, "--out", out, "--oracle", "label_studio",
+                 "--resume", "auto", "--split-file", tmp_path / "rows.txt")
+    (tmp_path / "rows.txt").write_text("\n".join(map(str, load("digits").split(labels=10).labeled)))
+    run("active", *arguments)
+    said = capsys.readouterr().out
+    assert f"Import {out / 'label_studio' / 'tasks.json'}" in said
+    assert f"DOCUMENT_ROOT={out / 'label_studio'} label-studio start" in said
+    assert f"absolute local path {out / 'label_studio' / 'images'} " in said
+    tasks = json.loads((out / "label_studio" / "tasks.json").read_text())
+    ids = [task["data"]["ssl_lab_id"] for task in tasks]
+
+    def export(day, *votes):
+        (out / "label_studio" / f"project-1-at-2026-01-0{day}.json").write_text(json.dumps([
+            task | {"id": 70 + n, "annotations": [
+                {"id": 10 * n + who, "completed_by": who, "updated_at": f"2026-01-0{day}T00:00:0{who}Z",
+                 "result": [{"from_name": "label", "value": {"choices": [label]}}]}
+                for who, label in enumerate(votes[n]) if label]} for n, task in enumerate(tasks)]))
+
+    export(1, ("3", "3"), ("4", "5"), ("6",), ())
+    run("active", *arguments)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 tasks read, 0 without a known image, 1 without a choice: project-1-at-2026-01-01.json" in said
+    assert (f"people disagree on 1 images: 0 settled by --agreement majority; 1 stay without an answer until people "
+            f"agree (id {ids[1]})") in said
+    assert "waits for 2 answers" in said
+    export(2, ("3", "3"), ("4", "4"), ("8",), ("0",))
+    run("active", *arguments)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 answers were corrected since they were read, and the labels with them: id {ids[2]} (6 -> 8)" in said
+    assert "waits" not in said
+    labels = Ledger(out / "labels.jsonl").labels(len(load("digits")))
+    assert labels[ids].tolist() == [3, 4, 8, 0]
+    assert [row["labels"] for row in records(out)] == [10, 14]
+
+
 def test_a_loop_goes_on_with_the_training_it_began_with(tmp_path):
     arguments = ("--query", "margin", "--initial", 12, "--budget", 4, "--rounds", 1, "--out", tmp_path)
     run("active", *arguments)
@@ -105,6 +159,24 @@ def test_a_cold_start_by_a_backbone(tmp_path, weights):
 def test_bad_input_says_what_to_do(tmp_path, arguments, words):
     with pytest.raises(UsageError, match=words):
         run("active", "--out", tmp_path, *arguments)
+
+
+@pytest.mark.parametrize(("name", "setting", "value"), [
+    ("active", "oracle", "command: touch {}"), ("active", "oracle", " command:touch {}"), ("active", "query", "evil:X"),
+    ("active", "query", "prefilter(margin, evil:X)"), ("active", "initial_query", "evil:X"),
+    ("active_benchmark", "queries", "margin,evil:X"), ("workflow", "oracle", "command: touch {}"),
+    ("workflow", "query", "evil:X")])
+def test_a_file_of_settings_runs_no_program_and_imports_no_module(tmp_path, name, setting, value):
+    evil = tmp_path / "evil"
+    (tmp_path / "c.yaml").write_text(json.dumps({setting: value.format(evil)}))
+    module = recipe(name)
+    with pytest.raises(UsageError, match=f"^{setting}: .* in --config .* would run a program or import a module"):
+        parse(module.Settings, ["--steps", "2", "--config", str(tmp_path / "c.yaml")])
+    flag = f"--{setting.replace('_', '-')}"
+    given = parse(module.Settings, ["--steps", "2", flag, value])  # the command line may
+    assert getattr(given, setting) == value
+    over = parse(module.Settings, ["--steps", "2", "--config", str(tmp_path / "c.yaml"), flag, "margin"])
+    assert getattr(over, setting) == "margin"
 
 
 def settings_of(out, **settings):

@@ -130,6 +130,26 @@ def test_a_command_that_fails_keeps_its_answers(tmp_path, animals):
         next(answers)
 
 
+def test_a_command_may_answer_by_path_and_leave_out(tmp_path, animals):
+    lines = ['{"path": "b/four.png", "label": 1}', '{"id": 1, "path": "a/two 2.png", "label": "cat"}',
+             '{"id": 0, "label": "nan"}', '{"id": 2, "label": ""}']
+    oracle = command(tmp_path, f"print({chr(10).join(lines)!r})", animals)
+    assert list(oracle(asked(0, 1, 2, 3))) == [(3, 1), (1, "cat")]
+    with pytest.raises(UsageError, match=r"id 1 is 'a/two 2.png', but the path beside it is 'b/four.png'"):
+        list(command(tmp_path, """print('{"id": 1, "path": "b/four.png", "label": 0}')""", animals)(asked(1)))
+
+
+def test_a_command_sees_names_that_are_no_utf_8(tmp_path, animals):
+    odd = replace(animals, files=("caf\udce9.png", *animals.files[1:]))
+    oracle = command(tmp_path, """
+for row in rows:
+    print(json.dumps({"path": row["path"], "label": 1}))
+    sys.stdout.flush()
+    sys.stdout.buffer.write(b'{"path": "caf\\xe9.png", "label": 2}\\n')
+""", odd)
+    assert list(oracle(asked(0, paths=("caf\udce9.png",)))) == [(0, 1), (0, 2)]
+
+
 @pytest.mark.parametrize(("line", "words"), [
     ("hello", "wrote 'hello'; expected"), ('{"id": 0}', "expected"),
     ('{"id": 99, "label": 0}', "id 99 is out of range"),
@@ -186,6 +206,35 @@ def test_label_studio_is_idempotent_by_id(tmp_path, animals):
     assert oracle.read() == oracle.read() == expected
 
 
+def test_label_studio_serves_a_folder_below_its_document_root(tmp_path, animals):
+    """Where it may serve a folder only from below the root, which can be no storage itself."""
+    oracle = LabelStudio(tmp_path / "out", animals, tmp_path / "my photos")
+    oracle(asked(1))
+    assert (oracle.storages, oracle.document_root) == ([tmp_path / "my photos"], tmp_path)
+    (task,) = json.loads((tmp_path / "out" / "tasks.json").read_text())
+    assert task["data"]["image"] == "/data/local-files/?d=my%20photos/a/two%202.png"
+    said = oracle.instructions()
+    assert f"LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT='{tmp_path}'" in said or f"DOCUMENT_ROOT={tmp_path} " in said
+    assert f"absolute local path {tmp_path / 'my photos'} " in said
+    assert f"Import {tmp_path / 'out' / 'tasks.json'}" in said
+    oracle(asked(1, 3))  # what is new is also in a file of its own, so that nothing is imported twice
+    (task,) = json.loads((tmp_path / "out" / "tasks-2.json").read_text())
+    assert task["data"]["ssl_lab_id"] == 3
+    assert f"Import {tmp_path / 'out' / 'tasks-2.json'}" in oracle.instructions()
+
+
+def test_label_studio_serves_images_in_two_places(tmp_path, digits):
+    mixed = replace(digits, files=tuple(f"../{i}.png" if i % 2 else f"{i}.png" for i in range(len(digits))))
+    oracle = LabelStudio(tmp_path / "runs" / "out", mixed, tmp_path / "photos")
+    i, j = (int(digits.train[digits.train % 2 == rest][0]) for rest in (0, 1))
+    oracle(asked(i, j))
+    first, second = json.loads((tmp_path / "runs" / "out" / "tasks.json").read_text())
+    assert oracle.document_root == tmp_path
+    assert first["data"]["image"] == f"/data/local-files/?d=photos/{i}.png"
+    assert second["data"]["image"] == f"/data/local-files/?d=runs/out/images/{j}.png"
+    assert oracle.read() == {}
+
+
 def test_label_studio_writes_images_that_have_no_file(tmp_path, digits):
     i = int(digits.train[3])
     LabelStudio(tmp_path, digits)(asked(i))
@@ -202,9 +251,9 @@ def test_label_config_is_xml_with_all_classes():
 def test_label_studio_refuses_what_it_cannot_read(tmp_path, animals):
     oracle = LabelStudio(tmp_path, animals)
     oracle.write(asked(0))
-    (tmp_path / "export.json").write_text('{"a": 1}')
-    with pytest.raises(UsageError, match="not a list of Label Studio tasks"):
-        oracle.read()
+    (tmp_path / "tasks.json").write_text('{"a": 1}')
+    with pytest.raises(UsageError, match="not a list of tasks"):
+        oracle(asked(1))
     (tmp_path / "export.json").write_text(json.dumps([{"data": {"ssl_lab_id": 0}, "annotations": [
         {"result": [{"value": {"choices": ["cat", "dog"]}}]}]}]))
     with pytest.raises(UsageError, match="choices cat, dog; expected one"):
@@ -212,7 +261,9 @@ def test_label_studio_refuses_what_it_cannot_read(tmp_path, animals):
 
 
 def test_oracles_by_name(tmp_path, animals):
-    kinds = {"truth": Truth, "label_studio": LabelStudio, "command: cat": Command, "answers.csv": FromFile}
+    (tmp_path / "answers").touch()
+    kinds = {"truth": Truth, "label_studio": LabelStudio, "command: cat": Command, "answers.csv": FromFile,
+             "answers.TSV": FromFile, str(tmp_path / "answers"): FromFile}
     for name, kind in kinds.items():
         assert isinstance(make_oracle(name, animals, tmp_path), kind)
     with pytest.raises(UsageError, match="unknown oracle 'people'"):

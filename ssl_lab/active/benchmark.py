@@ -32,6 +32,7 @@ from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import IntArray
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
+from ssl_lab.config import may_run
 from ssl_lab.data import Images, Pool, announce, load
 from ssl_lab.data.images import Contents
 from ssl_lab.engine import Result
@@ -51,7 +52,7 @@ class Benchmark(TrainSettings):
 
     out: Path = Path("runs/active_benchmark")
     """Folder of all cells and of the report."""
-    queries: str = "margin,badge,k_center,typiclust"
+    queries: str = may_run("margin,badge,k_center,typiclust", ":")
     """Descriptions (see `recipes/active.py --help`), separated by commas."""
     trainers: str = "supervised"
     """supervised, learning_loss, fixmatch; finetune, finetune_fixmatch, which start from --weights or --pretrained;
@@ -63,7 +64,7 @@ class Benchmark(TrainSettings):
     initial: int = 20
     """Labels to begin with, the same for all queries; 0: the first batch is chosen by a backbone's embeddings."""
     final: int = 120
-    """Labels at the end."""
+    """Labels at the end; where there are fewer images, all of them."""
     batches: str = "20"
     """Labels asked for in each round, several separated by commas."""
     duplicates: int = 1

@@ -25,7 +25,7 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
 
     query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
         prob_cover(delta=0.5) or prefilter(margin, k_center).
-    budget: how many to choose.
+    budget: how many to choose; where fewer are left, all of them are chosen.
     embeddings: .npy [N, D], features of each image.
     probs: .npy [N, C], predicted probabilities.
     mc_probs: .npy [N, S, C], probabilities by dropout samples or committee members.
@@ -47,7 +47,12 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
         raise UsageError(f"give the arrays of the pool, a row for each image: --embeddings E.npy; {query} needs "
                          f"{', '.join(sorted(chosen.needs)) or 'none in particular'}")
     labels = _labels(rows, labeled, ignored, chosen)
-    ids = chosen(PoolView(labels, **arrays), budget, seed)
+    view = PoolView(labels, **arrays)
+    left = len(view.candidates)
+    if budget > left:
+        print(f"note: {left} rows are left without a label, fewer than --budget {budget}: all of them are chosen",
+              file=sys.stderr)
+    ids = chosen(view, min(budget, left), seed) if left or budget < 1 else view.candidates
     if out is None:
         sys.stdout.write(_text(ids))
     else:

@@ -1,14 +1,16 @@
 """Label Studio, through files: tasks with predictions and scores out, annotations in. Nothing is sent anywhere.
 
-Import `tasks.json` into a project with the interface of `label_config.xml`, label, export as JSON into the same
-folder, any file name that begins with "export". Both ways are idempotent by id: a task is written once, and of
-several annotations of an id the newest counts, however often it is exported, until an answer is recorded.
+Import `tasks.json` into a project with the interface of `label_config.xml`, label, and put the download into the same
+folder under any name: JSON, JSON-MIN, CSV and TSV are read. Both ways are idempotent by id: a task is written once, and
+however often an annotation is exported, its newest state counts.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,25 +19,33 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from PIL import Image
 
-from ssl_lab.active.oracle import IGNORE, Answer, Asked, Keys
+from ssl_lab.active.answer_files import ID, NoAnswersError, Said, read_answers
+from ssl_lab.active.keys import IGNORE, Answer, Keys
+from ssl_lab.active.oracle import Asked, counted, differing
+from ssl_lab.active.votes import Agreement, agree
 from ssl_lab.data import Pool
+from ssl_lab.data.cells import read_table
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_atomically, write_text
 
-ID = "ssl_lab_id"  # Label Studio numbers tasks itself; our id travels in the task's data
+URL = "/data/local-files/?d="  # of Label Studio's local storage: what follows is a path below its document root
 
 
 class LabelStudio:
-    """An oracle whose answers come from Label Studio's exports in `folder`.
+    """An oracle whose answers come from what Label Studio exported into `folder`.
 
     Each call adds the tasks that are not in tasks.json yet and returns the annotations that are there: a choice, None
-    (abstain) for a skipped task. prefix: what makes a URL of an image's path. The default is that of Label Studio's
-    local storage, whose document root is then the folder that `pool.files` are relative to; the images of a pool
-    without files are written as PNG below `folder`, which is then the root.
+    (abstain) for a task that all skipped. root: the folder that `pool.files` are relative to. It is a storage of Label
+    Studio, below the document root; images that have no file there, or one whose name no URL can hold, are written as
+    PNG into `folder`/images, which is one too. agreement: see `agree`. notes: what a person should be told of the last
+    reading.
     """
 
-    def __init__(self, folder: str | Path, pool: Pool, prefix: str = "/data/local-files/?d=") -> None:
-        self.folder, self.pool, self.prefix = Path(folder), pool, prefix
+    def __init__(self, folder: str | Path, pool: Pool, root: str | Path | None = None,
+                 agreement: Agreement = "majority") -> None:
+        self.folder, self.pool, self.agreement = Path(os.path.abspath(folder)), pool, agreement
+        self.root = None if root is None else Path(os.path.abspath(root))
+        self.notes: list[str] = []
         self._keys = Keys(pool)
 
     def __call__(self, asked: Asked) -> Mapping[int, Answer]:
@@ -44,20 +54,26 @@ class LabelStudio:
         return {i: answer for i, answer in self.read().items() if i in wanted}
 
     def write(self, asked: Asked) -> int:
-        """Add tasks to tasks.json; returns how many were new."""
+        """Add tasks to tasks.json; returns how many were new. Those that come later are in a file of their own too, so
+        that a project need not get the earlier ones twice."""
         path = self.folder / "tasks.json"
-        tasks = _load(path) if path.exists() else []
-        known = {task["data"][ID] for task in tasks}
+        tasks = read_table(path) if path.exists() else []
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
+            raise UsageError(f"{path} is not a list of tasks; remove it, and it is written anew")
+        known = {task.get("data", {}).get(ID) for task in tasks}
         new = [self._task(asked, n) for n, i in enumerate(asked.ids.tolist()) if i not in known]
         if new:
             names = asked.class_names or self.pool.class_names
             write_text(self.folder / "label_config.xml", label_config(names))
+            if tasks:
+                number = 2 + len([*self.folder.glob("tasks-*.json")])
+                write_text(self.folder / f"tasks-{number}.json", json.dumps(new, indent=1) + "\n")
             write_text(path, json.dumps(tasks + new, indent=1) + "\n")
         return len(new)
 
     def _task(self, asked: Asked, n: int) -> dict[str, Any]:
         i = int(asked.ids[n])
-        task: dict[str, Any] = {"data": {ID: i, "image": self.prefix + quote(self._image(i))}}
+        task: dict[str, Any] = {"data": {ID: i, "image": URL + quote(self._image(i))}}
         if asked.scores is not None:
             task["data"]["query_score"] = asked.scores[n]
         if asked.predicted is not None and asked.confidence is not None:
@@ -67,25 +83,81 @@ class LabelStudio:
                                     "result": [result]}]
         return task
 
+    def _served(self, i: int) -> bool:
+        """Whether Label Studio can show the image's own file."""
+        file = self.pool.files[i] if self.pool.files else ""
+        return bool(file) and not os.path.isabs(file) and ".." not in file.split("/") and file.isprintable()
+
+    @cached_property
+    def storages(self) -> list[Path]:
+        """The folders that Label Studio is to serve."""
+        served = [self._served(i) for i in range(len(self.pool))]
+        return ([self.root] if self.root and any(served) else []) + ([] if all(served) else [self.folder / "images"])
+
+    @cached_property
+    def document_root(self) -> Path | None:
+        """The folder above all of them, which can be none of them itself; None if it is not known where images lie."""
+        return Path(os.path.commonpath([storage.parent for storage in self.storages])) if self.storages else None
+
     def _image(self, i: int) -> str:
         """The image's path below the document root."""
-        if self.pool.files:
-            return self.pool.files[i]
+        top = self.document_root
+        if self._served(i):
+            return self.pool.files[i] if top is None or self.root is None else os.path.relpath(
+                self.root / self.pool.files[i], top)
         pixels = self.pool.images.take(np.array([i]))[0].permute(1, 2, 0).numpy()
         image = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0])
-        write_atomically(self.folder / "images" / f"{i}.png", lambda file: image.save(file, "png"))
-        return f"images/{i}.png"
+        path = self.folder / "images" / f"{i}.png"
+        write_atomically(path, lambda file: image.save(file, "png"))
+        return os.path.relpath(path, top)
 
     def read(self) -> dict[int, Answer]:
-        """All answers in the exports: of several annotations of an id, the one that was updated last."""
-        newest: dict[int, tuple[str, Answer]] = {}
-        for path in sorted(self.folder.glob("export*.json")):
-            for task in _load(path):
-                i = task.get("data", {}).get(ID)
-                for when, choice in _annotations(task, path) if i is not None else ():
-                    if i not in newest or when >= newest[i][0]:
-                        newest[i] = (when, self._keys.answer(choice))
-        return {i: answer for i, (_, answer) in newest.items()}
+        """All answers in the folder: see `agree` for several annotations of an image."""
+        total, read, passed = Said(), [], []
+        for path in self._exports():
+            try:
+                said = read_answers(path, self._keys)
+            except NoAnswersError as error:
+                passed.append(str(error))
+                continue
+            if not (said.label_studio or said.votes):
+                passed.append(str(path))
+                continue
+            read.append(path.name)
+            total = Said(total.votes + said.votes, total.tasks + said.tasks, total.unknown + said.unknown,
+                         total.empty + said.empty)
+        agreed = agree(total.votes, self.agreement)
+        self.notes = [f"{counted(total)}: {', '.join(read)}"] if read else []
+        if passed:
+            self.notes.append(f"no export of Label Studio: {'; '.join(passed)}")
+        self.notes += differing(agreed, self.agreement)
+        return agreed.answers
+
+    def _exports(self) -> Iterator[Path]:
+        """The files below the folder but ours: tasks count as an export once somebody wrote annotations over them."""
+        for path in sorted(self.folder.rglob("*")):
+            inside = path.relative_to(self.folder)
+            if any(part.startswith(".") for part in inside.parts) or inside.parts[0] in ("images", "label_config.xml"):
+                continue
+            ours = inside.match("tasks.json") or inside.match("tasks-*.json")
+            if path.is_file() and not (ours and not _annotated(path)):
+                yield path
+
+    def instructions(self) -> str:
+        """What to type, where, to label the tasks."""
+        top = self.document_root
+        last = max(self.folder.glob("tasks-*.json"), key=lambda path: int(path.stem[6:]), default=None)
+        where = (f"1. Start it so that it can show the images:\n"
+                 f"     LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={top} "
+                 "label-studio start\n") if top else ""
+        storages = "".join(f"\n     Settings > Cloud Storage > Add Source Storage > Local files: absolute local path "
+                           f"{storage} (add it, do not sync it)" for storage in self.storages)
+        tasks = f"{last} (the new ones of {self.folder / 'tasks.json'})" if last else str(self.folder / "tasks.json")
+        return (f"To label in Label Studio:\n{where}"
+                "2. Once, make a project. Settings > Labeling Interface > Code: paste "
+                f"{self.folder / 'label_config.xml'}{storages}\n"
+                f"3. Import {tasks}\n"
+                f"4. Label, and put the export (JSON, JSON-MIN, CSV or TSV) under any name into {self.folder}")
 
 
 def label_config(class_names: Sequence[str]) -> str:
@@ -96,25 +168,6 @@ def label_config(class_names: Sequence[str]) -> str:
             f"{choices}\n  </Choices>\n</View>\n")
 
 
-def _annotations(task: dict[str, Any], path: Path) -> Iterator[tuple[str, str | None]]:
-    """(when, choice) of each annotation, None if it was skipped. One that was saved without a choice is none."""
-    for annotation in task.get("annotations", []):
-        when = str(annotation.get("updated_at") or annotation.get("created_at") or "")
-        parts = [part.get("value", {}) for part in annotation.get("result", [])]
-        choices = [choice for part in parts for choice in part.get("choices", [])]
-        if annotation.get("was_cancelled"):
-            yield when, None
-        elif len(choices) > 1:
-            raise UsageError(f"{path}: task {task['data'][ID]} has the choices {', '.join(choices)}; expected one")
-        elif choices:
-            yield when, choices[0]
-
-
-def _load(path: Path) -> list[dict[str, Any]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
-    if not isinstance(content, list) or not all(isinstance(task, dict) for task in content):
-        raise UsageError(f"{path} is not a list of Label Studio tasks; export as JSON (not JSON-MIN)")
-    return content
+def _annotated(path: Path) -> bool:
+    tasks = read_table(path)
+    return isinstance(tasks, list) and any(isinstance(task, dict) and task.get("annotations") for task in tasks)

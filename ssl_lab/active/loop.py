@@ -27,11 +27,12 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.answers import Answers, read_json
+from ssl_lab.active.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
+from ssl_lab.active.keys import Answer
 from ssl_lab.active.memory import measured
-from ssl_lab.active.oracle import Answer, Asked, Oracle, write_questions
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, ScoreQuery
+from ssl_lab.active.oracle import Asked, Oracle, Readable, write_questions
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
 from ssl_lab.active.record import Round, read_round
 from ssl_lab.batch import seed_of
 from ssl_lab.data import Pool, announce
@@ -90,6 +91,8 @@ class ActiveLoop:
         self.pool = self._answers.pool
         announce(self.pool)
         self.records = sorted(map(read_round, self.folder.glob("round-*.json")), key=lambda record: record.round)
+        self.corrected: dict[int, tuple[str, str]] = {}
+        self._how = "told"
         self._runtime: Runtime | None = None
         self._cached: FloatArray | None = None
         self._check(self._now, self._cold)
@@ -97,8 +100,8 @@ class ActiveLoop:
 
     def _settle(self) -> None:
         """Write down what this loop is, or check that the folder's loop is the same."""
-        own = {"query": _described(self.query), "budget": self.budget, "seed": self.seed,
-               "first": self.first and _described(self.first), "initial": self.initial, "embeddings": self.embeddings,
+        own = {"query": described(self.query), "budget": self.budget, "seed": self.seed,
+               "first": self.first and described(self.first), "initial": self.initial, "embeddings": self.embeddings,
                "pixels": self.pool.images.fingerprint(), **self.config}
         path = self.folder / "loop.json"
         if path.exists():
@@ -151,21 +154,20 @@ class ActiveLoop:
 
     @property
     def finished(self) -> bool:
-        """Whether all rounds are answered and the last net is measured."""
-        return bool(self.records) and not self.records[-1].ids and self.records[-1].round >= self.rounds
+        """Whether all rounds are answered, or all images, and the last net is measured."""
+        last = self.records[-1] if self.records else None
+        return last is not None and not last.ids and (last.round >= self.rounds or not len(self._view({}).candidates))
 
     def run(self) -> list[Round]:
         """All rounds, or those until the oracle has no more answers for now: then `pending` says to what. Run it again
         when there are some. Returns the records, which `records` holds too."""
         if self.oracle is None:
             raise UsageError("run() needs an oracle; without one, use ask() and tell()")
+        self.take_corrections()
         while len(pending := self.ask()):
             answers = self.oracle(self._asked(pending))
-            if isinstance(answers, Mapping):
-                self.tell(list(answers), list(answers.values()))
-            else:
-                for i, answer in answers:
-                    self.tell([i], [answer])
+            for part in [answers] if isinstance(answers, Mapping) else ({i: answer} for i, answer in answers):
+                self._hear(part)
             if len(self.pending) == len(pending):
                 break
         return self.records
@@ -188,8 +190,27 @@ class ActiveLoop:
         ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer replaces an
         earlier one. labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
         """
-        self._answers.record(ids, labels, f"round {self.records[-1].round if self.records else 0}")
+        how, self._how = self._how, "told"
+        self._answers.record(ids, labels, f"{how} in round {self.records[-1].round if self.records else 0}")
         self.pool = self._answers.pool
+
+    def _hear(self, answers: Mapping[int, Answer], how: str = ASKED) -> None:
+        """`tell` what the oracle says; `how` is noted beside it in the ledger."""
+        self._how = how
+        self.tell(list(answers), self._answers.in_words(answers.values()))
+
+    def take_corrections(self) -> None:
+        """Record what an oracle that can be read again says otherwise than when its answers were taken; `corrected` has
+        both in words, by id. `run` begins with it. What was told over such an answer stays."""
+        if not isinstance(self.oracle, Readable):
+            return
+        asked = {i for record in self.records for i in record.ids}
+        changed = self._answers.corrected(self.oracle.read(), asked)
+        before = {i: self._answers.named(i) for i in changed}
+        if changed:  # to abstain alone would leave a label as it is
+            self._hear({i: UNLABELED for i, answer in changed.items() if answer is None}, CORRECTED)
+            self._hear(changed, CORRECTED)
+        self.corrected = {i: (said, self._answers.named(i)) for i, said in before.items()}
 
     def _next_round(self) -> None:
         """Train, measure, and, if rounds are left, choose."""
@@ -198,9 +219,8 @@ class ActiveLoop:
         cold = self._cold
         budget = self.initial or self.budget if cold else self.budget
         view = self._view({})
-        if choosing and budget > len(view.candidates):
-            raise UsageError(f"round {number} is to choose {budget} images, but {len(view.candidates)} unlabeled ones "
-                             "are left: give fewer rounds, or a smaller budget")
+        budget = min(budget, len(view.candidates))  # the last batch is what is left
+        choosing = choosing and budget > 0
         query = self._now
         if choosing:
             self._check(query, cold)
@@ -220,7 +240,7 @@ class ActiveLoop:
             ids, cost = measured(lambda: query(view, budget, seed_of(self.seed, "query", number)))
             seconds["query"] = cost.seconds
             seen = net or self.backbone
-            record = replace(record, query=query.name, ids=tuple(ids.tolist()), scores=_scores(query, view, ids),
+            record = replace(record, query=query.name, ids=tuple(ids.tolist()), scores=scores_of(query, view, ids),
                              version=None if seen is None else version_of(seen), memory=cost.memory,
                              **self._predictions(net, ids))
         write_text(self.folder / f"round-{number:03}.json", json.dumps(dataclasses.asdict(record)) + "\n")
@@ -282,18 +302,3 @@ class ActiveLoop:
         predicted = None if classes is None else tuple(self.pool.class_names[label] for label in classes)
         return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version,
                      self.pool.class_names)
-
-
-def _scores(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | None:
-    """The scores of ids (train rows, and those are sorted), from a query that has any."""
-    if not isinstance(query, ScoreQuery):
-        return None
-    scores = query.scores(view, np.searchsorted(view.ids_of(np.arange(len(view))), ids))
-    return tuple(np.asarray(scores, dtype=np.float64).tolist())
-
-
-def _described(query: Query) -> dict[str, Any]:
-    """A query's name and plain arguments, and those of the queries within it."""
-    plain = {key: _described(value) if isinstance(value, Query) else value for key, value in vars(query).items()
-             if isinstance(value, int | float | str | Query)}
-    return {"name": query.name, **plain}

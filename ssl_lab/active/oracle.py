@@ -1,14 +1,12 @@
 """Oracles: who answers. Known labels with noise and abstention, a file that grows, a command.
 
 An oracle is a function of `Asked`. It returns a mapping id -> answer, or yields (id, answer) pairs, each of which is
-durable before the next is waited for. What it leaves out is not answered yet. It is not asked again about what it has
-answered: later corrections are told (`ActiveLoop.tell`).
+durable before the next is waited for. What it leaves out is not answered yet. One that can also `read` all
+that was ever answered is asked for that too: what was corrected since is taken.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import shlex
 import subprocess
@@ -16,20 +14,18 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
+from ssl_lab.active.answer_files import Said, read_answers, row_of
+from ssl_lab.active.keys import Answer, Keys
 from ssl_lab.active.query import IntArray, rng
+from ssl_lab.active.votes import Agreed, Agreement, agree
 from ssl_lab.data import Pool
+from ssl_lab.data.cells import csv_text, read_table
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
-
-Answer = int | str | None
-"""A class number or class name; -2 or "ignore": leave the image out; None or "abstain": the image stays unlabeled and
-is not asked for again; -1: take the label back. A class of such a name wins."""
-
-IGNORE, ABSTAIN = "ignore", "abstain"
 
 
 @dataclass(frozen=True)
@@ -51,6 +47,15 @@ class Asked:
 
 
 Oracle = Callable[[Asked], Mapping[int, Answer] | Iterable[tuple[int, Answer]]]
+
+
+@runtime_checkable
+class Readable(Protocol):
+    """An oracle that keeps all its answers where they can be corrected."""
+
+    def read(self) -> Mapping[int, Answer]:
+        """What it says now of all that was ever asked, and perhaps of more."""
+        ...
 
 
 class Truth:
@@ -78,57 +83,68 @@ class Truth:
 class FromFile:
     """Answers in a file that a person or program fills in, read anew each time.
 
-    CSV with a header of `id` or `path`, and `label`; or JSON, an object {id or path: label} or a list of objects with
-    those keys. A label is a class name, a class number, "ignore" (or -2) or "abstain"; an empty one is not given yet.
-    Rows that were not asked for are passed over. UsageError for a file that cannot be read, names an unknown path, or
-    gives an image two labels.
+    A table (CSV with any usual delimiter, TSV, JSON, JSON lines) of `id` or `path`, and `label`; or a JSON object
+    {id or path: label}; or an export of Label Studio; see `read_answers`. A label is a class name, a class number,
+    "ignore" (or -2) or "abstain"; an empty one, or a word for a missing value, is not given yet. Several people may
+    answer, each under a name in `annotator`; see `agree`. Rows that were not asked for are passed over. UsageError for
+    a file that cannot be read, names an unknown path, or gives an image two labels without saying who. notes: what a
+    person should be told of the last reading.
     """
 
-    def __init__(self, path: str | Path, pool: Pool) -> None:
-        self.path, self._keys = Path(path), Keys(pool)
+    def __init__(self, path: str | Path, pool: Pool, agreement: Agreement = "majority") -> None:
+        self.path, self.agreement, self._keys = Path(path), agreement, Keys(pool)
+        self.notes: list[str] = []
 
     def __call__(self, asked: Asked) -> Mapping[int, Answer]:
         wanted = set(asked.ids.tolist())
-        answers: dict[int, Any] = {}
-        for number, (key, label) in enumerate(self._rows(), start=1):
-            i = self._keys.id(key, where := f"{self.path}, row {number}")
-            if label not in ("", None) and answers.setdefault(i, label) != label:
-                raise UsageError(f"{where}: {key!r} is {label!r} there, but {answers[i]!r} before; expected one label")
-        return {i: self._keys.answer(label) for i, label in answers.items() if i in wanted}
+        return {i: answer for i, answer in self.read().items() if i in wanted}
 
-    def _rows(self) -> list[tuple[object, Any]]:
+    def read(self) -> dict[int, Answer]:
+        """All that the file says now."""
+        self.notes = []
         if not self.path.exists():
-            return []
-        try:
-            text = self.path.read_text(encoding="utf-8-sig")
-            content = list(csv.DictReader(text.splitlines())) if self.path.suffix == ".csv" else json.loads(text)
-        except (OSError, ValueError) as error:
-            raise UsageError(f"cannot read the answers in {self.path}: {error}") from error
-        if isinstance(content, dict):
-            return list(content.items())
-        if not isinstance(content, list) or not all(
-                isinstance(row, dict) and "label" in row and ("id" in row or "path" in row) for row in content):
-            raise UsageError(f"{self.path}: expected rows of id (or path) and label")
-        return [(row["id"] if "id" in row else row["path"], row["label"]) for row in content]
+            return {}
+        said = read_answers(self.path, self._keys)
+        if said.unknown and not said.label_studio:
+            raise UsageError(said.unknown[0])
+        agreed = agree(said.votes, self.agreement)
+        if said.label_studio:
+            self.notes.append(f"{self.path}: {counted(said)}")
+        self.notes += differing(agreed, self.agreement)
+        return agreed.answers
+
+
+def counted(said: Said) -> str:
+    """How much of a file could be read."""
+    first = f" (the first: {said.unknown[0]})" if said.unknown else ""
+    return (f"{said.tasks} tasks read, {len(said.unknown)} without a known image{first}, {said.empty} without a "
+            "choice")
+
+
+def differing(agreed: Agreed, how: Agreement) -> list[str]:
+    """A line on the images of which people say different things, if there are any."""
+    if not agreed.disagreed:
+        return []
+    settled = len(agreed.disagreed) - len(agreed.open)
+    rows = ", ".join(map(str, agreed.open[:10])) + (", ..." if len(agreed.open) > 10 else "")
+    left = f"; {len(agreed.open)} stay without an answer until people agree (id {rows})" if agreed.open else ""
+    return [f"people disagree on {len(agreed.disagreed)} images: {settled} settled by --agreement {how}{left}"]
 
 
 def write_questions(path: Path, asked: Asked) -> None:
     """Writes a CSV file of the ids and paths for `FromFile`; its column `label` keeps what stands there already, and is
     else empty. UsageError if it cannot be written."""
-    before = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()) if path.exists() else ()
-    filled = {row.get("id"): row.get("label") or "" for row in before}
-    rows = io.StringIO()
-    writer = csv.writer(rows, lineterminator="\n")
-    writer.writerow(("id", "path", "label"))
-    for i, image in zip(asked.ids.tolist(), asked.paths, strict=True):
-        writer.writerow((i, image, filled.get(str(i), "")))
-    write_text(path, rows.getvalue())
+    before = read_table(path) if path.exists() else ()
+    filled = {str(row.get("id", "")): row.get("label") or "" for row in before if isinstance(row, dict)}
+    write_text(path, csv_text(("id", "path", "label"), [
+        (i, image, filled.get(str(i), "")) for i, image in zip(asked.ids.tolist(), asked.paths, strict=True)]))
 
 
 class Command:
     """A program that is run once for each request: it reads a JSON line {"id": 17, "path": "a.png", "predicted": "cat",
     "confidence": 0.4} for each image from its standard input and writes a line {"id": 17, "label": "dog"} for each
-    answer, as soon as it has it; a label of null abstains. UsageError if it fails or writes something else."""
+    answer, as soon as it has it; a label of null abstains, and a word for a missing one, such as "" or "nan", is none
+    yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else."""
 
     def __init__(self, command: str | Sequence[str], pool: Pool) -> None:
         self.command = shlex.split(command) if isinstance(command, str) else list(command)
@@ -146,7 +162,8 @@ class Command:
 
     def _answers(self, questions: Any) -> Iterator[tuple[int, Answer]]:
         try:
-            process = subprocess.Popen(self.command, stdin=questions, stdout=subprocess.PIPE, text=True)
+            process = subprocess.Popen(self.command, stdin=questions, stdout=subprocess.PIPE, text=True,
+                                       encoding="utf-8", errors="surrogateescape")
         except OSError as error:
             raise UsageError(f"cannot run the oracle {shlex.join(self.command)}: {error.strerror}") from error
         with process:
@@ -154,7 +171,7 @@ class Command:
             try:
                 for line in process.stdout:
                     if line.strip():
-                        yield self._answer(line)
+                        yield from self._answer(line)
             except BaseException:
                 process.terminate()
                 raise
@@ -162,43 +179,15 @@ class Command:
             raise UsageError(f"the oracle {shlex.join(self.command)} exited with status {process.returncode}; the "
                              "answers that it gave before are kept")
 
-    def _answer(self, line: str) -> tuple[int, Answer]:
+    def _answer(self, line: str) -> Iterator[tuple[int, Answer]]:
         try:
             row = json.loads(line)
-            key, label = row["id"], row["label"]
-        except (ValueError, KeyError, TypeError) as error:
+            fields, label = {name: row[name] for name in ("id", "path") if name in row}, row["label"]
+        except (ValueError, KeyError, TypeError):
+            fields, label = {}, None
+        i = row_of(fields, self._keys, f"the oracle's answer {line.strip()}")
+        if i is None:
             raise UsageError(f"the oracle {shlex.join(self.command)} wrote {line.strip()!r}; expected "
-                             '{"id": ..., "label": ...} on each line') from error
-        return self._keys.id(key, "the oracle's answer"), self._keys.answer(label)
-
-
-class Keys:
-    """From what stands in files to ids and answers."""
-
-    def __init__(self, pool: Pool) -> None:
-        self.pool = pool
-        self._of_path = {path: i for i, path in enumerate(pool.files)}
-
-    def id(self, key: object, where: str) -> int:
-        """A row number, from itself, its decimal text or the image's path."""
-        if isinstance(key, str) and key in self._of_path:
-            return self._of_path[key]
-        try:
-            found = int(str(key))
-        except ValueError:
-            raise UsageError(f"{where}: {key!r} is neither an id nor the path of an image of "
-                             f"{self.pool.name}") from None
-        if not 0 <= found < len(self.pool):
-            raise UsageError(f"{where}: id {found} is out of range; {self.pool.name} has {len(self.pool)} images")
-        return found
-
-    def answer(self, label: Any) -> Answer:
-        """Names win: text is a number only if no class has that name."""
-        if label is None or isinstance(label, int) or label in self.pool.class_names:
-            return cast(Answer, label)
-        if not isinstance(label, str):
-            raise UsageError(f"a label is {label!r}; expected a class name, a class number, {IGNORE!r} or {ABSTAIN!r}")
-        try:
-            return int(label)
-        except ValueError:
-            return label
+                             '{"id": ..., "label": ...} on each line')
+        if label is None or self._keys.given(label):
+            yield i, self._keys.answer(label)

@@ -15,9 +15,11 @@ import numpy as np
 from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.oracle import Command, FromFile, Oracle, Truth
 from ssl_lab.active.query import Query
+from ssl_lab.active.votes import Agreement
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 
+FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt")  # of answers, which need not be there yet
 COLON = "__colon__"  # stands for the colon of package.module:Class, which is no Python
 
 
@@ -91,18 +93,22 @@ def _class_of(name: str) -> type[Query]:
     return found
 
 
-def make_oracle(name: str, pool: Pool, folder: Path, noise: float = 0.0, abstain: float = 0.0, seed: int = 0) -> Oracle:
+def make_oracle(name: str, pool: Pool, folder: Path, noise: float = 0.0, abstain: float = 0.0, seed: int = 0, *,
+                agreement: Agreement = "majority", data: str | Path | None = None) -> Oracle:
     """ "truth", with noise and abstention; "label_studio", by files in `folder`; "command: PROGRAM ARGUMENTS"; or the
-    path of a CSV or JSON file. UsageError for noise or abstention of anything but truth, and for another name."""
+    path of a file of answers. agreement: see `agree`. data: the folder or CSV file that the pool was loaded from, if it
+    was. UsageError for noise or abstention of anything but truth, and for another name."""
     if name == "truth":
         return Truth(pool, noise, abstain, seed)
     if noise or abstain:
         raise UsageError(f"noise={noise:g}, abstain={abstain:g}: only the oracle truth simulates them, not {name!r}")
     if name == "label_studio":
-        return LabelStudio(folder, pool)
+        given = None if data is None else Path(data)
+        root = given if given is None or given.is_dir() else given.parent if given.is_file() else None
+        return LabelStudio(folder, pool, root, agreement)
     if name.startswith("command:"):
         return Command(name.removeprefix("command:"), pool)
-    if not name.endswith((".csv", ".json")):
-        raise UsageError(f"unknown oracle {name!r}; expected truth, label_studio, 'command: PROGRAM', or a .csv or "
-                         ".json file")
-    return FromFile(name, pool)
+    if not (name.lower().endswith(FILES) or Path(name).is_file()):
+        raise UsageError(f"unknown oracle {name!r}; expected truth, label_studio, 'command: PROGRAM', or a file "
+                         f"({', '.join(FILES)})")
+    return FromFile(name, pool, agreement)

@@ -212,3 +212,18 @@ def check_counts(**numbers: object) -> None:
 def rng(seed: int, purpose: str) -> np.random.Generator:
     """Random numbers that are a pure function of seed and purpose."""
     return np.random.default_rng(seed_of(seed, purpose))
+
+
+def scores_of(query: Query, view: PoolView, ids: IntArray) -> tuple[float, ...] | None:
+    """The scores of ids (train rows, and those are sorted), from a query that has any."""
+    if not isinstance(query, ScoreQuery):
+        return None
+    scores = query.scores(view, np.searchsorted(view.ids_of(np.arange(len(view))), ids))
+    return tuple(np.asarray(scores, dtype=np.float64).tolist())
+
+
+def described(query: Query) -> dict[str, Any]:
+    """A query's name and plain arguments, and those of the queries within it."""
+    plain = {key: described(value) if isinstance(value, Query) else value for key, value in vars(query).items()
+             if isinstance(value, int | float | str | Query)}
+    return {"name": query.name, **plain}

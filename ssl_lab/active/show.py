@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ssl_lab.active import statistics
 from ssl_lab.active.benchmark import BASELINE, Cell
+from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.statistics import FloatArray, Paired
 from ssl_lab.data import Pool
@@ -53,6 +54,24 @@ def show_loop(loop: ActiveLoop, title: str) -> None:
     Console().print(table)
     page.write(loop.folder / "report.html")
     print(f"The report is {loop.folder / 'report.html'}")
+
+
+def say_how_it_stands(loop: ActiveLoop, waits: str = "") -> None:
+    """Prints what was read of the answers of people, what was corrected, and where the loop waits for more, `waits` and
+    what to do in Label Studio."""
+    print(*getattr(loop.oracle, "notes", ()), sep="\n", end="\n" if getattr(loop.oracle, "notes", ()) else "")
+    if loop.corrected:
+        changes = [f"{i} ({before} -> {now})" for i, (before, now) in loop.corrected.items()]
+        print(f"{len(changes)} answers were corrected since they were read, and the labels with them: id "
+              f"{', '.join(changes[:SHOWN])}{', ...' if len(changes) > SHOWN else ''}. Rounds that are done stay as "
+              "they were")
+    if len(loop.pending):
+        print(waits)
+        if isinstance(loop.oracle, LabelStudio):
+            print(loop.oracle.instructions())
+    elif loop.records and loop.records[-1].round < loop.rounds:
+        print(f"All images that could be asked for have been: the loop ends after {loop.records[-1].round} of "
+              f"{loop.rounds} rounds")
 
 
 def _picks(pool: Pool, rounds: Sequence[Sequence[int]], names: Sequence[str]) -> tuple[Any, str]:
