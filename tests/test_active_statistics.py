@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from ssl_lab.active.benchmark import Cell
 from ssl_lab.active.show import Group, group_table, groups_of, verdict, win_table
 from ssl_lab.active.statistics import (
     area,
+    detectable,
+    efficiency_interval,
     holm,
     labeling_efficiency,
     labels_needed,
@@ -71,6 +74,33 @@ def test_holm_is_the_step_down_procedure():
     assert holm([]) == []
 
 
+def test_what_could_not_be_tested_does_not_disturb_holm():
+    nan = math.nan
+    for p in ([0.01, nan, 0.03, 0.005], [nan, 0.01, 0.03, 0.005], [0.01, 0.03, 0.005, nan, nan]):
+        kept = [value for value in p if not math.isnan(value)]
+        adjusted = holm(p)
+        assert [math.isnan(value) for value in adjusted] == [math.isnan(value) for value in p]
+        assert [value for value in adjusted if not math.isnan(value)] == holm(kept)
+        assert holm(kept) == pytest.approx([0.02, 0.03, 0.015])
+    assert math.isnan(holm([nan])[0])
+
+
+@pytest.mark.parametrize(("runs", "significance"), [(3, 0.05), (5, 0.05), (5, 0.01), (20, 0.05)])
+def test_a_detectable_difference_is_found_four_times_in_five(runs, significance):
+    draws = np.random.default_rng(0)
+    sample = draws.normal(size=runs)
+    sample /= sample.std(ddof=1)  # a standard deviation of 1, which the runs below have too
+    difference = detectable(sample, significance)
+    found = stats.ttest_1samp(draws.normal(difference, 1, (40_000, runs)), 0, axis=1).pvalue < significance
+    assert found.mean() == pytest.approx(0.8, abs=0.01)
+    assert detectable(3 * sample + 5, significance) == pytest.approx(3 * difference), "the mean plays no part"
+
+
+def test_detectable_of_one_run_and_of_equal_differences():
+    assert math.isnan(detectable([0.1]))
+    assert detectable([0.1, 0.1, 0.1]) == pytest.approx(0, abs=1e-12)
+
+
 @settings(max_examples=50)
 @given(CURVES)
 def test_monotone_is_the_isotonic_regression(accuracy):
@@ -84,24 +114,53 @@ def test_labels_needed_is_where_the_curve_first_gets_there(accuracy, level):
     labels = 10.0 + 20 * np.arange(len(accuracy))
     curve = monotone(accuracy)
     needed = labels_needed(labels, accuracy, level)
-    if level < curve[0] or level > curve[-1]:
-        assert math.isnan(needed)
+    if level < curve[0]:
+        assert needed == (0, labels[0])
+    elif level > curve[-1]:
+        assert needed == (labels[-1], math.inf)
     else:
         grid = np.linspace(labels[0], labels[-1], 4001)
         first = grid[np.argmax(np.interp(grid, labels, curve) >= level - 1e-12)]
-        assert needed == pytest.approx(first, abs=(labels[-1] - labels[0]) / 4000 + 1e-9)
+        assert needed[0] == needed[1] == pytest.approx(first, abs=(labels[-1] - labels[0]) / 4000 + 1e-9)
 
 
 def test_labeling_efficiency_is_randoms_labels_over_the_strategys():
     labels = np.array([10.0, 20, 40, 80])
     random = np.array([0.1, 0.2, 0.4, 0.8])
     twice = np.interp(2 * labels, labels, random)  # gets with n labels where random gets with 2 n
-    assert labeling_efficiency(labels, twice, random) == pytest.approx(2.0)
-    assert labeling_efficiency(labels, random, twice) == pytest.approx(0.5)
-    assert labeling_efficiency(labels, random, random) == pytest.approx(1.0)
-    assert labeling_efficiency(labels, twice, random, level=0.4) == pytest.approx(2.0)
-    assert math.isnan(labeling_efficiency(labels, twice, random, level=0.05))
-    assert math.isnan(labeling_efficiency(labels, twice, random, level=0.9))
+    for one, other, level, ratio in ((twice, random, None, 2.0), (random, twice, None, 0.5),
+                                     (random, random, None, 1.0), (twice, random, 0.4, 2.0)):
+        least, most = labeling_efficiency(labels, one, other, level)
+        assert least == most == pytest.approx(ratio)
+
+
+def test_a_curve_that_starts_above_the_other_bounds_the_efficiency():
+    labels, random = np.array([10.0, 20, 40, 80]), np.array([0.1, 0.2, 0.4, 0.8])
+    high = np.array([0.85, 0.9, 0.9, 0.95])
+    assert labeling_efficiency(labels, high, random) == (pytest.approx(8.0), math.inf), "10 labels or fewer, for 80"
+    assert labeling_efficiency(labels, random, high) == (0, pytest.approx(0.125))
+    assert labeling_efficiency(labels, random, high, 0.9) == (0, pytest.approx(0.25)), "more than 80, for 20"
+    assert labeling_efficiency(labels, high, random, 0.9) == (pytest.approx(4.0), math.inf)
+    assert labeling_efficiency(labels, high, random, 0.05) == (0, math.inf), "nothing is known"
+    assert labeling_efficiency(labels, high, random, 0.99) == (0, math.inf)
+
+
+def test_the_interval_of_the_efficiency_is_of_drawn_seeds():
+    draws = np.random.default_rng(0)
+    labels, line = np.array([10.0, 20, 40, 80]), np.array([0.1, 0.2, 0.4, 0.8])
+    better = np.array([0.2, 0.4, 0.7, 0.9])  # 0.8 with 60 labels
+    noise = draws.normal(0, 0.01, (2, 6, 4))
+    low, high = efficiency_interval(labels, better + noise[0], line + noise[1])
+    assert 1.2 < low < 4 / 3 < high < 1.5
+    slow = []
+    for rows in np.random.default_rng(1).integers(6, size=(2000, 6)):
+        ends = labeling_efficiency(labels, (better + noise[0])[rows].mean(axis=0), (line + noise[1])[rows].mean(axis=0))
+        slow.append(ends)
+    expected = np.quantile([least for least, _ in slow], 0.025), np.quantile([most for _, most in slow], 0.975)
+    assert (low, high) == pytest.approx(expected, rel=0.1)
+    assert efficiency_interval(labels, np.tile(better, (3, 1)), np.tile(line, (3, 1))) == pytest.approx((4 / 3, 4 / 3))
+    assert efficiency_interval(labels, np.tile(line + 0.8, (3, 1)), np.tile(line, (3, 1))) == (
+        pytest.approx(8.0), math.inf)
 
 
 def test_win_matrix_is_the_share_of_significant_points():
@@ -155,11 +214,15 @@ def test_enough_seeds_rank_and_compare():
     said = verdict(group(5), 5)
     assert "5 paired seeds: better than random: good (+" in said
     assert "not to be told from random: same (" in said
+    assert f"; 5 seeds find {100 * group(5).detectable('same'):.1f})" in said
     assert "worse" not in said
     assert "worse than random: good (-" in verdict(group(5, better=-0.2), 5)
     table = group_table(group(5), 5)
     assert table.rows[0][0] == "good"
-    assert {row[0]: row[5] for row in table.rows}["good"] > 1
+    column = [column.name for column in table.columns].index("label eff.")
+    assert re.fullmatch(r"≥ \d\.\d\d \(\d\.\d\d to \?\)|\d\.\d\d \(\d\.\d\d to (\d\.\d\d|\?)\)",
+                        {row[0]: row[column] for row in table.rows}["good"])
+    assert table.rows[0][5] == pytest.approx(100 * group(5).detectable("good"))
     assert {row[0]: row[4] for row in table.rows}["random"] is None
     assert all("±" in row[1] for row in table.rows)
     wins = win_table([group(5)])

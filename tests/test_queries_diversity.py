@@ -10,7 +10,7 @@ import pytest
 from ssl_lab.active import distances
 from ssl_lab.active.checks import check_query
 from ssl_lab.active.queries import coverage
-from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, densest, pairs_within, radius
+from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius, pairs_within
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.queries.k_center import KCenter
 from ssl_lab.active.queries.k_means import KMeans
@@ -215,6 +215,43 @@ def test_typicality_is_one_over_the_mean_distance_not_its_square():
     assert mean_neighbor_distances(x, 2) == pytest.approx([(1 + 4) / 2, (1 + 3) / 2, (3 + 4) / 2, (5 + 8) / 2])
 
 
+@pytest.mark.parametrize("k", [1, 20])
+def test_neighbors_of_many_rows_are_sought_nearby(k, monkeypatch):
+    draw = np.random.default_rng(0)
+    x = (draw.normal(size=(3000, 5)) + 4 * draw.normal(size=(8, 5))[draw.integers(8, size=3000)]).astype(np.float32)
+    x[:40] = x[0]  # equal rows have neighbors at distance 0
+    exact = mean_neighbor_distances(x, k)
+    d = np.sqrt(((x[:, None].astype(np.float64) - x) ** 2).sum(axis=2))
+    np.testing.assert_allclose(exact, np.sort(d, axis=1)[:, 1 : k + 1].mean(axis=1), atol=3e-3)
+    monkeypatch.setattr(distances, "ALL", 1000)
+    groups = list(distances.neighborhoods(x, k + 1))
+    assert sorted(np.concatenate([members for members, _ in groups]).tolist()) == list(range(3000))
+    assert all(set(members) <= set(others) and len(others) > k for members, others in groups)
+    assert sum(len(members) * len(others) for members, others in groups) < 3000**2 / 4, "not quadratic"
+    found = mean_neighbor_distances(x, k)
+    assert (found >= exact - 3e-3).all(), "others are farther, never nearer"
+    assert np.mean(found <= 1.05 * exact + 3e-3) > 0.9
+    assert exact[found.argmin()] <= exact.min() + 3e-3, "the most typical row is the same"
+
+
+def test_typiclust_of_large_clusters_takes_the_exact_picks_mostly(monkeypatch):
+    draw = np.random.default_rng(1)
+    x = (draw.normal(size=(6000, 4)) + 6 * draw.normal(size=(5, 4))[draw.integers(5, size=6000)]).astype(np.float32)
+    view = PoolView(np.full(6000, -1), embeddings=x)
+    exact = TypiClust()(view, 5, 0)
+    monkeypatch.setattr(distances, "ALL", 500)
+    assert len(np.intersect1d(TypiClust()(view, 5, 0), exact)) >= 4
+
+
+def test_rows_that_are_all_equal_have_neighborhoods(monkeypatch):
+    monkeypatch.setattr(distances, "ALL", 10)
+    x = np.ones((300, 3), dtype=np.float32)
+    groups = list(distances.neighborhoods(x, 21))
+    assert sum(len(members) for members, _ in groups) == 300
+    assert all(len(others) >= 21 for _, others in groups)
+    assert not mean_neighbor_distances(x, 20).any()
+
+
 # ProbCover
 
 def _covers(view, picks, delta):
@@ -255,34 +292,62 @@ def test_neighbors_are_those_of_the_table(monkeypatch):
     assert np.array_equal(pairs_within(x, 0.7).toarray(), table)
 
 
-@pytest.mark.parametrize("purity", [0.8, 0.95])
-def test_delta_is_the_largest_that_is_pure_enough(purity):
-    x = _unit(_view(rows=50).embeddings).astype(np.float32)
-    clusters = np.random.default_rng(0).integers(0, 2, size=50)
-    clusters[x[:, 0] > 0] = 2
-    d = _table(x)
-
-    def pure(delta):
-        return np.mean([all(clusters[j] == clusters[i] for j in range(50) if d[i, j] <= delta) for i in range(50)])
-
-    delta = radius(x, clusters, purity, seed=0)
-    assert pure(delta - 1e-6) >= purity
-    assert pure(delta + 1e-4) < purity
+def _greedily_covered(d, delta, balls):
+    left, covered = set(range(len(d))), set()
+    for _ in range(balls):
+        best = max(range(len(d)), key=lambda i: sum(d[i, j] <= delta for j in left))
+        covered |= {j for j in left if d[best, j] <= delta}
+        left -= covered
+    return len(covered) / len(d)
 
 
-def test_delta_is_bounded_by_memory(monkeypatch):
+@pytest.mark.parametrize(("share", "balls"), [(0.5, 3), (0.5, 12), (0.8, 3)])
+def test_delta_is_the_least_with_which_greedy_balls_hold_the_share(share, balls):
+    x = _unit(_view(rows=60).embeddings).astype(np.float32)
+    d = _table(x[rng(0, "radius").permutation(60)])  # of equal gains the first counts
+    delta = covering_radius(x, balls, share, seed=0)
+    assert _greedily_covered(d, delta + 1e-6, balls) >= share
+    assert _greedily_covered(d, delta - 2 / 2**15, balls) < share, "the last that was found too small"
+
+
+def test_many_balls_do_not_make_delta_tiny():
+    """With more balls than one for 16 rows of the sample, each would hold little but its center."""
+    x = _unit(np.random.default_rng(0).normal(size=(3000, 4))).astype(np.float32)
+    assert covering_radius(x, 1500, 0.5, 0) == covering_radius(x, 128, 0.5, 0) > 0.1
+    assert covering_radius(x[:40], 30, 0.5, 0) == covering_radius(x[:40], 16, 0.5, 0)
+
+
+def test_a_dense_class_does_not_get_all_picks():
+    """One class is narrow among wide ones that touch. Small balls, as those that are pure under k-means' clusters would
+    be, hold most rows there, again and again."""
+    draw = np.random.default_rng(0)
+    classes = np.repeat(np.arange(10), 150)
+    x = 3 * np.eye(10)[classes] + draw.normal(size=(1500, 10)) * np.where(classes == 0, 0.3, 1)[:, None]
+    view = PoolView(np.full(1500, -1), embeddings=x)
+    assert len(np.unique(classes[ProbCover()(view, 10)])) >= 7
+    assert len(np.unique(classes[ProbCover(delta=0.2)(view, 10)])) <= 3
+
+
+def test_rows_with_too_many_neighbors_are_drawn(monkeypatch):
     x = _unit(np.random.default_rng(0).normal(size=(400, 4))).astype(np.float32)
-    assert densest(x, 0) == 2.0
+    labels = np.where(np.arange(400) % 40, -1, 0)
+    assert np.array_equal(compared(x, labels, 0.5, 9, 0), np.arange(400))
     monkeypatch.setattr(coverage, "PAIRS", 4000)
-    delta = densest(x, 0)
-    assert pairs_within(x, delta).nnz == pytest.approx(4000, rel=0.1)
-    view = PoolView(np.full(400, -1), embeddings=x)
-    assert len(ProbCover()(view, 9)) == 9
-    with pytest.raises(UsageError, match="pairs of neighbors"):
-        ProbCover(delta=1.5)(view, 9)
+    kept = compared(x, labels, 1.0, 9, 0)
+    assert pairs_within(x[kept], 1.0).nnz == pytest.approx(4000, rel=0.2)
+    assert set(np.flatnonzero(labels == 0)) <= set(kept)
+    assert len(compared(x, labels, 1.0, 300, 0)) == 310, "at least the budget"
+    view = PoolView(labels, embeddings=x)
+    for query in (ProbCover(), ProbCover(delta=1.0)):
+        assert len(set(query(view, 300))) == 300
+    monkeypatch.setattr(coverage, "ROWS", 60)
+    kept = compared(x, labels, 0.01, 9, 0)
+    assert len(kept) == 60
+    assert all(own == most for own, most in _covers(PoolView(labels[kept], embeddings=x[kept]),
+                                                    np.searchsorted(kept, ProbCover(delta=0.6)(view, 9)), 0.6))
 
 
-@pytest.mark.parametrize("build", [lambda: ProbCover(purity=0), lambda: ProbCover(delta=3), lambda: MaxHerding(0)])
+@pytest.mark.parametrize("build", [lambda: ProbCover(share=0), lambda: ProbCover(delta=3), lambda: MaxHerding(0)])
 def test_parameters_that_cannot_be_are_refused(build):
     with pytest.raises(UsageError, match="expected"):
         build()
@@ -292,7 +357,7 @@ def test_prob_cover_takes_one_row_of_each_direction():
     draw = np.random.default_rng(0)
     direction = np.repeat(np.arange(10), [9, 8, 7, 6, 5, 5, 4, 3, 2, 2])
     x = (np.eye(10)[direction] + 0.01 * draw.normal(size=(51, 10))) * draw.uniform(0.1, 9, size=(51, 1))
-    picks = ProbCover()(PoolView(np.full(51, -1), embeddings=x), 10)
+    picks = ProbCover(share=1.0)(PoolView(np.full(51, -1), embeddings=x), 10)
     assert sorted(direction[picks]) == list(range(10))
     assert direction[picks[:4]].tolist() == [0, 1, 2, 3]
 
@@ -345,7 +410,7 @@ def test_memory_is_of_the_size_of_the_embeddings(query, monkeypatch):
     query(view, 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < (60e6 if query.name == "prob_cover" and query.delta else 12e6)
+    assert peak < (60e6 if query.name == "prob_cover" else 12e6)
 
 
 @pytest.mark.parametrize("query", [KCenter(), ProbCover(delta=0.5), FacilityLocation(), MaxHerding()])

@@ -10,6 +10,8 @@ import numpy as np
 from ssl_lab.active.query import FloatArray, IntArray
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB
+ALL = 20_000  # rows, up to which each is compared with all
+LISTS, PROBES = 4, 16  # lists, in sqrt(N), of the rows of larger pools; those that are searched for a row's neighbors
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -84,3 +86,33 @@ def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: in
     means.train(x)
     squared, clusters = means.index.search(x, 1)
     return clusters[:, 0], squared[:, 0]
+
+
+def neighborhoods(x: FloatArray, least: int) -> Iterator[tuple[IntArray, IntArray]]:
+    """Every row of x [N, D] once, in groups, each with the rows among which its neighbors are sought.
+
+    Up to ALL rows, these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists, the cells of a
+    k-means on a sample, and those of a list are sought in the PROBES lists of the nearest centers, or in more until
+    these hold `least` rows. A pure function of x; time and pairs are O(N^1.5).
+    """
+    n = len(x)
+    if n <= ALL:
+        for part in blocks(n, n):
+            yield np.arange(part.start, part.stop), np.arange(n)
+        return
+    x = np.ascontiguousarray(x)
+    means = faiss.Kmeans(x.shape[1], int(LISTS * n**0.5), niter=6, max_points_per_centroid=32, seed=0,
+                         min_points_per_centroid=1)
+    means.train(x)
+    lists = np.concatenate([means.index.search(x[part], 1)[1][:, 0] for part in blocks(n, x.shape[1])])
+    order = np.argsort(lists, kind="stable")
+    used, starts, sizes = np.unique(lists[order], return_index=True, return_counts=True)
+    index = faiss.IndexFlatL2(x.shape[1])
+    index.add(means.centroids[used])
+    _, nearest = index.search(means.centroids[used], len(used))
+    enough = np.maximum((np.cumsum(sizes[nearest], axis=1) < least).sum(axis=1) + 1, PROBES)
+    rows = np.split(order, starts[1:])
+    for own, some in enumerate(enough.tolist()):
+        others = np.concatenate([rows[each] for each in nearest[own, :some]])
+        for part in blocks(len(rows[own]), len(others)):
+            yield rows[own][part], others

@@ -105,6 +105,20 @@ class Group:
         adjusted = statistics.holm([test.p for test in tests])
         return {query: test._replace(p=p) for query, test, p in zip(others, tests, adjusted, strict=True)}
 
+    def detectable(self, query: str) -> float:
+        """The difference from random's area that so many seeds would find in four of five cases, at the strictest
+        significance of Holm's tests."""
+        tests = max(1, len(self.accuracy) - 1)
+        return statistics.detectable(self.areas(query) - self.areas(BASELINE), SIGNIFICANT / tests)
+
+    def efficiency(self, query: str) -> str:
+        """The labeling efficiency of the mean curves, or its bound, and its 95% interval over seeds."""
+        one, other = self.accuracy[query], self.accuracy[BASELINE]
+        least, most = statistics.labeling_efficiency(self.labels, one.mean(axis=0), other.mean(axis=0))
+        low, high = statistics.efficiency_interval(self.labels, one, other)
+        what = f"{least:.2f}" if least == most else f"≥ {least:.2f}" if least > 0 else f"≤ {most:.2f}"
+        return f"{what} ({low:.2f} to {'?' if np.isinf(high) else f'{high:.2f}'})"
+
 
 def groups_of(results: Mapping[Cell, Mapping[str, Any]]) -> list[Group]:
     """The cells' results by trainer and batch."""
@@ -132,7 +146,8 @@ def verdict(group: Group, seeds: int) -> str:
     sides: dict[str, list[str]] = {"better": [], "worse": [], "same": []}
     for query, test in group.against_random().items():
         side = "same" if test.p >= SIGNIFICANT else "better" if test.difference > 0 else "worse"
-        sides[side].append(f"{query} ({_points(test)})")
+        unseen = f"; {seeds} seeds find {100 * group.detectable(query):.1f}" if side == "same" else ""
+        sides[side].append(f"{query} ({_points(test)}{unseen})")
     parts = [f"{text}: {', '.join(sides[side])}" for side, text in
              (("better", "better than random"), ("worse", "worse than random"),
               ("same", "not to be told from random")) if sides[side]]
@@ -148,19 +163,19 @@ def group_table(group: Group, seeds: int) -> Table:
     ranked = seeds >= ENOUGH
     transfers = any(run["transfer"] is not None for runs in group.results.values() for run in runs)
     columns = [Column("query"), Column("area (%)", "right"), Column("last (%)", "right", ".1f"),
-               Column("vs random", "right"), Column("p", "right", ".3f"), Column("label eff.", "right", ".2f"),
+               Column("vs random", "right"), Column("p", "right", ".3f"), Column("detectable", "right", ".1f"),
+               Column("label eff.", "right"),
                Column("choosing (s)", "right", ".2f"), Column("memory (MB)", "right", ",.0f")]
     columns += [Column("transfer (%)", "right", ".1f")] if transfers else []
     tests = group.against_random() if ranked else {}
-    baseline = group.accuracy[BASELINE].mean(axis=0)
     rows: list[list[Any]] = []
     for query in sorted(group.accuracy, key=lambda name: -group.areas(name).mean()) if ranked else group.accuracy:
         runs, mean, areas = group.results[query], group.accuracy[query].mean(axis=0), 100 * group.areas(query)
         memory = [peak for run in runs for peak in run["memory"] if peak is not None]
         area = f"{areas.mean():.1f}" + (f" ± {half_width(areas):.1f}" if ranked else "")
         test = tests.get(query)
-        compared = [None] * 3 if test is None else [
-            _points(test), test.p, statistics.labeling_efficiency(group.labels, mean, baseline)]
+        compared = [None] * 4 if test is None else [
+            _points(test), test.p, 100 * group.detectable(query), group.efficiency(query)]
         row = [query, area, 100 * mean[-1], *compared, np.mean([second for run in runs for second in run["seconds"]]),
                max(memory) / 2**20 if memory else None]
         rows.append(row + ([100 * np.mean([run["transfer"] for run in runs])] if transfers else []))
@@ -193,8 +208,11 @@ def show_benchmark(results: Mapping[Cell, Mapping[str, Any]], about: str, out: P
     for table in tables:
         page.table(table)
     page.text("Area: mean accuracy over the budget, by trapezoids, with its 95% interval. Vs random: paired difference "
-              "of the areas, in points; p: of the paired t-test, after Holm. Label eff.: labels that random needs / "
-              "labels that the strategy needs for the highest accuracy that both reach; above 1 it saves labels. "
+              "of the areas, in points; p: of the paired t-test, after Holm. Detectable: the true difference that so "
+              "many seeds would find in four of five cases, if pairs differ as much as these do; smaller ones mostly "
+              "go unseen. Label eff.: labels that random needs / labels that the strategy needs for the highest "
+              "accuracy that both reach; above 1 it saves labels. Where one of them starts above that, it is a bound; "
+              "in brackets its 95% interval, by drawing seeds with replacement. "
               "Choosing and memory: of the query alone, mean, and peak above its inputs.")
     page.section("Accuracy by labels")
     for group in groups:

@@ -5,12 +5,14 @@ A curve is accuracy against the number of labels: labels, float [P], rising; acc
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtr
+from scipy.optimize import brentq
+from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
 
 from ssl_lab.intervals import half_width
 
@@ -52,12 +54,37 @@ def paired_t(one: ArrayLike, other: ArrayLike) -> Paired:
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Holm's adjusted p-values, in the order given: those below .05 are, with 95% certainty, all no accident."""
+    """Holm's adjusted p-values, in the order given: those below .05 are, with 95% certainty, all no accident.
+
+    NaN, of what could not be tested, stays NaN and does not count among the tests.
+    """
+    tested = [place for place, value in enumerate(p) if not math.isnan(value)]
     adjusted, least = list(p), 0.0
-    for rank, place in enumerate(sorted(range(len(p)), key=p.__getitem__)):
-        least = max(least, min(1.0, (len(p) - rank) * p[place]))
+    for rank, place in enumerate(sorted(tested, key=p.__getitem__)):
+        least = max(least, min(1.0, (len(tested) - rank) * p[place]))
         adjusted[place] = least
     return adjusted
+
+
+def detectable(differences: ArrayLike, significance: float = 0.05, power: float = 0.8) -> float:
+    """The least true difference that Student's paired t-test finds with probability `power`, two-sided.
+
+    differences: [R], of which the standard deviation is taken for the true one; it is itself uncertain with few runs.
+    NaN with fewer than 2 runs.
+
+    The power is the mean over a sample's standard deviation (by 4,000 quantiles of chi) of P(|mean| / error > t).
+    """
+    each = np.asarray(differences, dtype=np.float64)
+    runs = len(each)
+    if runs < 2:
+        return float("nan")
+    chi = np.sqrt(2 * gammaincinv((runs - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (runs - 1))
+    critical = float(stdtrit(runs - 1, 1 - significance / 2))
+
+    def missing(shift: float) -> float:
+        return power - float((ndtr(shift - critical * chi) + ndtr(-shift - critical * chi)).mean())
+
+    return float(brentq(missing, 0.0, 10 * critical + 10) * each.std(ddof=1) / runs**0.5)
 
 
 def monotone(accuracy: ArrayLike) -> FloatArray:
@@ -72,31 +99,53 @@ def monotone(accuracy: ArrayLike) -> FloatArray:
     return np.repeat([mean for mean, _ in groups], [size for _, size in groups])
 
 
-def labels_needed(labels: ArrayLike, accuracy: ArrayLike, level: float) -> float:
-    """The fewest labels at which the monotone curve, linear between its points, reaches `level`.
+def labels_needed(labels: ArrayLike, accuracy: ArrayLike, level: float) -> tuple[float, float]:
+    """The fewest labels at which the monotone curve, linear between its points, reaches `level`: at least, at most.
 
-    NaN if it never does, and if it starts above: the labels needed are then not known.
+    The two are equal if it does so within the curve. Of a curve that starts above, the most are its first labels, and
+    the least 0; of one that never does, the least are its last, and the most infinity.
     """
     x, y = np.asarray(labels, dtype=np.float64), monotone(accuracy)
-    if not y[0] <= level <= y[-1]:
-        return float("nan")
+    if level < y[0]:
+        return 0.0, float(x[0])
+    if level > y[-1]:
+        return float(x[-1]), math.inf
     after = int(np.argmax(y >= level))
     if after == 0:
-        return float(x[0])
+        return float(x[0]), float(x[0])
     share = (level - y[after - 1]) / (y[after] - y[after - 1])
-    return float(x[after - 1] + share * (x[after] - x[after - 1]))
+    needed = float(x[after - 1] + share * (x[after] - x[after - 1]))
+    return needed, needed
 
 
 def labeling_efficiency(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayLike,
-                        level: float | None = None) -> float:
-    """Labels that the baseline needs / labels that the strategy needs, to reach the same accuracy (arXiv 2106.15324).
+                        level: float | None = None) -> tuple[float, float]:
+    """Labels that the baseline needs / labels that the strategy needs, to reach the same accuracy (arXiv 2106.15324):
+    at least, at most.
 
     Above 1, the strategy saves labels. accuracy, baseline: mean curves [P]. level: by default the highest accuracy
-    that both reach. NaN where either does not have `level` within its curve.
+    that both reach. The two are equal if both have `level` within their curves; else one curve, or both, only bounds
+    the ratio.
     """
     if level is None:
         level = float(min(monotone(accuracy)[-1], monotone(baseline)[-1]))
-    return labels_needed(labels, baseline, level) / labels_needed(labels, accuracy, level)
+    (low, high), (base_low, base_high) = (labels_needed(labels, curve, level) for curve in (accuracy, baseline))
+    return base_low / high if high < math.inf else 0.0, base_high / low if low else math.inf
+
+
+def efficiency_interval(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayLike,
+                        draws: int = 1000) -> tuple[float, float]:
+    """95% interval of the labeling efficiency over runs: [R, P] each, run r of both with the same seed.
+
+    By the bootstrap (percentiles): runs are drawn with replacement, both curves of a run together, and `level` anew for
+    each draw's means. Bounds count as what they may be at the least and at the most, so that an end may be 0 or
+    infinity. With few runs such an interval is rather too narrow.
+    """
+    one, other = np.asarray(accuracy, dtype=np.float64), np.asarray(baseline, dtype=np.float64)
+    drawn = np.random.default_rng(0).integers(len(one), size=(draws, len(one)))
+    ends = np.array([labeling_efficiency(labels, one[rows].mean(axis=0), other[rows].mean(axis=0)) for rows in drawn])
+    return (float(np.quantile(ends[:, 0], 0.025, method="lower")),
+            float(np.quantile(ends[:, 1], 0.975, method="higher")))
 
 
 def win_matrix(runs: Mapping[str, ArrayLike], significance: float = 0.05) -> FloatArray:

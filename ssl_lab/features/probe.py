@@ -112,7 +112,7 @@ def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[In
                           for part, most in ((held, ENOUGH // FOLDS), (rest, ENOUGH - ENOUGH // FOLDS)))
         weights = None
         for place in reversed(range(len(L2_GRID))):  # the strong ones are quick, and start the next
-            weights = fit(rows[rest], known[rest], classes, L2_GRID[place], weights, CHOOSING)
+            weights = fit(rows[rest], known[rest], classes, L2_GRID[place], weights, True)
             logits = _with_one(rows[held]) @ weights.T
             right = int((logits.argmax(axis=1) == known[held]).sum())
             scores[place] += right, -_cross_entropy(logits, known[held])[0]
@@ -121,12 +121,16 @@ def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[In
 
 
 def fit(rows: FloatArray, known: IntArray, classes: int, l2: float, start: FloatArray | None = None,
-        gradient: float = 1e-6) -> FloatArray:
-    """float32 [classes, D + 1]: W and, last, b at the minimum, by L-BFGS (SciPy) from `start` (default: zeros), until
-    no entry of the gradient is larger than `gradient`."""
+        quick: bool = False) -> FloatArray:
+    """float32 [classes, D + 1]: W and, last, b at the minimum, by L-BFGS (SciPy) from `start` (default: zeros).
+
+    In float64, until no entry of the gradient of the mean over the n rows is larger than l2 / 100 n: with a weak l2 the
+    minimum lies far out in a flat valley, where a gradient that is small on any other scale says nothing. quick: in
+    float32, until none is larger than `CHOOSING`, 300 steps at most.
+    """
     if l2 <= 0:
         raise UsageError(f"l2={l2}: it must be positive")
-    x = _with_one(rows)
+    x = _with_one(rows if quick else rows.astype(np.float64))
     shape = (classes, x.shape[1])
     held = np.full(shape[1], l2 / len(x))
     held[-1] = 0  # the bias is not held back
@@ -134,13 +138,15 @@ def fit(rows: FloatArray, known: IntArray, classes: int, l2: float, start: Float
 
     def objective(flat: FloatArray) -> tuple[float, FloatArray]:
         w = flat.reshape(shape) * scale
-        value, slope = _cross_entropy(x @ w.astype(np.float32).T, known)
+        value, slope = _cross_entropy(x @ w.astype(x.dtype).T, known)
         slopes = (slope.T @ x / len(x) + held * w) * scale
         return value / len(x) + float((held * w * w).sum()) / 2, slopes.ravel().astype(np.float64)
 
     first = np.zeros(shape) if start is None else start / scale
+    ends = {"maxiter": 300, "gtol": CHOOSING, "ftol": 1e-10} if quick else {
+        "maxiter": 20_000, "maxfun": 40_000, "gtol": max(min(1e-6, l2 / (100 * len(x))), 1e-12), "ftol": 0.0}
     found = minimize(objective, first.ravel().astype(np.float64), jac=True, method="L-BFGS-B",
-                     options={"maxiter": 300, "gtol": gradient, "ftol": 1e-10, "maxcor": 20})
+                     options={**ends, "maxcor": 20})
     weights: FloatArray = (found.x.reshape(shape) * scale).astype(np.float32)
     return weights
 

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ssl_lab.active.distances import centered, take
+from ssl_lab.active.distances import centered, neighborhoods, take
 from ssl_lab.active.query import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
-EXACT = 20_000  # rows, up to which each is compared with all
-PROBES = 8  # cells that are searched for the neighbors of a row
 
 
 class ClusterMargin(Query):
@@ -26,8 +22,8 @@ class ClusterMargin(Query):
 
     The clustering is the paper's agglomerative one with average linkage, on the graph of each row's `neighbors`
     nearest others; a pair without an edge counts as being as far apart as the longest edge. With neighbors >= N - 1
-    that is average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 8 nearest
-    of sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
+    that is average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 16 nearest
+    of 4 sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
     distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It
     is a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one
     clustering does. pool: k_m / k_t in the paper. Memory is O(N (D + neighbors)).
@@ -81,7 +77,7 @@ def neighbor_graph(x: FloatArray, k: int) -> csr_array:
     """Distances [N, N] to the k nearest others, symmetric: an edge where either is near the other."""
     n, x = len(x), centered(x)
     edges = []
-    for members, others in _cells(x):
+    for members, others in neighborhoods(x, k + 1):
         squares, near = faiss.knn(x[members], x[others], min(k + 1, len(others)))  # the row itself is one
         row, column = np.repeat(members, near.shape[1]), others[near.ravel()]
         low, high = np.minimum(row, column), np.maximum(row, column)
@@ -91,25 +87,6 @@ def neighbor_graph(x: FloatArray, k: int) -> csr_array:
     _, once = np.unique(low * n + high, return_index=True)
     low, high, length = low[once], high[once], length[once]
     return csr_array((np.tile(length, 2), (np.append(low, high), np.append(high, low))), shape=(n, n))
-
-
-def _cells(x: FloatArray) -> Iterator[tuple[IntArray, IntArray]]:
-    """Every row once, by cell of k-means, with the rows of the nearest cells, among which its neighbors are sought."""
-    n = len(x)
-    if n <= EXACT:
-        for start in range(0, n, ROWS):
-            yield np.arange(start, min(start + ROWS, n)), np.arange(n)
-        return
-    cells = int(n**0.5)
-    means = faiss.Kmeans(x.shape[1], cells, niter=10, max_points_per_centroid=64, seed=0)  # a sample is enough
-    means.train(x)
-    cell = np.concatenate([means.index.search(x[start : start + ROWS], 1)[1][:, 0] for start in range(0, n, ROWS)])
-    order = np.argsort(cell, kind="stable")
-    bounds = np.searchsorted(cell[order], np.arange(cells + 1))
-    _, nearest = means.index.search(np.array(means.centroids), PROBES)
-    for own in np.flatnonzero(np.diff(bounds)):
-        rows = [order[bounds[c] : bounds[c + 1]] for c in nearest[own]]
-        yield order[bounds[own] : bounds[own + 1]], np.concatenate(rows)
 
 
 def average_linkage(graph: csr_array, clusters: int) -> IntArray:

@@ -5,42 +5,66 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ssl_lab.active.distances import BLOCK, blocks, k_means, take, unit
+from ssl_lab.active.distances import blocks, take, unit
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
 from ssl_lab.errors import UsageError
 
-ANCHORS = 2048
+SAMPLE = 2048  # rows, on which the radius is chosen
+PER_BALL = 16  # rows of the sample for each ball at least: with fewer, a ball would hold little but its center
 PAIRS = 2**27  # neighbors kept at most: about 1.5 GB
+ROWS = 100_000  # compared with each other at most
 
 
-def radius(x: FloatArray, clusters: IntArray, purity: float, seed: int) -> float:
-    """The largest delta of which `purity` of the balls {y: |x - y| <= delta} hold rows of one cluster alone.
+def covering_radius(x: FloatArray, balls: int, share: float, seed: int) -> float:
+    """The least delta with which `balls` balls {y: |x - y| <= delta}, chosen greedily, hold `share` of the rows.
 
-    x: unit rows [N, D]; clusters [N]. Exact for N <= ANCHORS; else over the balls of ANCHORS rows drawn from the
-    seed. A ball is pure up to the nearest row of another cluster, so delta is a quantile of these distances.
+    x: unit rows [N, D]. Of a sample of SAMPLE rows drawn from the seed, and to 1e-4. The sample is of balls too: of
+    more than one for PER_BALL of its rows (but 16) it takes so many.
     """
-    anchors = rng(seed, "anchors").permutation(len(x))[:ANCHORS]
-    other = np.empty(len(anchors), dtype=np.float32)
-    for part in blocks(len(anchors), len(x)):
-        cosines = x[anchors[part]] @ x.T
-        cosines[clusters[anchors[part], None] == clusters] = -1
-        other[part] = cosines.max(axis=1)
-    impure = int((1 - purity) * len(anchors) + 1e-9)
-    distances = np.sort(np.sqrt(np.maximum(2 - 2 * other, 0)))
-    return float(np.nextafter(distances[impure], np.float32(0)))
+    x = x[rng(seed, "radius").permutation(len(x))[:SAMPLE]]
+    balls = min(balls, max(16, len(x) // PER_BALL))
+    cosines = x @ x.T
+    np.fill_diagonal(cosines, np.inf)
+    low, high = 0.0, 2.0
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        if _covered(cosines >= 1 - middle**2 / 2, balls) >= share:
+            high = middle
+        else:
+            low = middle
+    return high
 
 
-def densest(x: FloatArray, seed: int) -> float:
-    """The delta at which about PAIRS pairs of the unit rows x [N, D] are neighbors (2 if all pairs may be)."""
-    if len(x) * (len(x) - 1) / 2 <= PAIRS:
-        return 2.0
-    anchors = rng(seed, "density").permutation(len(x))[: max(1, BLOCK // len(x))]
-    cosines = (x[anchors] @ x.T).ravel()
-    kept = int(PAIRS / (len(x) ** 2 / 2) * len(cosines))
-    return float(np.sqrt(max(0.0, 2 - 2 * float(np.partition(cosines, len(cosines) - kept)[len(cosines) - kept]))))
+def _covered(near: NDArray[np.bool_], balls: int) -> float:
+    """The share of rows in the first greedy balls; near: [N, N], symmetric."""
+    left, gains = np.ones(len(near), dtype=bool), near.sum(axis=1)
+    for _ in range(balls):
+        new = np.flatnonzero(near[gains.argmax()] & left)
+        if not len(new):
+            break
+        left[new] = False
+        gains -= near[new].sum(axis=0)
+    return 1 - float(left.mean())
+
+
+def compared(x: FloatArray, labels: IntArray, delta: float, budget: int, seed: int) -> IntArray:
+    """The rows, sorted, that are compared with each other: all, or if these are more than ROWS or would have more than
+    about PAIRS pairs within delta (a sample tells), the labeled ones and others drawn from the seed, `budget` at least.
+
+    x: unit rows [N, D]; labels: int64 [N].
+    """
+    some = x[rng(seed, "density").permutation(len(x))[:SAMPLE]]
+    density = max(float((some @ some.T >= 1 - delta**2 / 2).mean()) - 1 / len(some), 1e-12)  # without own pairs
+    most = min(ROWS, int((2 * PAIRS / density) ** 0.5))
+    if len(x) <= most:
+        return np.arange(len(x))
+    labeled, free = np.flatnonzero(labels != UNLABELED), np.flatnonzero(labels == UNLABELED)
+    drawn = rng(seed, "compared").permutation(free)[: max(most - len(labeled), budget)]
+    return np.sort(np.append(labeled, drawn))
 
 
 def pairs_within(x: FloatArray, delta: float) -> Any:
@@ -49,7 +73,7 @@ def pairs_within(x: FloatArray, delta: float) -> Any:
     found = []
     for part in blocks(len(x), len(x)):
         near = x[part] @ x[part.start :].T >= 1 - delta**2 / 2
-        near &= np.arange(near.shape[1]) > np.arange(len(near))[:, None]
+        near[:, : len(near)] &= ~np.tri(len(near), dtype=bool)
         counts[part.start + 1 : part.stop + 1] = near.sum(axis=1)
         found.append((np.flatnonzero(near) % near.shape[1] + part.start).astype(np.int32))
     columns = np.concatenate(found)
@@ -62,11 +86,20 @@ class ProbCover(Query):
     Rows are scaled to length 1. Each pick is the candidate whose ball holds most rows that no ball covers yet.
     When all are covered, no row is worth more than another, and the other picks are drawn from the seed.
 
-    delta: the radius, up to 2. None: the largest at which `purity` of the balls are pure under the labels of a
-    k-means with one cluster for each class, measured on at most 2,048 balls (see `radius`). classes: how many;
-    None: the highest label + 1, and at least 10. On large pools of dense balls delta is lowered to what gives 2^27
-    pairs of neighbors (a sample tells), which bounds memory; a given delta that needs more is an error. The
-    rest is exact: all neighbors are found once, and a row's count falls as the rows around it are covered.
+    delta: the radius, up to 2. None: the least at which as many greedy balls as there will be labels hold `share` of
+    2,048 rows drawn from the seed; of more than 128 labels, as for 128 (see `covering_radius`). The paper has another
+    rule: the largest delta at which 95% of the balls are pure under the labels of a k-means with one cluster for each
+    class. Where such clusters touch each other, as they do in features of images, that is tiny, and pick after pick
+    comes from the densest class. Accuracy (%) of a linear probe, 10 picks of 4,000 rows (digits: 1,198), mean and
+    standard deviation over seeds 0 to 2, by random, the paper's rule and this one: digits 34.0 ± 7.1, 51.7 ± 8.8, 70.6
+    ± 0.3; MNIST's pixels 33.9 ± 3.4, 14.7 ± 1.4, 48.8 ± 4.4; SimCLR's features of it 44.4 ± 6.7, 36.0 ± 4.6, 66.8 ±
+    7.5; EfficientNet-Lite0's of CIFAR-10 20.6 ± 0.9, 26.4 ± 4.5, 40.5 ± 5.4. A share of 0.7 has 1 to 15 points less
+    there, and with 40 picks 1 to 4 more. Where half of the rows are of one class, 0.5 is better than random in five of
+    six cases and 0.7 in all six, by up to 26 points more than 0.5: give share=0.7 there.
+
+    The rest is exact on up to 100,000 rows: all neighbors are found once, and a row's count falls as the rows around
+    it are covered. Of more, and of rows with more than 2^27 pairs of neighbors, which bounds memory, the labeled ones
+    and as many drawn from the seed stand for all.
     """
 
     name = "prob_cover"
@@ -75,19 +108,22 @@ class ProbCover(Query):
     arxiv = "2205.11320"
     needs = frozenset({"embeddings"})
 
-    def __init__(self, delta: float | None = None, purity: float = 0.95, classes: int | None = None) -> None:
-        if not 0 < purity <= 1 or not 0 <= (delta or 0) <= 2:
-            raise UsageError(f"purity {purity} and delta {delta} were given; expected a purity in (0, 1] and a "
+    def __init__(self, delta: float | None = None, share: float = 0.5) -> None:
+        if not 0 < share <= 1 or not 0 <= (delta or 0) <= 2:
+            raise UsageError(f"share {share} and delta {delta} were given; expected a share in (0, 1] and a "
                              "delta in [0, 2], the distances of unit vectors")
         self.delta = delta
-        self.purity = purity
-        self.classes = classes
+        self.share = share
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = np.flatnonzero(view.labels != IGNORED)
         x = unit(take(view.need("embeddings"), rows))
+        balls = len(view.labeled) + budget
+        delta = covering_radius(x, balls, self.share, seed) if self.delta is None else self.delta
+        kept = compared(x, view.labels[rows], delta, budget, seed)
+        rows, x = rows[kept], take(x, kept)
         labels = view.labels[rows]
-        upper = pairs_within(x, self._delta(x, labels, seed))
+        upper = pairs_within(x, delta)
         lower = upper.T.tocsr()
 
         def ball(row: int) -> IntArray:
@@ -115,16 +151,6 @@ class ProbCover(Query):
             chosen[turn] = order[best]
             cover(int(order[best]))
         return rows[chosen]
-
-    def _delta(self, x: FloatArray, labels: IntArray, seed: int) -> float:
-        most = densest(x, seed)
-        if self.delta is None:
-            classes = min(self.classes or max(int(labels.max()) + 1, 10), len(x))
-            return min(radius(x, k_means(x, classes, seed)[0], self.purity, seed), most)
-        if self.delta > most:
-            raise UsageError(f"delta {self.delta:g} makes more than {PAIRS:,} pairs of neighbors among {len(x):,} rows;"
-                             f" expected at most {most:.3g}")
-        return self.delta
 
 
 class MaxHerding(FacilityLocation):

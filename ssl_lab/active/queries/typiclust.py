@@ -5,18 +5,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.distances import blocks, centered, k_means, squared_distances, take
+from ssl_lab.active.distances import centered, k_means, neighborhoods, squared_distances, take
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
 
 
 def mean_neighbor_distances(x: FloatArray, k: int) -> FloatArray:
-    """[n], the mean Euclidean distance of each row of x [n, D] to its k nearest other rows, 1 <= k < n."""
+    """[n], the mean Euclidean distance of each row of x [n, D] to its k nearest other rows, 1 <= k < n.
+
+    Of more than 20,000 rows, to the k nearest that are found in the nearest cells of k-means (see `neighborhoods`).
+    """
     means = np.empty(len(x), dtype=np.float32)
-    for part in blocks(len(x), len(x)):
-        squared = squared_distances(x[part], x)
-        own = np.arange(part.start, part.stop)
-        squared[own - part.start, own] = np.inf
-        means[part] = np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1)
+    for members, others in neighborhoods(x, k + 1):
+        squared = squared_distances(x[members], x[others])
+        squared[members[:, None] == others] = np.inf
+        means[members] = np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1)
     return means
 
 
