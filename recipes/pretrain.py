@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     preset = pretraining_presets.preset(settings.method, kind, settings.unlabeled)
     lr = preset.lr * preset.unlabeled / 256 if settings.lr is None else settings.lr
     settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
-    pool = sl.load(settings.data, settings.data_dir, settings.image_size).split(**settings.split())
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=max(pool.classes, 1), style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool,

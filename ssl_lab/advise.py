@@ -152,7 +152,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
     if wrong := [name for name in methods if not get(name).classifies]:
         raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
-    listing = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
+    listing: dict[str, Any] = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
                "class_level": class_level}
     pool = load(data, data_dir, image_size, **listing).split(labels=labels, seed=seed)
     announce(pool)

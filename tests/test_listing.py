@@ -155,7 +155,7 @@ def test_a_class_called_none(tmp_path, written):
     images = [(label, "") for label in ("rock", "none") for _ in range(3)]
     pool = load(written(tmp_path / "small", images), tmp_path / "data")
     assert pool.class_names == ("none", "rock")
-    assert "'none' is read as a class; an empty label means none" in pool.notes
+    assert "'none' is read as a class, not as missing labels" in pool.notes
     images = [(label, "") for label in ("rock", "paper", "None", "?") for _ in range(3)]
     pool = load(written(tmp_path / "marked", images), tmp_path / "data")
     assert pool.class_names == ("None", "paper", "rock")
@@ -177,6 +177,21 @@ def test_arrays_and_their_files_with_gaps_between_class_numbers(tmp_path):
 
 
 # --- folders ---
+
+def test_folders_that_are_called_as_missing_labels_are(tmp_path):
+    images = [(label, "") for label in ("rock", "paper", "None", "nan", "-1") for _ in range(2)]
+    pool = load(as_folder(tmp_path / "mine", images), tmp_path / "data")
+    assert (pool.class_names, int((pool.truth < 0).sum())) == (("None", "paper", "rock"), 4)
+    assert "'None' is read as a class, not as missing labels" in pool.notes
+    assert "no label is what 2 'nan' mean; a class must have another name" in pool.notes
+
+
+def test_a_folder_of_images_beside_a_table(tmp_path):
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    pool = load(tree(tmp_path, "1.png", "2.png"), tmp_path / "data")
+    assert pool.passed_over == {".csv": 1}
+    assert "no folder names a class; if the .csv file there holds labels" in pool.notes[0]
+
 
 def tree(root, *paths):
     for n, path in enumerate(paths):
@@ -232,6 +247,8 @@ def test_classes_below_years(tmp_path):
     assert "sub-folders cat, dog: if these are the classes, give --class-level 2" in " ".join(pool.notes)
     pool = load(root, tmp_path / "data", class_level=2)
     assert (pool.class_names, len(pool)) == (("cat", "dog"), 21)
+    with pytest.raises(UsageError, match=r"class_level=4: no folder of .* lies that deep"):
+        load(root, tmp_path / "data", class_level=4)
     with pytest.raises(UsageError, match="--class-level 2 is for a folder"):
         load("digits", class_level=2)
 

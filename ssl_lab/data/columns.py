@@ -42,12 +42,12 @@ class Columns:
             if fields[column].lower() in _TRUE:
                 return part, True
         given = "" if self.split is None else fields[self.split]
-        part = part_of(given, doubtful=True) if given and not missing([given]) else "train"
-        if given and part_of(given) == "unlabeled":
+        said = part_of(given, doubtful=True) or ("train" if missing([given]) else None)
+        if said == "unlabeled":
             return "train", False
-        if part is None:
+        if said is None:
             raise UsageError(f"{where}: {self.names[self.split or 0]} is {given!r}, expected train, valid or test")
-        return part, True
+        return said, True
 
 
 def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, notes: list[str]) -> Columns:

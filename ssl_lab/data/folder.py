@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.decode import SUFFIXES
 from ssl_lab.data.listing import Listed, Listing, once, passed_over_text, pool_of_listing
 from ssl_lab.data.pool import Pool
@@ -39,11 +41,20 @@ def list_folder(root: Path, found: Found, class_level: int = 1) -> Listing:
                          f"{' '.join(sorted(SUFFIXES))}{over}")
     reader = _Reader(root, class_level)
     entries = sorted(reader.read(found.top))
+    counts = Counter(entry.label for entry in entries if entry.label is not None)
+    if class_level > 1 and not counts:
+        raise UsageError(f"class_level={class_level}: no folder of {root} lies that deep; expected the depth of class "
+                         "folders")
+    gone, more = unlabeled_texts(counts, chosen=True)
+    entries = [entry._replace(label=None) if entry.label in gone else entry for entry in entries]
+    if not counts and (tables := [what for what in found.passed_over if what in (".csv", ".tsv")]):
+        more.append(f"no folder names a class; if the {tables[0]} file there holds labels, give that in place of the "
+                    "folder")
     kept, again = once(entries, (found.identities[entry.file] for entry in entries), [entry.file for entry in entries])
     passed_over = +found.passed_over
     if again:
         passed_over["links to images that are listed"] += again
-    return Listing(kept, reader.notes, passed_over)
+    return Listing(kept, reader.notes + more, passed_over)
 
 
 class _Reader:

@@ -130,7 +130,7 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     useful = [entry for entry in listing.entries if entry.label is not None or entry.part == "train"]
     if not useful:
         raise nothing_trains(str(root))
-    decoded = decode_files(root, [entry.file for entry in useful], caches, reading)
+    decoded = decode_files(root, [entry.file for entry in useful], caches, reading.of_pixels())
     if decoded.skipped:
         notes.append(_on_skipped(decoded))
     kept = [useful[row] for row in decoded.rows]

@@ -28,6 +28,10 @@ class Reading:
         if self.class_level < 1:
             raise UsageError(f"class_level={self.class_level}: expected 1 or more, the depth of class folders")
 
+    def of_pixels(self) -> Reading:
+        """Without what says which files are meant: what their pixels depend on, by which they are cached."""
+        return Reading(self.image_size, self.max_pixels)
+
     @property
     def columns(self) -> tuple[str | None, ...]:
         return self.path_column, self.label_column, self.split_column

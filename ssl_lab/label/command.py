@@ -27,7 +27,8 @@ from ssl_lab.nets.start import start_net
 def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", first_query: str = "typiclust",
           model: str | None = None, net: str = "pixels", weights: Path | None = None, pretrained: bool = False,
           out: Path | None = None, port: int = 8765, twice: float = 0.0, image_size: int | None = None,
-          data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
+          path_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
+          class_level: int = 1, data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
     """Label images in a browser, with a keyboard; the next image is chosen by a query, its class guessed by a model.
 
     The page is for this machine alone. Each answer is on the disk before the next image shows; started again, the same
@@ -44,11 +45,16 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     port: of the page; if another program has it, the next free one.
     twice: share of images that are given to a second person, to see how far people agree.
     image_size: side in pixels to which a folder's images are resized.
+    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
+    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
+    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
+    class_level: 2 if the classes of a folder are the sub-folders of its folders.
     data_dir: where data sets and caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
     seed: of the query.
     device: cpu, cuda, or auto.
     """
-    pool = load(data, data_dir, image_size)
+    pool = load(data, data_dir, image_size, path_column=path_column, label_column=label_column,
+                split_column=split_column, class_level=class_level)
     for note in pool.notes:
         print(f"note: {note}", file=sys.stderr)
     folder = out or Path("runs") / f"label-{pool.name}"
