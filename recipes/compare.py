@@ -25,6 +25,7 @@ import torch
 
 import ssl_lab as sl
 from ssl_lab import comparison, presets
+from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import jobs
 from ssl_lab.errors import RunFailedError
 
@@ -114,6 +115,7 @@ def main(settings: Settings) -> None:
     if not (pool.truth[pool.test] >= 0).any():
         raise sl.UsageError(f"{settings.data} has no test image with a label, and methods are compared by them; an "
                             ".npz file gives them as test_images and test_labels")
+    require_same(settings.out, pool, f"the runs in {settings.out} are of")
     shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
 
     def job(recipe: str, name: str, **changes: object) -> jobs.Job:

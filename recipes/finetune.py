@@ -47,6 +47,7 @@ import tyro
 
 import ssl_lab as sl
 from ssl_lab import methods, presets
+from ssl_lab.data.inventory import NAME, require_same
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
@@ -179,6 +180,9 @@ def tuned(settings: Settings, pool: sl.Pool) -> tuple[Settings, sl.Pool]:
         trial = replace(settings, **chosen(values), out=out, resume=None, trials=0)
         return float(fit(trial, trials, callbacks=[ShowProgress(), watch]).summary["valid_accuracy"])
 
+    if settings.resume is None:
+        (out / NAME).unlink(missing_ok=True)
+    require_same(out, pool, f"the trials in {out} are of")
     config = settings.plain() | {"trials": None, "split": trials.manifest()["hash"]}
     best = tune(run, SPACE, settings.trials, out, settings.seed, config, resume=settings.resume is not None)
     return replace(settings, **chosen(best)), everything

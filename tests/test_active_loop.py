@@ -571,7 +571,7 @@ def test_changed_settings_are_named(pool, tmp_path):
         loop(pool, tmp_path, query=Unsure(2.0))
     with pytest.raises(UsageError, match="began with other labels"):
         loop(load("digits").split(labels=20, seed=0), tmp_path)
-    with pytest.raises(UsageError, match="pixels"):
+    with pytest.raises(UsageError, match="8x8 px then, 16x16 px now"):
         loop(load("digits", image_size=16).split(labels=10, seed=0), tmp_path)
 
 

@@ -276,7 +276,7 @@ def test_supervised_is_the_baseline_and_no_method(tmp_path, monkeypatch, capsys)
     tuning = started_jobs(monkeypatch, *some_digits(tmp_path), *given)
     assert "note: supervised is the baseline" in capsys.readouterr().err
     assert len(tuning) == 6
-    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["fixmatch-0"]
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["fixmatch-0", "images.npz"]
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -15,12 +15,14 @@ from ssl_lab.active.keys import ABSTAIN, IGNORE, Answer
 from ssl_lab.active.query import IGNORED, UNLABELED, IntArray
 from ssl_lab.class_names import apart, shown
 from ssl_lab.data import Ledger, Pool
+from ssl_lab.data.ledger import SPLIT
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_text
 
 _ABSTAINED = -3
 ASKED, CORRECTED = "asked", "asked, corrected"
 """How the source of a label begins that the loop's oracle gave."""
+_DATA = "data"  # the source of labels that came with images that were added
 
 
 class Answers:
@@ -31,7 +33,7 @@ class Answers:
     an error, as it may be a typo. UsageError if classes of the data were renamed or removed since.
     """
 
-    def __init__(self, pool: Pool, folder: Path, new_classes: bool) -> None:
+    def __init__(self, pool: Pool, folder: Path, new_classes: bool, carried: bool = False) -> None:
         self.folder, self.new_classes, self._given = folder, new_classes, pool.class_names
         path = folder / "classes.json"
         self._founded: list[str] = []
@@ -43,7 +45,7 @@ class Answers:
         else:
             self._names = pool.class_names
         self._write_classes()
-        self.pool = _durable(pool, folder / "labels.jsonl")
+        self.pool = _durable(pool, folder / "labels.jsonl", carried)
         self._abstained: set[int] = set(read_json(folder / "abstained.json", []))
 
     @property
@@ -153,11 +155,16 @@ def _numbered(pool: Pool, names: tuple[str, ...], data: tuple[str, ...], folder:
     return replace(pool, class_names=order, truth=moved(pool.truth), ledger=ledger)
 
 
-def _durable(pool: Pool, path: Path) -> Pool:
-    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does."""
+def _durable(pool: Pool, path: Path, carried: bool) -> Pool:
+    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does. carried: see
+    `active.carry`: labels were drawn from fewer images then, or, if none were drawn, the data may have more of them."""
     if pool.ledger.path is not None:
         return pool
     ledger, given = Ledger(path), pool.ledger.entries
+    if carried:
+        if pool.balance is None:
+            _take_in(ledger, pool, path)
+        return replace(pool, ledger=ledger)
     for old, new in zip(ledger.entries, given, strict=False):
         if not (np.array_equal(old.indices, new.indices) and np.array_equal(old.labels, new.labels)):
             raise UsageError(f"{path} began with other labels than this pool: split it as then, or choose another "
@@ -165,6 +172,22 @@ def _durable(pool: Pool, path: Path) -> Pool:
     for entry in given[len(ledger.entries):]:
         ledger.append(entry.indices, entry.labels, entry.source)
     return replace(pool, ledger=ledger)
+
+
+def _take_in(ledger: Ledger, pool: Pool, path: Path) -> None:
+    """Adds the labels of images that came with one. UsageError if the data label another one otherwise than then."""
+    first: dict[int, int] = {}
+    for entry in ledger.entries:
+        for row, label in zip(entry.indices.tolist(), entry.labels.tolist(), strict=True):
+            first.setdefault(row, label if entry.source in (SPLIT, _DATA) else UNLABELED)
+    said = pool.labels
+    rows = pool.train[said[pool.train] != UNLABELED]
+    if others := sum(first.get(row, UNLABELED) not in (UNLABELED, said[row]) for row in rows.tolist()):
+        raise UsageError(f"{path} began with other labels of {others} images than {pool.name} has now: label them as "
+                         "then, or choose another folder")
+    new = np.array([row for row in rows.tolist() if row not in first], dtype=np.int64)
+    if len(new):
+        ledger.append(new, said[new], _DATA)
 
 
 def read_json(path: Path, default: Any) -> Any:

@@ -35,6 +35,7 @@ from ssl_lab.batch import generator
 from ssl_lab.config import may_run
 from ssl_lab.data import Images, Pool, announce, load
 from ssl_lab.data.images import Contents
+from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import Result
 from ssl_lab.engine.folder import check_same
 from ssl_lab.errors import UsageError, unknown
@@ -118,7 +119,9 @@ def cells_of(settings: Benchmark) -> list[Cell]:
 
 def run_cells(settings: Benchmark, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
     """Runs what is not finished, `processes` at a time, and returns what each cell gave; see `run_cell`."""
-    announce(load(settings.data, **settings.reading()))
+    pool = load(settings.data, **settings.reading())
+    announce(pool)
+    require_same(settings.out, pool, f"the cells in {settings.out} are of")
     waiting = [cell for cell in cells if _finished(settings, cell) is None]
     for number, cell in enumerate(_running(settings, waiting), start=1):
         result = _finished(settings, cell) or {}

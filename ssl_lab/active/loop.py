@@ -8,8 +8,9 @@
     fit once more, for the last point of the curve
 
 A folder holds all of it: labels.jsonl (the ledger, unless the pool's has a file), round-000.json and so on,
-abstained.json, classes.json, loop.json. A loop that is made on the folder of another goes on where that one stopped,
-in the middle of a round too: ids that were asked for and not answered are asked for again, not drawn again.
+abstained.json, classes.json, loop.json, images.npz. A loop that is made on the folder of another goes on where that
+one stopped, in the middle of a round too: ids that were asked for and not answered are asked for again, not drawn
+again. Images may have been added since: then ids are the new row numbers (`carry`).
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.active.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
+from ssl_lab.active.carry import carried
 from ssl_lab.active.keys import Answer
 from ssl_lab.active.memory import measured
 from ssl_lab.active.oracle import Asked, Oracle, Readable, write_questions
@@ -87,7 +89,8 @@ class ActiveLoop:
             raise UsageError("the active-learning loop runs in one process; start it without torchrun")
         self.out = self.folder = Path(self.out)
         self._settle()
-        self._answers = Answers(self.pool, self.folder, self.new_classes)
+        self.pool, known = carried(self.pool, self.folder)
+        self._answers = Answers(self.pool, self.folder, self.new_classes, known)
         self.pool = self._answers.pool
         announce(self.pool)
         self.records = sorted(map(read_round, self.folder.glob("round-*.json")), key=lambda record: record.round)
@@ -102,7 +105,7 @@ class ActiveLoop:
         """Write down what this loop is, or check that the folder's loop is the same."""
         own = {"query": described(self.query), "budget": self.budget, "seed": self.seed,
                "first": self.first and described(self.first), "initial": self.initial, "embeddings": self.embeddings,
-               "pixels": self.pool.images.fingerprint(), **self.config}
+               **self.config}
         path = self.folder / "loop.json"
         if path.exists():
             check_same(read_json(path, {}), own, self.folder)

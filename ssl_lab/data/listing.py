@@ -141,7 +141,8 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents)
     style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26))
     return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, tuple(notes),
-                   tuple(entry.file for entry in kept), dict(Counter(listing.passed_over).most_common()))
+                   tuple(entry.file for entry in kept), dict(Counter(listing.passed_over).most_common()),
+                   root=str(root.resolve()))
 
 
 def nothing_trains(where: str) -> UsageError:

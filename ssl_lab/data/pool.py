@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, 
 from ssl_lab.data.classes import compact
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
+from ssl_lab.data.manifest import manifest_of
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
 from ssl_lab.data.summary import summary
 from ssl_lab.errors import UsageError
@@ -32,9 +32,9 @@ class Pool:
     truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
     diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
     the labels that training may use. notes: what a person should be told, a line each. files: the path of
-    each row's image, where images come from files. passed_over: how many files were left out, by what they are
-    (".heic": 60). seed, balance: how the labels were chosen (None: they were not drawn). imbalance: of the
-    long tail that train rows were cut to, if they were; dropped: int64, sorted, the rows that it left out.
+    each row's image below the folder `root`, where images come from files. passed_over: how many files were left out,
+    by what they are (".heic": 60). seed, balance: how the labels were chosen (None: they were not drawn). imbalance:
+    of the long tail that train rows were cut to, if they were; dropped: int64, sorted, the rows that it left out.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Pool:
     ledger: Ledger = field(default_factory=Ledger)
     notes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
+    root: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
     seed: int | None = None
     balance: str | None = None
@@ -159,9 +160,12 @@ class Pool:
         else:
             self._check(chosen, known, "labeled", "has no known label")
             values = self.truth[chosen]
+        ignored = np.setdiff1d(to_indices(manifest.get("ignored", []), len(self), "ignored"), chosen)
+        ignored = np.intersect1d(ignored, train)
+        values = np.concatenate([values, np.full(len(ignored), IGNORED)])
         return replace(self, train=train, valid=held, seed=seed, balance=None if labels is None else balance,
                        imbalance=manifest.get("imbalance", imbalance), dropped=dropped,
-                       ledger=_begin(Ledger(ledger), chosen, values))
+                       ledger=_begin(Ledger(ledger), np.concatenate([chosen, ignored]), values))
 
     def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
         manifest = read_rows(labeled, "labeled")
@@ -178,21 +182,10 @@ class Pool:
     def manifest(self) -> dict[str, Any]:
         """What this split is, ready for JSON: name, seed, balance, imbalance, counts, rows, labels, and two hashes.
 
-        pixels: the fingerprint of the images. hash: sha256 of the pixels' fingerprint, the truth, and the
-        rows and labels; two splits with the same hash are the same experiment.
+        pixels: the fingerprint of the images. hash: sha256 of the pixels' fingerprint, the truth, and the rows (of
+        ignored images too) and labels; two splits with the same hash are the same experiment.
         """
-        rows = {"labeled": self.labeled, "valid": self.valid, "test": self.test}
-        labels = self.labels[self.labeled]
-        digest = hashlib.sha256(self.images.fingerprint().encode())
-        for part in (self.truth, self.train, *rows.values(), labels):
-            digest.update(f"{len(part)};".encode() + part.astype("<i8").tobytes())
-        counts = {"images": len(self), "train": len(self.train)}
-        counts |= {key: len(part) for key, part in rows.items()}
-        return {"name": self.name, "seed": self.seed, "balance": self.balance, "imbalance": self.imbalance,
-                "counts": counts, "dropped": self.dropped.tolist(),
-                "class_names": list(self.class_names), "hash": digest.hexdigest(),
-                "pixels": self.images.fingerprint(), "labels": labels.tolist(),
-                **{key: part.tolist() for key, part in rows.items()}}
+        return manifest_of(self)
 
     def write_manifest(self, path: str | os.PathLike[str]) -> None:
         """Write `manifest()` as JSON; `split(labeled=path)` makes the same split again."""
@@ -257,7 +250,7 @@ class Pool:
 
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
             test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
-            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None) -> Pool:
+            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None, root: str = "") -> Pool:
     """A pool in which every known label of the rows outside test and valid is given. UsageError for a single class."""
     if len(class_names) == 1:
         raise UsageError(f"{name} has one class only, {class_names[0]!r}, expected two or more (or none, if no image "
@@ -266,7 +259,7 @@ def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, 
     train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]
     return Pool(name, images, truth, class_names, style, train, valid, test,
-                _begin(Ledger(), known, truth[known]), notes, files, passed_over or {})
+                _begin(Ledger(), known, truth[known]), notes, files, root, passed_over or {})
 
 
 def resized(pool: Pool, size: int | None) -> Pool:

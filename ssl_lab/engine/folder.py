@@ -18,6 +18,8 @@ import yaml
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
 
+from ssl_lab.data import Pool
+from ssl_lab.data.inventory import difference, inventory, read_inventory
 from ssl_lab.engine import checkpoint
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.evaluate import Predictions
@@ -25,7 +27,8 @@ from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
-MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard"}  # what a resumed run may set anew
+MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard",  # what a resumed run may set anew
+              "data", "image_size", "split_file"}  # these because images and split are held together themselves
 
 
 @contextmanager
@@ -158,9 +161,50 @@ def _finite(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], where: Path) -> None:
-    """Raises UsageError naming each setting of a resumed run that differs from when it was started."""
-    keys = [key for key in {**before, **now} if key not in MAY_CHANGE and before.get(key) != now.get(key)]
+    """Raises UsageError naming each setting of a resumed run that differs from when it was started.
+
+    Another way to write a file's or folder's path is no difference. That the data are the same is for the caller to
+    see to: wherever they lie now, their fingerprint tells."""
+    keys = [key for key in {**before, **now} if key not in MAY_CHANGE and not same(before.get(key), now.get(key))]
     if keys:
         changes = ", ".join(f"{key}: {before.get(key)!r} -> {now.get(key)!r}" for key in keys)
         raise UsageError(f"{where} was started with other settings ({changes}); "
                          "resume with the same ones, or start afresh with another --out")
+
+
+def same(before: Any, now: Any) -> bool:
+    """Whether they are equal, or two ways to name one file."""
+    if before == now or not (isinstance(before, str) and isinstance(now, str)):
+        return bool(before == now)
+    try:
+        return Path(before).expanduser().samefile(Path(now).expanduser())
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
+def check_same_split(before: str, manifest: Mapping[str, Any], pool: Pool, where: Path) -> None:
+    """Raises UsageError if the split of a resumed run is another one: which images came or went, or what else differs.
+
+    before: the hash of the split that it was started with. manifest: that of `pool`.
+    """
+    if before == manifest["hash"]:
+        return
+    images = read_inventory(where)
+    said = images and difference(images, inventory(pool))
+    if said:
+        weights = where / "model.safetensors"
+        way = (f"start another one from its weights: --weights {weights} --out ANOTHER" if weights.exists() else
+               "start afresh with another --out")
+        raise UsageError(f"{where} trains on other images: {said}. A run cannot go on so, as all images would be drawn "
+                         f"in another order: put them back, or {way}")
+    try:
+        then = json.loads((where / "split.json").read_text())
+    except (OSError, ValueError):
+        then = {}
+    parts = [(key, set(then.get(key, [])), set(manifest.get(key, [])))
+             for key in ("labeled", "ignored", "valid", "test")]
+    others = [f"{len(one - other | other - one):,} {key} images" for key, one, other in parts if one != other]
+    if not others:
+        others = ["classes or labels"]
+    raise UsageError(f"{where} was started with another split: other {', '.join(others)}, of the same images. Split as "
+                     "then, or start afresh with another --out")

@@ -18,12 +18,13 @@ from typing import Any
 import yaml
 
 from ssl_lab.config import BUSY
-from ssl_lab.engine.folder import is_taken
+from ssl_lab.engine.folder import is_taken, same
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.processes import PARENT
 
-MAY_DIFFER = {"out", "resume", "device", "data_dir"}  # between a finished run and one that would be started now
+MAY_DIFFER = {"out", "resume", "device", "data_dir",  # between a finished run and one that would be started now
+              "data", "image_size"}  # these because whoever starts runs holds their images together itself
 PAUSE = 1.0  # seconds until a folder that another process has is looked at again
 
 
@@ -73,7 +74,7 @@ class Job:
             before = yaml.safe_load(file.read_text())
             changed = [f"{key}: {before.get(key)!r} -> {self.settings.get(key)!r}"
                        for key in sorted({*before, *self.settings} - MAY_DIFFER)
-                       if before.get(key) != self.settings.get(key)]
+                       if not same(before.get(key), self.settings.get(key))]
             if changed:
                 raise UsageError(f"{self.out} holds a run with other settings ({', '.join(changed)}); "
                                  "take another --out, or delete that folder")

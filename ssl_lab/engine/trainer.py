@@ -29,12 +29,13 @@ import torch
 
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool, announce
+from ssl_lab.data.inventory import inventory, write_inventory
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.card import card_of
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
-from ssl_lab.engine.folder import RunFolder, alone_in, check_same
+from ssl_lab.engine.folder import RunFolder, alone_in, check_same, check_same_split
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
@@ -158,8 +159,8 @@ class _Run:
                 "micro_batches": self.micro_batches, "compile": self.compile}
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        now = self.config | {"steps": self.trainer.steps or self.steps, "split": self.manifest["hash"]}
-        check_same(saved["config"] | {"split": saved["split"]}, now, self.folder.path)
+        check_same(saved["config"], self.config | {"steps": self.trainer.steps or self.steps}, self.folder.path)
+        check_same_split(saved["split"], self.manifest, self.pool, self.folder.path)
         weights.restore(saved, self.folder.path, self.method, self.optimizer)
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
         self.meter.load([row for rows in mine for row in rows])
@@ -196,6 +197,7 @@ class _Run:
         trainer, runtime = self.trainer, self.runtime
         self.folder.begin(self.config, self.manifest, self.start)
         if runtime.main:
+            write_inventory(self.folder.path, inventory(self.pool))
             announce(self.pool)
         callbacks = Together(chosen(trainer.callbacks, trainer.tensorboard) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
