@@ -97,7 +97,7 @@ def digest(state: dict[str, Tensor]) -> str:
 
 def holds_weights(out: Path) -> bool:
     """Whether a file holds these tensors; also False of one that is not whole."""
-    from ssl_lab.nets.weights import read_weights
+    from ssl_lab.nets.stored import read_weights
 
     try:
         return out.is_file() and digest(read_weights(out)) == SHA256_TENSORS

@@ -45,7 +45,7 @@ def main(settings: Settings) -> None:
     preset = presets.preset(settings.method, settings.data, kind)
     settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+    net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **preset.arguments, **settings.arguments})
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)

@@ -70,7 +70,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    new = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+    new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
     if settings.teacher in sl.methods.METHODS:
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
@@ -80,7 +80,7 @@ def main(settings: Settings) -> None:
         trained = first.fit(learner, pool, settings.labeled, settings.unlabeled).method
         teacher = Teacher(trained.predictor(), classifies=trained.classifies)
     else:
-        teacher = load_teacher(settings.teacher, pool.classes, pool.style, settings.teacher_net,
+        teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool))
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
     by_logits = settings.method in DISTILLATION and DISTILLATION[settings.method].reads == "logits"

@@ -113,7 +113,7 @@ def images_to_ask_about(pool: sl.Pool) -> IntArray:
 
 def beginning(start: str, settings: Settings, pool: sl.Pool) -> sl.Net:
     """The net of --from or --against; --pretrained and --weights are for timm models."""
-    classes, foreign = max(pool.classes, 1), start.startswith("timm/")
+    classes, foreign = pool.class_names or 1, start.startswith("timm/")
     if start in ("init", "pixels"):
         name = start
         if start == "init":

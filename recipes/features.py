@@ -54,9 +54,9 @@ def main(settings: Settings) -> None:
 
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
-    nets = [sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+    nets = [sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                    pretrained=settings.pretrained, weights=settings.weights)]
-    nets += [start_net(start, pool.classes, pool.style, settings.net,
+    nets += [start_net(start, pool.class_names, pool.style, settings.net,
                        pretrained=settings.pretrained and start.startswith("timm/")) for start in settings.also]
     runtime = sl.Runtime.start(settings.device, settings.precision)
     stores = [FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime) for net in nets]

@@ -133,7 +133,7 @@ def filled(settings: Settings) -> Settings:
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
-    net = start_net(settings.start, pool.classes, pool.style, settings.net, settings.pretrained, settings.weights,
+    net = start_net(settings.start, pool.class_names, pool.style, settings.net, settings.pretrained, settings.weights,
                     settings.seed)
     if settings.projector:
         net = with_projector(net, Path(settings.start), pool.style, settings.seed)

@@ -42,7 +42,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+    net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)

@@ -40,7 +40,7 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     if settings.other is not None:
         pool = open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
-    new_net = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+    new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
     method = sl.FixMatch(net)

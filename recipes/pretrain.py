@@ -62,7 +62,7 @@ def main(settings: Settings) -> None:
     lr = preset.lr * preset.unlabeled / 256 if settings.lr is None else settings.lr
     settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    net = sl.net(settings.net, classes=max(pool.classes, 1), style=pool.style, seed=settings.seed,
+    net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool,
                            {**preset.arguments, **settings.arguments, "seed": settings.seed})

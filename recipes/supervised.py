@@ -28,7 +28,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    net = sl.net(settings.net, classes=pool.classes, style=pool.style, seed=settings.seed,
+    net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     view = {"weak": sl.Weak, "strong": sl.Strong}[settings.view]
     method = sl.Supervised(net, view=view, ema=settings.ema)

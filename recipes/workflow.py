@@ -51,7 +51,7 @@ def main(settings: Settings) -> None:
     out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
     split = settings.split() | {"labels": None, "labeled": []}
     pool = sl.load(settings.data, **settings.reading()).split(**split)
-    new = partial(sl.net, classes=pool.classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+    new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 
     def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, **arguments: object) -> sl.Result:
         own = replace(settings, net=net.name, out=out / stage, resume="auto")  # later stages read there which net it is
@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
                                 "again")
         return
     say_how_it_stands(loop)
-    teacher = load_teacher(out / "teacher", pool.classes, pool.style)
+    teacher = load_teacher(out / "teacher", pool.class_names, pool.style)
     student = train("student", settings.distill, new(settings.student), loop.pool, lr=0.1, teacher=teacher).method
     file = out / f"{settings.student.replace('/', '-')}.{SUFFIXES[settings.to]}"
     export(out / "student", settings.to, file)

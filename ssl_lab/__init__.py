@@ -2,7 +2,7 @@
 
     import ssl_lab as sl
     pool = sl.load("digits").split(labels=10)
-    method = sl.FixMatch(sl.net("tiny_16", classes=pool.classes, style=pool.style))
+    method = sl.FixMatch(sl.net("tiny_16", classes=pool.class_names, style=pool.style))
     result = sl.Trainer(steps=500, out="runs/first").fit(method, pool, labeled=16, unlabeled=112)
     print(result.test_accuracy)
 

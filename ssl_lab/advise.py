@@ -240,10 +240,10 @@ def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str],
     for start in (None, *backbones):
         begun, settings = time.perf_counter(), dict[str, Any]()
         if start is None:
-            backbone = nets.net(name, pool.classes, pool.style, seed=seed)
+            backbone = nets.net(name, pool.class_names, pool.style, seed=seed)
         else:
             foreign = start.startswith("timm/")
-            backbone = start_net(start, pool.classes, pool.style, name, pretrained and foreign,
+            backbone = start_net(start, pool.class_names, pool.style, name, pretrained and foreign,
                                  weights if foreign else None, seed)
             settings = _weights(start, weights, pretrained)
         found = embed(backbone, pool, rows, runtime)
@@ -267,7 +267,7 @@ def _trained(name: str, pool: Pool, folds: IntArray, net: str, seed: int, runtim
     right = np.full(len(rows), np.nan)
     for _, held in _parts(folds):
         few = pool.split(labeled=rows[~held], valid=rows[held])
-        fresh = nets.net(net, pool.classes, pool.style, seed=seed, bn_momentum=preset.bn_momentum)
+        fresh = nets.net(net, pool.class_names, pool.style, seed=seed, bn_momentum=preset.bn_momentum)
         method = presets.build(name, fresh, few, {"ema": preset.ema, **preset.arguments})
         with tempfile.TemporaryDirectory() as out:
             trainer = Trainer(**length, out=out, seed=seed, device=str(runtime.device), precision=runtime.precision,

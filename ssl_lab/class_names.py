@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from ssl_lab.errors import UsageError
+
 Names = tuple[str, ...]
 """The name of class 0, of class 1, ..."""
 
@@ -13,6 +15,16 @@ def places(theirs: Sequence[str], ours: Sequence[str]) -> list[int] | None:
     if sorted(theirs) != sorted(ours) or len({*ours}) < len(ours):
         return None
     return [list(theirs).index(name) for name in ours]
+
+
+def order_of(theirs: Sequence[str], ours: Sequence[str], what: str) -> list[int]:
+    """`places`, or else a UsageError with both lists; `what` is what has theirs."""
+    order = places(theirs, ours)
+    if order is None:
+        given, wanted = apart(theirs, ours)
+        raise UsageError(f"{what} tells other classes apart: {given}; expected {wanted}. Give one of these classes, or "
+                         "rename the classes where they are the same")
+    return order
 
 
 def shown(names: Sequence[str] | None, most: int = 10) -> str:

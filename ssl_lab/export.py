@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from ssl_lab import methods
 from ssl_lab.batch import Style, generator
+from ssl_lab.class_names import shown
 from ssl_lab.config import LISTING
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import start_net
-from ssl_lab.nets.weights import one_line, read_weights
+from ssl_lab.nets.stored import KEY, metadata, one_line, read_weights
 
 Format = Literal["timm", "onnx", "torchscript"]
 SUFFIXES = {"timm": "safetensors", "onnx": "onnx", "torchscript": "pt"}
@@ -37,7 +38,8 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
     """Writes the net of a finished run for another tool, and prints by how much the outputs differ there.
 
     onnx and torchscript take images float32 [B, C, H, W] in [0, 1], any B, and normalize them; they give logits
-    [B, classes], or the features [B, D] of a run that trained no classifier. timm gets a state dict of its own model;
+    [B, classes], or the features [B, D] of a run that trained no classifier. The classes' names lie in the file's
+    metadata as JSON. timm gets a state dict of its own model;
     images must be normalized before it.
 
     run: folder of a run of one of the recipes.
@@ -61,6 +63,9 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
     write_atomically(out, lambda file: file.write(content))
     print(f"{out}: {model.output} {list(expected.shape[1:])} of images {list(images.shape[1:])}; largest difference "
           f"{difference:.1e} over {len(images)} random images\n{usage}")
+    if classifies:
+        where = f"; {_WHERE[to].format(out=str(out))}" if net.class_names else ""
+        print(f"classes: {shown(net.class_names)}{where}")
     return difference
 
 
@@ -70,6 +75,7 @@ class Exported(nn.Module):
     def __init__(self, net: Net, output: Literal["logits", "features"]) -> None:
         super().__init__()
         self.net, self.output = net, output
+        self.class_names = net.class_names if output == "logits" else None
 
     def forward(self, images: Tensor) -> Tensor:
         output: Tensor = getattr(self.net(images), self.output)
@@ -108,6 +114,8 @@ def _onnx(model: Exported, images: Tensor, out: Path) -> Written:
             input_names=["images"], output_names=[model.output])
     except torch.onnx.OnnxExporterError as error:
         raise UsageError(f"{model.net.name} cannot be written as ONNX: {one_line(error)}") from error
+    if model.class_names is not None:
+        program.model.metadata_props[KEY] = json.dumps(model.class_names)
     content: bytes = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = session.run([model.output], {"images": images.numpy()})[0]
@@ -119,7 +127,8 @@ def _torchscript(model: Exported, images: Tensor, out: Path) -> Written:
     file = io.BytesIO()
     with warnings.catch_warnings():  # torch recommends torch.export instead, which C++ and phones do not load
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated", category=FutureWarning)
-        torch.jit.save(torch.jit.trace(model, images[:2]), file)  # type: ignore[no-untyped-call]
+        named = {} if model.class_names is None else {KEY: json.dumps(model.class_names)}
+        torch.jit.save(torch.jit.trace(model, images[:2]), file, _extra_files=named)  # type: ignore[no-untyped-call]
         file.seek(0)
         found = torch.jit.load(file)(images)  # type: ignore[no-untyped-call]
     return file.getvalue(), found, f"torch.jit.load({str(out)!r})(images)"
@@ -146,6 +155,7 @@ def _timm(model: Exported, images: Tensor, out: Path) -> Written:
         state |= {f"{head}.{key}": value for key, value in net.head.state_dict().items()}
     mean, std = ([round(number, 6) for number in values.flatten().tolist()] for values in (net.mean, net.std))
     notes = {"model": name, "arguments": json.dumps(arguments), "mean": json.dumps(mean), "std": json.dumps(std)}
+    notes |= metadata(model.class_names)
     content = safetensors.torch.save({key: value.contiguous() for key, value in state.items()}, notes)
     try:
         other.load_state_dict(safetensors.torch.load(content))
@@ -157,6 +167,10 @@ def _timm(model: Exported, images: Tensor, out: Path) -> Written:
         f"{mean} and std {std} by channel")
 
 
+_WHERE = {"timm": "safetensors.safe_open({out!r}, 'pt').metadata()['class_names']",
+          "onnx": "session.get_modelmeta().custom_metadata_map['class_names']",
+          "torchscript": "torch.jit.load({out!r}, _extra_files=(names := {{'class_names': ''}})), then names"}
+"""Where each file has them, as JSON."""
 _WRITERS = {"timm": _timm, "onnx": _onnx, "torchscript": _torchscript}
 
 

@@ -129,7 +129,7 @@ def _train(method: type[Method], pool: Pool, out: Path, steps: int) -> Result:
         steps=steps, out=out / f"{method.name}-{seed}", seed=seed, precision="fp32", evaluations=20,
         optimizer=SGD(lr=cosine_7_16(LEARNING_RATES[method]), weight_decay=5e-4),
         callbacks=[_Progress(label, console)] if console.is_terminal else [])
-    learner = method(net(NET, classes=pool.classes, style=pool.style, seed=seed, bn_momentum=0.05), ema=0.99)
+    learner = method(net(NET, classes=pool.class_names, style=pool.style, seed=seed, bn_momentum=0.05), ema=0.99)
     result = trainer.fit(learner, pool, labeled=32, unlabeled=96)
     console.print(f"{label:15}  test {result.test_accuracy:6.1%}  {result.summary['seconds']:5.1f} s",
                   highlight=False)

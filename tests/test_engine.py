@@ -138,7 +138,7 @@ def test_bad_settings_say_so(tmp_path, settings, words):
 
 def test_a_net_for_other_classes_says_so(tmp_path, digits):
     method = Supervised(sl.net("tiny_8", classes=7, style=digits.style))
-    with pytest.raises(UsageError, match="7 classes apart, but digits has 10; build it with classes=10"):
+    with pytest.raises(UsageError, match=r"7 classes apart, but digits has 10; build it with classes=pool\.class_n"):
         train(tmp_path, method, digits)
 
 

@@ -22,7 +22,7 @@ from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.nets import net
 from ssl_lab.nets.lora import ALPHA, add_lora, merged
 from ssl_lab.nets.start import freeze_statistics, freeze_weights, start_net
-from ssl_lab.nets.weights import read_weights
+from ssl_lab.nets.stored import read_weights
 
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
 needs_optuna = pytest.mark.skipif(not find_spec("optuna"), reason="optuna is not installed")

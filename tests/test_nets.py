@@ -218,7 +218,7 @@ def test_bad_options() -> None:
         net("tiny_16", pretrained=True)
     with pytest.raises(UsageError, match="unexpected keyword argument 'dropuot'"):
         net("timm/resnet18", dropuot=0.1)
-    with pytest.raises(UsageError, match="expected at least 1"):
+    with pytest.raises(UsageError, match="needs classes, and there are none"):
         net("tiny_16", classes=0)
     with pytest.raises(UsageError, match="1 channels, but 3 means"):
         net("tiny_16", style=Style(channels=1))
@@ -314,6 +314,16 @@ def test_weights_that_do_not_fit(trained: Net, tmp_path: Path) -> None:
             net(name, weights=path)
 
 
+class Runs:
+    """What a file must not do when it is read."""
+
+    def __init__(self, code: str) -> None:
+        self.code = code
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return eval, (self.code,)
+
+
 def test_files_that_are_no_weights(trained: Net, tmp_path: Path) -> None:
     def message(name: str) -> str:
         with pytest.raises(UsageError) as caught:
@@ -330,8 +340,9 @@ def test_files_that_are_no_weights(trained: Net, tmp_path: Path) -> None:
         for size in (0, 5, len(whole) // 2):
             (tmp_path / name).write_bytes(whole[:size])
             assert "not a whole" in message(name)
-    torch.save(trained, tmp_path / "pickled.pt")
-    assert "not a whole file of tensors" in message("pickled.pt")
+    torch.save(Runs(f"open({str(tmp_path / 'ran')!r}, 'w')"), tmp_path / "code.pt")
+    assert "expected a dict of tensors" in message("code.pt")
+    assert not (tmp_path / "ran").exists()
     torch.save({"method": {}, "step": 3}, tmp_path / "checkpoint.pt")
     assert "dict with the keys method, step; of a run, take its model.safetensors" in message("checkpoint.pt")
     torch.save([1, 2], tmp_path / "list.pt")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -61,7 +61,7 @@ class TrainSettings(Settings):
     """Of BatchNorm's running statistics."""
 
 
-def backbone(settings: TrainSettings, style: Style, classes: int = 1) -> Net | None:
+def backbone(settings: TrainSettings, style: Style, classes: int | Sequence[str] = 1) -> Net | None:
     """The net that --weights or --pretrained describe; None if there are neither."""
     if settings.weights is None and not settings.pretrained:
         return None
@@ -85,8 +85,8 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
     lr = rate if settings.lr is None else settings.lr
 
     def fit(pool: Pool, round: int) -> Result:
-        start = backbone(settings, pool.style, pool.classes) if from_backbone else None
-        learner = method(start or net(settings.net, pool.classes, pool.style, seed=settings.seed,
+        start = backbone(settings, pool.style, pool.class_names) if from_backbone else None
+        learner = method(start or net(settings.net, pool.class_names, pool.style, seed=settings.seed,
                                       bn_momentum=settings.bn_momentum), ema=settings.ema)
         folder = out / f"training-{round:03}"
         split = folder / "split.json"

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_lab.batch import At, generator
+from ssl_lab.class_names import order_of
 from ssl_lab.data import Pool
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.engine.weights import whole
@@ -66,7 +67,7 @@ def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float
 
 def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
            keep: Callable[[IntArray, FloatArray], None] | None = None) -> dict[str, float]:
-    """How good the predictions are, for the rows whose truth the pool knows; see `rates`.
+    """How good the predictions are, for the rows whose truth the pool knows; see `rates`. Classes go by name.
 
     Each rank predicts its part; all must hold the same net. keep: is given these rows and their logits [n, classes], on
     every rank those of all.
@@ -74,6 +75,8 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
     rows = indices[pool.truth[indices] >= 0]
     mine = rows[runtime.rank :: runtime.world]
     logits = predict(net, pool, mine, runtime)
+    if (names := getattr(net, "class_names", None)) not in (None, pool.class_names):
+        logits = logits[:, order_of(names, pool.class_names, f"the net {net.name}")]
     if keep is not None:
         found = np.empty((len(rows), net.classes), dtype=np.float32)
         for rank, part in enumerate(runtime.of_all(logits.numpy())):

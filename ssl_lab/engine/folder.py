@@ -25,6 +25,7 @@ from ssl_lab.engine.card import Card
 from ssl_lab.engine.evaluate import Predictions
 from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
+from ssl_lab.nets.stored import metadata
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard",  # what a resumed run may set anew
@@ -143,10 +144,10 @@ class RunFolder:
 
     def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any], predicted: Mapping[str, Predictions],
                card: Card) -> None:
-        """Writes model.safetensors (the reported weights), model.json, predictions.npz (`SPLIT_rows`,
+        """Writes model.safetensors (the reported weights, and the classes of the head), model.json, predictions.npz (`SPLIT_rows`,
         `SPLIT_logits`) and, last, summary.json, where null stands as in metrics.jsonl."""
         if self.writes:
-            write_atomically(self.path / "model.safetensors", lambda file: file.write(safetensors_bytes(weights)))
+            write_atomically(self.path / "model.safetensors", lambda file: file.write(safetensors_bytes(weights, metadata(card.class_names))))
             card.write(self.path)
             arrays = {f"{split}_{name}": array for split, found in predicted.items()
                       for name, array in found._asdict().items()}

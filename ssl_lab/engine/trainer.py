@@ -33,6 +33,7 @@ from ssl_lab.data.inventory import inventory, write_inventory
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.card import card_of
+from ssl_lab.engine.checks import check_classes, explaining_single_images
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import RunFolder, alone_in, check_same, check_same_split
@@ -95,14 +96,14 @@ class Trainer:
         after a signal, once the checkpoint is saved.
         """
         if (self.steps is None) == (self.minutes is None):
-            raise UsageError(f"give either steps or minutes, not steps={self.steps} and minutes={self.minutes}")
+            raise UsageError(f"give either steps or minutes (--steps, --minutes), not steps={self.steps} and "
+                             f"minutes={self.minutes}")
         if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: a run needs a positive length")
         if self.evaluations < 1 or (self.clip is not None and self.clip <= 0):
             raise UsageError(f"evaluations={self.evaluations}, clip={self.clip}: both must be positive")
-        if method.classifies and method.net.classes != pool.classes:
-            raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
-                             f"build it with classes={pool.classes}")
+        if method.classifies:
+            check_classes(method, pool)
         runtime = Runtime.start(self.device, self.precision, self.shard)
         style = pool.style
         work = f" in steps of {labeled} labeled and {unlabeled} unlabeled images of {style.height} x {style.width}"
@@ -144,6 +145,7 @@ class _Run:
         self.micro_batches, self.steps = self._resolved(saved)
         self.config = self._config(labeled, unlabeled)
         self.manifest = pool.manifest()
+        self.learned = pool.class_names if method.classifies else ()
         if saved:
             self._restore(saved)
         self.log_every = -(-self.steps // ROWS)
@@ -159,7 +161,8 @@ class _Run:
                 "micro_batches": self.micro_batches, "compile": self.compile}
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        check_same(saved["config"], self.config | {"steps": self.trainer.steps or self.steps}, self.folder.path)
+        now = self.config | {"steps": self.trainer.steps or self.steps, "class_names": list(self.learned)}
+        check_same({"class_names": saved.get("class_names", now["class_names"])} | saved["config"], now, self.folder.path)
         check_same_split(saved["split"], self.manifest, self.pool, self.folder.path)
         weights.restore(saved, self.folder.path, self.method, self.optimizer)
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
@@ -175,12 +178,16 @@ class _Run:
         parts, steps = trainer.micro_batches, trainer.steps
         if saved:
             return int(saved["config"]["micro_batches"] if parts == "auto" else parts), int(saved["steps"])
-        if parts != "auto" and steps and self.compile != "auto":
+        rows = [stream.rows for stream in self.feed.streams.values()]
+        single = (1 if parts == "auto" else parts) in rows
+        if parts != "auto" and steps and self.compile != "auto" and not single:
             return parts, steps
         before = copy.deepcopy(self.method.state_dict())
         at = At(799, 1000, trainer.seed, runtime.rank, runtime.world)  # late: some methods begin with cheaper steps
+        if single:
+            with explaining_single_images(self.method):
+                self._step(at, 1 if parts == "auto" else parts)
         if parts == "auto":
-            rows = [stream.rows for stream in self.feed.streams.values()]
             parts = fastest_micro_batches(rows, runtime, lambda parts: self._step(at, parts))
         if self.compile == "auto":
             pays = compiling_pays(lambda: self._step(at, parts), steps, 60 * (trainer.minutes or 0), runtime)
@@ -257,7 +264,8 @@ class _Run:
         folder = self.folder.path / f"sharded-{done}"
         state = weights.save(self.method, self.optimizer, folder if self.runtime.shard else None)
         self.folder.save({**state, "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
-                          "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"]})
+                          "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"],
+                          "class_names": list(self.learned)})
         self.runtime.wait()
 
     def _finish(self) -> Result:
@@ -271,7 +279,8 @@ class _Run:
                    "seconds": round(self.seconds, 2), "images_per_second": round(images / self.seconds, 1),
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
-                   "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"]}
+                   "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"],
+                   "class_names": list(self.learned)}
         card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
         self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()

@@ -7,6 +7,7 @@ import time
 import torch
 
 from ssl_lab.batch import At
+from ssl_lab.class_names import order_of
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import accuracy, rates, tallies
@@ -26,10 +27,14 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     temperature 1. student_ece, teacher_ece: expected calibration error, as in `rates`, over the images whose truth
     the pool knows (NaN without one). cka: linear CKA of the pooled features, NaN of a teacher without features.
 
-    indices: int64 [n], n >= 2, of the pool. Evaluation mode and view; the student's mode is restored, the teacher is
-    frozen for good.
+    Logits stand for the pool's classes, by name; UsageError for nets of others. indices: int64 [n], n >= 2, of it.
+    Evaluation mode and view; the student's mode is restored, the teacher is frozen for good.
     """
     frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    order = slice(None) if student.class_names in (None, pool.class_names) else order_of(
+        student.class_names, pool.class_names, f"the student {student.name}")
+    if frozen.classifies:
+        frozen.bring_into_order(pool.class_names)
     view, batch = Eval(pool.style), batch_of(pool, runtime)
     was_training = student.training
     student.eval().to(runtime.device)
@@ -43,6 +48,7 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
         seen.append([part.cpu() for each in both for part in each[:2]])
     student.train(was_training)
     mine, mine_features, theirs, their_features = map(torch.cat, zip(*seen, strict=True))
+    mine = mine[:, order]
     q, p = (logits.double().log_softmax(dim=1) for logits in (mine, theirs))
     truth = pool.truth[indices]
     return {

@@ -28,7 +28,7 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
         raise UsageError(f"{folder} holds no checkpoint with a projector of ReLUs, as runs of simclr, byol, moco_v2, "
                          "moco_v3, simsiam, barlow_twins, vicreg, swav and nnclr have; start from the features")
     weight, bias = first_layer(state)
-    deeper = net(f"{trunk.name}+{len(weight)}", trunk.classes, style, seed=seed)
+    deeper = net(f"{trunk.name}+{len(weight)}", trunk.class_names or trunk.classes, style, seed=seed)
     wanted = {f"backbone.trunk.{name}": values for name, values in trunk.backbone.state_dict().items()}
     wanted |= {"backbone.layer.weight": weight, "backbone.layer.bias": bias, "mean": trunk.mean, "std": trunk.std}
     deeper.load_state_dict(deeper.state_dict() | wanted)

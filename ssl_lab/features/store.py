@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ssl_lab.batch import seed_of
+from ssl_lab.class_names import Names
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.files import alone
 from ssl_lab.engine import Runtime
@@ -45,12 +46,15 @@ class FeatureStore:
             raise UsageError(f"{self.folder} {what}; FeatureStore.build makes a store, or completes it")
         self.seconds = float(meta["seconds"])
         self.features: FloatArray = np.load(self.folder / "features.npy", mmap_mode="r")
+        self.class_names = tuple(meta["class_names"]) if "class_names" in meta else None
         self._index: Approximate | None = None
 
     @classmethod
     def build(cls, net: Net, pool: Pool, out: str | Path, runtime: Runtime | None = None,
-              view: ViewFactory = Eval) -> FeatureStore:
+              view: ViewFactory = Eval, class_names: Names | None = None) -> FeatureStore:
         """The store of this net's features of this pool in folder `out`, computed as far as it is not there.
+
+        class_names: what each feature stands for, where features are logits; another store for others.
 
         Its own folder in `out` is named by a hash of the net's weights (but the head's), the view, the precision and
         the images, so that `out` may hold stores of many nets and pools. A build that was cut short goes on where it
@@ -58,7 +62,7 @@ class FeatureStore:
         UsageError for a full disk and the like.
         """
         runtime = runtime or Runtime.start()
-        folder = Path(out) / key_of(net, pool, view, runtime)
+        folder = Path(out) / key_of(net, pool, view, runtime, class_names)
         if not runtime.any(not _is_whole(_read_meta(folder)))[0]:
             return cls(folder)
         with alone(folder) if runtime.main else nullcontext():
@@ -68,6 +72,8 @@ class FeatureStore:
             if meta is None:
                 meta = {"format": _FORMAT, "net": net.name, "data": pool.name, "rows": len(pool),
                         "dim": net.features_dim, "done": 0, "seconds": 0.0}
+                if class_names is not None:
+                    meta["class_names"] = list(class_names)
                 runtime.from_first(partial(_allocate, folder, meta))
             cls._fill(folder, meta, net, pool, runtime, view)
             runtime.wait()
@@ -162,9 +168,10 @@ class FeatureStore:
         return top_k(self.features, centers, 1)[1][:, 0], centers
 
 
-def key_of(net: Net, pool: Pool, view: ViewFactory, runtime: Runtime) -> str:
-    """24 hexadecimal digits that change with whatever changes the features."""
+def key_of(net: Net, pool: Pool, view: ViewFactory, runtime: Runtime, class_names: Names | None = None) -> str:
+    """24 hexadecimal digits that change with whatever changes the features, or what they are called."""
     digest = hashlib.sha256(f"{_FORMAT} {net.name} {view(pool.style)!r} {runtime.precision}".encode())
+    digest.update(b"" if class_names is None else json.dumps(class_names).encode())
     digest.update(pool.images.fingerprint().encode())
     for name, tensor in net.state_dict().items():
         if not name.startswith("head."):

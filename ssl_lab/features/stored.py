@@ -23,8 +23,9 @@ def stored_logits(teacher: Teacher, pool: Pool, out: str | Path, runtime: Runtim
     style = pool.style
     name = f"logits of {', '.join(net.name for net in teacher.members)} at {teacher.image_size}"
     net = Net(_Answers(teacher), nn.Linear(teacher.classes, 1), [0.0] * style.channels, [1.0] * style.channels, name)
-    store = FeatureStore.build(net.eval(), pool, out, runtime)  # whose mode it restores, and so that of the nets
-    return StoredLogits(torch.from_numpy(store.features.copy()))
+    store = FeatureStore.build(net.eval(), pool, out, runtime,  # whose mode it restores, and so that of the nets
+                               class_names=teacher.class_names)
+    return StoredLogits(torch.from_numpy(store.features.copy()), store.class_names)
 
 
 class _Answers(nn.Module):

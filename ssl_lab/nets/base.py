@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_lab.batch import Style
+from ssl_lab.class_names import Names
 
 
 class Output(NamedTuple):
@@ -25,16 +26,17 @@ class Net(nn.Module):
     """A classifier of float images [B, C, H, W] in [0, 1].
 
     backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
-    they are buffers, so that a saved net carries its normalization with it.
+    they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
+    order; None if nobody said.
     """
 
     mean: Tensor
     std: Tensor
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float],
-                 name: str = "custom") -> None:
+                 name: str = "custom", class_names: Names | None = None) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.class_names = name, class_names
         self.features_dim, self.classes = head.in_features, head.out_features
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))

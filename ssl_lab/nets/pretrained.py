@@ -11,7 +11,8 @@ from torch import nn
 
 from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError, unknown
-from ssl_lab.nets.weights import State, check_fit, one_line
+from ssl_lab.nets.stored import Weights, one_line
+from ssl_lab.nets.weights import fitting
 
 
 class Trunk(NamedTuple):
@@ -23,7 +24,7 @@ class Trunk(NamedTuple):
     std: tuple[float, ...]
 
 
-def timm_trunk(model: str, style: Style, pretrained: bool, state: State | None, source: str | Path,
+def timm_trunk(model: str, style: Style, pretrained: bool, state: Weights | None, source: str | Path,
                options: Mapping[str, Any]) -> Trunk:
     """timm's `model` without its classifier.
 
@@ -48,8 +49,8 @@ def timm_trunk(model: str, style: Style, pretrained: bool, state: State | None, 
                          f"{style.width} with options {options}: {one_line(error)}. "
                          "Choose another model, image size or options") from error
     if state is not None:
-        check_fit(state, backbone.state_dict(), source, f"timm/{model}", shapes=False,
-                  ignore=_classifier(backbone.pretrained_cfg))
+        state = fitting(state, backbone, source, f"timm/{model}", shapes=False,
+                        ignore=_classifier(backbone.pretrained_cfg))
         arguments["pretrained_cfg_overlay"] = {"state_dict": state, "custom_load": False}
     elif not pretrained:
         return Trunk(backbone, features_dim, style.mean, style.std)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
@@ -13,13 +14,14 @@ from ssl_lab.nets.base import Net
 from ssl_lab.nets.zoo import net
 
 
-def start_net(start: str, classes: int, style: Style, name: str = "tiny_16", pretrained: bool = False,
+def start_net(start: str, classes: int | Sequence[str], style: Style, name: str = "tiny_16", pretrained: bool = False,
               weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None) -> Net:
     """The net that `start` says: a run's folder, a file of weights, or timm/MODEL.
 
     A run knows its net, and so does a file that lies in a run's folder; of another file, `name` says the net. A timm
-    model has its published weights if `pretrained`, those of the file `weights` if given, or fresh ones. The head is
-    the file's if it tells as many classes apart, else fresh by the seed. UsageError where the net cannot be had.
+    model has its published weights if `pretrained`, those of the file `weights` if given, or fresh ones. classes: their
+    names, or how many; the head is the file's if it tells the same apart, else fresh by the seed (see `load_net`).
+    UsageError where the net cannot be had.
     """
     if start.startswith("timm/"):
         return net(start, classes, style, pretrained, weights, seed, bn_momentum)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,12 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.residual import ResNet, WideResNet
-from ssl_lab.nets.weights import State, is_net, load, load_net, read_weights
+from ssl_lab.nets.stored import Weights, read_weights
+from ssl_lab.nets.weights import load, load_net, whole_net
+
+NO_CLASSES = ("a classifier needs classes, and there are none: no image has a label. Label some (a folder for each "
+              "class, lines of path,label in a CSV, or recipes/active.py, which asks for labels), or learn features "
+              "without (recipes/pretrain.py)")
 
 
 @dataclass(frozen=True)
@@ -88,29 +94,32 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
 """The families of nets, name pattern -> what they are."""
 
 
-def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool = False,
+def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pretrained: bool = False,
         weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None,
         **options: Any) -> Net:
     """The net `name` for images of this style, initialized as a pure function of `seed`.
 
-    name: one of `NETS`. pretrained: timm's own weights (timm nets only). weights: a file with the weights of
-    a whole `Net` (a run's model.safetensors; they bring their normalization along, and a head for another
-    number of classes is left out and logged) or of its backbone alone, in the backbone's own keys.
+    name: one of `NETS`. classes: their names (`pool.class_names`), or how many. pretrained: timm's own weights
+    (timm nets only). weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt;
+    they bring their normalization along, and the head goes by the names of its classes: see `load_net`) or of its
+    backbone, in the backbone's own keys, under whatever prefix (see `fitting`).
     bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's
     (0.1 for the nets written here). options: arguments of a timm model.
 
     UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
     """
-    if classes < 1:
-        raise UsageError(f"a net for {classes} classes: expected at least 1")
+    names = None if isinstance(classes, Integral) else tuple(classes)  # type: ignore[arg-type]
+    count = int(classes) if names is None else len(names)  # type: ignore[call-overload]
+    if count < 1:
+        raise UsageError(NO_CLASSES)
     if not len(style.mean) == len(style.std) == style.channels:
         raise UsageError(f"the style has {style.channels} channels, but {len(style.mean)} means and "
                          f"{len(style.std)} standard deviations: give one of each per channel")
     if pretrained and weights is not None:
         raise UsageError("pretrained and weights exclude each other: choose one")
     state = None if weights is None else read_weights(weights)
-    whole = state is not None and is_net(state)
-    of_backbone, source = None if whole else state, weights or ""
+    whole = None if state is None else whole_net(state)
+    of_backbone, source = state if whole is None else None, weights or ""
     deeper = re.fullmatch(r"(.+)\+([1-9]\d*)", name)
     base = deeper[1] if deeper else name
     with _seeded(seed):
@@ -124,9 +133,9 @@ def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool =
         if deeper:
             width = int(deeper[2])
             trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
-        built = Net(trunk.backbone, linear_head(trunk.features_dim, classes), trunk.mean, trunk.std, name)
-    if state is not None and whole:
-        load_net(built, state, source)
+        built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std, name, names)
+    if whole is not None:
+        load_net(built, whole, source)
     if bn_momentum is not None:
         for module in built.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -134,7 +143,7 @@ def net(name: str, classes: int = 10, style: Style = Style(), pretrained: bool =
     return built
 
 
-def _trunk(name: str, style: Style, state: State | None, source: str | Path) -> Trunk:
+def _trunk(name: str, style: Style, state: Weights | None, source: str | Path) -> Trunk:
     for family in _FAMILIES.values():
         if match := re.fullmatch(family.pattern, name):
             backbone = family.build(style, *map(int, match.groups()))

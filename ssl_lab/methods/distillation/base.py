@@ -55,6 +55,8 @@ class Distillation(Method):
                              "or choose a method that compares features")
         if self.teacher.classes != net.classes:
             raise UsageError(f"the teacher tells {self.teacher.classes} classes apart, the student {net.classes}")
+        if self.teacher.classifies and net.class_names is not None:
+            self.teacher.bring_into_order(net.class_names)
         if self.teacher.fixed and self.reads == "nets":
             raise UsageError(f"{self.name} needs the nets that teach, not stored logits: what it asks them, or which, "
                              "is only known in the step")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Net
-from ssl_lab.nets.weights import one_line
+from ssl_lab.nets.stored import one_line
 
 
 class Seen(NamedTuple):

@@ -8,6 +8,7 @@ import torch
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.class_names import shown
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.smoothness import full_precision
@@ -43,6 +44,9 @@ class MutualLearning(Method):
             raise UsageError("the peer is the net itself; give another one, or none")
         if peer is not None and peer.classes != net.classes:
             raise UsageError(f"the peer tells {peer.classes} classes apart, the net {net.classes}")
+        if peer is not None and None not in (given := {peer.class_names, net.class_names}) and len(given) > 1:
+            raise UsageError(f"the peer's logits stand for {shown(peer.class_names)}, the net's for "
+                             f"{shown(net.class_names)}; build both with classes=pool.class_names")
         self.peer = peer or shuffled(net)
         self.weight = weight
         self.views = Views(labeled={"view": view}, unlabeled={"view": view})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +15,14 @@ import yaml
 from torch import Tensor, nn
 
 from ssl_lab.batch import Style
+from ssl_lab.class_names import Names, order_of, shown
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.nets import Net, net
-from ssl_lab.nets.weights import is_net, read_weights
+from ssl_lab.nets.stored import read_weights
+from ssl_lab.nets.weights import in_order, whole_net
+
+_log = logging.getLogger(__name__)
 
 
 class Teacher(nn.Module):
@@ -37,12 +42,23 @@ class Teacher(nn.Module):
         if len({each.classes for each in nets}) > 1:
             raise UsageError(f"an ensemble of nets for {', '.join(str(each.classes) for each in nets)} classes: "
                              "expected the same number")
-        self.nets = nn.ModuleList(nets).requires_grad_(False).eval()
+        names = next((each.class_names for each in nets if each.class_names), None)
+        ordered = [in_order(each, names, f"{each.name}, of an ensemble of teachers,") for each in nets]
+        self.nets = nn.ModuleList(ordered).requires_grad_(False).eval()
         self.image_size, self.classifies = image_size, classifies
 
     @property
     def classes(self) -> int:
         return self.members[0].classes
+
+    @property
+    def class_names(self) -> Names | None:
+        """What the logits stand for; None where nobody said."""
+        return next((each.class_names for each in self.members if each.class_names), None)
+
+    def bring_into_order(self, names: Names) -> None:
+        """From now on the logits stand for these classes, in this order. UsageError where it tells others apart."""
+        self.nets = nn.ModuleList([in_order(each, names, f"the teacher {each.name}") for each in self.members])
 
     @property
     def net(self) -> Net:
@@ -87,14 +103,15 @@ class Teacher(nn.Module):
 class StoredLogits(Teacher):
     """Logits that were computed before, of the images as they are: only for methods whose view is Eval.
 
-    logits: float [N, C], a row for each image of the pool.
+    logits: float [N, C], a row for each image of the pool. class_names: of the C classes, where they are known.
     """
 
     fixed = True
     logits: Tensor
 
-    def __init__(self, logits: Tensor) -> None:
+    def __init__(self, logits: Tensor, class_names: Names | None = None) -> None:
         super().__init__()
+        self._names = class_names
         if logits.ndim != 2 or not logits.is_floating_point():
             raise UsageError(f"stored logits are {logits.dtype} of shape {list(logits.shape)}; expected floats [N, C]")
         self.register_buffer("logits", logits)
@@ -103,19 +120,30 @@ class StoredLogits(Teacher):
     def classes(self) -> int:
         return self.logits.shape[1]
 
+    @property
+    def class_names(self) -> Names | None:
+        return self._names
+
+    def bring_into_order(self, names: Names) -> None:
+        if self._names not in (None, names):
+            self.logits = self.logits[:, order_of(self._names, names, "the teacher whose logits are stored")]
+            self._names = names
+
     def forward(self, images: Tensor, indices: Tensor, layers: Sequence[str] = ()) -> Seen:
         return Seen(self.logits[indices], images.new_empty(len(images), 0))
 
 
-def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
+def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style, name: str = "",
                  image_size: int | None = None, images: int | None = None) -> Teacher:
     """The teacher that `source` names, for images of this style; several with commas between them are an ensemble.
 
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
-    weights); a file of weights, of the net `name`; a file with the one tensor `logits`, for a pool of so many
-    `images`; or timm/<model> with its published weights, whose features can teach but not its fresh head.
-    image_size: side that the teacher takes, where it is not that of the style. Of a run that learned no classes, such
-    as pretraining, only features can teach.
+    weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
+    metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model> with its
+    published weights, whose features can teach but not its fresh head. Of a run that learned no classes, such as
+    pretraining, only features can teach. image_size: side that the teacher takes, where it is not that of the style.
+    classes: their names, or how many. What the teacher says is brought into their order; the log says so, or that the
+    teacher's names are unknown. UsageError for a teacher of other classes.
     """
     from ssl_lab import methods  # which imports this file
 
@@ -134,17 +162,30 @@ def load_teacher(source: str | Path, classes: int, style: Style, name: str = "",
         name, image_size = name or config.get("net", ""), image_size or config.get("image_size")
         source = source / "model.safetensors"
     state = read_weights(source)
+    names = None if isinstance(classes, int) else tuple(classes)
+    count = classes if isinstance(classes, int) else len(classes)
     if list(state) == ["logits"]:
         if images is not None and len(state["logits"]) != images:
             raise UsageError(f"{source} has logits of {len(state['logits'])} images; the pool has {images}")
-        return StoredLogits(state["logits"].float())
+        stored = StoredLogits(state["logits"].float(), state.class_names)
+        if names is not None:
+            if state.class_names is None:
+                _log.warning("%s does not name the classes of its logits; they are taken for %s, in this order", source,
+                             shown(names))
+            stored.bring_into_order(names)
+        return stored
     if not name:
         raise UsageError(f"which net are the weights {source} of? Name it (--teacher-net NAME)")
-    head = state.get("head.weight")
-    if head is not None and len(head) != classes:
-        raise UsageError(f"the teacher {source} tells {len(head)} classes apart, the data have {classes}")
+    whole = whole_net(state)
+    classifies = whole is not None and whole.class_names != () and methods.learned_classes(source.parent)
+    if whole is not None and classifies:
+        if names is not None and whole.class_names is not None:
+            order_of(whole.class_names, names, f"the teacher {source}")
+        if len(whole["head.weight"]) != count:
+            raise UsageError(f"the teacher {source} tells {len(whole['head.weight'])} classes apart, the data have "
+                             f"{count}")
     return Teacher(net(name, classes, _resized(style, image_size), weights=source),
-                   image_size=image_size, classifies=is_net(state) and methods.learned_classes(source.parent))
+                   image_size=image_size, classifies=classifies)
 
 
 def _resized(style: Style, image_size: int | None) -> Style:
