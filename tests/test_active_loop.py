@@ -329,7 +329,7 @@ def test_relabel_ignore_abstain_take_back(pool, tmp_path):
     ([0, 1], [1, -3], "label -3 is no answer"),
     ([0, 1], [1, 0.9], "label 0.9 is no answer"),
     ([0, 1], [1, float("nan")], "label nan is no answer"),
-    ([0, 1], [None, "seven"], "unknown class 'seven'.*new_classes=True"),
+    ([0, 1], [None, "seven"], "unknown class 'seven'.*--new-classes .new_classes=True"),
 ])
 def test_a_bad_tell_records_nothing(pool, tmp_path, ids, labels, words):
     people = loop(pool, tmp_path)

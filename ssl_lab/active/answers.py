@@ -121,7 +121,7 @@ class Answers:
         if isinstance(answer, str):
             if answer not in names:
                 if not self.new_classes:
-                    raise unknown("class", answer, names, "To add a class, make the loop with new_classes=True.")
+                    raise unknown("class", answer, names, "To add a class: --new-classes (new_classes=True).")
                 names.append(answer)
             return names.index(answer)
         if not isinstance(answer, int | np.integer) or not IGNORED <= answer < self.pool.classes:

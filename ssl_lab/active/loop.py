@@ -133,7 +133,7 @@ class ActiveLoop:
             raise UsageError(f"{query.name} needs embeddings, and there is no trained net: give a backbone")
         if self.embeddings == "backbone" and {"embeddings", "head_weight"} <= query.needs:
             raise UsageError(f"{query.name} needs the head on its embeddings, and a backbone has none: take "
-                             "embeddings='net'")
+                             "--embeddings net (embeddings='net')")
 
     @property
     def runtime(self) -> Runtime:

@@ -123,7 +123,8 @@ class Pool:
         labels; if it exists, it must have begun with this very split, and its later labels count.
         """
         if labeled is not None and labels is not None:
-            raise UsageError(f"labels={labels} and labeled={_brief(labeled)} both choose labels; give one")
+            raise UsageError(f"labels={labels} and labeled={_brief(labeled)} both choose labels; give one "
+                             "(--labels, --split-file)")
         if labeled is not None and imbalance is not None:
             raise UsageError(f"imbalance={imbalance:g} chooses train rows, perhaps not those of labeled="
                              f"{_brief(labeled)}; give one (a manifest brings its long tail with it)")

@@ -56,12 +56,13 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
         if balance == "covered":
             if count < len(firsts):
                 raise UsageError(f"labels={count} is fewer than the {len(firsts)} classes with images. Give "
-                                 f"{len(firsts)} or more, or balance='natural', which may leave classes out.")
+                                 f"{len(firsts)} or more, or --balance natural (balance='natural'), which may "
+                                 "leave classes out.")
             order = np.append(order[firsts], np.delete(order, firsts))
         return np.sort(order[:count])
     if count < classes:
         raise UsageError(f"labels={count} is fewer than the {classes} classes. Give {classes} or more, or "
-                         "balance='natural', which may leave classes out.")
+                         "--balance natural (balance='natural'), which may leave classes out.")
     order = shuffled(np.arange(classes), seed, "remainder")
     if long_tailed:
         quotas = shares(np.bincount(truth[free], minlength=classes), count, order)
@@ -76,7 +77,8 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
                              "balance='covered'.")
         if len(members) < quota:
             raise UsageError(f"labels={count} needs {quota} images of class {class_names[label]!r}, which "
-                             f"has only {len(members)}. Give fewer labels, or balance='natural'.")
+                             f"has only {len(members)}. Give fewer labels, or --balance natural "
+                             "(balance='natural').")
         chosen.append(members[:quota])
     return np.sort(np.concatenate(chosen))
 

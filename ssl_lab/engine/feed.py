@@ -51,7 +51,7 @@ class Stream:
             raise UsageError(f"a batch of {batch} {kind} images was asked for; this method needs 1 or more")
         if views and len(indices) == 0:
             raise UsageError(f"the pool {pool.name!r} has no {kind} training images; label some, "
-                             "or split it with labels=N")
+                             "or split it with labels of those that are known (--labels N; labels=N)")
         if parts < 1 or self.batch % (world * parts):
             raise UsageError(f"the batch of {batch} {kind} images does not divide into {parts} micro-batches "
                              f"on each of {world} ranks")
