@@ -84,7 +84,7 @@ def checked(settings: Settings, pool: sl.Pool, names: list[str]) -> list[str]:
     kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
     parts = 1 if settings.micro_batches == "auto" else settings.micro_batches
     pools = [pool.split(**settings.split() | {"seed": seed}) for seed in range(settings.seeds)]
-    net = sl.net(settings.net, pool.classes, pool.style, pretrained=settings.pretrained, weights=settings.weights)
+    net = sl.net(settings.net, pool.class_names, pool.style, pretrained=settings.pretrained, weights=settings.weights)
     kept = []
     for name in names:
         preset = presets.preset(name, settings.data, kind)

@@ -14,6 +14,7 @@ from torch import nn
 
 from ssl_lab import export as exporting
 from ssl_lab.batch import Style
+from ssl_lab.engine.card import Card
 from ssl_lab.engine.folder import RunFolder
 from ssl_lab.engine.weights import whole_state
 from ssl_lab.errors import UsageError
@@ -28,7 +29,8 @@ def run_folder(folder: Path, name: str = "tiny_4", method: str = "supervised", *
     settings = {"net": name, "data": "digits", "image_size": None} | settings
     size = settings["image_size"] or 8
     mean, std = digits().style.mean, digits().style.std
-    model = net(name, 7, Style(1, size, size, mean, std), seed=3)
+    style = Style(1, size, size, mean, std)
+    model = net(name, 7, style, seed=3)
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.head.bias.uniform_(-1, 1, generator=draw)
@@ -38,7 +40,7 @@ def run_folder(folder: Path, name: str = "tiny_4", method: str = "supervised", *
                 module.running_var.uniform_(0.5, 2, generator=draw)
     run = RunFolder(folder)
     run.begin(settings, {}, 0)
-    run.finish(whole_state(model), {"method": method})
+    run.finish(whole_state(model), {"method": method}, {}, Card(name, tuple("abcdefg"), style, "digits", 7))
     return folder
 
 
