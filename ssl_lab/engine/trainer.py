@@ -162,7 +162,8 @@ class _Run:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         now = self.config | {"steps": self.trainer.steps or self.steps, "class_names": list(self.learned)}
-        check_same({"class_names": saved.get("class_names", now["class_names"])} | saved["config"], now, self.folder.path)
+        before = saved["config"] | {"class_names": saved.get("class_names", now["class_names"])}
+        check_same(before, now, self.folder.path)
         check_same_split(saved["split"], self.manifest, self.pool, self.folder.path)
         weights.restore(saved, self.folder.path, self.method, self.optimizer)
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
