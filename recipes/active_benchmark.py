@@ -17,8 +17,9 @@ cluster_margin 74.2 ± 17.1, 90.8; margin 73.1 ± 2.5, 90.5; k_center 64.6 ± 9.
 is better than random beyond doubt; worse are entropy (supervised, p = 0.035) and k_center (FixMatch, p = 0.014).
 
 Cold start, 10 labels, SimCLR's features (10 minutes of recipes/pretrain.py), FixMatch, seeds 0 to 2: typiclust 74.7 ±
-5.4%, random 47.5 ± 13.1%, prob_cover 11.4 ± 0.0%: its radius comes of k-means clusters, which touch each other here, so
-that it is tiny, and all ten picks are ones, the densest digit. With prob_cover(delta=0.3) they are of 7 classes.
+5.4%, random 47.5 ± 13.1%, prob_cover by the paper's radius 11.4 ± 0.0%: that comes of k-means clusters, which touch
+each other here, so that it is tiny, and all ten picks are ones, the densest digit. The radius of now was measured by
+linear probes alone (`ssl_lab/active/queries/coverage.py`).
 """
 
 import ssl_lab as sl

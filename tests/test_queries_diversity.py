@@ -9,7 +9,7 @@ import pytest
 
 from ssl_lab.active import distances
 from ssl_lab.active.checks import check_query
-from ssl_lab.active.queries import coverage
+from ssl_lab.active.queries import coverage, typiclust
 from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius, pairs_within
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.queries.k_center import KCenter
@@ -223,8 +223,8 @@ def test_neighbors_of_many_rows_are_sought_nearby(k, monkeypatch):
     exact = mean_neighbor_distances(x, k)
     d = np.sqrt(((x[:, None].astype(np.float64) - x) ** 2).sum(axis=2))
     np.testing.assert_allclose(exact, np.sort(d, axis=1)[:, 1 : k + 1].mean(axis=1), atol=3e-3)
-    monkeypatch.setattr(distances, "ALL", 1000)
-    groups = list(distances.neighborhoods(x, k + 1))
+    monkeypatch.setattr(typiclust, "EXACT", 1000)
+    groups = list(distances.neighborhoods(x, k + 1, 1000))
     assert sorted(np.concatenate([members for members, _ in groups]).tolist()) == list(range(3000))
     assert all(set(members) <= set(others) and len(others) > k for members, others in groups)
     assert sum(len(members) * len(others) for members, others in groups) < 3000**2 / 4, "not quadratic"
@@ -239,14 +239,14 @@ def test_typiclust_of_large_clusters_takes_the_exact_picks_mostly(monkeypatch):
     x = (draw.normal(size=(6000, 4)) + 6 * draw.normal(size=(5, 4))[draw.integers(5, size=6000)]).astype(np.float32)
     view = PoolView(np.full(6000, -1), embeddings=x)
     exact = TypiClust()(view, 5, 0)
-    monkeypatch.setattr(distances, "ALL", 500)
+    monkeypatch.setattr(typiclust, "EXACT", 500)
     assert len(np.intersect1d(TypiClust()(view, 5, 0), exact)) >= 4
 
 
 def test_rows_that_are_all_equal_have_neighborhoods(monkeypatch):
-    monkeypatch.setattr(distances, "ALL", 10)
+    monkeypatch.setattr(typiclust, "EXACT", 10)
     x = np.ones((300, 3), dtype=np.float32)
-    groups = list(distances.neighborhoods(x, 21))
+    groups = list(distances.neighborhoods(x, 21, 10))
     assert sum(len(members) for members, _ in groups) == 300
     assert all(len(others) >= 21 for _, others in groups)
     assert not mean_neighbor_distances(x, 20).any()

@@ -88,15 +88,15 @@ def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: in
     return clusters[:, 0], squared[:, 0]
 
 
-def neighborhoods(x: FloatArray, least: int) -> Iterator[tuple[IntArray, IntArray]]:
+def neighborhoods(x: FloatArray, least: int, exact: int | None = None) -> Iterator[tuple[IntArray, IntArray]]:
     """Every row of x [N, D] once, in groups, each with the rows among which its neighbors are sought.
 
-    Up to ALL rows, these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists, the cells of a
-    k-means on a sample, and those of a list are sought in the PROBES lists of the nearest centers, or in more until
-    these hold `least` rows. A pure function of x; time and pairs are O(N^1.5).
+    Up to `exact` rows (default: ALL), these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists,
+    the cells of a k-means on a sample, and those of a list are sought in the PROBES lists of the nearest centers, or in
+    more until these hold `least` rows. A pure function of x; time and pairs are O(N^1.5).
     """
     n = len(x)
-    if n <= ALL:
+    if n <= (ALL if exact is None else exact):
         for part in blocks(n, n):
             yield np.arange(part.start, part.stop), np.arange(n)
         return
@@ -107,9 +107,10 @@ def neighborhoods(x: FloatArray, least: int) -> Iterator[tuple[IntArray, IntArra
     lists = np.concatenate([means.index.search(x[part], 1)[1][:, 0] for part in blocks(n, x.shape[1])])
     order = np.argsort(lists, kind="stable")
     used, starts, sizes = np.unique(lists[order], return_index=True, return_counts=True)
+    centers = np.array(means.centroids)[used]
     index = faiss.IndexFlatL2(x.shape[1])
-    index.add(means.centroids[used])
-    _, nearest = index.search(means.centroids[used], len(used))
+    index.add(centers)
+    _, nearest = index.search(centers, len(used))
     enough = np.maximum((np.cumsum(sizes[nearest], axis=1) < least).sum(axis=1) + 1, PROBES)
     rows = np.split(order, starts[1:])
     for own, some in enumerate(enough.tolist()):

@@ -16,6 +16,9 @@ TINY = np.finfo(np.float32).tiny  # for log p of a class that is ruled out
 class Cal(ScoreQuery):
     """Highest (1/k) sum_l KL(p(l) || p(x)) over the `neighbors` = k labeled rows l nearest to x in the features.
 
+    Nearest by Euclidean distance of the features as they are; the authors' code scales them to length 1 before. Give
+    unit rows for that: of nets whose features differ much in length, neighbors are others.
+
     Exact: all labeled rows are searched. With fewer than k of them, all are neighbors; with none, UsageError. Time is
     O(N L D) for L labeled rows, memory O(L D + N).
     """

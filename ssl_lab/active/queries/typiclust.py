@@ -8,14 +8,16 @@ from numpy.typing import NDArray
 from ssl_lab.active.distances import centered, k_means, neighborhoods, squared_distances, take
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
 
+EXACT = 10_000  # rows of a cluster, up to which each is compared with all
+
 
 def mean_neighbor_distances(x: FloatArray, k: int) -> FloatArray:
     """[n], the mean Euclidean distance of each row of x [n, D] to its k nearest other rows, 1 <= k < n.
 
-    Of more than 20,000 rows, to the k nearest that are found in the nearest cells of k-means (see `neighborhoods`).
+    Of more than 10,000 rows, to the k nearest that are found in the nearest cells of k-means (see `neighborhoods`).
     """
     means = np.empty(len(x), dtype=np.float32)
-    for members, others in neighborhoods(x, k + 1):
+    for members, others in neighborhoods(x, k + 1, EXACT):
         squared = squared_distances(x[members], x[others])
         squared[members[:, None] == others] = np.inf
         means[members] = np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1)
@@ -29,9 +31,15 @@ class TypiClust(Query):
         typicality(x) = 1 / mean_{y in KNN(x)} |x - y|,    K = min(neighbors, |cluster| / 2) within its cluster.
 
     Clusters of `least` rows or fewer are left out while others have candidates. If there are more picks than
-    clusters, the turns start again. Lloyd's algorithm finds a local optimum (FAISS, on all rows, from the seed);
-    the rest is exact. In the authors' code distances are squared, and the typicality of a second pick in a
-    cluster leaves out the first; here distances are the paper's, and each row's typicality is computed once.
+    clusters, the turns start again. Lloyd's algorithm finds a local optimum (FAISS, on all rows, from the seed); the
+    rest is exact in clusters of up to 10,000 rows. In larger ones a row's neighbors are sought in the cells of a
+    k-means that are nearest to its own, 16 of 4 sqrt(n) (see `neighborhoods`): O(n^1.5) pairs, not n^2.
+
+    The paper does not say whether a labeled row is a neighbor. Here it is one, and counts in |cluster|; in the authors'
+    code it is neither, so that once a dense spot is labeled, what is left of it is a little less typical there. They
+    also scale features to length 1, which are taken here as they are, square the distances, and leave out the first
+    pick of a cluster from the typicality of its second; here distances are the paper's, and each row's typicality is
+    computed once.
     """
 
     name = "typiclust"
