@@ -1,4 +1,4 @@
-"""The `ssl-lab` command: quickstart, list, env, query, advise, label, export, bench."""
+"""The `ssl-lab` command: quickstart, list, env, query, advise, label, labels, export, bench."""
 
 from __future__ import annotations
 
@@ -134,6 +134,26 @@ def export() -> None:
     """Writes a run's net for timm, ONNX or TorchScript, and checks it; see `ssl-lab export --help`."""
 
 
+def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None) -> None:
+    """Takes labels along: a CSV of path,label,source,when, for load, --split-file, --oracle FILE and everything else.
+
+    source: folder of an active-learning loop or of a run, or a ledger's file (labels.jsonl).
+    to: the CSV file (default: printed). Paths are relative to its folder if the images lie below it, else whole; images
+        without files have a column id in place of path. A label of -2 is an image to leave out.
+    """
+    from ssl_lab.data.label_file import labels_csv
+    from ssl_lab.files import write_text
+
+    text, notes = labels_csv(source, Path() if to is None else to.parent)
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
+    if to is None:
+        sys.stdout.write(text)
+    else:
+        write_text(to, text)
+        print(f"{text.count(chr(10)) - 1} labels are in {to}")
+
+
 def bench() -> None:
     """Times steps, nets, views or queries on this machine; see `ssl-lab bench step|nets|views|query --help`."""
 
@@ -156,8 +176,8 @@ def _run(argv: list[str]) -> None:
                     "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
     commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
-                                                  "query": query, "advise": advise, "label": label, "export": export,
-                                                  "bench": bench}
+                                                  "query": query, "advise": advise, "label": label, "labels": labels,
+                                                  "export": export, "bench": bench}
     if argv[:1] == ["query"]:
         from ssl_lab.active.command import query_command
 

@@ -21,6 +21,7 @@ import argparse
 import contextlib
 import io
 import itertools
+import json
 import os
 import random
 import shutil
@@ -189,8 +190,11 @@ def kill_once(kind: str, out: Path, whole: Path, seconds: float, chance: random.
 def assert_same(out: Path, whole: Path) -> None:
     assert_same_run(out / "run", whole / "run")
     assert [row["step"] for row in rows(out / "run")] == list(range(1, STEPS + 1))
-    for name in ("predictions.npy", "labels.jsonl", "returned.txt"):
+    for name in ("predictions.npy", "returned.txt"):
         assert (out / name).read_bytes() == (whole / name).read_bytes(), name
+    ours, theirs = ([{key: value for key, value in json.loads(line).items() if key != "when"}
+                     for line in lines(folder / "labels.jsonl")] for folder in (out, whole))
+    assert ours == theirs, "labels.jsonl"
     left = {path.name for path in (out / "run").iterdir()}
     assert left == {path.name for path in (whole / "run").iterdir()}, left
 

@@ -151,7 +151,7 @@ def _numbered(pool: Pool, names: tuple[str, ...], data: tuple[str, ...], folder:
 
     ledger = Ledger()
     for entry in pool.ledger.entries:
-        ledger.append(entry.indices, moved(entry.labels), entry.source)
+        ledger.append(entry.indices, moved(entry.labels), entry.source, entry.when)
     return replace(pool, class_names=order, truth=moved(pool.truth), ledger=ledger)
 
 
@@ -170,7 +170,7 @@ def _durable(pool: Pool, path: Path, carried: bool) -> Pool:
             raise UsageError(f"{path} began with other labels than this pool: split it as then, or choose another "
                              "folder")
     for entry in given[len(ledger.entries):]:
-        ledger.append(entry.indices, entry.labels, entry.source)
+        ledger.append(entry.indices, entry.labels, entry.source, entry.when)
     return replace(pool, ledger=ledger)
 
 

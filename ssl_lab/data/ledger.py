@@ -8,6 +8,7 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -29,11 +30,13 @@ _HEADER = b'{"format":"ssl_lab.ledger","version":1}\n'
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """Labels that came together. indices, labels: int64 [n]. source: who gave them."""
+    """Labels that came together. indices, labels: int64 [n]. source: who gave them. when: in ISO 8601, UTC; "" in
+    ledgers from before it was kept."""
 
     indices: IntArray
     labels: IntArray
     source: str
+    when: str = ""
 
 
 class Ledger:
@@ -61,11 +64,12 @@ class Ledger:
         """The entries in effect, oldest first, without the undone ones."""
         return tuple(self._entries)
 
-    def append(self, indices: ArrayLike, labels: ArrayLike, source: str = "oracle") -> None:
+    def append(self, indices: ArrayLike, labels: ArrayLike, source: str = "oracle", when: str | None = None) -> None:
         """Add labels (-1 unlabeled, -2 ignored, else a class number), int [n], for the images `indices`,
-        int [n]. They are durable when this returns; if it raises, none of them was recorded."""
+        int [n]. when: now, unless it was said before. They are durable when this returns; if it raises, none of them
+        was recorded."""
         record = {"indices": np.asarray(indices).tolist(), "labels": np.asarray(labels).tolist(),
-                  "source": source}
+                  "source": source, "when": now() if when is None else when}
         _entry(record, "labels to record")
         self._write(record)
 
@@ -170,6 +174,11 @@ class Ledger:
             self._entries.append(_entry(record, where))
 
 
+def now() -> str:
+    """The time in ISO 8601, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _is_json(line: bytes) -> bool:
     try:
         json.loads(line)
@@ -187,7 +196,7 @@ def _entry(record: object, where: str) -> Entry:
     if len(indices) and (indices.min() < 0 or labels.min() < IGNORED):
         raise UsageError(f"{where}: index {indices.min()} or label {labels.min()} is out of range; indices "
                          f"start at 0, labels at {IGNORED}")
-    return Entry(indices, labels, str(fields.get("source", "")))
+    return Entry(indices, labels, str(fields.get("source", "")), str(fields.get("when", "")))
 
 
 def _whole(values: object, what: str) -> IntArray:

@@ -17,6 +17,7 @@ from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, to_pixels
 from ssl_lab.data.classes import compact
 from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
+from ssl_lab.data.label_file import read_labels
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
@@ -119,7 +120,8 @@ class Pool:
         and test rows, and images whose label is unknown, stay as they are.
 
         labeled, valid: explicit rows of the pool, or a file of them: .npy, .json, text with one a line, or a
-        manifest written by `write_manifest`, which brings its valid rows too. ledger: a file that holds the
+        manifest written by `write_manifest`, which brings its valid rows too; labeled also a CSV of path (or id) and
+        label, which brings the labels (`ssl-lab labels`). ledger: a file that holds the
         labels; if it exists, it must have begun with this very split, and its later labels count.
         """
         if labeled is not None and labels is not None:
@@ -169,6 +171,8 @@ class Pool:
                        ledger=_begin(Ledger(ledger), np.concatenate([chosen, ignored]), values))
 
     def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
+        if isinstance(labeled, str | os.PathLike) and Path(labeled).suffix.lower() in (".csv", ".tsv"):
+            return read_labels(Path(labeled), self)
         manifest = read_rows(labeled, "labeled")
         if "pixels" in manifest and manifest["pixels"] != self.images.fingerprint():
             raise UsageError(f"the manifest {_brief(labeled)} belongs to other images than {self.name}'s")

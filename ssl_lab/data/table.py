@@ -9,10 +9,13 @@ from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ssl_lab.data.cells import plain
 from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.columns import choose
 from ssl_lab.data.decode import SUFFIXES
 from ssl_lab.data.delimited import read_rows
+from ssl_lab.data.label_file import COLUMNS
+from ssl_lab.data.ledger import IGNORED
 from ssl_lab.data.listing import Listed, Listing, once, pool_of_listing
 from ssl_lab.data.pool import Pool
 from ssl_lab.data.reading import Reading
@@ -43,16 +46,20 @@ def list_csv(path: Path, reading: Reading) -> Listing:
     given = [row.fields[columns.path] for row in rows if len(row.fields) > columns.path]
     image_of = _resolver(path.parent, given, notes)
     identities: list[Hashable] = []
+    ours = {*COLUMNS} <= {*header}  # from `ssl-lab labels`
     short = 0
     for row in rows:
         where = f"{path}, line {row.line}"
-        fields = _fitting(row.fields, len(columns.names), where)
+        fields = [plain(cell) for cell in _fitting(row.fields, len(columns.names), where)]
         short += len(row.fields) < len(columns.names)
         if not fields[columns.path]:
             raise UsageError(f"{where}: the path is empty")
         if "\n" in fields[columns.path] + fields[columns.label]:
             raise UsageError(f"{where}: a path or label goes on over lines: {fields[columns.path][:40]!r}. Is a double "
                              "quote left open?")
+        if fields[columns.label] == str(IGNORED) and ours:
+            passed_over["ignored"] += 1
+            continue
         image = image_of(fields[columns.path])
         if image is None:
             passed_over["paths that no file can have"] += 1
