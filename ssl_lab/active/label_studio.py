@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,7 +27,7 @@ from ssl_lab.active.votes import Agreement, agree
 from ssl_lab.data import Pool
 from ssl_lab.data.cells import read_table
 from ssl_lab.errors import UsageError
-from ssl_lab.files import write_atomically, write_text
+from ssl_lab.files import make_folder, write_atomically, write_text
 
 URL = "/data/local-files/?d="  # of Label Studio's local storage: what follows is a path below its document root
 
@@ -63,6 +64,8 @@ class LabelStudio:
         known = {task.get("data", {}).get(ID) for task in tasks}
         new = [self._task(asked, n) for n, i in enumerate(asked.ids.tolist()) if i not in known]
         if new:
+            for storage in self.storages:
+                make_folder(storage)  # Label Studio takes no storage that is not there
             names = asked.class_names or self.pool.class_names
             write_text(self.folder / "label_config.xml", label_config(names))
             if tasks:
@@ -148,8 +151,8 @@ class LabelStudio:
         top = self.document_root
         last = max(self.folder.glob("tasks-*.json"), key=lambda path: int(path.stem[6:]), default=None)
         where = (f"1. Start it so that it can show the images:\n"
-                 f"     LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT={top} "
-                 "label-studio start\n") if top else ""
+                 f"     LABEL_STUDIO_LOCAL_FILES_SERVING_ENABLED=true LABEL_STUDIO_LOCAL_FILES_DOCUMENT_ROOT="
+                 f"{shlex.quote(str(top))} label-studio start\n") if top else ""
         storages = "".join(f"\n     Settings > Cloud Storage > Add Source Storage > Local files: absolute local path "
                            f"{storage} (add it, do not sync it)" for storage in self.storages)
         tasks = f"{last} (the new ones of {self.folder / 'tasks.json'})" if last else str(self.folder / "tasks.json")

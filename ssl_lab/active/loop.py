@@ -205,10 +205,11 @@ class ActiveLoop:
     def take_corrections(self) -> None:
         """Record what an oracle that can be read again says otherwise than when its answers were taken; `corrected` has
         both in words, by id. `run` begins with it. What was told over such an answer stays."""
-        if not isinstance(self.oracle, Readable):
+        oracle: object = self.oracle
+        if not isinstance(oracle, Readable):
             return
         asked = {i for record in self.records for i in record.ids}
-        changed = self._answers.corrected(self.oracle.read(), asked)
+        changed = self._answers.corrected(oracle.read(), asked)
         before = {i: self._answers.named(i) for i in changed}
         if changed:  # to abstain alone would leave a label as it is
             self._hear({i: UNLABELED for i, answer in changed.items() if answer is None}, CORRECTED)
