@@ -63,7 +63,7 @@ def main(settings: Settings) -> None:
         stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
         train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
     start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
-    oracle = make_oracle(settings.oracle, pool, out / "label_studio", data=settings.data)
+    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio", data=settings.data)
     loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
                          sl.make_query(settings.query), oracle,
                          settings.labels, rounds=1, out=out / "labels", seed=settings.seed, backbone=start(),

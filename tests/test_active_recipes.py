@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_recipes import recipe
 
@@ -131,6 +132,38 @@ def test_people_answer_in_label_studio(tmp_path, capsys):
     labels = Ledger(out / "labels.jsonl").labels(len(load("digits")))
     assert labels[ids].tolist() == [3, 4, 8, 0]
     assert [row["labels"] for row in records(out)] == [10, 14]
+
+
+def test_label_studio_goes_on_when_images_came(tmp_path, capsys):
+    """Its tasks have the ids that rows had when they were imported; their images say which rows they are now."""
+    photos, out = tmp_path / "photos", tmp_path / "loop"
+    arguments = ("--data", photos, "--data-dir", tmp_path / "cache", "--query", "random", "--budget", 3, "--rounds", 1,
+                 "--out", out, "--oracle", "label_studio", "--resume", "auto")
+
+    def picture(name, color):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8, 3), color, np.uint8)).save(photos / name)
+
+    for i in range(40):
+        picture(f"cat/{i}.png" if i < 8 else f"dog/{i}.png" if i < 16 else f"loose{i}.png", 5 * i)
+    run("active", *arguments)
+    tasks = json.loads((out / "label_studio" / "tasks.json").read_text())
+    for i in range(3):
+        picture(f"a{i}.png", 250 - i)
+    (out / "label_studio" / "download.json").write_text("[]")
+    run("active", *arguments)  # the loop's own files get the new row numbers
+    flat = [task["data"] | {"annotation_id": n, "label": label}
+            for n, (task, label) in enumerate(zip(tasks, ("cat", "dog", "cat"), strict=True))]
+    (out / "label_studio" / "download.json").write_text(json.dumps(flat))
+    assert "waits for 3 answers" in capsys.readouterr().out
+    run("active", *arguments)
+    assert "waits" not in capsys.readouterr().out
+    pool = load(photos, data_dir=tmp_path / "cache")
+    labels = Ledger(out / "labels.jsonl").labels(len(pool))
+    said = {pool.files[i]: pool.class_names[labels[i]] for i in np.flatnonzero(labels >= 0)}
+    names = [task["data"]["image"].rpartition("photos/")[2] for task in tasks]
+    assert [said[name] for name in names] == ["cat", "dog", "cat"]
+    assert sum("/" not in name for name in said) == 3
 
 
 def test_a_loop_goes_on_with_the_training_it_began_with(tmp_path):

@@ -64,6 +64,9 @@ def read_answers(path: Path, keys: Keys) -> Said:
 def row_of(fields: Fields, keys: Keys, where: str, label_studio: bool = False) -> int | None:
     """The row of the pool that fields name by id or path; None if they name none. UsageError if id and path mean
     different images; UnknownImageError if there is a path alone, of no image or of several."""
+    for value in fields.values() if label_studio else ():
+        if isinstance(value, str) and value in keys.urls:
+            return keys.urls[value]
     id_ = fields.get(ID, "") if label_studio else _first(fields, (ID, "id"))
     column = next((name for name in PATHS if not _blank(fields.get(name))), None)
     if column is None and label_studio:

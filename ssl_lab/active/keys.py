@@ -29,10 +29,12 @@ class UnknownImageError(UsageError):
 
 
 class Keys:
-    """Finds the rows of a pool by id or path, and reads labels."""
+    """Finds the rows of a pool by id or path, and reads labels. urls: of our tasks in Label Studio, and their rows now,
+    where images came since, so that the ids that Label Studio has are of rows that were."""
 
     def __init__(self, pool: Pool) -> None:
         self.pool = pool
+        self.urls: dict[str, int] = {}
         names = pool.files or tuple(f"images/{i}.png" for i in range(len(pool)))  # as Label Studio's are written
         self._of_path = {path: i for i, path in enumerate(names)}
         self._by_name: dict[str, list[tuple[int, tuple[str, ...]]]] = defaultdict(list)

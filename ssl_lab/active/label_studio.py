@@ -26,6 +26,7 @@ from ssl_lab.active.oracle import Asked, counted, differing
 from ssl_lab.active.votes import Agreement, agree
 from ssl_lab.data import Pool
 from ssl_lab.data.cells import read_table
+from ssl_lab.data.inventory import read_inventory
 from ssl_lab.errors import UsageError
 from ssl_lab.files import make_folder, write_atomically, write_text
 
@@ -57,11 +58,8 @@ class LabelStudio:
     def write(self, asked: Asked) -> int:
         """Add tasks to tasks.json; returns how many were new. Those that come later are in a file of their own too, so
         that a project need not get the earlier ones twice."""
-        path = self.folder / "tasks.json"
-        tasks = read_table(path) if path.exists() else []
-        if not isinstance(tasks, list) or not all(isinstance(task, dict) for task in tasks):
-            raise UsageError(f"{path} is not a list of tasks; remove it, and it is written anew")
-        known = {task.get("data", {}).get(ID) for task in tasks}
+        tasks = self._tasks()
+        known = {task["data"].get(ID) for task in tasks}
         new = [self._task(asked, n) for n, i in enumerate(asked.ids.tolist()) if i not in known]
         if new:
             for storage in self.storages:
@@ -71,8 +69,16 @@ class LabelStudio:
             if tasks:
                 number = 2 + len([*self.folder.glob("tasks-*.json")])
                 write_text(self.folder / f"tasks-{number}.json", json.dumps(new, indent=1) + "\n")
-            write_text(path, json.dumps(tasks + new, indent=1) + "\n")
+            write_text(self.folder / "tasks.json", json.dumps(tasks + new, indent=1) + "\n")
         return len(new)
+
+    def _tasks(self) -> list[dict[str, Any]]:
+        path = self.folder / "tasks.json"
+        tasks = read_table(path) if path.exists() else []
+        if not isinstance(tasks, list) or not all(isinstance(task, dict) and isinstance(task.get("data"), dict)
+                                                  for task in tasks):
+            raise UsageError(f"{path} is not a list of tasks; remove it, and it is written anew")
+        return tasks
 
     def _task(self, asked: Asked, n: int) -> dict[str, Any]:
         i = int(asked.ids[n])
@@ -117,6 +123,9 @@ class LabelStudio:
     def read(self) -> dict[int, Answer]:
         """All answers in the folder: see `agree` for several annotations of an image."""
         total, read, passed = Said(), [], []
+        moved = read_inventory(self.folder.parent)
+        tasks = self._tasks() if moved is not None and moved.carried else []  # written anew then, see `carry`
+        self._keys.urls = {task["data"]["image"]: task["data"][ID] for task in tasks}
         for path in self._exports():
             try:
                 said = read_answers(path, self._keys)
