@@ -253,6 +253,16 @@ def test_classes_below_years(tmp_path):
         load("digits", class_level=2)
 
 
+def test_folders_that_look_like_something_else(tmp_path):
+    pool = load(tree(tmp_path / "plain", "images/1.png", "images/2.png"), tmp_path / "data")
+    assert (pool.classes, len(pool.unlabeled)) == (0, 2)
+    pool = load(tree(tmp_path / "inner", *both("train"), "train/test/1.png", "train/test/2.png"), tmp_path / "data")
+    assert pool.class_names == ("cat", "dog", "test")
+    assert "train/ holds test, read as a class though it is called like a part" in " ".join(pool.notes)
+    pool = load(tree(tmp_path / "office", *both("amazon/images", "dslr/images")), tmp_path / "data")
+    assert "sub-folders cat, dog: if these are the classes, give --class-level 3" in " ".join(pool.notes)
+
+
 def test_parts_inside_classes(tmp_path):
     root = tree(tmp_path / "photos", *[f"{name}/{part}/{n}.png" for name in ("cat", "dog") for n in range(3)
                                        for part in ("train", "test", "unlabeled")])

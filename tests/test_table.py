@@ -60,7 +60,7 @@ def test_a_csv_file(tmp_path):
     ("path,cat,dog\n0.png,1,0\n1.png,0,1\n", "the columns cat, dog hold 0 and 1, one for each class"),
     ("path,label\n0.png,cat\n1.png,cat|dog\n", r"the label 'cat\|dog' seems to name several classes"),
     ('path,label\n0.png,cat\n1.png,"[\'cat\']"\n', "seems to name several classes"),
-    ("path,label,label\n0.png,cat,a\n", "must name the columns"),
+    ("path,label,label\n0.png,cat,a\n", "names 'label' twice"),
 ])
 def test_bad_csv_files(tmp_path, text, message):
     with pytest.raises(UsageError, match=message):
@@ -121,7 +121,7 @@ def test_unlabeled_as_a_part(tmp_path):
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "cp1252"])
 @pytest.mark.parametrize(("delimiter", "name"), [(",", "list.csv"), (";", "list.csv"), ("\t", "list.tsv"),
-                                                 ("\t", "list.csv")])
+                                                 ("\t", "list.csv"), ("|", "list.csv")])
 def test_encodings_and_delimiters(tmp_path, encoding, delimiter, name):
     decimal = "1.5" if delimiter == "," else "1,5"
     rows = [["path", "label", "note"], *([f"{n}.png", '"ca,fé"' if n % 2 else '"ol;é"', decimal] for n in range(8))]
@@ -129,6 +129,16 @@ def test_encodings_and_delimiters(tmp_path, encoding, delimiter, name):
     pool = read(table(tmp_path, text, name, encoding))
     assert pool.class_names == ("ca,fé", "ol;é")
     assert ("Windows-1252" in " ".join(pool.notes)) == (encoding == "cp1252")
+
+
+def test_what_excel_is_told(tmp_path):
+    pool = read(table(tmp_path, "sep=;\r\npath;label\r\n0.png;a\r\n1.png;b\r\n"))
+    assert pool.class_names == ("a", "b")
+
+
+def test_numbers_with_a_fraction_are_asked_about(tmp_path):
+    pool = read(table(tmp_path, "path,label\n0.png,0.5\n1.png,1.25\n2.png,2\n"))
+    assert "labels like '0.5' are numbers with a fraction; each of the 3 is read as a class" in pool.notes
 
 
 def test_a_compressed_table(tmp_path):

@@ -56,6 +56,9 @@ def classes_of(counts: dict[str, int]) -> tuple[tuple[str, ...], dict[str, int],
     numeric = all(name.isascii() and name.isdigit() for name in names)
     order = tuple(sorted(names, key=lambda name: (int(name) if numeric else 0, name)))
     number = {name: index for index, name in enumerate(order)}
+    if broken := [name for name in order if re.fullmatch(r"-?\d*\.\d+", name)]:
+        notes.append(f"labels like {broken[0]!r} are numbers with a fraction; each of the {len(order)} is read as a "
+                     "class")
     total = sum(counts.values())
     if len(names) > max(20, total / 2):
         notes.append(f"{total} labels name {len(names)} classes, from {order[0]!r} to {order[-1]!r}: are they classes?")

@@ -67,7 +67,10 @@ def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, not
     if label is None:
         label = _first(plain, _LABELS, exclude=(image, split))
     image, label = _by_content(plain, rows, image, label, split)
-    if image is None or label is None or image == label or header[label] in repeated or header[image] in repeated:
+    chosen = [header[number] for number in (image, label, split) if number is not None]
+    if twice := [name for name in chosen if name in repeated]:
+        raise UsageError(f"{path}: the first line names {twice[0]!r} twice; expected another name for each column")
+    if image is None or label is None or image == label:
         _refuse_one_hot(path, header, rows, image)
         raise UsageError(f"{path}: the first line must name the columns of paths and labels, such as `path,label`, it "
                          f"is {','.join(header)[:80]!r}. Name them with --path-column and --label-column")

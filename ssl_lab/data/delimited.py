@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import re
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from ssl_lab.errors import UsageError
 
-_DELIMITERS = (",", ";", "\t")
+_DELIMITERS = (",", ";", "\t", "|")
 _BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 _SAMPLE = 50
 
@@ -28,13 +29,13 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> tuple[list[str], list[Row], list[str]]:
     """The first row, the others that are not empty, and notes. UsageError if the file cannot be read.
 
-    Text is UTF-8, UTF-16 or, with a note, Windows-1252. Of comma, semicolon and tab, that one delimits which parts
+    Text is UTF-8, UTF-16 or, with a note, Windows-1252. Of comma, semicolon, tab and bar, that one delimits which parts
     most of the first rows in as many fields as the first row has, and in the most.
     """
     notes: list[str] = []
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = _decoded(content, path, notes)
+        text = re.sub(r"\Asep=.\s*\n", "", _decoded(content, path, notes))  # as Excel reads it
         delimiter = max(_DELIMITERS, key=lambda each: _fit(text, each))
         rows = [Row(line, fields) for line, fields in _rows(text, delimiter)]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:

@@ -129,6 +129,9 @@ class _Reader:
         if part == "train" and self.class_level == 1 and _hold_parts(full):
             yield from self._parts_of_classes(full)
             classes = [(name, inner) for name, inner in classes if name not in full]
+        if folder.path and (odd := [name for name in full if part_of(name)]):
+            self.notes.append(f"{folder.path}/ holds {_some(odd)}, read as a class though it is called like a part; "
+                              "parts lie beside one another")
         self._note_alike(full)
         for name, inner in classes:
             label = name if name in named else None
@@ -147,12 +150,15 @@ class _Reader:
 
     def _note_alike(self, classes: Mapping[str, Folder]) -> None:
         """A line if the sub-folders of class folders look like the classes."""
-        inner = {frozenset(map(same, folder.full())) for folder in classes.values()}
+        level, folders = self.class_level + 1, list(classes.values())
+        while folders and all(_only(folder) for folder in folders):
+            level, folders = level + 1, [only for folder in folders if (only := _only(folder))]
+        inner = {frozenset(map(same, folder.full())) for folder in folders}
         if len(classes) > 1 and len(inner) == 1 and len(names := next(iter(inner))) > 1 \
-                and not any(folder.images for folder in classes.values()):
+                and not any(folder.images for folder in folders):
             self.notes.append(f"the classes are {_some(list(classes))}, and each holds the sub-folders "
                               f"{_some(sorted(names))}: if these are the classes, give --class-level "
-                              f"{self.class_level + 1}")
+                              f"{level}")
 
 
 _PLAIN = ("train", "training", "valid", "val", "validation", "test", "testing", "unlabeled")
@@ -160,9 +166,11 @@ _PLAIN = ("train", "training", "valid", "val", "validation", "test", "testing", 
 
 
 def _only(folder: Folder) -> Folder | None:
-    """The one sub-folder that holds all images of a folder, in folders of its own; None if it is not so."""
+    """The one sub-folder that holds all images of a folder, unless it may be a class, which holds its own and has a
+    name; else None."""
     full = list(folder.full().values())
-    return full[0] if not folder.images and len(full) == 1 and full[0].full() else None
+    is_only = not folder.images and len(full) == 1 and (full[0].full() or says_nothing(full[0].name))
+    return full[0] if is_only else None
 
 
 def _bare(folder: Folder) -> Folder:
