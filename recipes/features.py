@@ -49,8 +49,10 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     from ssl_lab.data.files import data_folder
+    from ssl_lab.data.remarks import remarks
     from ssl_lab.features import LEARNERS, FeatureStore, ensemble, label_propagation
     from ssl_lab.nets.start import start_net
+    from ssl_lab.notes import tell
 
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
@@ -69,6 +71,7 @@ def main(settings: Settings) -> None:
     seconds: dict[str, float] = {}
     for seed in range(settings.seed, settings.seed + settings.splits):
         few = pool.split(**settings.split() | {"seed": seed})
+        tell([f"note: seed {seed}: {remark}" for remark in remarks(few) if remark not in pool.notes])
         train, queries = ([store.features[rows] for store in stores] for rows in (few.train, few.test))
         labels = few.labels[few.train]
         for name in names:

@@ -116,3 +116,10 @@ def test_pretrained_refuses_other_bytes(tmp_path, capsys, monkeypatch):
         assert words in capsys.readouterr().err
         assert not out.exists()
         wheel.write_bytes(b"PK")
+
+
+def test_each_split_says_which_classes_it_leaves_out(tmp_path, capsys):
+    run(tmp_path, "--labels", 5, "--balance", "natural", "--splits", 2, "--learner", "knn")
+    said = re.findall(r"note: seed (\d): (\d+) of the 10 classes have no labeled train image", capsys.readouterr().err)
+    assert [seed for seed, _ in said] == ["0", "1"]
+    assert all(int(count) >= 5 for _, count in said)
