@@ -1,10 +1,11 @@
-"""Student's confidence interval, which every report of a mean over runs shows."""
+"""Student's confidence interval, which every report of a mean over runs shows, and what so few runs can show."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
+from scipy.optimize import brentq
+from scipy.special import gammaincinv, ndtr, stdtrit
 
 FloatArray = NDArray[np.float64]
 
@@ -30,3 +31,24 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     center = (share + spread / 2) / (1 + spread)
     half = z * np.sqrt(share * (1 - share) / total + spread / (4 * total)) / (1 + spread)
     return float(max(0.0, center - half)), float(min(1.0, center + half))
+
+
+def detectable(differences: ArrayLike, significance: float = 0.05, power: float = 0.8) -> float:
+    """The least true difference that Student's paired t-test finds with probability `power`, two-sided.
+
+    differences: [R], of which the standard deviation is taken for the true one; it is itself uncertain with few runs.
+    NaN with fewer than 2 runs.
+
+    The power is the mean over a sample's standard deviation (by 4,000 quantiles of chi) of P(|mean| / error > t).
+    """
+    each = np.asarray(differences, dtype=np.float64)
+    runs = len(each)
+    if runs < 2:
+        return float("nan")
+    chi = np.sqrt(2 * gammaincinv((runs - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (runs - 1))
+    critical = float(stdtrit(runs - 1, 1 - significance / 2))
+
+    def missing(shift: float) -> float:
+        return power - float((ndtr(shift - critical * chi) + ndtr(-shift - critical * chi)).mean())
+
+    return float(brentq(missing, 0.0, 10 * critical + 10) * each.std(ddof=1) / runs**0.5)

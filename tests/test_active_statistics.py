@@ -15,7 +15,6 @@ from ssl_lab.active.benchmark import Cell
 from ssl_lab.active.show import Group, group_table, groups_of, verdict, win_table
 from ssl_lab.active.statistics import (
     area,
-    detectable,
     efficiency_interval,
     holm,
     labeling_efficiency,
@@ -24,7 +23,7 @@ from ssl_lab.active.statistics import (
     paired_t,
     win_matrix,
 )
-from ssl_lab.intervals import half_width
+from ssl_lab.intervals import detectable, half_width
 
 CURVES = st.lists(st.floats(0, 1, allow_subnormal=False), min_size=1, max_size=8)
 

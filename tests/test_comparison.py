@@ -23,6 +23,7 @@ from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
 from ssl_lab.engine.folder import alone_in
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.intervals import detectable
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
 from ssl_lab.report import Band, heat_map
@@ -64,6 +65,14 @@ def test_what_is_said_follows_the_paired_difference(tmp_path, accuracies, words)
     baseline = finished(tmp_path, "supervised", (0.90, 0.89, 0.91)[: len(accuracies)])
     (said,) = verdicts([finished(tmp_path, "fixmatch", accuracies)], baseline, balanced=False)
     assert words in said
+
+
+def test_what_cannot_be_told_says_what_could_have_been(tmp_path):
+    baseline = finished(tmp_path, "supervised", (0.90, 0.89, 0.91))
+    (said,) = verdicts([finished(tmp_path, "fixmatch", (0.99, 0.80, 0.95))], baseline, balanced=False)
+    points = 100 * detectable([0.09, -0.09, 0.04])
+    assert 20 < points < 40
+    assert said.endswith(f"; so many find a difference of {points:.1f} points in four of five cases.")
 
 
 def test_the_table_ranks_and_the_report_says_who_was_not_helped(tmp_path, capsys):

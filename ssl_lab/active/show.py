@@ -18,7 +18,7 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.statistics import FloatArray, Paired
 from ssl_lab.data import Pool
 from ssl_lab.files import write_text
-from ssl_lab.intervals import half_width
+from ssl_lab.intervals import detectable, half_width
 from ssl_lab.report import Band, Column, Report, Table, curves, image_grid
 
 ENOUGH = 3  # seeds, from which strategies are compared at all
@@ -109,7 +109,7 @@ class Group:
         """The difference from random's area that so many seeds would find in four of five cases, at the strictest
         significance of Holm's tests."""
         tests = max(1, len(self.accuracy) - 1)
-        return statistics.detectable(self.areas(query) - self.areas(BASELINE), SIGNIFICANT / tests)
+        return detectable(self.areas(query) - self.areas(BASELINE), SIGNIFICANT / tests)
 
     def efficiency(self, query: str) -> str:
         """The labeling efficiency of the mean curves, or its bound, and its 95% interval over seeds."""

@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import brentq
-from scipy.special import gammaincinv, ndtr, stdtr, stdtrit
+from scipy.special import stdtr
 
 from ssl_lab.intervals import half_width
 
@@ -64,27 +63,6 @@ def holm(p: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(tested) - rank) * p[place]))
         adjusted[place] = least
     return adjusted
-
-
-def detectable(differences: ArrayLike, significance: float = 0.05, power: float = 0.8) -> float:
-    """The least true difference that Student's paired t-test finds with probability `power`, two-sided.
-
-    differences: [R], of which the standard deviation is taken for the true one; it is itself uncertain with few runs.
-    NaN with fewer than 2 runs.
-
-    The power is the mean over a sample's standard deviation (by 4,000 quantiles of chi) of P(|mean| / error > t).
-    """
-    each = np.asarray(differences, dtype=np.float64)
-    runs = len(each)
-    if runs < 2:
-        return float("nan")
-    chi = np.sqrt(2 * gammaincinv((runs - 1) / 2, (np.arange(4000) + 0.5) / 4000) / (runs - 1))
-    critical = float(stdtrit(runs - 1, 1 - significance / 2))
-
-    def missing(shift: float) -> float:
-        return power - float((ndtr(shift - critical * chi) + ndtr(-shift - critical * chi)).mean())
-
-    return float(brentq(missing, 0.0, 10 * critical + 10) * each.std(ddof=1) / runs**0.5)
 
 
 def monotone(accuracy: ArrayLike) -> FloatArray:
