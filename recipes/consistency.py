@@ -41,10 +41,12 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
+    asked = settings.preset
+    kind = presets.kind_for(settings.steps) if asked == "auto" else asked
     preset = presets.preset(settings.method, settings.data, kind)
     settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    pool = presets.noted(pool, asked, kind)
     net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = presets.build(settings.method, net, pool, {"ema": settings.ema, **preset.arguments, **settings.arguments})

@@ -57,11 +57,13 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
+    asked = settings.preset
+    kind = presets.kind_for(settings.steps) if asked == "auto" else asked
     preset = pretraining_presets.preset(settings.method, kind, settings.unlabeled)
     lr = preset.lr * preset.unlabeled / 256 if settings.lr is None else settings.lr
     settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    pool = presets.noted(pool, asked, kind)
     net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool,

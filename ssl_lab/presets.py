@@ -109,6 +109,14 @@ def kind_for(steps: int | None) -> Kind:
     return "paper" if steps is not None and steps >= LONG else "short"
 
 
+def noted(pool: Pool, asked: Kind | Literal["auto"], kind: Kind) -> Pool:
+    """The pool, with a line in its notes where `auto` took the papers' settings, made for larger machines."""
+    if asked != "auto" or kind != "paper":
+        return pool
+    return dataclasses.replace(pool, notes=(*pool.notes, f"from {LONG} steps on settings are those of the papers; "
+                                            "--preset short has those for minutes on a CPU"))
+
+
 def fill(settings: S, preset: Preset) -> S:
     """The settings (a dataclass) with the preset's values where they are None."""
     names = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ PAPER: dict[str, Pretraining] = {
     # facebookresearch/swav at 06b1b7c, scripts/swav_200ep_bs256_pretrain.sh, which has six small crops besides
     "swav": Pretraining(256, 0.6, _lars(1e-6, warm=0.0, end=0.001), {"queue": 3840, "queue_from": 15 / 200,
                                                                      "frozen": 1 / 200}),
-    # The paper, which has no code: 1000 epochs, 10 of them warm-up
+    # The paper; no code of its authors was found to check it against: 1000 epochs, 10 of them warm-up
     "nnclr": Pretraining(4096, 0.3, _lars(1e-6), {"queue": 98304, "temperature": 0.1}),
     # gidariss/FeatureLearningRotNet at edafaba, config/CIFAR10_RotNet_NIN4blocks.py: 0.1 for 128 images, 200 epochs
     "rotation": Pretraining(128, 0.2, lambda lr: SGD(drops(lr, 0.2, 0.3, 0.6, 0.8), 5e-4), {}),
@@ -108,7 +108,7 @@ SHORT: dict[str, tuple[float, float, float, Arguments]] = {
 
 
 def preset(method: str, kind: Literal["paper", "short"], unlabeled: int | None = None) -> Pretraining:
-    """The settings of this method. unlabeled: images per step, in place of the preset's.
+    """The settings of this method. unlabeled: images per step, in place of the preset's; the rate follows them.
 
     Raises UsageError for a method that does not pretrain.
     """

@@ -425,6 +425,14 @@ def test_the_paper_preset_is_what_was_published(name):
         assert values == by_data.get(data, always), data
 
 
+def test_a_long_run_says_whose_settings_it_has(tmp_path, monkeypatch):
+    module, seen = recipe("consistency"), []
+    monkeypatch.setattr(module.sl.Trainer, "fit", lambda trainer, method, pool, **named: seen.append(pool.notes))
+    for arguments in (["--steps", str(LONG)], ["--steps", str(LONG), "--preset", "paper"], ["--steps", "5"]):
+        module.main(parse(module.Settings, ["--labels", "20", "--out", str(tmp_path), *arguments]))
+    assert [any("--preset short" in note for note in notes) for notes in seen] == [True, False, False]
+
+
 def test_the_paper_preset_of_a_method_around_another_one():
     assert preset("hiermatch", "cifar100", "paper").arguments["base"].keywords["weight"](1.0) == 150
     assert preset("hiermatch", "cifar100", "paper").unlabeled == 64

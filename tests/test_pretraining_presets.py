@@ -130,7 +130,7 @@ def test_the_preset_follows_the_number_of_steps_and_what_is_given_counts(tmp_pat
 
     def fit(trainer, method, pool, unlabeled):
         seen.append((type(getattr(trainer.optimizer, "base", trainer.optimizer)).__name__, unlabeled,
-                     max(value(trainer.optimizer.lr, t / 100) for t in range(100)), trainer.config))
+                     max(value(trainer.optimizer.lr, t / 100) for t in range(100)), trainer.config, pool.notes))
         raise UsageError("enough")
 
     monkeypatch.setattr(sl.Trainer, "fit", fit)
@@ -143,6 +143,8 @@ def test_the_preset_follows_the_number_of_steps_and_what_is_given_counts(tmp_pat
     assert [each[:3] for each in seen] == [paper, short, short, paper, ("SGD", 64, pytest.approx(0.03)),
                                            ("LARS", 128, pytest.approx(0.7))]
     assert [each[3]["preset"] for each in seen] == ["paper", "short", "short", "paper", "short", "paper"]
+    said = [any("--preset short" in note for note in each[4]) for each in seen]
+    assert said == [True, False, False, False, False, True]  # where nobody asked for it
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "mae"])
