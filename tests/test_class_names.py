@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -253,6 +254,24 @@ def test_exports_carry_names(tmp_path, capsys, to):
     else:
         text = safetensors.safe_open(out, "pt").metadata()["class_names"]
     assert json.loads(text) == list(RGB)
+
+
+# ---- splits
+
+def test_a_split_that_is_read_again_goes_by_name(tmp_path):
+    few = pool_of().split(labels=6, seed=1)
+    few.write_manifest(tmp_path / "split.json")
+    turned = pool_of(RGB)
+    turned = replace(turned, class_names=OTHER, truth=np.array([OTHER.index(RGB[label]) for label in turned.truth]))
+    again = turned.split(labeled=tmp_path / "split.json")
+    assert again.labels[again.labeled].tolist() == turned.truth[again.labeled].tolist()
+    assert again.labeled.tolist() == few.labeled.tolist()
+    with pytest.raises(UsageError, match=r"split\.json has the classes red, green, blue, arrays red, green, zebra; "
+                                         r"there is no blue"):
+        replace(turned, class_names=RENAMED).split(labeled=tmp_path / "split.json")
+    more = replace(turned, class_names=(*OTHER, "zebra"))  # a class was founded since
+    assert more.split(labeled=tmp_path / "split.json").labels[few.labeled].tolist() == again.labels[
+        few.labeled].tolist()
 
 
 # ---- recipes

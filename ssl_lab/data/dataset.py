@@ -53,21 +53,22 @@ def names_in(dataset: Any) -> Names | None:
     return said[0] if said else None
 
 
-def as_numbered(labels: IntArray, theirs: Names, names: Names) -> IntArray:
+def as_numbered(labels: IntArray, theirs: Names, names: Names, what: str, whose: str) -> IntArray:
     """Labels that number the classes `theirs`, int64 [N], as numbers of `names`: the same class by its name.
 
-    UsageError for a label whose class is not among `names`, or is there twice.
+    what, whose: what has theirs, and what has `names`. UsageError for a label whose class is not among `names`, or is
+    there twice.
     """
     if theirs == names:
         return labels
     foreign = sorted({theirs[label] for label in labels[labels >= 0].tolist() if label < len(theirs)} - {*names})
     if foreign or len({*names}) < len(names) or len({*theirs}) < len(theirs):
-        raise UsageError(f"the test data have the classes {shown(theirs)}, the training data {shown(names)}"
-                         f"{f'; {shown(foreign)} cannot be learned' if foreign else ', not each once'}. Give data sets "
-                         "of the same classes")
+        raise UsageError(f"{what} has the classes {shown(theirs)}, {whose} {shown(names)}"
+                         f"{f'; there is no {shown(foreign)}' if foreign else ', not each once'}. Give one of the same "
+                         "classes")
     numbers = [names.index(name) if name in names else -1 for name in theirs]
     if labels.max(initial=-1) >= len(theirs):
-        raise UsageError(f"a test label is {labels.max()}, but there are {len(theirs)} classes: {shown(theirs)}")
+        raise UsageError(f"a label of {what} is {labels.max()}, but there are {len(theirs)} classes: {shown(theirs)}")
     return np.array([numbers[label] if label >= 0 else label for label in labels.tolist()], dtype=np.int64)
 
 

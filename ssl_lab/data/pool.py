@@ -158,7 +158,11 @@ class Pool:
         chosen = known if chosen is None else chosen
         self._check(chosen, train, "labeled", "is a valid or test row")
         if "labels" in manifest:
-            values = to_labels(manifest["labels"], len(chosen), self.classes, "the manifest's labels")
+            from ssl_lab.data.dataset import as_numbered
+
+            names = tuple(manifest.get("class_names", self.class_names))
+            values = to_labels(manifest["labels"], len(chosen), len(names), "the manifest's labels")
+            values = as_numbered(values, names, self.class_names, f"the manifest {_brief(labeled)}", self.name)
             values = values[np.argsort(manifest["labeled"])]
         else:
             self._check(chosen, known, "labeled", "has no known label")
@@ -245,7 +249,7 @@ class Pool:
         test_images, test_labels = (None, None) if test is None else read_dataset(test, image_size)
         theirs, names = None if test is None else names_in(test), names or class_names
         if test_labels is not None and theirs and names:
-            test_labels = as_numbered(test_labels, theirs, names)
+            test_labels = as_numbered(test_labels, theirs, names, "the test data set", "that of training")
         elif test is not None and theirs != names:
             notes = (f"only the {'test' if names is None else 'training'} data set names its classes: the labels of "
                      "both are taken as numbers of the same ones",)

@@ -41,6 +41,10 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     left_out = rows[:0] if left_out is None else left_out
     free = np.setdiff1d(rows, left_out)
     count = _count(amount, len(free), "labels")
+    if not len(free):
+        raise UsageError(f"labels={amount:g}: no train image has a known label, so none can be drawn. Label some, or "
+                         "have people asked for labels (recipes/active.py with --oracle), or learn without "
+                         "(recipes/pretrain.py)")
     if not 1 <= count <= len(free):
         raise UsageError(f"labels={amount:g}: expected 1 to {len(free)}, the train images whose label is known "
                          "and that do not validate, or a fraction of them between 0 and 1")

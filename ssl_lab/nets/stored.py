@@ -87,7 +87,7 @@ def first(keys: Iterable[str], most: int = 3) -> str:
 
 
 def _read_safetensors(path: Path) -> Weights:
-    with safetensors.safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]
+    with safetensors.safe_open(path, "pt") as file:
         found = Weights((key, file.get_tensor(key)) for key in file.keys())  # noqa: SIM118
         text = (file.metadata() or {}).get(KEY)
     try:

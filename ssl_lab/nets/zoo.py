@@ -7,7 +7,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -108,8 +107,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
 
     UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
     """
-    names = None if isinstance(classes, Integral) else tuple(classes)  # type: ignore[arg-type]
-    count = int(classes) if names is None else len(names)  # type: ignore[call-overload]
+    names, count = (tuple(classes), len(classes)) if isinstance(classes, Sequence) else (None, classes)
     if count < 1:
         raise UsageError(NO_CLASSES)
     if not len(style.mean) == len(style.std) == style.channels:
