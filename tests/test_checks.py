@@ -59,6 +59,6 @@ def test_recipes_say_that_there_are_no_labels(tmp_path: Path, name: str, argumen
         Image.fromarray(pixels).save(tmp_path / f"images/{i}.png")
     module = recipe(name)
     steps = () if name == "features" else ("--steps", "2")
-    with pytest.raises(UsageError, match="no image has a label|no test image with a label|has no .*label|no train im"):
+    with pytest.raises(UsageError, match=r"no image has a label|no test image with a label|has no .*label|no train i"):
         module.main(parse(module.Settings, ["--data", str(tmp_path / "images"), "--data-dir", str(tmp_path / "cache"),
                                             "--out", str(tmp_path / "out"), "--device", "cpu", *steps, *arguments]))
