@@ -15,6 +15,7 @@ label, FixMatch from scratch has 97.9 ± 0.2% after as many steps (recipes/disti
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
@@ -39,6 +40,8 @@ class Settings(sl.Settings):
     oracle: str = may_run("truth", r"\s*command:")
     """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file of id (or
     path) and label."""
+    agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
+    """What counts where several people say different things of an image; see recipes/active.py."""
     method: str = "fixmatch"
     """Semi-supervised method, of the teacher --net."""
     distill: str = "kd"
@@ -63,7 +66,8 @@ def main(settings: Settings) -> None:
         stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
         train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
     start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
-    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio", data=settings.data)
+    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
+                         agreement=settings.agreement, data=settings.data)
     loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
                          sl.make_query(settings.query), oracle,
                          settings.labels, rounds=1, out=out / "labels", seed=settings.seed, backbone=start(),
