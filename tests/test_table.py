@@ -217,3 +217,9 @@ def test_a_table_that_cannot_be_read(tmp_path, monkeypatch):
     path.mkdir()
     with pytest.raises(UsageError, match="holds no image"):
         read(path)
+
+
+def test_columns_do_not_make_another_cache(tmp_path):
+    path = table(tmp_path, "path,label,thing\n0.png,a,c\n1.png,b,d\n")
+    assert read(path).class_names != read(path, label_column="thing").class_names
+    assert len(list((tmp_path / "data/cache").glob("*/meta.json"))) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ssl_lab.data.decode import MAX_PIXELS
 from ssl_lab.errors import UsageError
@@ -30,7 +30,7 @@ class Reading:
 
     def of_pixels(self) -> Reading:
         """Without what says which files are meant: what their pixels depend on, by which they are cached."""
-        return Reading(self.image_size, self.max_pixels)
+        return replace(self, path_column=None, label_column=None, split_column=None, class_level=1)
 
     @property
     def columns(self) -> tuple[str | None, ...]:
