@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -16,7 +16,10 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_lab import nets, presets
+from ssl_lab.config import reading_of
 from ssl_lab.data import IntArray, Pool, announce, load
+from ssl_lab.data.reading import Background
+from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import shuffled, stratified
 from ssl_lab.engine import Runtime, Trainer, predict
 from ssl_lab.errors import UsageError
@@ -122,8 +125,9 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
            net: str = "tiny_16", backbones: tuple[str, ...] = (), weights: Path | None = None, pretrained: bool = False,
            methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
            image_size: int | None = None, path_column: str | None = None, label_column: str | None = None,
-           split_column: str | None = None, class_level: int = 1, data_dir: Path | None = None, seed: int = 0,
-           device: str = "auto") -> Advice:
+           split_column: str | None = None, class_level: int = 1, resize: Resize = "crop", value_range: str = "auto",
+           background: Background = "white", flip: Literal["auto", "on", "off"] = "auto", data_dir: Path | None = None,
+           seed: int = 0, device: str = "auto") -> Advice:
     """Compares ways to use a few labels, in a few minutes, and recommends one, with numbers and their uncertainty.
 
     Nearest neighbors of raw pixels, kNN and linear probe on frozen features (of --net at random init, and of
@@ -143,6 +147,10 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     label_column: column of a CSV file that holds the labels (default: label, or a usual name).
     split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
     class_level: 2 if the classes of a folder are the sub-folders of its folders.
+    resize: crop, pad or squash images that are not square, or none.
+    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
+    background: what shows through where images are transparent.
+    flip: whether views mirror images left-right.
     data_dir: where data sets lie.
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
@@ -152,9 +160,11 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
     if wrong := [name for name in methods if not get(name).classifies]:
         raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
-    listing: dict[str, Any] = {"path_column": path_column, "label_column": label_column, "split_column": split_column,
-               "class_level": class_level}
-    pool = load(data, data_dir, image_size, **listing).split(labels=labels, seed=seed)
+    read: dict[str, Any] = {
+        "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
+        "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
+        "background": background, "flip": flip}
+    pool = load(data, **reading_of(read)).split(labels=labels, seed=seed)
     announce(pool)
     given_labels = len(pool.labeled)
     if given_labels > MOST:
@@ -162,8 +172,9 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     pool = blind(pool)
     folds = deal(pool.labels[pool.labeled], seed)
     runtime = Runtime.start(device)
-    given = {"data": data, "labels": labels, "image-size": image_size, "data-dir": data_dir, "seed": seed or None,
-             **{name.replace("_", "-"): value for name, value in listing.items() if value != 1}}
+    usual = {"class_level": 1, "resize": "crop", "value_range": "auto", "background": "white", "flip": "auto"}
+    given = {"data": data, "labels": labels, "seed": seed or None} | {
+        name.replace("_", "-"): value for name, value in read.items() if value != usual.get(name)}
     flags = _flags(given)
 
     features = _features(pool, runtime, net, backbones, weights, pretrained, seed)

@@ -29,8 +29,9 @@ from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, s
 S = TypeVar("S", bound="Settings")
 BUSY = 75  # as in sysexits.h: try again later
 
-LISTING = ("path_column", "label_column", "split_column", "class_level")
-"""The settings that say how a person's images are listed."""
+READING = ("data_dir", "image_size", "path_column", "label_column", "split_column", "class_level", "resize",
+           "value_range", "background", "flip")
+"""The settings that say how a person's images are listed and read."""
 
 
 @dataclass
@@ -51,6 +52,15 @@ class Settings:
     """Column of a CSV file that says train, valid or test (default: split, or a usual name)."""
     class_level: int = 1
     """2: the classes of a folder are the sub-folders of its folders, as where these are years."""
+    resize: Literal["crop", "pad", "squash", "none"] = "crop"
+    """Of images that are not square: crop the ends, pad by the edges, or squash. none: keep the one size of all."""
+    value_range: str = "auto"
+    """Values of black and white in images that do not hold bytes, e.g. 0-1, 0-4095 or -1-1 (auto: told by the values
+    of all images)."""
+    background: Literal["white", "black"] = "white"
+    """What shows through where images are transparent."""
+    flip: Literal["auto", "on", "off"] = "auto"
+    """Views mirror images left-right; off if a mirrored one is of another class (auto: not in digits, mnist, svhn)."""
     labels: int | float | None = None
     """Labeled training images, drawn by the seed: a count, or a fraction of those whose label is known (default: all of
     these)."""
@@ -96,7 +106,7 @@ class Settings:
 
     def reading(self) -> dict[str, Any]:
         """The arguments of `load` beside the data."""
-        return {name: getattr(self, name) for name in ("data_dir", "image_size", *LISTING)}
+        return reading_of(dataclasses.asdict(self))
 
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""
@@ -121,6 +131,12 @@ def may_run(default: Any, text: str) -> Any:
     return dataclasses.field(default=default, metadata={"runs": text})
 
 
+def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `load` beside the data, from settings or from what a run's config.yaml has of them."""
+    given = {name: settings[name] for name in READING if settings.get(name) is not None}
+    return given | ({"flip": {"on": True, "off": False}.get(given["flip"])} if "flip" in given else {})
+
+
 def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
     import tyro
@@ -134,7 +150,7 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     description = (sys.modules[settings.__module__].__doc__ or "") + (
         "\nAlso: --config FILE reads settings from YAML (flags win); --print-config prints them and exits.")
     with _one_line_errors():
-        parsed, left = tyro.cli(settings, args=argv, description=description, return_unknown_args=True)
+        parsed, left = tyro.cli(settings, args=_negative(argv), description=description, return_unknown_args=True)
     if left:
         flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]
         raise unknown("flag", left[0].partition("=")[0], [*flags, "--config", "--print-config"], "See --help.")
@@ -172,7 +188,8 @@ def run_command(commands: Mapping[str, Callable[..., object]], program: str, des
 
     with _one_line_errors():
         tyro.extras.subcommand_cli_from_dict({name: later(command) for name, command in commands.items()},
-                                             prog=program, description=description, args=arguments)
+                                             prog=program, description=description,
+                                             args=_negative(sys.argv[1:] if arguments is None else arguments))
     chosen[0]()
 
 
@@ -255,6 +272,18 @@ def _one_line_errors() -> Iterator[None]:
         parts = " ".join(row if row.strip("╰─╯-") else "─" for row in rows).split("─")
         words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
         raise UsageError("; ".join(words)) from None
+
+
+def _negative(argv: Sequence[str]) -> list[str]:
+    """The command line with values that begin with a minus sign and a digit, as in `--value-range -1-1`, joined to
+    their flags: else they would pass for flags."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and re.match(r"-\d", argument) and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def _take(argv: list[str], flag: str, what: str) -> tuple[str | None, list[str]]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ssl_lab import methods
 from ssl_lab.batch import Style, generator
 from ssl_lab.class_names import shown
-from ssl_lab.config import LISTING
+from ssl_lab.config import reading_of
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
@@ -96,8 +96,7 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
     if size:
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
-        listing = {name: settings[name] for name in LISTING if name in settings}
-        style = load(settings["data"], settings.get("data_dir"), **listing).style
+        style = load(settings["data"], **reading_of(settings)).style
     return start_net(str(run), classes, style), style, methods.learned_classes(run)
 
 

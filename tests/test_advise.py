@@ -152,7 +152,7 @@ def test_no_label_but_those_given_changes_the_advice(monkeypatch):
         def split(self, **arguments):
             return replace(pool, truth=shuffled)
 
-    monkeypatch.setattr(advising, "load", lambda *arguments: Loaded())
+    monkeypatch.setattr(advising, "load", lambda *arguments, **more: Loaded())
     second = advise("digits", 30, methods=("supervised",), **TINY)
     assert [way.name for way in first.ways] == [way.name for way in second.ways]
     for one, other in zip(first.ways, second.ways, strict=True):

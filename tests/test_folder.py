@@ -160,13 +160,13 @@ def test_resizing_takes_the_shorter_side_and_the_center(tmp_path, height, width)
                           .resize((32, 32), Image.Resampling.BICUBIC)).transpose(2, 0, 1)
     for name, tolerance in [("a.png", 1), ("a.jpg", 6)]:
         path = put(tmp_path / name, picture, **({"quality": 95} if name == "a.jpg" else {}))
-        assert np.abs(read_image(path, 32, gray=False).astype(int) - expected).max() <= tolerance
+        assert np.abs(read_image(path, Reading(32, gray=False)).pixels.astype(int) - expected).max() <= tolerance
 
 
 def test_broken_exif_does_not_cost_the_image(tmp_path):
     path = put(tmp_path / "a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01\x12\xff\xff")
     with decoding(), Image.open(path) as image:
-        assert upright(image).size == (12, 10)
+        assert upright(image).image.size == (12, 10)
 
 
 def test_settings_of_pillow_are_put_back(tmp_path):
@@ -304,10 +304,10 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch):
 def test_a_passing_failure_leaves_no_image_out_for_good(tmp_path, monkeypatch, failure):
     root = animals(tmp_path / "animals")
 
-    def fails(path, max_pixels):
+    def fails(path, reading):
         if path.name == "3.png":
             raise failure
-        return probe(path, max_pixels)
+        return probe(path, reading)
 
     with monkeypatch.context() as patch:
         patch.setattr("ssl_lab.data.cache.probe", fails)
@@ -435,4 +435,5 @@ def test_a_folder_without_any_label(tmp_path):
     for number in range(3):
         put(tmp_path / f"plain/{number}.png")
     pool = load(tmp_path / "plain", tmp_path / "data")
-    assert (pool.classes, len(pool.unlabeled), len(pool.test), pool.notes) == (0, 3, 0, ())
+    assert (pool.classes, len(pool.unlabeled), len(pool.test)) == (0, 3, 0)
+    assert [note.partition(" of ")[0] for note in pool.notes] == ["17%"]

@@ -119,7 +119,8 @@ def test_a_covered_draw_is_a_natural_one_after_one_of_each_class():
 @pytest.mark.parametrize("path", ["natural", "split_file", "partial", "tail", "unlabeled"])
 def test_classes_without_a_labeled_image_are_remarked(path, tmp_path):
     truth = np.repeat([0, 1, 2, 3], [500, 30, 3, 1])
-    pool = Pool.from_arrays(np.zeros((534, 2, 2), np.uint8), truth, class_names=["ant", "bee", "cow", "doe"])
+    pool = Pool.from_arrays(np.zeros((534, 2, 2), np.uint8), truth, class_names=["ant", "bee", "cow", "doe"],
+                            flip=False)
     flag = ""
     if path == "natural":
         pool, flag = pool.split(6, balance="natural"), "; --balance covered draws one of each first"
@@ -128,7 +129,7 @@ def test_classes_without_a_labeled_image_are_remarked(path, tmp_path):
         pool = pool.split(labeled=tmp_path / "rows.txt")
     elif path == "partial":
         truth = np.where((np.arange(534) < 520), truth, -1)
-        pool = Pool.from_arrays(pool.images.take(np.arange(534)), truth, class_names=pool.class_names)
+        pool = Pool.from_arrays(pool.images.take(np.arange(534)), truth, class_names=pool.class_names, flip=False)
     elif path == "tail":
         pool = pool.split(6, balance="natural", imbalance=500)
         flag = "; --balance covered draws one of each first"

@@ -33,7 +33,10 @@ def test_layouts_and_ranges_of_arrays():
 
 
 def test_one_rule_for_train_and_test():
-    dark = Pool.from_arrays(np.full((2, 2, 2), 1.0), [0, 1], np.full((1, 2, 2), 255.0), [0])
+    apart = np.full((2, 2, 2), 1.0), [0, 1], np.full((1, 2, 2), 255.0), [0]
+    with pytest.raises(UsageError, match=r"floats from 1 to 1 and 255 to 255: images on different scales"):
+        Pool.from_arrays(*apart)
+    dark = Pool.from_arrays(*apart, value_range=(0, 255))
     assert dark.images.take(np.array([0, 2]))[:, 0, 0, 0].tolist() == [1, 255]
     mixed = Pool.from_arrays(np.full((2, 2, 2), 1.0), [0, 1], np.full((1, 2, 2), 7, np.uint8), [0])
     assert mixed.images.take(np.array([0, 2]))[:, 0, 0, 0].tolist() == [255, 7]
@@ -53,8 +56,8 @@ def test_the_style_is_measured_on_train_images():
     (np.zeros((2, 8)), [0, 1], r"shape \(2, 8\), expected"),
     (np.zeros((2, 4, 8, 8)), [0, 1], "1 or 3 channels"),
     (np.zeros((0, 3, 8, 8)), [], "are empty"),
-    (np.full((2, 8, 8), 256), [0, 1], "row 0 spans 256 to 256, expected 0 to 255"),
-    (np.linspace(-1, 1, 128).reshape(2, 8, 8), [0, 1], "row 0 spans -1 .* before any normalization"),
+    (np.full((2, 8, 8), 65536), [0, 1], "whole numbers from 65536 to 65536, expected 0 to 1, 0 to 255"),
+    (np.linspace(-2, 2, 128).reshape(2, 8, 8), [0, 1], "floats from -2 to 2, .* before any normalization"),
     (np.where(np.arange(128) == 100, np.nan, 0.5).reshape(2, 8, 8), [0, 1], "row 1 holds NaN"),
     (np.where(np.arange(128) == 3, np.inf, 9.0).reshape(2, 8, 8), [0, 1], "row 0 holds NaN or infinity"),
     (np.full((2, 8, 8), "a"), [0, 1], "have dtype"),

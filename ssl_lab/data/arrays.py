@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ssl_lab.data.reading import Reading
+from ssl_lab.data.values import decide, survey
 from ssl_lab.errors import UsageError
 
 IntArray = NDArray[np.int64]
+PARTS = ("images", "test_images")
 
 
-def to_pixels(images: ArrayLike, unit: bool, what: str = "images") -> NDArray[np.uint8]:
-    """uint8 [N, C, H, W] from [N, H, W], [N, C, H, W] or [N, H, W, C], where C is 1 or 3 (channels-first is
-    tried first).
+def to_pixels(parts: Sequence[ArrayLike], reading: Reading) -> tuple[list[NDArray[np.uint8]], Reading, list[str]]:
+    """uint8 [N, C, H, W] of each part, how they were read, and notes on that.
 
-    Bytes are taken as they are, and not copied. Booleans become 0 and 255. Other integers must lie in 0..255.
-    Floats are read as 0..1 if `unit`, else as 0..255, and rounded. UsageError for anything else, naming the
-    first row at fault.
+    parts: images, and perhaps test images, each [N, H, W], [N, C, H, W] or [N, H, W, C], where C is 1 or 3
+    (channels-first is tried first). Bytes are taken as they are, and not copied; how other values are read is decided
+    for all parts together, see `decide`. UsageError for values or shapes that cannot be read.
     """
-    array = _channels_first(np.asanyarray(images), what)
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == np.bool_:
-        return array.astype(np.uint8) * np.uint8(255)
-    if not (np.issubdtype(array.dtype, np.integer) or np.issubdtype(array.dtype, np.floating)):
-        raise UsageError(f"{what} have dtype {array.dtype}, expected uint8, or floats in 0..1 or 0..255")
-    high = 1 if unit and np.issubdtype(array.dtype, np.floating) else 255
-    finite = np.isfinite(array)
-    if not finite.all():
-        raise UsageError(f"{what}: row {_first_row(~finite)} holds NaN or infinity. Repair or drop it.")
-    outside = (array < 0) | (array > high)
-    if outside.any():
-        row = _first_row(outside)
-        raise UsageError(f"{what}: row {row} spans {array[row].min():g} to {array[row].max():g}, expected "
-                         f"0 to {high}. Give the pixels as they were before any normalization.")
-    pixels: NDArray[np.uint8] = np.rint(array * (255 // high)).astype(np.uint8)
-    return pixels
+    arrays = [channels_first(np.asanyarray(part), what) for part, what in zip(parts, PARTS, strict=False)]
+    surveys = [survey(array, lambda row, what=what: f"{what}: row {row}", what)  # type: ignore[misc]
+               for array, what in zip(arrays, PARTS, strict=False)]
+    values, notes = decide(surveys, reading.value_range)
+    pixels = [values.to_bytes(array) for array in arrays]
+    return pixels, replace(reading, values=values, gray=pixels[0].shape[1] == 1), notes
 
 
-def in_unit_range(*arrays: ArrayLike) -> bool:
-    """Whether all floats lie in [0, 1]; arrays of other types have no say."""
-    floats = [array for array in map(np.asanyarray, arrays) if np.issubdtype(array.dtype, np.floating)]
-    return all(array.size and array.min() >= 0 and array.max() <= 1 for array in floats)
-
-
-def _channels_first(array: NDArray[Any], what: str) -> NDArray[Any]:
+def channels_first(array: NDArray[Any], what: str) -> NDArray[Any]:
     if array.ndim == 3:
         array = array[:, None]
     elif array.ndim == 4 and array.shape[1] not in (1, 3) and array.shape[3] in (1, 3):
@@ -57,10 +43,6 @@ def _channels_first(array: NDArray[Any], what: str) -> NDArray[Any]:
     if not len(array):
         raise UsageError(f"{what} are empty: shape {array.shape}")
     return array
-
-
-def _first_row(bad: NDArray[np.bool_]) -> int:
-    return int(bad.reshape(len(bad), -1).any(axis=1).argmax())
 
 
 def to_labels(labels: ArrayLike, rows: int, classes: int | None = None, what: str = "labels") -> IntArray:

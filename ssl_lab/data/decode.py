@@ -7,20 +7,21 @@ import os
 import stat
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_lab.data.reading import Background, Reading
+from ssl_lab.data.sizes import fit_picture
+from ssl_lab.data.values import BYTES_AND_UNIT, Range, Seen, Survey, Values, survey
+
 if TYPE_CHECKING:
     from PIL import Image
-
-MAX_PIXELS = 64_000_000
-"""Larger images are refused by default, before they are decoded: they may be bombs."""
 
 SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".webp", ".bmp", ".tif", ".tiff",
                       ".ppm", ".pgm", ".pbm", ".pnm"])
@@ -30,6 +31,7 @@ _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 # Of OSErrors, those that are no passing failure: Pillow's own, links and lists that name no file, and EINVAL, which
 # comes of a damaged file whose offsets lie before its beginning.
 _OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
+_BYTES: Survey = {"bytes": Seen(0, 255)}  # what else they hold, decoding them tells
 
 _lock = threading.Lock()
 _inside = 0
@@ -37,10 +39,28 @@ _restore = ExitStack()
 
 
 class Probe(NamedTuple):
-    """What the header of a file says. short: the shorter side in pixels. gray: whether it has no color."""
+    """What a first look at a file finds. size: (width, height) in pixels. gray: whether it has no color. deep: whether
+    it has 16 bits a color channel, of which Pillow reads the upper 8. survey: of the values of wide grays, which are
+    decoded for it; else empty."""
 
-    short: int
+    size: tuple[int, int]
     gray: bool
+    deep: bool
+    survey: Survey
+
+
+class Pixels(NamedTuple):
+    """A decoded image: uint8 [C, H, W], and whether it was transparent somewhere."""
+
+    pixels: NDArray[np.uint8]
+    clear: bool
+
+
+class Upright(NamedTuple):
+    """A plain image, L or RGB, and whether it was transparent somewhere."""
+
+    image: Image.Image
+    clear: bool
 
 
 @contextmanager
@@ -76,50 +96,103 @@ def _without_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = limit
 
 
-def probe(path: Path, max_pixels: int) -> Probe:
+def probe(path: Path, reading: Reading) -> Probe:
     """Read the header of a file. Raises ValueError, OSError or what Pillow raises, if it cannot be used."""
+    with opened(path, reading.max_pixels) as image:
+        return look(image, turn=reading.resize == "none")
+
+
+def look(image: Image.Image, turn: bool) -> Probe:
+    """What there is to see of an opened image. turn: its size is wanted as its EXIF turns it."""
+    gray, deep, found = image.mode in _GRAY, is_deep(image), _BYTES
+    size = image.size if not turn else _turned_size(image)
+    if is_wide(image):
+        found = survey(np.asarray(turned(image))[None], lambda _: "the image")
+    return Probe(size, gray, deep, {} if image.mode == "1" else found)
+
+
+def brightest(path: Path, max_pixels: int) -> int:
+    """The greatest byte of an image file."""
     with opened(path, max_pixels) as image:
-        return Probe(min(image.size), image.mode in _GRAY)
+        return peak(upright(image).image)
 
 
-def read_image(source: Path | BytesIO, size: int, gray: bool, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """uint8 [C, size, size], C = 1 if gray, else 3: shorter side to `size`, then the center square.
+def peak(image: Image.Image) -> int:
+    """The greatest byte of a plain image."""
+    extrema: Any = image.getextrema()
+    return int(max(np.ravel(extrema)))
 
-    source: a file, or the bytes of one. Raises as `probe` does; a truncated file is an error too.
+
+def read_image(source: Path | BytesIO, reading: Reading) -> Pixels:
+    """uint8 [C, size, size], C = 1 if gray, else 3, of an image file, or of the bytes of one.
+
+    reading: as decided for the data set (see `resolve`). Raises as `probe` does; a truncated file is an error too.
     """
-    with opened(source, max_pixels) as image:
-        image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would average away
-        pixels = np.asarray(to_square(upright(image), size).convert("L" if gray else "RGB"))
-    return pixels[None] if gray else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    with opened(source, reading.max_pixels) as image:
+        if (size := reading.image_size) is not None:
+            image.draft(None, (2 * size, 2 * size))  # lets JPEG skip detail that the resize would average away
+        return from_picture(image, reading)
 
 
-def to_square(image: Image.Image, size: int) -> Image.Image:
-    """The center square of a plain image, resized to size x size (bicubic, antialiased)."""
-    from PIL import Image, ImageOps
+def from_picture(image: Image.Image, reading: Reading) -> Pixels:
+    """As `read_image`, of a PIL image."""
+    plain, clear = upright(image, reading.values or BYTES_AND_UNIT, reading.background)
+    pixels = np.asarray(fit_picture(plain, reading.image_size, reading.resize).convert("L" if reading.gray else "RGB"))
+    return Pixels(pixels[None] if reading.gray else np.ascontiguousarray(pixels.transpose(2, 0, 1)), clear)
 
-    return ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+
+def is_wide(image: Image.Image) -> bool:
+    """Whether an image has grays of more than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Any image as mode L or RGB: turned as its EXIF says, first frame, on white where it is transparent.
+def is_deep(image: Image.Image) -> bool:
+    """Whether an opened image has color channels of more than 8 bits in its file."""
+    tiles: Sequence[Any] = getattr(image, "tile", ())  # of images in files
+    modes = [args if isinstance(args, str) else args[0] for *_, args in tiles if args]
+    return not is_wide(image) and any(isinstance(mode, str) and ";16" in mode for mode in modes)
 
-    16-bit grays are divided by 257; other wide grays may hold 0..1, 0..255 or 0..65535, the smallest of these
-    that holds them all.
-    """
-    from PIL import Image, ImageOps
+
+def _turned_size(image: Image.Image) -> tuple[int, int]:
+    with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError):
+        if image.getexif().get(0x0112) in (5, 6, 7, 8):
+            return image.height, image.width
+    return image.size
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """An image as its EXIF says, loaded."""
+    from PIL import ImageOps
 
     # Damaged EXIF says nothing of the pixels: whether these are good, loading them below tells.
     with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError):
         image = ImageOps.exif_transpose(image)
     image.load()
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_narrow(np.asarray(image), image.mode))
+    return image
+
+
+def upright(image: Image.Image, values: Values = BYTES_AND_UNIT, background: Background = "white") -> Upright:
+    """Any image as mode L or RGB: turned as its EXIF says, first frame, on a background where it is transparent."""
+    from PIL import Image
+
+    image, clear = turned(image), False
+    if is_wide(image):
+        return Upright(Image.fromarray(values.to_bytes(np.asarray(image)[None])[0]), False)
+    mode = "L" if image.mode in _GRAY else "RGB"
     if image.has_transparency_data:
-        gray = image.mode in _GRAY
         image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        return Image.alpha_composite(white, image).convert("L" if gray else "RGB")
-    return image.convert("L" if image.mode in _GRAY else "RGB")
+        extrema: Any = image.getchannel("A").getextrema()
+        clear = bool(extrema[0] < 255)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
+    return Upright(_in_range(image.convert(mode), values.bytes), clear)
+
+
+def _in_range(image: Image.Image, white: Range) -> Image.Image:
+    """A plain image whose bytes have other values for black and white."""
+    if white == BYTES_AND_UNIT.bytes:
+        return image
+    table = Values(bytes=white).to_bytes(np.arange(256, dtype=np.uint8)).tolist()
+    return image.point(table * len(image.getbands()))
 
 
 def reason(error: Exception) -> str:
@@ -158,15 +231,3 @@ def opened(source: Path | BytesIO, max_pixels: int) -> Iterator[Image.Image]:
         if 0 in image.size:
             raise ValueError("no pixels")
         yield image
-
-
-def _narrow(values: NDArray[np.generic], mode: str) -> NDArray[np.uint8]:
-    """Gray values of more than 8 bits as uint8."""
-    wide = values.astype(np.float64)
-    if not np.isfinite(wide).all():
-        raise ValueError("NaN or infinity among the pixels")
-    limits = {"F": (1, 255, 65535), "I": (255, 65535)}.get(mode, (65535,))
-    high = next((limit for limit in limits if wide.max() <= limit), None)
-    if high is None or wide.min() < 0:
-        raise ValueError(f"gray values from {wide.min():g} to {wide.max():g}, expected 0 to 65535")
-    return np.rint(wide * (255 / high)).astype(np.uint8)

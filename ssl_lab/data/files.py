@@ -9,7 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ssl_lab.files import cannot_write, make_folder, sync
@@ -78,6 +78,24 @@ def _wait_for_lock(handle: int, path: Path) -> None:
         if os.environ.get("RANK", "0") == "0":
             print(f"note: another process makes {path}; this one waits for it", file=sys.stderr)
         fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+class Hold:
+    """Keeps a cache: a shared lock on its folder for as long as this object lives, which `ssl-lab cache` respects. Also
+    notes that it is used now, as the folder's time of change. Does nothing where there are no locks."""
+
+    def __init__(self, folder: Path) -> None:
+        self._handle: int | None = None
+        with suppress(OSError):
+            self._handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        with suppress(OSError):  # of a shared folder that is not ours
+            os.utime(folder)
+
+    def __del__(self) -> None:
+        if self._handle is not None:
+            with suppress(OSError):
+                os.close(self._handle)
 
 
 def sha256_file(path: Path) -> str:

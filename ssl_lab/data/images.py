@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import interpolate
 
 from ssl_lab.batch import Style, generator
 from ssl_lab.data.arrays import IntArray
+from ssl_lab.data.files import Hold
+from ssl_lab.data.sizes import Resize, fit_batch
 
 Contents = NDArray[np.uint64]
 HASHED = 2**29
@@ -44,15 +45,14 @@ class Images(Protocol):
 class ArrayImages:
     """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
 
-    fingerprint, contents: known from when the file was written; computed on demand without them.
+    fingerprint, contents: known from when the file was written; computed on demand without them. hold: keeps the file.
     """
 
     def __init__(self, pixels: NDArray[np.uint8], fingerprint: str | None = None,
-                 contents: Contents | None = None) -> None:
+                 contents: Contents | None = None, hold: Hold | None = None) -> None:
         # The plain view of a memory map: indexing np.memmap itself costs several microseconds a call.
         self.pixels = np.asarray(pixels)
-        self._fingerprint = fingerprint
-        self._contents = contents
+        self._fingerprint, self._contents, self.hold = fingerprint, contents, hold
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -110,13 +110,14 @@ class Concat:
 
 
 class Resized:
-    """Another source at another size: shorter side to `size` (bicubic, antialiased), then the center square.
+    """Another source at another size, bicubic and antialiased, as `Resize` says: by default the shorter side to `size`,
+    then the center square.
 
     Resized on the fly, batch by batch, so that a small data set can be seen large without a large copy.
     """
 
-    def __init__(self, images: Images, size: int) -> None:
-        self.images, self.size = images, size
+    def __init__(self, images: Images, size: int, resize: Resize = "crop") -> None:
+        self.images, self.size, self.resize = images, size, resize
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -126,14 +127,11 @@ class Resized:
         return len(self.images)
 
     def take(self, indices: IntArray) -> Tensor:
-        _, height, width = self.images.shape
-        short = min(height, width)
-        top, left = (height - short) // 2, (width - short) // 2
-        square = self.images.take(indices)[..., top:top + short, left:left + short]
-        return interpolate(square, size=(self.size, self.size), mode="bicubic", antialias=True)
+        return fit_batch(self.images.take(indices), self.size, self.resize)
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.images.fingerprint()} {self.size}".encode()).hexdigest()
+        way = "" if self.resize == "crop" else f" {self.resize}"
+        return hashlib.sha256(f"{self.images.fingerprint()} {self.size}{way}".encode()).hexdigest()
 
     def contents(self) -> Contents | None:
         return self.images.contents()

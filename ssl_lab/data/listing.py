@@ -130,7 +130,7 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     useful = [entry for entry in listing.entries if entry.label is not None or entry.part == "train"]
     if not useful:
         raise nothing_trains(str(root))
-    decoded = decode_files(root, [entry.file for entry in useful], caches, reading.of_pixels())
+    decoded = decode_files(root, [entry.file for entry in useful], caches, reading)
     if decoded.skipped:
         notes.append(_on_skipped(decoded))
     kept = [useful[row] for row in decoded.rows]
@@ -138,11 +138,11 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     labels = np.array([texts.setdefault(entry.label, len(texts) - 1) for entry in kept], dtype=np.int64)
     settled = settle(str(root), labels, [text for text in texts if text is not None],
                      np.array([entry.part for entry in kept]), notes, len(listing.entries) - len(useful))
-    images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents)
-    style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26))
-    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, tuple(notes),
-                   tuple(entry.file for entry in kept), dict(Counter(listing.passed_over).most_common()),
-                   root=str(root.resolve()))
+    images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents, decoded.hold)
+    style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26), reading.flips())
+    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid,
+                   (*notes, *decoded.notes), tuple(entry.file for entry in kept),
+                   dict(Counter(listing.passed_over).most_common()), root=str(root.resolve()), reading=decoded.reading)
 
 
 def nothing_trains(where: str) -> UsageError:

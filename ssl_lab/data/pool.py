@@ -14,14 +14,16 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
-from ssl_lab.data.arrays import IntArray, in_unit_range, to_indices, to_labels, to_pixels
-from ssl_lab.data.classes import compact
-from ssl_lab.data.images import ArrayImages, Concat, Images, Resized, pixel_statistics, style_of
+from ssl_lab.data.arrays import IntArray, to_indices, to_labels
+from ssl_lab.data.images import Concat, Images, Resized, style_of
 from ssl_lab.data.label_file import read_labels
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
+from ssl_lab.data.reading import AS_BYTES, Background, Reading
+from ssl_lab.data.sizes import Resize, Sizes
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
 from ssl_lab.data.summary import summary
+from ssl_lab.data.values import Range, Values, parse_range
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -34,8 +36,9 @@ class Pool:
     diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
     the labels that training may use. notes: what a person should be told, a line each. files: the path of
     each row's image below the folder `root`, where images come from files. passed_over: how many files were left out,
-    by what they are (".heic": 60). seed, balance: how the labels were chosen (None: they were not drawn). imbalance:
-    of the long tail that train rows were cut to, if they were; dropped: int64, sorted, the rows that it left out.
+    by what they are (".heic": 60). reading: how images were read, with what was decided from them. seed, balance: how
+    the labels were chosen (None: they were not drawn). imbalance: of the long tail that train rows were cut to, if they
+    were; dropped: int64, sorted, the rows that it left out.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Pool:
     files: tuple[str, ...] = ()
     root: str = ""
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    reading: Reading = AS_BYTES
     seed: int | None = None
     balance: str | None = None
     imbalance: float | None = None
@@ -203,63 +207,49 @@ class Pool:
     @classmethod
     def from_arrays(cls, images: ArrayLike, labels: ArrayLike, test_images: ArrayLike | None = None,
                     test_labels: ArrayLike | None = None, class_names: Sequence[str] | None = None,
-                    name: str = "arrays", style: Style | None = None) -> Pool:
+                    name: str = "arrays", style: Style | None = None, *, image_size: int | None = None,
+                    resize: Resize = "crop", value_range: Range | str | None = None, flip: bool | None = None) -> Pool:
         """A pool of arrays (or tensors, or memory maps, which stay mapped if they are uint8).
 
-        images: [N, H, W], [N, C, H, W] or [N, H, W, C]; uint8, or floats that all lie in 0..1, else in
-        0..255. labels: int [N], -1 = unlabeled. class_names: by default the classes are the numbers that occur among
-        labels and test_labels, by these names, numbered from 0 without gaps (a note says so if that changes them).
-        style: measured by default, with flips; give one for images that must not be mirrored.
+        images: [N, H, W], [N, C, H, W] or [N, H, W, C], of bytes, booleans, whole numbers or floats. labels: int [N],
+        -1 = unlabeled. class_names: by default the classes are the numbers that occur among labels and test_labels, by
+        these names, numbered from 0 without gaps (a note says so if that changes them). style: measured by default.
+
+        value_range: the values of black and of white, as a pair or "LOW-HIGH"; by default decided by the values of all
+        images together (see `decide`) and noted. image_size: side in pixels to resize to, as `resize` says ("crop",
+        "pad" or "squash", see `Resize`); by default images keep their size. flip: whether views may mirror images;
+        False where a mirrored image is of another class.
         """
-        unit = in_unit_range(images, *([] if test_images is None else [test_images]))
-        classes = None if class_names is None else len(class_names)
-        parts = [to_pixels(images, unit)]
-        truth = [to_labels(labels, len(parts[0]), classes)]
-        if (test_images is None) != (test_labels is None):
-            raise UsageError("test_images and test_labels belong together: give both or none")
-        if test_images is not None and test_labels is not None:
-            parts.append(to_pixels(test_images, unit, "test_images"))
-            truth.append(to_labels(test_labels, len(parts[1]), classes, "test_labels"))
-            if parts[0].shape[1:] != parts[1].shape[1:]:
-                raise UsageError(f"images are {parts[0].shape[1:]} and test_images {parts[1].shape[1:]}, "
-                                 "expected the same channels, height and width")
-        known = np.concatenate(truth)
-        notes: list[str] = []
-        if class_names is None:
-            known, class_names, notes = compact(known)
-        style = style or style_of(parts[0].shape[1:], *pixel_statistics(parts[0]))
-        return pool_of(name, join([ArrayImages(part) for part in parts]), known, tuple(class_names), style,
-                       test=np.arange(len(parts[0]), len(known)), notes=tuple(notes))
+        from ssl_lab.data.memory import pool_of_arrays
+
+        reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), flip=flip)
+        return pool_of_arrays(images, labels, test_images, test_labels, class_names, name, style, reading)
 
     @classmethod
     def from_dataset(cls, train: Any, test: Any = None, class_names: Sequence[str] | None = None,
-                     name: str = "dataset", image_size: int | None = None) -> Pool:
+                     name: str = "dataset", image_size: int | None = None, *, resize: Resize = "crop",
+                     value_range: Range | str | None = None, background: Background = "white",
+                     flip: bool | None = None) -> Pool:
         """A pool of `torch.utils.data.Dataset`s (anything with `len` and rows) of (image, label).
 
         An image is a PIL image, or an array or tensor as `from_arrays` takes them, without a transform that
         draws random numbers: each is read once, now, into memory. label: an int, or None or -1 for unlabeled.
-        image_size: images are resized to it (shorter side, then the center square), which PIL images that
-        differ in size need. class_names: by default what `train` calls them (`classes` or `class_to_idx`). Where
-        `test` names its classes too, its labels are read by name; UsageError for one that `train` does not have.
+        image_size: images are resized to it, which images that differ in size need. resize, value_range, flip: as for
+        `from_arrays`. background: "white" or "black", of PIL images that are transparent. class_names: by default what
+        `train` calls them (`classes` or `class_to_idx`). Where `test` names its classes too, its labels are read by
+        name; UsageError for one that `train` does not have.
         """
-        from ssl_lab.data.dataset import as_numbered, names_in, read_dataset
+        from ssl_lab.data.memory import pool_of_datasets
 
-        (images, labels), names, notes = read_dataset(train, image_size), names_in(train), tuple[str, ...]()
-        class_names = names if class_names is None else tuple(class_names)
-        test_images, test_labels = (None, None) if test is None else read_dataset(test, image_size)
-        theirs, names = None if test is None else names_in(test), names or class_names
-        if test_labels is not None and theirs and names:
-            test_labels = as_numbered(test_labels, theirs, names, "the test data set", "that of training")
-        elif test is not None and theirs != names:
-            notes = (f"only the {'test' if names is None else 'training'} data set names its classes: the labels of "
-                     "both are taken as numbers of the same ones",)
-        pool = cls.from_arrays(images, labels, test_images, test_labels, class_names, name)
-        return resized(replace(pool, notes=(*pool.notes, *notes)), image_size)
+        reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), background=background,
+                          flip=flip)
+        return pool_of_datasets(train, test, class_names, name, reading)
 
 
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
             test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
-            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None, root: str = "") -> Pool:
+            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None, root: str = "",
+            reading: Reading = AS_BYTES) -> Pool:
     """A pool in which every known label of the rows outside test and valid is given. UsageError for a single class."""
     if len(class_names) == 1:
         raise UsageError(f"{name} has one class only, {class_names[0]!r}, expected two or more (or none, if no image "
@@ -268,16 +258,28 @@ def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, 
     train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]
     return Pool(name, images, truth, class_names, style, train, valid, test,
-                _begin(Ledger(), known, truth[known]), notes, files, root, passed_over or {})
+                _begin(Ledger(), known, truth[known]), notes, files, root, passed_over or {}, reading)
 
 
-def resized(pool: Pool, size: int | None) -> Pool:
-    """The pool with its images at size x size; itself if they are, or if size is None."""
-    channels, *now = pool.images.shape
-    if size is None or now == [size, size]:
-        return pool
-    style = style_of((channels, size, size), pool.style.mean, pool.style.std, pool.style.flip)
-    return replace(pool, images=Resized(pool.images, size), style=style)
+def resized(pool: Pool, reading: Reading) -> Pool:
+    """A pool of a known data set with its images at the size, and with the flips, that are wanted."""
+    images, notes = at_size(pool.images, reading)
+    style = style_of(images.shape, pool.style.mean, pool.style.std, reading.flips(pool.style.flip))
+    return replace(pool, images=images, style=style, notes=(*pool.notes, *notes),
+                   reading=replace(reading, image_size=images.shape[1], values=Values(), gray=images.shape[0] == 1,
+                                   flip=style.flip))
+
+
+def at_size(images: Images, reading: Reading) -> tuple[Images, list[str]]:
+    """Images of one size at the size that is wanted, by default theirs, and what to say of that."""
+    _, height, width = images.shape
+    sizes = Sizes.of([(width, height)])
+    size = reading.image_size
+    if size is None and reading.resize in ("pad", "squash") and height != width:
+        size = sizes.side(None, reading.resize)
+    if size is None or (height, width) == (size, size):
+        return images, []
+    return Resized(images, size, reading.resize), sizes.notes(size, reading.resize)
 
 
 def join(parts: Sequence[Images]) -> Images:

@@ -17,11 +17,12 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.cache import _key, _outcomes, open_or_make
-from ssl_lab.data.decode import _GRAY, SUFFIXES, decoding, is_passing, opened, reason, upright
-from ssl_lab.data.files import new_folder
+from ssl_lab.data.cache import FORMAT, facts_of, key_of, open_or_make, outcomes
+from ssl_lab.data.decode import SUFFIXES, Probe, decoding, is_passing, look, opened, peak, reason, upright
+from ssl_lab.data.files import Hold, new_folder
 from ssl_lab.data.images import Contents, content_of
-from ssl_lab.data.reading import Reading
+from ssl_lab.data.reading import Facts
+from ssl_lab.data.values import Seen
 from ssl_lab.data.walk import suffix_of
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
@@ -42,28 +43,28 @@ class Member(NamedTuple):
 
 
 class Image(NamedTuple):
-    """What stays of an image: where it lies, its shorter side in pixels, whether it has no color, its sha256 and
-    a shorter hash."""
+    """What stays of an image: where it lies, what is seen of it, whether it is transparent somewhere, its sha256 and a
+    shorter hash."""
 
     stem: str
     offset: int
     size: int
-    short: int
-    gray: bool
+    probe: Probe
+    clear: bool
     digest: bytes
     content: int
 
 
 class Scan(NamedTuple):
-    """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. shorts:
-    the shorter sides in pixels. gray: whether no image has color. digest: of the images' bytes. contents: a hash of
-    each image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor
-    labels, by what they are."""
+    """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. probes: of
+    each image. clear: how many are transparent somewhere. digest: of the images' bytes. contents: a hash of each
+    image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor labels, by
+    what they are."""
 
     places: IntArray
     labels: list[str | None]
-    shorts: list[int]
-    gray: bool
+    probes: list[Probe]
+    clear: int
     digest: bytes
     contents: list[int]
     skipped: list[tuple[str, str]]
@@ -72,24 +73,24 @@ class Scan(NamedTuple):
 
 class Index(NamedTuple):
     """All images of some shards. members: int64 [n, 4] of (shard, offset, size, label), memory-mapped; label counts
-    in `labels`, texts as they stand there, -1 = none. short: the median of the shorter sides. skipped: (sample or
-    shard, reason). passed_over: as of `Scan`."""
+    in `labels`, texts as they stand there, -1 = none. facts: of all images. skipped: (sample or shard, reason).
+    passed_over: as of `Scan`. hold: keeps the index."""
 
     members: IntArray
     labels: list[str]
-    short: int
-    gray: bool
+    facts: Facts
     sha256: str
     contents: Contents
     skipped: list[tuple[str, str]]
     passed_over: dict[str, int]
     folder: Path
+    hold: Hold
 
 
 def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) -> Index:
     """The index of the shards, from a folder of `caches` (shards often lie where nothing can be written), where it is
     made first if it is not there or damaged. UsageError if no image is readable."""
-    folder = caches / _key(root, files, Reading(max_pixels=max_pixels))
+    folder = caches / key_of(root, files, ("index", max_pixels))
     return open_or_make(folder, lambda: _read_index(folder), lambda: _write_index(folder, root, files, max_pixels),
                         f"{len(files)} shards of {root} are indexed")
 
@@ -97,14 +98,15 @@ def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) 
 def _read_index(folder: Path) -> Index | None:
     """The index, if it is there and whole."""
     try:
+        hold = Hold(folder)
         meta = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
         skipped = [(entry["file"], entry["reason"])
                    for entry in json.loads((folder / "skipped.json").read_text(encoding="utf-8"))]
         members = np.asarray(np.load(folder / "members.npy", mmap_mode="r"))
         contents = np.load(folder / "contents.npy")
         whole = list(members.shape) == meta["shape"] and len(contents) == len(members)
-        return Index(members, meta["labels"], meta["short"], meta["gray"], meta["sha256"], contents, skipped,
-                     meta["passed_over"], folder) if whole else None
+        return Index(members, meta["labels"], Facts.read(meta), meta["sha256"], contents, skipped,
+                     meta["passed_over"], folder, hold) if whole else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
@@ -112,31 +114,32 @@ def _read_index(folder: Path) -> Index | None:
 def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int) -> None:
     rows: list[IntArray] = []
     labels: dict[str, int] = {}
-    shorts: list[int] = []
+    probes: list[Probe] = []
     contents: list[int] = []
     skipped: list[tuple[str, str]] = []
-    gray, digest, passed_over = True, hashlib.sha256(), Counter[str]()
+    clear, digest, passed_over = 0, hashlib.sha256(), Counter[str]()
     with decoding(), ThreadPoolExecutor(WORKERS) as threads:
         scan = partial(scan_shard, max_pixels=max_pixels)
-        for number, (file, found) in enumerate(_outcomes(threads, scan, root, files, "indexing shards")):
+        for number, (file, found) in enumerate(outcomes(threads, scan, root, files, "indexing shards")):
             if isinstance(found, str):
                 skipped.append((file, found))
                 continue
             known = [-1 if label is None else labels.setdefault(label, len(labels)) for label in found.labels]
             rows.append(np.column_stack([np.full(len(known), number), found.places, np.array(known, np.int64)]))
-            shorts += found.shorts
-            gray &= found.gray
+            probes += found.probes
+            clear += found.clear
             digest.update(found.digest)
             contents += found.contents
             passed_over.update(found.passed_over)
             skipped += [(f"{file}/{name}" if name else file, why) for name, why in found.skipped]
-    if not shorts:
+    if not probes:
         file, why = skipped[0] if skipped else (files[0], "it holds no image")
         raise UsageError(f"none of the {len(files)} shards of {root} has an image that can be read. The first, "
                          f"{file!r}: {why}")
     members = np.concatenate(rows)
     meta = {"root": str(root.resolve()), "shape": list(members.shape), "labels": list(labels),
-            "short": int(np.median(shorts)), "gray": gray, "sha256": digest.hexdigest(), "passed_over": passed_over}
+            "format": FORMAT, "sha256": digest.hexdigest(), "passed_over": passed_over} | facts_of(
+                probes)._replace(clear=clear).plain()
     with new_folder(folder) as target:
         np.save(target / "members.npy", members)
         np.save(target / "contents.npy", np.array(contents, np.uint64))
@@ -153,7 +156,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
     passed_over: Counter[str] = Counter()
     skipped: list[tuple[str, str]] = []
     broken: set[str] = set()
-    damage, last = "", ""
+    damage, last, white = "", "", False
     try:
         for member in _members(path, passed_over):
             last = member.stem
@@ -162,8 +165,11 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
                 continue
             try:
                 with opened(io.BytesIO(member.content), max_pixels) as picture:
-                    short, colorless = min(picture.size), picture.mode in _GRAY
-                    upright(picture)
+                    probe = look(picture, turn=True)
+                    plain, clear = upright(picture)
+                if not white and "bytes" in probe.survey:
+                    white = (top := peak(plain)) > 1
+                    probe = probe._replace(survey={"bytes": Seen(0, 255 if white else top)})
             except Exception as error:  # damaged files raise nearly anything
                 if is_passing(error):
                     raise
@@ -172,7 +178,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
                 continue
             digest = hashlib.sha256(member.content).digest()
             content = int(content_of(np.frombuffer(member.content, np.uint8)[None])[0])
-            images.append(Image(member.stem, member.offset, member.size, short, colorless, digest, content))
+            images.append(Image(member.stem, member.offset, member.size, probe, clear, digest, content))
     except Exception as error:
         if is_passing(error):
             raise
@@ -188,8 +194,8 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
         skipped.append(("", f"damaged, only the {len(chosen)} images before that are used: {damage}"))
     places = np.array([(image.offset, image.size) for image, _ in chosen], np.int64).reshape(-1, 2)
     digest = hashlib.sha256(b"".join(image.digest for image, _ in chosen)).digest()
-    return Scan(places, [label for _, label in chosen], [image.short for image, _ in chosen],
-                all(image.gray for image, _ in chosen), digest,
+    return Scan(places, [label for _, label in chosen], [image.probe for image, _ in chosen],
+                sum(image.clear for image, _ in chosen), digest,
                 [image.content for image, _ in chosen], skipped, passed_over)
 
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import math
 import os
 import re
 import tarfile
@@ -35,13 +36,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ssl_lab.data.arrays import IntArray
-from ssl_lab.data.cache import _LARGEST_DEFAULT
 from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.decode import decoding, read_image, reason
+from ssl_lab.data.files import Hold
 from ssl_lab.data.images import Contents, pixel_statistics, style_of
 from ssl_lab.data.listing import nothing_trains, settle
 from ssl_lab.data.pool import Pool, pool_of
-from ssl_lab.data.reading import Reading
+from ssl_lab.data.reading import AS_BYTES, Reading, resolve
 from ssl_lab.data.shard_index import WORKERS, Index, open_index
 from ssl_lab.data.split import shuffled
 from ssl_lab.data.words import part_of
@@ -54,17 +55,20 @@ class ShardImages:
     """Images that lie encoded in files, each decoded when it is asked for, by threads.
 
     paths: the files. members: int64 [n, 3]: of each image the number of its file, its first byte and its bytes.
-    size, gray, max_pixels: as for `read_image`. sha256: of the encoded images. contents: a hash of each, encoded.
+    size: (width, height), which matters where `reading` keeps it. reading: as decided. sha256: of the encoded images.
+    contents: a hash of each, encoded. hold: keeps their index.
     """
 
-    def __init__(self, paths: Sequence[Path], members: IntArray, size: int, gray: bool, max_pixels: int,
-                 sha256: str, contents: Contents) -> None:
-        self.paths, self.members, self.size, self.gray = tuple(paths), members, size, gray
-        self.max_pixels, self.sha256, self._contents = max_pixels, sha256, contents
+    def __init__(self, paths: Sequence[Path], members: IntArray, size: tuple[int, int], reading: Reading, sha256: str,
+                 contents: Contents, hold: Hold | None = None) -> None:
+        self.paths, self.members, self.reading, self.sha256, self.hold = tuple(paths), members, reading, sha256, hold
+        self._size = size if reading.image_size is None else (reading.image_size, reading.image_size)
+        self._contents = contents
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        return 1 if self.gray else 3, self.size, self.size
+        width, height = self._size
+        return 1 if self.reading.gray else 3, height, width
 
     def __len__(self) -> int:
         return len(self.members)
@@ -87,14 +91,16 @@ class ShardImages:
         try:
             with self.paths[shard].open("rb") as file:
                 file.seek(offset)
-                return read_image(io.BytesIO(file.read(size)), self.size, self.gray, self.max_pixels)
+                return read_image(io.BytesIO(file.read(size)), self.reading).pixels
         except Exception as error:  # damaged files raise nearly anything
             raise UsageError(f"the image{_name_at(self.paths[shard], offset)} at byte {offset} of {self.paths[shard]} "
                              f"could be read when the shards were indexed, and cannot now: {reason(error)}. Restore "
                              "the shard; if it was changed, start again") from error
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(f"{self.sha256} {self.shape}".encode()).hexdigest()
+        read, usual = self.reading.of_images(), AS_BYTES.of_images()
+        more = "" if read == usual else f" {read}"
+        return hashlib.sha256(f"{self.sha256} {self.shape}{more}".encode()).hexdigest()
 
     def contents(self) -> Contents:
         return self._contents
@@ -158,17 +164,17 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
     settled = settle(str(root), labels[useful], index.labels, parts[useful], notes, len(labels) - len(useful))
     if not settled.names:
         notes.append("no sample has a label: none has a member cls, json or txt that says one")
-    size = reading.image_size or min(_LARGEST_DEFAULT, index.short)
+    resolved, said = resolve(reading, index.facts)
     members = index.members[:, :3] if len(useful) == len(index.members) else index.members[useful, :3]
-    images = ShardImages([root / file for file in files], members, size, index.gray, reading.max_pixels, index.sha256,
-                         index.contents[useful])
+    images = ShardImages([root / file for file in files], members, index.facts.sizes.first, resolved, index.sha256,
+                         index.contents[useful], index.hold)
     train = settled.train if len(settled.train) else np.arange(len(useful))
-    some = shuffled(train, "pixel_statistics")[:max(1, _STATISTICS_BYTES // (3 * size * size))]
-    style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()))
+    some = shuffled(train, "pixel_statistics")[:max(1, _STATISTICS_BYTES // (3 * math.prod(images.shape[1:])))]
+    style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()), reading.flips())
     name = root.resolve().name if len(files) > 1 else Path(files[0]).stem
     beside = Counter(passed_over or {}) + Counter(index.passed_over)
-    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, tuple(notes),
-                   passed_over=dict(beside.most_common()))
+    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, (*notes, *said),
+                   passed_over=dict(beside.most_common()), reading=resolved)
 
 
 def _name_at(path: Path, offset: int) -> str:

@@ -12,15 +12,17 @@ from pathlib import Path
 import numpy as np
 
 from ssl_lab.data.arrays import to_labels
-from ssl_lab.data.decode import MAX_PIXELS
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_folder
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
+from ssl_lab.data.memory import pool_of_arrays
 from ssl_lab.data.pool import Pool, join, pool_of, resized
-from ssl_lab.data.reading import Reading
+from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
 from ssl_lab.data.shards import load_shards, shards_of
+from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import stratified
 from ssl_lab.data.table import TABLES, load_csv
+from ssl_lab.data.values import Range, parse_range
 from ssl_lab.data.walk import walk
 from ssl_lab.errors import UsageError, unknown
 
@@ -40,21 +42,30 @@ _NO_FLIP = ("digits", "mnist", "svhn")
 
 def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
          image_size: int | None = None, max_pixels: int = MAX_PIXELS, path_column: str | None = None,
-         label_column: str | None = None, split_column: str | None = None, class_level: int = 1) -> Pool:
+         label_column: str | None = None, split_column: str | None = None, class_level: int = 1, *,
+         resize: Resize = "crop", value_range: Range | str | None = None, background: Background = "white",
+         flip: bool | None = None) -> Pool:
     """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv or .tsv file of `path,label`,
     WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), or an .npz
     file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
 
     data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
-    image_size: side in pixels to resize to (shorter side, then the center square). By default data sets and
-    arrays keep theirs, and files take the median of their shorter sides, at most 224. max_pixels: larger
-    image files are skipped unread. path_column, label_column, split_column: the columns of a CSV file, where they have
-    other names than usual. class_level: 2 if the classes of a folder are the sub-folders of its folders. Every known
-    label of a train image is given until `split` takes some away.
+    image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the median of
+    their shorter sides (of the longer ones to pad), at most 224. resize: "crop" (shorter side, then the center square),
+    "pad", "squash" or "none", see `Resize`. max_pixels: larger image files are skipped unread. value_range: the values
+    of black and white in images that do not hold bytes, by default decided by all of them (see `decide`) and noted.
+    background: "white" or "black", where images are transparent. flip: whether views may mirror images; False where a
+    mirrored image is of another class. path_column, label_column, split_column: the columns of a CSV file, where they
+    have other names than usual. class_level: 2 if the classes of a folder are the sub-folders of its folders. Every
+    known label of a train image is given until `split` takes some away.
     UsageError says what is wrong with the name, the files or their content.
     """
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
-    reading = Reading(image_size, max_pixels, path_column, label_column, split_column, class_level)
+    reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip, path_column,
+                      label_column, split_column, class_level)
+    if name in DATASETS and reading.value_range is not None:
+        raise UsageError(f"value_range={value_range}: {name} holds bytes from 0 to 255; only your own images may hold "
+                         "other values")
     caches = data_folder(data_dir) / "cache"
     is_table = path.name.lower().endswith(TABLES) and path.is_file()
     if any(reading.columns) and not is_table:
@@ -63,9 +74,9 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     if class_level != 1 and not path.is_dir():
         raise UsageError(f"--class-level {class_level} is for a folder of class folders, which {name} is not")
     if name == "digits":
-        return resized(_digits(), image_size)
+        return resized(_digits(), reading)
     if name in DATASETS:
-        return resized(_fetched(name, data_dir), image_size)
+        return resized(_fetched(name, data_dir), reading)
     if path.is_dir():
         found = walk(path)
         if found.shards and not found.top:
@@ -77,7 +88,7 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     if is_table:
         return load_csv(path, caches, reading)
     if path.is_file() and path.suffix.lower() == ".npz":
-        return resized(_npz(path), image_size)
+        return _npz(path, reading)
     if path.exists():
         raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file, or .tar "
                          "shards")
@@ -127,7 +138,7 @@ def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
     return pool_of(name, join(images), truth, class_names, style, test=np.arange(len(images[0]), len(truth)))
 
 
-def _npz(path: Path) -> Pool:
+def _npz(path: Path, reading: Reading) -> Pool:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
@@ -139,4 +150,5 @@ def _npz(path: Path) -> Pool:
                          "perhaps test_images, test_labels and class_names")
     if "class_names" in arrays:
         arrays["class_names"] = [str(name) for name in arrays["class_names"]]
-    return Pool.from_arrays(**arrays, name=path.stem)
+    return pool_of_arrays(arrays["images"], arrays["labels"], arrays.get("test_images"), arrays.get("test_labels"),
+                          arrays.get("class_names"), path.stem, None, reading)

@@ -10,6 +10,7 @@ from typing import Any
 from ssl_lab.batch import Style
 from ssl_lab.calibration import Calibration, calibrate
 from ssl_lab.data import Pool
+from ssl_lab.data.reading import AS_BYTES, Reading
 from ssl_lab.engine.evaluate import Predictions
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
@@ -23,8 +24,8 @@ class Card:
     """What a model is.
 
     kind: "net" (model.safetensors holds a `Net`). net: its name. class_names: of the logits, in order; empty where no
-    classifier was trained. style: of the images it takes. resize: how images of another shape come to its size.
-    value_range: the pixel values that became 0 and 255. data, labels: what it was trained on.
+    classifier was trained. style: of the images it takes. reading: how images were read, which new ones are read by
+    too. data, labels: what it was trained on.
     """
 
     net: str
@@ -32,8 +33,7 @@ class Card:
     style: Style
     data: str
     labels: int
-    resize: str = "crop"
-    value_range: str = "auto"
+    reading: Reading = AS_BYTES
     calibration: Calibration = field(default_factory=Calibration)
     kind: str = "net"
 
@@ -51,7 +51,8 @@ class Card:
             if content.pop("format") != FORMAT:
                 raise ValueError("it has another format")
             style, calibration = _tuples(content["style"]), _tuples(content["calibration"])
-            parts: dict[str, Any] = {"style": Style(**style), "calibration": Calibration(**calibration)}
+            parts: dict[str, Any] = {"style": Style(**style), "calibration": Calibration(**calibration),
+                                     "reading": Reading.read(content["reading"])}
             return cls(**_tuples(content) | parts)
         except FileNotFoundError:
             raise UsageError(f"{run} is no folder of a finished run: there is no model.json in it. Give the --out of "
@@ -72,4 +73,4 @@ def card_of(net: Net, classifies: bool, pool: Pool, valid: Predictions | None) -
     if valid is not None:
         calibration = calibrate(valid.logits, pool.truth[valid.rows], "validation images")
     return Card(net.name, pool.class_names if classifies else (), pool.style, pool.name, len(pool.labeled),
-                calibration=calibration)
+                pool.reading, calibration)

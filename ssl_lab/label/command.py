@@ -13,6 +13,8 @@ from ssl_lab.active.answers import read_json
 from ssl_lab.active.plugins import make_query
 from ssl_lab.data import load
 from ssl_lab.data.files import data_folder
+from ssl_lab.data.reading import Background
+from ssl_lab.data.sizes import Resize
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.folder import alone_in
 from ssl_lab.features import FeatureStore
@@ -28,7 +30,8 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
           model: str | None = None, net: str = "pixels", weights: Path | None = None, pretrained: bool = False,
           out: Path | None = None, port: int = 8765, twice: float = 0.0, image_size: int | None = None,
           path_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
-          class_level: int = 1, data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
+          class_level: int = 1, resize: Resize = "crop", value_range: str = "auto", background: Background = "white",
+          data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
     """Label images in a browser, with a keyboard; the next image is chosen by a query, its class guessed by a model.
 
     The page is for this machine alone. Each answer is on the disk before the next image shows; started again, the same
@@ -49,12 +52,16 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     label_column: column of a CSV file that holds the labels (default: label, or a usual name).
     split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
     class_level: 2 if the classes of a folder are the sub-folders of its folders.
+    resize: crop, pad or squash images that are not square, or none.
+    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
+    background: what shows through where images are transparent.
     data_dir: where data sets and caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
     seed: of the query.
     device: cpu, cuda, or auto.
     """
     pool = load(data, data_dir, image_size, path_column=path_column, label_column=label_column,
-                split_column=split_column, class_level=class_level)
+                split_column=split_column, class_level=class_level, resize=resize, value_range=value_range,
+                background=background)
     for note in pool.notes:
         print(f"note: {note}", file=sys.stderr)
     folder = out or Path("runs") / f"label-{pool.name}"
