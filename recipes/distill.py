@@ -40,6 +40,7 @@ from typing import Literal
 import ssl_lab as sl
 from ssl_lab import presets
 from ssl_lab.data.files import data_folder
+from ssl_lab.engine.folder import make_way
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.features.stored import stored_logits
 from ssl_lab.methods.distillation import DISTILLATION, Teacher, load_teacher
@@ -73,6 +74,8 @@ def main(settings: Settings) -> None:
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
     if settings.teacher in sl.methods.METHODS:
+        if settings.resume is None:  # before the teacher is trained, who lies in this folder too
+            sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
                         resume=settings.resume and "auto", config=None)
         suited = presets.preset(settings.teacher, settings.data, presets.kind_for(settings.teacher_steps)).arguments

@@ -27,8 +27,10 @@ from torch import Tensor
 from ssl_lab.batch import At
 from ssl_lab.data import Pool, load
 from ssl_lab.engine import Result, Runtime, ShowProgress, Trainer, predict
-from ssl_lab.errors import Interrupted
+from ssl_lab.engine.folder import clear, make_way
+from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.files import write_text
+from ssl_lab.intervals import half_width
 from ssl_lab.methods import FixMatch, Method, Supervised
 from ssl_lab.nets import net
 from ssl_lab.optim import SGD
@@ -63,6 +65,7 @@ def run(out: Path, steps: int) -> None:
     report.html, summary.json, metrics.jsonl (each row with its `method` and `split`), and a folder for each
     run. What an earlier quickstart left there is replaced. Raises UsageError if `out` cannot be written.
     """
+    make_way(out)
     begun = time.perf_counter()
     torch.set_num_threads(1)  # for batches this small, a second thread costs more than it brings
     images = load("digits", image_size=IMAGE_SIZE)
@@ -123,10 +126,14 @@ class _Progress(ShowProgress):
 
 def _train(method: type[Method], pool: Pool, out: Path, steps: int) -> Result:
     seed = pool.seed or 0
+    folder = out / f"{method.name}-{seed}"
+    if (folder / "settings.yaml").exists():
+        raise UsageError(f"{folder} is a run of recipes/compare.py, which is not overwritten; choose another --out")
+    clear(folder)
     label = f"{method.name} {SEEDS.index(seed) + 1}/{len(SEEDS)}"
     console = Console(file=sys.stderr)
     trainer = Trainer(
-        steps=steps, out=out / f"{method.name}-{seed}", seed=seed, precision="fp32", evaluations=20,
+        steps=steps, out=folder, seed=seed, precision="fp32", evaluations=20,
         optimizer=SGD(lr=cosine_7_16(LEARNING_RATES[method]), weight_decay=5e-4),
         callbacks=[_Progress(label, console)] if console.is_terminal else [])
     learner = method(net(NET, classes=pool.class_names, style=pool.style, seed=seed, bn_momentum=0.05), ema=0.99)
@@ -196,9 +203,13 @@ def _report(table: Table, scores: list[Score], runs: dict[str, list[Result]], po
 def _what_one_sees(scores: list[Score], mask_rate: Band, right: Band) -> str:
     supervised, fixmatch = (score.mean for score in scores)
     points = 100 * (fixmatch - supervised)
+    pairs = zip(*(score.accuracies for score in scores), strict=True)
+    half = 100 * float(half_width([other - one for one, other in pairs]))
     text = (f"From the same {LABELS} labels, in the same number of steps, FixMatch reaches {fixmatch:.1%} on the test "
             f"images and supervised training {supervised:.1%}: {abs(points):.1f} points "
-            f"{'more' if points >= 0 else 'less'}, from images without labels.")
+            f"{'more' if points >= 0 else 'less'}, from images without labels. The 95% interval of the difference "
+            f"over {len(scores[0].accuracies)} splits is {points - half:+.1f} to {points + half:+.1f} points"
+            f"{'' if abs(points) > half else ': it holds zero, so that these splits alone do not tell the two apart'}.")
     if len(right.x):
         text += (f" At the end it uses {mask_rate.mean[-1]:.0%} of its pseudo-labels, and {right.mean[-1]:.0%} of "
                  "those are right.")

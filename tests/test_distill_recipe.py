@@ -81,7 +81,9 @@ def test_a_head_that_learned_no_classes_does_not_teach(tmp_path):
         run("--method", "kd", *arguments)
     with pytest.raises(UsageError, match="the teacher's head is not trained"):
         run("--method", "kd", "--teacher", tmp_path / "teacher", "--teacher-net", "tiny_6", "--out", tmp_path)
-    run("--method", "sp", *arguments)
+    with pytest.raises(UsageError, match="holds a run that was not finished"):
+        run("--method", "sp", *arguments)
+    run("--method", "sp", *arguments, "--resume", "auto")  # with the teacher that was trained
 
 
 def test_stored_logits_teach_as_their_net_does(tmp_path, capsys, teacher):
@@ -91,7 +93,7 @@ def test_stored_logits_teach_as_their_net_does(tmp_path, capsys, teacher):
     run("--teacher", tmp_path / "logits.pt", "--view", "eval", "--out", tmp_path / "stored")
     assert "CKA nan" in capsys.readouterr().out
     run("--teacher", teacher, "--view", "eval", "--data-dir", tmp_path, "--out", tmp_path / "asked")
-    assert len(list((tmp_path / "features").iterdir())) == 1
+    assert len([path for path in (tmp_path / "features").iterdir() if path.is_dir()]) == 1
     run("--teacher", teacher, "--view", "eval", "--method", "ces_kd", "--out", tmp_path / "live")  # KD by live nets
     for three in zip(*(rows(tmp_path / name) for name in ("stored", "asked", "live")), strict=True):
         assert [each["loss"] for each in three] == pytest.approx([three[2]["loss"]] * 3, rel=1e-4)
@@ -110,7 +112,7 @@ def test_a_teacher_is_asked_once_about_each_image(tmp_path, nets):
     assert torch.equal(again.logits, stored.logits)
     for different in (Teacher(one, other), Teacher(one, image_size=12), Teacher(one, one, image_size=12)):
         assert not torch.allclose(stored_logits(different, pool, tmp_path, CPU).logits, stored.logits)
-    assert len(list(tmp_path.iterdir())) == 4
+    assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 4
     assert not any(module.training for module in teacher.modules())
 
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +22,7 @@ from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict, scores
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.evaluate import rates, tallies
+from ssl_lab.engine.folder import LATEST, alone_in
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.timing import steps_within
 from ssl_lab.errors import NonFiniteLossError, UsageError
@@ -104,16 +106,45 @@ def test_evaluation_leaves_the_mode_alone_and_bears_no_images(digits):
     assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
 
 
-def test_a_new_run_in_an_old_folder_removes_the_old_results(tmp_path):
-    train(tmp_path, steps=3)
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
-    def look():
-        seen.update(path.name for path in tmp_path.iterdir())
 
-    seen = set()
-    train(tmp_path, steps=2, callbacks=[At(1, look)])
-    assert seen == {".lock", "config.yaml", "metrics.jsonl", "split.json"}
-    assert [row["step"] for row in rows(tmp_path)] == [1, 2]
+@pytest.mark.parametrize(("ended", "words"), [
+    (True, "holds a run that is finished, and it is not overwritten: report it again with --resume auto, choose "),
+    (False, "holds a run that was not finished, and it is not overwritten: go on with --resume auto, choose another"),
+])
+def test_a_new_run_overwrites_no_other(tmp_path, ended, words):
+    with nullcontext() if ended else pytest.raises(ZeroDivisionError):
+        train(tmp_path, steps=3, checkpoint_seconds=0, callbacks=[] if ended else [At(2, lambda: 1 / 0)])
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match=words):
+        train(tmp_path, steps=2)
+    assert contents(tmp_path) == before
+    train(tmp_path, steps=3, resume="auto")
+
+
+def test_a_run_without_checkpoints_whose_weights_are_kept_is_not_overwritten(tmp_path):
+    train(tmp_path, steps=2)
+    for checkpoints in tmp_path.glob("checkpoint*"):
+        checkpoints.unlink()
+    with pytest.raises(UsageError, match="holds a run that is finished"):
+        train(tmp_path, steps=2)
+
+
+def test_the_default_folder_is_made_free_with_a_word(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert sl.Trainer(steps=1).folder == sl.Settings().out == LATEST
+    runs = []
+    for seed in range(3):
+        train(LATEST, steps=2, seed=seed)
+        runs.append(contents(tmp_path / LATEST))
+        assert capsys.readouterr().err.count("note: the earlier run in runs/latest lies in runs/latest-") == (seed > 0)
+    assert [contents(tmp_path / "runs" / name) for name in ("latest-1", "latest-2", "latest")] == runs
+    train(LATEST, steps=2, seed=2, resume="auto")  # the last one
+    with alone_in(LATEST), pytest.raises(UsageError, match="another process writes into runs/latest"):
+        train(LATEST, steps=2)
+    assert contents(tmp_path / LATEST).keys() == runs[2].keys()
 
 
 @pytest.mark.parametrize(("settings", "words"), [
@@ -463,8 +494,9 @@ def test_compiled_nets_train_alike(tmp_path, untested):
     assert compiled.method.state_dict().keys() == plain.method.state_dict().keys()
 
 
-def test_one_trainer_is_good_for_many_runs(tmp_path, digits):
-    trainer = Trainer(steps=3, out=tmp_path, device="cpu", precision="fp32", callbacks=[])
+def test_one_trainer_is_good_for_many_runs(tmp_path, digits, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = Trainer(steps=3, device="cpu", precision="fp32", callbacks=[])
     first = trainer.fit(Supervised(flat_net()), digits, 8).summary
     second = trainer.fit(Supervised(flat_net()), digits, 8).summary
     assert first["test_accuracy"] == second["test_accuracy"]

@@ -150,6 +150,8 @@ def test_a_torn_checkpoint_never_replaces_the_previous_one(tmp_path):
 
 
 def test_a_new_run_inherits_nothing(stopped):
+    for checkpoints in ("checkpoint.pt", "checkpoint.previous.pt"):  # as if it had been killed before the first one
+        (stopped / checkpoints).unlink()
     (stopped / ".checkpoint.new.pt.123.tmp").write_text("of a kill in the middle of a write")
     (stopped / "checkpoint.new.pt").write_text("of a kill before it was renamed")
     train(stopped, steps=1)

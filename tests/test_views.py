@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from ssl_lab.batch import At, Draw, Style
+from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.errors import UsageError
 from ssl_lab.testing import check_views
 from ssl_lab.views import VIEWS, Eval, Strong, ViewFactory, Weak, ops
@@ -364,6 +364,17 @@ def refuses_empty(images: Tensor, view: Tensor, draw: Draw) -> Tensor:
     return view.clamp(max=view.amax((1, 2, 3)).max())
 
 
+def one_brightness_for_all(images: Tensor, view: Tensor, draw: Draw) -> Tensor:
+    """Alike on all ranks and for all rows, which shift by themselves before, so that equal images do differ."""
+    return view * draw.to_device(torch.rand(1, generator=generator(*draw.key)))
+
+
+def by_the_neighbors_number(images: Tensor, view: Tensor, draw: Draw) -> Tensor:
+    numbers = draw.child("bright").uniform(1, 1, 1)
+    pairs = numbers.view(-1, 2, 1, 1, 1).flip(1).reshape(numbers.shape) if len(numbers) else numbers
+    return view * draw.to_device(pairs)
+
+
 FAULTS: list[tuple[Callable[[Tensor, Tensor, Draw], Tensor], str]] = [
     (lambda images, view, draw: view[:, :1, 1:], "has shape"),
     (lambda images, view, draw: view.double(), "float32"),
@@ -378,7 +389,31 @@ FAULTS: list[tuple[Callable[[Tensor, Tensor, Draw], Tensor], str]] = [
         .view(-1, 1, 1, 1), "two ranks"),
     (refuses_empty, "0 rows"),
     (lambda images, view, draw: view if len(view) else torch.empty(0), "0 rows"),
+    (one_brightness_for_all, "numbers of another one"),
+    (by_the_neighbors_number, "numbers of another one"),
+    (lambda images, view, draw: view * (0.5 if view.numel() and view[0].max().item() > 2 else 1), "reads pixels back"),
+    (lambda images, view, draw: view if all(row.mean() > -1 for row in view) else -view, "reads pixels back"),
+    (lambda images, view, draw: torch.from_numpy(view.numpy().copy()), "reads pixels back"),
+    (lambda images, view, draw: view * draw.uniform(1, 1, 1), "tensors on the CPU"),
+    (lambda images, view, draw: view.cpu(), "reads pixels back"),
+    (lambda images, view, draw: torch.zeros(view.shape), "the result is on cpu"),
 ]
+
+
+@dataclass(frozen=True)
+class OneForAll:
+    """A decision of the whole batch, drawn from the numbers' key: alike on all ranks, whatever the rows' order."""
+
+    style: Style
+
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+        bright = torch.rand(1, generator=generator(*draw.key)).item()
+        return Eval(self.style)(images, draw) * bright
+
+
+def test_one_decision_for_the_whole_batch_is_caught() -> None:
+    with pytest.raises(AssertionError, match="equal images get equal views, one decision for the whole batch"):
+        check_views(OneForAll)
 
 
 @pytest.mark.parametrize(("fault", "message"), FAULTS)

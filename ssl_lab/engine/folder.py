@@ -7,9 +7,11 @@ import fcntl
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ssl_lab.files import cannot_write, make_folder, write_atomically, write_tex
 from ssl_lab.nets.stored import metadata
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
+LATEST = Path("runs/latest")  # the folder of a run that was given none
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard",  # what a resumed run may set anew
               "data", "image_size", "split_file"}  # these because images and split are held together themselves
 
@@ -53,6 +56,38 @@ def alone_in(folder: Path) -> Iterator[None]:
             path.unlink(missing_ok=True)
     finally:
         os.close(handle)
+
+
+def make_way(folder: Path, *marks: str) -> None:
+    """What a new run does with an earlier one in its folder, finished or not: it is never overwritten.
+
+    The one in runs/latest, the default, is renamed runs/latest-1, -2 and so on, with a word. UsageError in any other
+    folder, BusyError while a run goes on there. marks: further files that show that something lies there.
+    """
+    if not checkpoint.exists(folder / "checkpoint.pt") and not any(
+            (folder / name).exists() for name in ("model.safetensors", *marks)):
+        return
+    if folder != LATEST:
+        finished = (folder / "summary.json").exists()
+        raise UsageError(f"{folder} holds a run that {'is' if finished else 'was not'} finished, and it is not "
+                         f"overwritten: {'report it again' if finished else 'go on'} with --resume auto, choose "
+                         "another --out, or remove that folder first")
+    with alone_in(folder):
+        pass
+    aside = next(each for each in (folder.with_name(f"{folder.name}-{i}") for i in count(1)) if not each.exists())
+    try:
+        folder.rename(aside)
+    except OSError as error:
+        raise cannot_write(aside, error) from error
+    print(f"note: the earlier run in {folder} lies in {aside} now; --out names a folder of its own", file=sys.stderr)
+
+
+def clear(folder: Path) -> None:
+    """Removes what an earlier run left in a folder, where runs are cheap to repeat. BusyError while one goes on."""
+    if folder.exists():
+        with alone_in(folder):
+            for path in folder.iterdir():
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def is_taken(folder: Path) -> bool:

@@ -36,7 +36,7 @@ from ssl_lab.engine.card import card_of
 from ssl_lab.engine.checks import check_classes, explaining_single_images
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
-from ssl_lab.engine.folder import RunFolder, alone_in, check_same, check_same_split
+from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, check_same, check_same_split, make_way
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.result import SELECTION, Result
@@ -57,20 +57,20 @@ ROWS = 200  # of metrics in a run, at most
 class Trainer:
     """Trains a method on a pool; one object is good for one or many runs.
 
-    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete. out:
-    folder of the run. seed: of everything drawn in training. resume: None starts afresh, "auto" goes on if `out`
-    has a checkpoint, a folder continues the run in it (`out` then plays no part). micro_batches: parts of a step
-    that pass the net one after another, each with its own batch statistics, their gradients averaged; "auto" times
-    a few steps and records how many were fastest. forward: "split" passes the views that only make targets by
-    themselves, without gradient (see `Method.set_forward`). clip: largest norm of the gradient. compile: "on"
-    compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of several ranks each holds a
-    part of every weight, during the run and after it (see `sharded`). evaluations: points of the accuracy curve, at
-    which also the monitors measure. config: settings to record, in place of the trainer's own.
+    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete. out: folder
+    of the run. seed: of everything drawn in training. resume: None starts afresh, in a folder without a run (see
+    `make_way`), "auto" goes on if `out` has a checkpoint, a folder continues the run in it (`out` then plays no part).
+    micro_batches: parts of a step that pass the net one after another, each with its own batch statistics, their
+    gradients averaged; "auto" times a few steps and records how many were fastest. forward: "split" passes the views
+    that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
+    gradient. compile: "on" compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of
+    several ranks each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of
+    the accuracy curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
     minutes: float | None = None
-    out: str | Path = "runs/latest"
+    out: str | Path = LATEST
     seed: int = 0
     optimizer: Optimizer = field(default_factory=SGD)
     update: Update = plain
@@ -110,6 +110,8 @@ class Trainer:
         explaining = runtime.explaining_failures(work, min(style.height, style.width))
         with explaining, ExitStack() as until_the_end:
             saved = runtime.from_first(self._saved)
+            if self.resume is None:
+                runtime.from_first(lambda: make_way(self.folder))
             runtime.from_first(lambda: until_the_end.enter_context(alone_in(self.folder)))
             if saved and self.precision == "auto":
                 runtime = replace(runtime, precision=saved["precision"])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,8 @@ from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.ledger import SPLIT, UNLABELED, Ledger
 from ssl_lab.data.split import hold_out
 from ssl_lab.engine.callbacks import Callback
-from ssl_lab.engine.folder import check_same
-from ssl_lab.errors import NonFiniteLossError, UsageError
+from ssl_lab.engine.folder import check_same, clear, make_way
+from ssl_lab.errors import NonFiniteLossError, RunFailedError, UsageError
 
 HELD_OUT = 0.2  # of the labels of each class, where a pool has no validation images
 HOPEFUL = 1 / 3  # of a trial, in which it is not given up: high learning rates are late
@@ -34,11 +33,11 @@ def tune(run: Run, space: Mapping[str, tuple[float, float]], trials: int, out: P
     space: name -> lowest and highest value, both positive; drawn on a log scale by a tree-structured Parzen estimator
     (Bergstra et al. 2011), as a pure function of the seed and of what the trials so far gave. A trial that after a
     third of its steps has a lower accuracy than the median of those that went to the end had there is given up; one
-    whose loss is not finite counts as 0.
+    whose loss is not finite counts as 0. RunFailedError if that is what all of them gave.
 
     out: holds study.db (SQLite) and a folder for each trial in trials/. With `resume`, the study goes on as if it had
-    never stopped, and a trial that was cut off is run again; without, it starts afresh. config: the settings of the
-    study. UsageError if a study that goes on had others, if there are several ranks, or without optuna.
+    never stopped, and a trial that was cut off is run again; without, `out` must hold no study. config: the settings of
+    the study. UsageError if a study that goes on had others, if there are several ranks, or without optuna.
     """
     try:
         optuna: Any = importlib.import_module("optuna")
@@ -48,9 +47,7 @@ def tune(run: Run, space: Mapping[str, tuple[float, float]], trials: int, out: P
         raise UsageError("tuning runs in one process; start it without torchrun")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if not resume:
-        for path in out.glob("study.db*"):
-            path.unlink()
-        shutil.rmtree(out / "trials", ignore_errors=True)
+        make_way(out, "study.db")
     out.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(storage=f"sqlite:///{(out / 'study.db').resolve()}", study_name="tune",
                                 direction="maximize", pruner=optuna.pruners.MedianPruner(), load_if_exists=True)
@@ -63,8 +60,10 @@ def tune(run: Run, space: Mapping[str, tuple[float, float]], trials: int, out: P
         study.sampler = optuna.samplers.TPESampler(seed=seed_of(seed, "trial", done) % 2**32)
         trial = study.ask()
         values = {name: trial.suggest_float(name, *ends, log=True) for name, ends in space.items()}
+        folder = out / "trials" / f"{done:03d}"
+        clear(folder)  # of one that was cut off
         try:
-            score = run(values, out / "trials" / f"{done:03d}", _Watch(trial, optuna.TrialPruned))
+            score = run(values, folder, _Watch(trial, optuna.TrialPruned))
             study.tell(trial, score)
             gave = f"{score:.2%} on validation images"
         except optuna.TrialPruned:
@@ -74,6 +73,10 @@ def tune(run: Run, space: Mapping[str, tuple[float, float]], trials: int, out: P
             study.tell(trial, 0.0)
             gave = "the loss became infinite"
         print(f"trial {done + 1} of {trials}: {_listed(values)}: {gave}")
+    scores = [trial.value for trial in study.get_trials(states=[states.COMPLETE])]
+    if not any(scores):
+        raise RunFailedError(f"none of the {trials} trials in {out / 'trials'} gave an accuracy above zero, most "
+                             "likely because their losses became infinite; mend that first, e.g. by --precision fp32")
     print(f"best: {_listed(study.best_params)}: {study.best_value:.2%} on validation images")
     return dict(study.best_params)
 
