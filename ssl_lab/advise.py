@@ -22,7 +22,7 @@ from ssl_lab.data.reading import Background
 from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import shuffled, stratified
 from ssl_lab.engine import Runtime, Trainer, predict
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features import LEARNERS, embed
 from ssl_lab.features.search import FloatArray
 from ssl_lab.intervals import half_width
@@ -177,6 +177,9 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         name.replace("_", "-"): value for name, value in read.items() if value != usual.get(name)}
     flags = _flags(given)
 
+    for name in methods:  # what they cannot be built for is known at once too
+        preset = presets.preset(name, pool.name, "short")
+        presets.build(name, nets.net(net, pool.class_names, pool.style, seed=seed), pool, preset.arguments)
     features = _features(pool, runtime, net, backbones, weights, pretrained, seed)
     ways = []
     for name, rows, learners, chosen, seconds in features:
@@ -195,7 +198,10 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
                   "give more --minutes")
             continue
         length = {"minutes": each / 60} if steps is None else {"steps": steps}
-        ways.append(_trained(name, pool, folds, net, seed, runtime, length, flags, minutes))
+        try:
+            ways.append(_trained(name, pool, folds, net, seed, runtime, length, flags, minutes))
+        except NonFiniteLossError as error:
+            print(f"{name} is left out: {str(error).partition(';')[0]}")
     held = folds >= 0
     advice = Advice([replace(way, right=way.right[held]) for way in ways], folds[held], given_labels)
     Console().print(advice.table())
@@ -246,17 +252,16 @@ Features = tuple[str, FloatArray, tuple[str, ...], dict[str, Any], float]
 def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str], weights: Path | None, pretrained: bool,
               seed: int) -> Iterator[Features]:
     rows = pool.labeled
+    built: list[tuple[str | None, nets.Net]] = [(None, nets.net(name, pool.class_names, pool.style, seed=seed))]
+    for start in backbones:  # all of them before anything is computed: what is not there is known at once
+        foreign = start.startswith("timm/")
+        built.append((start, start_net(start, pool.class_names, pool.style, name, pretrained and foreign,
+                                       weights if foreign else None, seed)))
     pixels: FloatArray = (pool.images.take(rows).flatten(1).float().div_(255).numpy())
     yield "raw pixels", pixels, ("knn",), {}, 0.0
-    for start in (None, *backbones):
-        begun, settings = time.perf_counter(), dict[str, Any]()
-        if start is None:
-            backbone = nets.net(name, pool.class_names, pool.style, seed=seed)
-        else:
-            foreign = start.startswith("timm/")
-            backbone = start_net(start, pool.class_names, pool.style, name, pretrained and foreign,
-                                 weights if foreign else None, seed)
-            settings = _weights(start, weights, pretrained)
+    for start, backbone in built:
+        begun = time.perf_counter()
+        settings = _weights(start, weights, pretrained) if start else {}
         found = embed(backbone, pool, rows, runtime)
         title = f"frozen {start}" if settings else f"{start or name} at random init"
         yield title, found, ("knn", "probe"), {"net": backbone.name, **settings}, time.perf_counter() - begun

@@ -391,6 +391,9 @@ def test_cells_run_in_processes(tmp_path):
     ({"trainers": "supervise"}, "unknown trainer 'supervise'. Did you mean supervised"),
     ({"queries": "margins"}, "unknown query 'margins'"),
     ({"seeds": 0}, "must be at least 1"),
+    ({"processes": 0}, "must be at least 1"),
+    ({"batches": "4,many"}, "--batches '4,many': expected whole numbers, separated by commas"),
+    ({"trainers": "supervised, finetune"}, "trainer finetune starts from a backbone: give --weights"),
 ])
 def test_settings_that_make_no_benchmark(tmp_path, changes, words):
     with pytest.raises(UsageError, match=re.escape(words)):

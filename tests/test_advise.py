@@ -15,7 +15,7 @@ from ssl_lab import advise as advising
 from ssl_lab.advise import Advice, Way, advise, blind, cross_validated, deal
 from ssl_lab.config import parse, run_command
 from ssl_lab.data import load
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features import LEARNERS, probe, weighted_knn
 from ssl_lab.nets.start import start_net
 
@@ -278,6 +278,28 @@ def test_a_command_that_it_recommends_runs(tmp_path, capsys):
 def test_bad_use(arguments, words):
     with pytest.raises(UsageError, match=words):
         advise("digits", **{"labels": 40, "methods": (), **TINY, **arguments})
+
+
+def test_what_cannot_run_is_known_before_anything_is_computed(monkeypatch):
+    monkeypatch.setattr(advising, "cross_validated", lambda *_: pytest.fail("it computed"))
+    wrong = ({"backbones": ("none",)}, "there is no none"), ({"methods": ("opencos",)}, "opencos needs")
+    for arguments, words in wrong:
+        with pytest.raises(UsageError, match=words):
+            advise("digits", **{"labels": 40, "methods": (), **TINY, **arguments})
+
+
+def test_a_method_that_diverges_is_left_out_with_a_word(monkeypatch, capsys):
+    trained = advising._trained
+
+    def diverges(name, *arguments):
+        if name == "fixmatch":
+            raise NonFiniteLossError("the loss is not finite at step 3: loss = nan; no checkpoint had been saved yet")
+        return trained(name, *arguments)
+
+    monkeypatch.setattr(advising, "_trained", diverges)
+    advice = advise("digits", 40, methods=("fixmatch", "supervised"), **TINY)
+    assert "fixmatch is left out: the loss is not finite at step 3: loss = nan\n" in capsys.readouterr().out
+    assert [way.name for way in advice.ways if "trained by" in way.name] == ["tiny_4 trained by supervised"]
 
 
 def test_methods_that_train_no_classifier_are_refused(monkeypatch):

@@ -19,6 +19,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Truth
 from ssl_lab.active.plugins import make_query, split_queries
 from ssl_lab.active.query import IntArray
-from ssl_lab.active.trainers import TRAINERS, TrainSettings, backbone, fitter
+from ssl_lab.active.trainers import TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
 from ssl_lab.config import may_run
 from ssl_lab.data import Images, Pool, announce, load
@@ -38,9 +39,10 @@ from ssl_lab.data.images import Contents
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import Result
 from ssl_lab.engine.folder import check_same
-from ssl_lab.errors import UsageError, unknown
+from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.notes import at_most
+from ssl_lab.processes import end_with
 
 BASELINE = "random"
 IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "processes",
@@ -100,12 +102,16 @@ def cells_of(settings: Benchmark) -> list[Cell]:
     if settings.labels is not None or settings.split_file is not None or settings.minutes is not None:
         raise UsageError("a benchmark takes --initial in place of --labels and --split-file, and --steps in place of "
                          "--minutes, by which cells would train for different lengths")
-    trainers, batches = settings.trainers.split(","), [int(batch) for batch in settings.batches.split(",")]
+    trainers = list(dict.fromkeys(map(str.strip, settings.trainers.split(","))))
+    try:
+        batches = list(dict.fromkeys(map(int, settings.batches.split(","))))
+    except ValueError:
+        raise UsageError(f"--batches {settings.batches!r}: expected whole numbers, separated by commas") from None
     for trainer in trainers:
-        if trainer not in TRAINERS:
-            raise unknown("trainer", trainer, TRAINERS)
-    if min(settings.seeds, settings.sets, settings.duplicates, *batches) < 1 or settings.initial < 0:
-        raise UsageError("seeds, sets, duplicates and batches must be at least 1, and --initial at least 0")
+        fitter(settings, trainer, settings.out)  # an unknown one, or one without the backbone that it starts from
+    counts = settings.seeds, settings.sets, settings.duplicates, settings.processes, *batches
+    if min(counts) < 1 or settings.initial < 0:
+        raise UsageError("seeds, sets, duplicates, processes and batches must be at least 1, and --initial at least 0")
     for batch in batches:
         if settings.final <= settings.initial or (settings.final - settings.initial) % batch:
             raise UsageError(f"from --initial {settings.initial} to --final {settings.final} there is no whole number "
@@ -139,15 +145,24 @@ def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
         return
     threads = max(1, (os.cpu_count() or 1) // settings.processes)
     with concurrent.futures.ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"),
-                                                torch.set_num_threads, (threads,)) as executor:
+                                                _begin, (threads, os.getpid())) as executor:
         running = {executor.submit(_run_quietly, settings, cell): cell for cell in cells}
         try:
             for future in concurrent.futures.as_completed(running):
                 future.result()
                 yield running[future]
+        except BrokenProcessPool as error:
+            raise RunFailedError("a process of a cell was killed, as systems do where memory runs out: give fewer "
+                                 "--processes, or a smaller --net. The same command goes on") from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise
+
+
+def _begin(threads: int, parent: int) -> None:
+    """A process for cells, which ends with the one that started it."""
+    torch.set_num_threads(threads)
+    end_with(parent)
 
 
 def _run_quietly(settings: Benchmark, cell: Cell) -> None:
