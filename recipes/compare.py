@@ -14,20 +14,15 @@ MNIST, 40 labels, 1,000 steps, test accuracy (%) over seeds 0 and 1, 41 to 312 s
 `tests/benchmarks/README.md` has all of it, CIFAR-10, and long-tailed MNIST.
 """
 
-import copy
 import itertools
-import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 import ssl_lab as sl
-from ssl_lab import comparison, presets
+from ssl_lab import comparison
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import jobs
-from ssl_lab.errors import RunFailedError
 
 HERE = Path(__file__).parent
 GRID = list(itertools.product(("weak", "strong"), (0.01, 0.03, 0.1)))  # the baseline's view and learning rate
@@ -36,6 +31,8 @@ TUNING_SEED = 1000  # of the split on which it is tuned
 
 @dataclass
 class Settings(sl.Settings):
+    out: Path = Path("runs/compare")
+    """Folder of all runs, a folder each, and of the report."""
     methods: str = "fixmatch,flexmatch,freematch"
     """Names, separated by commas, or `all` consistency methods; the supervised baseline is always there."""
     seeds: int = 3
@@ -57,59 +54,9 @@ def validation_images(pool: sl.Pool, settings: Settings) -> int:
     return min(1000, (known - asked) // 5)
 
 
-def chosen(methods: str) -> list[str]:
-    """The methods to compare, once each. The baseline is not one of them: it is there anyway, and tuned."""
-    fit = [name for name, method in sl.methods.METHODS.items()
-           if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
-    names = fit if methods == "all" else list(dict.fromkeys(filter(None, map(str.strip, methods.split(",")))))
-    if "supervised" in names:
-        print("note: supervised is the baseline, which always runs; it is left out of --methods", file=sys.stderr)
-        names.remove("supervised")
-    for name in names:
-        if sl.methods.get(name).family != "consistency" or name not in fit:
-            raise sl.UsageError(f"{name} cannot be compared here: only methods of the family `consistency` train on "
-                                f"the same labels alone (ssl-lab list methods); see {sl.methods.get(name).recipe}")
-    if not names:
-        raise sl.UsageError(f"--methods {methods!r} leaves nothing to compare with the supervised baseline; give names "
-                            "separated by commas, e.g. fixmatch,flexmatch, or all")
-    return names
-
-
-def checked(settings: Settings, pool: sl.Pool, names: list[str]) -> list[str]:
-    """The methods that these data and settings allow: what cannot run is known before anything trains.
-
-    Of `all` methods, those that want more of the data are left out with a word; a method that was named is an error.
-    """
-    sl.Runtime.start(settings.device, "fp32")
-    kind = presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
-    parts = 1 if settings.micro_batches == "auto" else settings.micro_batches
-    pools = [pool.split(**settings.split() | {"seed": seed}) for seed in range(settings.seeds)]
-    net = sl.net(settings.net, pool.class_names, pool.style, pretrained=settings.pretrained, weights=settings.weights)
-    kept = []
-    for name in names:
-        preset = presets.preset(name, settings.data, kind)
-        try:
-            for few in pools:
-                method = presets.build(name, copy.deepcopy(net), few, {"ema": preset.ema, **preset.arguments})
-                sl.Feed(few, method.views, preset.labeled, preset.unlabeled, 0, torch.device("cpu"), parts=parts)
-        except sl.UsageError as error:
-            if settings.methods != "all":
-                raise sl.UsageError(f"{name}: {error}") from None
-            print(f"note: {name} is left out: {error}", file=sys.stderr)
-        else:
-            kept.append(name)
-    return kept
-
-
 def main(settings: Settings) -> None:
-    names = chosen(settings.methods)
-    if settings.processes > 1 and settings.minutes is not None:
-        raise sl.UsageError(f"--minutes {settings.minutes} with --processes {settings.processes}: runs beside each "
-                            "other would each get less of the machine; give --steps")
-    length = settings.minutes if settings.steps is None else settings.steps
-    if min(settings.seeds, settings.processes) < 1 or (length is not None and length <= 0):
-        raise sl.UsageError(f"seeds={settings.seeds}, processes={settings.processes}, steps={settings.steps}, "
-                            f"minutes={settings.minutes}: all must be positive")
+    names = comparison.chosen(settings.methods)
+    comparison.check_numbers(settings, settings.seeds, settings.processes)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
     if not (pool.truth[pool.test] >= 0).any():
@@ -121,19 +68,15 @@ def main(settings: Settings) -> None:
     def job(recipe: str, name: str, **changes: object) -> jobs.Job:
         return jobs.Job(HERE / f"{recipe}.py", shared | changes, settings.out / name)
 
-    names, seeds = checked(settings, pool, names), range(settings.seeds)
+    valid = validation_images(pool, settings)
+    names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
     methods = {name: [job("consistency", f"{name}-{seed}", method=name, preset=settings.preset, seed=seed)
                       for seed in seeds] for name in names}
     for each in itertools.chain(*methods.values()):
         each.prepare()  # a folder with other settings is an error now, not after the tuning
-    valid = validation_images(pool, settings)
     tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED, valid=valid)
               for view, lr in GRID]
-    failed = jobs.run_all(tuning, settings.processes)
-    if broken := [failure for failure in failed if not jobs.diverged(failure)]:
-        raise RunFailedError(f"{len(broken)} of the {len(GRID)} settings of the baseline could not be tried, and the "
-                             f"best of the others would be no tuned baseline. {broken[0]}. Mend that; the same command "
-                             "goes on")
+    failed = comparison.tune(tuning, settings.processes)
     best = jobs.best(tuning, "valid_accuracy")
     view, lr = best.settings["view"], best.settings["lr"]
 

@@ -1,19 +1,28 @@
-"""What many runs of recipes show side by side, and what their numbers may say."""
+"""Which methods can be compared; what many runs of recipes show side by side, and what their numbers may say."""
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+import torch
 from rich.console import Console
 
+from ssl_lab import presets
+from ssl_lab.config import Settings
 from ssl_lab.data import Pool
+from ssl_lab.engine import Feed, Runtime, jobs
 from ssl_lab.engine.jobs import Job
-from ssl_lab.errors import RunFailedError
+from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable, half_width
+from ssl_lab.methods import METHODS, get
+from ssl_lab.nets import net
 from ssl_lab.report import (
     Band,
     Column,
@@ -53,6 +62,76 @@ class Runs:
     def band(self, key: str) -> Band:
         """A curve of the metrics, over the finished runs."""
         return band([read_metrics(job.out / "metrics.jsonl") for job in self.jobs if job.summary], key)
+
+
+def chosen(methods: str) -> list[str]:
+    """The methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot be compared.
+
+    The baseline is not one of them: it is there anyway, and tuned.
+    """
+    fit = [name for name, method in METHODS.items()
+           if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
+    names = fit if methods == "all" else list(dict.fromkeys(filter(None, map(str.strip, methods.split(",")))))
+    if "supervised" in names:
+        print("note: supervised is the baseline, which always runs; it is left out of --methods", file=sys.stderr)
+        names.remove("supervised")
+    for name in names:
+        if get(name).name not in fit:
+            raise UsageError(f"{name} cannot be compared here: only methods of the family `consistency` train on the "
+                             f"same labels alone (ssl-lab list methods); see {get(name).recipe}")
+    if not names:
+        raise UsageError(f"--methods {methods!r} leaves nothing to compare with the supervised baseline; give names "
+                         "separated by commas, e.g. fixmatch,flexmatch, or all")
+    return names
+
+
+def check_numbers(settings: Settings, seeds: int, processes: int) -> None:
+    """UsageError for lengths and counts that make no comparison."""
+    if processes > 1 and settings.minutes is not None:
+        raise UsageError(f"--minutes {settings.minutes} with --processes {processes}: runs beside each other "
+                         "would each get less of the machine; give --steps")
+    length = settings.minutes if settings.steps is None else settings.steps
+    if min(seeds, processes) < 1 or (length is not None and length <= 0):
+        raise UsageError(f"seeds={seeds}, processes={processes}, steps={settings.steps}, "
+                         f"minutes={settings.minutes}: all must be positive")
+
+
+def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
+         kind: Literal["auto", "paper", "short"]) -> list[str]:
+    """The methods that these data and settings allow: what cannot run is known before anything trains.
+
+    pool: without its split. Of `all` methods, those that want more of the data are left out with a word; where one was
+    named it is a UsageError.
+    """
+    Runtime.start(settings.device, "fp32")
+    own = presets.kind_for(settings.steps) if kind == "auto" else kind
+    parts = 1 if settings.micro_batches == "auto" else settings.micro_batches
+    pools = [pool.split(**settings.split() | {"seed": seed}) for seed in range(seeds)]
+    built = net(settings.net, pool.class_names, pool.style, pretrained=settings.pretrained, weights=settings.weights)
+    kept = []
+    for name in names:
+        preset = presets.preset(name, settings.data, own)
+        try:
+            for few in pools:
+                method = presets.build(name, copy.deepcopy(built), few, {"ema": preset.ema, **preset.arguments})
+                Feed(few, method.views, preset.labeled, preset.unlabeled, 0, torch.device("cpu"), parts=parts)
+        except UsageError as error:
+            if getattr(settings, "methods", "") != "all":
+                raise UsageError(f"{name}: {error}") from None
+            print(f"note: {name} is left out: {error}", file=sys.stderr)
+        else:
+            kept.append(name)
+    return kept
+
+
+def tune(runs: Sequence[Job], processes: int) -> list[str]:
+    """Runs the settings of the baseline and returns which of them diverged; RunFailedError if one failed otherwise."""
+    failed = jobs.run_all(runs, processes)
+    if broken := [failure for failure in failed if not jobs.diverged(failure)]:
+        raise RunFailedError(f"{len(broken)} of the {len(runs)} settings of the baseline could not be tried, and the "
+                             f"best of the others would be no tuned baseline. {broken[0]}. Mend that; the same command "
+                             "goes on")
+    return failed
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:

@@ -261,7 +261,7 @@ def started_jobs(monkeypatch, *arguments):
 def test_the_baseline_is_tuned_on_labels_that_are_not_asked_for(tmp_path, monkeypatch):
     images, labels = np.zeros((340, 4, 4), np.uint8), np.where(np.arange(340) < 40, np.arange(340) % 2, -1)
     np.savez(tmp_path / "few.npz", images=images, labels=labels, test_images=images[:2], test_labels=labels[:2])
-    few = ("--data", tmp_path / "few.npz")
+    few = ("--data", tmp_path / "few.npz", "--out", tmp_path / "wrong")
     for labels_asked, valid in ((("--labels", 10), 6), (("--labels", 0.5), 4), ((), 8)):
         tuning = started_jobs(monkeypatch, *few, "--out", tmp_path / str(valid), *labels_asked)
         assert {job.settings["valid"] for job in tuning} == {valid}

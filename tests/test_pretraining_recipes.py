@@ -249,8 +249,9 @@ def test_fine_tuning_from_the_projector(pretrained, tmp_path):
     begun, pool = start_net(str(pretrained), 10, digits().style), digits()
     tuned = start_net(str(tmp_path), 10, pool.style)
     assert tuned.name == f"tiny_8+{begun.features_dim}"
-    run("finetune", "--from", pretrained, "--projector", "--steps", 2, "--labeled", 8, "--lr", 0, "--out", tmp_path)
-    tuned = start_net(str(tmp_path), 10, pool.style).eval()
+    still = tmp_path / "still"
+    run("finetune", "--from", pretrained, "--projector", "--steps", 2, "--labeled", 8, "--lr", 0, "--out", still)
+    tuned = start_net(str(still), 10, pool.style).eval()
     weight, bias = first_layer(torch.load(pretrained / "checkpoint.pt", weights_only=True)["method"])
     images = pool.images.take(pool.test[:6]).float() / 255
     expected = (begun.eval()(images).features @ weight.T + bias).clamp(min=0)
