@@ -91,7 +91,7 @@ class Ensemble(Net):
         nn.Module.__init__(self)  # each particle has its own backbone, head and normalization
         first = particles[0]
         self.name, self.classes = f"{len(particles)} x {first.name}", first.classes
-        self.features_dim = len(particles) * first.features_dim
+        self.features_dim, self.class_names = len(particles) * first.features_dim, first.class_names
         self.particles = nn.ModuleList(particles)
 
     def each(self, x: Tensor) -> list[Output]:
