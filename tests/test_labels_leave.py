@@ -15,6 +15,7 @@ from ssl_lab.active.oracle import FromFile
 from ssl_lab.cli import main
 from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.errors import UsageError
+from ssl_lab.label.session import Session
 
 
 def answered(pool, out):
@@ -78,6 +79,20 @@ def test_labels_of_arrays_are_by_row(tmp_path, capsys):
         np.testing.assert_array_equal(few.labels, people.pool.labels)
     main(["labels", str(tmp_path / "out")])
     assert "id,label,source,when" in capsys.readouterr().out
+
+
+def test_labels_of_the_page_leave_by_path_and_are_carried_over(tmp_path):
+    pool = folder(tmp_path, OLD).split(labeled=[])
+    session = Session(pool, tmp_path / "out", np.ones((len(pool.train), 2), np.float32))
+    session.answer("me", [int(pool.train[0])], "b")
+    session.answer("me", [int(pool.train[1])], -2)
+    main(["labels", str(tmp_path / "out"), "--to", str(tmp_path / "labels.csv")])
+    assert [(row["path"], row["label"], row["source"]) for row in rows(tmp_path / "labels.csv")] == [
+        (f"photos/{pool.files[pool.train[0]]}", "b", "me"), (f"photos/{pool.files[pool.train[1]]}", "-2", "me")]
+    more = folder(tmp_path, range(60)).split(labeled=[])
+    session = Session(more, tmp_path / "out", np.ones((len(more.train), 2), np.float32))
+    assert {more.files[row]: int(session.pool.labels[row]) for row in np.flatnonzero(session.pool.labels != -1)} == {
+        pool.files[pool.train[0]]: 1, pool.files[pool.train[1]]: -2}
 
 
 def test_labels_of_a_run(tmp_path):

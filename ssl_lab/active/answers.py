@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ssl_lab.active.carry import carried
 from ssl_lab.active.keys import ABSTAIN, IGNORE, Answer
 from ssl_lab.active.query import IGNORED, UNLABELED, IntArray
 from ssl_lab.class_names import apart, shown
@@ -30,10 +31,12 @@ class Answers:
 
     `pool` is the given one with that ledger, and with the classes that answers founded, each under the number that it
     has in the ledger: classes.json says which. new_classes: whether a name that is not known founds a class; else it is
-    an error, as it may be a typo. UsageError if classes of the data were renamed or removed since.
+    an error, as it may be a typo. Images may have been added since (`carry`). UsageError if images were removed or
+    changed, or classes of the data renamed or removed.
     """
 
-    def __init__(self, pool: Pool, folder: Path, new_classes: bool, carried: bool = False) -> None:
+    def __init__(self, pool: Pool, folder: Path, new_classes: bool) -> None:
+        pool, renumbered = carried(pool, folder)
         self.folder, self.new_classes, self._given = folder, new_classes, pool.class_names
         path = folder / "classes.json"
         self._founded: list[str] = []
@@ -45,7 +48,7 @@ class Answers:
         else:
             self._names = pool.class_names
         self._write_classes()
-        self.pool = _durable(pool, folder / "labels.jsonl", carried)
+        self.pool = _durable(pool, folder / "labels.jsonl", renumbered)
         self._abstained: set[int] = set(read_json(folder / "abstained.json", []))
 
     @property
@@ -155,13 +158,13 @@ def _numbered(pool: Pool, names: tuple[str, ...], data: tuple[str, ...], folder:
     return replace(pool, class_names=order, truth=moved(pool.truth), ledger=ledger)
 
 
-def _durable(pool: Pool, path: Path, carried: bool) -> Pool:
-    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does. carried: see
+def _durable(pool: Pool, path: Path, renumbered: bool) -> Pool:
+    """The pool with a ledger in a file: its own, or one at `path` that begins as its own does. renumbered: see
     `active.carry`: labels were drawn from fewer images then, or, if none were drawn, the data may have more of them."""
     if pool.ledger.path is not None:
         return pool
     ledger, given = Ledger(path), pool.ledger.entries
-    if carried:
+    if renumbered:
         if pool.balance is None:
             _take_in(ledger, pool, path)
         return replace(pool, ledger=ledger)

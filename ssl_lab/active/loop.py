@@ -30,7 +30,6 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.active.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
-from ssl_lab.active.carry import carried
 from ssl_lab.active.keys import Answer
 from ssl_lab.active.memory import measured
 from ssl_lab.active.oracle import Asked, Oracle, Readable, write_questions
@@ -89,8 +88,7 @@ class ActiveLoop:
             raise UsageError("the active-learning loop runs in one process; start it without torchrun")
         self.out = self.folder = Path(self.out)
         self._settle()
-        self.pool, known = carried(self.pool, self.folder)
-        self._answers = Answers(self.pool, self.folder, self.new_classes, known)
+        self._answers = Answers(self.pool, self.folder, self.new_classes)
         self.pool = self._answers.pool
         announce(self.pool)
         self.records = sorted(map(read_round, self.folder.glob("round-*.json")), key=lambda record: record.round)

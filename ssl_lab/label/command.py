@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from ssl_lab.active.answers import read_json
+from ssl_lab.active.carry import carried
 from ssl_lab.active.plugins import make_query
-from ssl_lab.data import load
+from ssl_lab.data import announce, load
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.reading import Background
 from ssl_lab.data.sizes import Resize
@@ -62,13 +62,13 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     pool = load(data, data_dir, image_size, path_column=path_column, label_column=label_column,
                 split_column=split_column, class_level=class_level, resize=resize, value_range=value_range,
                 background=background)
-    for note in pool.notes:
-        print(f"note: {note}", file=sys.stderr)
+    announce(pool)
     folder = out or Path("runs") / f"label-{pool.name}"
     classes = max(2, pool.classes)
     eye = (start_net(model, classes, pool.style) if model else
            named(net, classes, pool.style, pretrained=pretrained, weights=weights, seed=seed))
     with alone_in(folder):
+        pool, _ = carried(pool, folder)
         store = FeatureStore.build(eye, pool, data_folder(data_dir) / "features", Runtime.start(device))
         session = Session(pool, folder, store.features[pool.train], twice)
         before = read_json(folder / "server.json", {})
