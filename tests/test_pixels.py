@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import tarfile
 
 import numpy as np
@@ -374,6 +375,21 @@ def test_settings_that_change_no_pixel_find_the_cache(tmp_path, capsys):
     assert "decoded into" in capsys.readouterr().err
     load(tmp_path / "images", tmp_path / "data", flip=False)
     assert "decoded into" not in capsys.readouterr().err
+
+
+def test_a_changed_file_of_the_same_size_and_date_is_decoded_again(tmp_path):
+    for row in range(4):
+        path = tmp_path / f"a/{row % 2}/{row}.bmp"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 100 + row).save(path)
+    before, status = load(tmp_path / "a", tmp_path / "data"), os.stat(path)
+    content = path.stat().st_size
+    Image.new("L", (8, 8), 7).save(path)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert (path.stat().st_size, path.stat().st_mtime_ns) == (content, status.st_mtime_ns)
+    after = load(tmp_path / "a", tmp_path / "data")
+    assert sorted(pixels_of(before)[:, 0, 0].tolist()) == [100, 101, 102, 103]
+    assert sorted(pixels_of(after)[:, 0, 0].tolist()) == [7, 100, 101, 102]
 
 
 def test_values_by_kind_without_a_survey():
