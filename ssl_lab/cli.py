@@ -118,6 +118,26 @@ def _described(names: Mapping[str, str]) -> list[dict[str, str]]:
 _TABLES: dict[str, Any] = {"methods": _methods, "queries": _queries, "views": _views, "nets": _nets, "data": _data}
 
 
+def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
+    """Lists what is kept on disk to start faster: decoded images, indexes of shards, features; it is made again.
+
+    remove: all, old (not used for 30 days) or the name of one; what a running process uses stays.
+    data_dir: where caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+    """
+    import time
+
+    from ssl_lab.data import kept
+
+    gone, held = ([], []) if remove is None else kept.remove(remove, data_dir)
+    rows = [("removed", each) for each in gone] + [("in use, stays", each) for each in held]
+    for state, each in rows if remove is not None else [("", each) for each in kept.kept(data_dir)]:
+        used = time.strftime("%Y-%m-%d", time.localtime(each.used))
+        print(f"{each.folder.name}  {each.what}, {each.rows:,} images, {each.size / 2**20:,.1f} MiB, last used {used}: "
+              f"{each.source}{f' ({state})' if state else ''}")
+    if remove is not None and not rows:
+        print("nothing to remove")
+
+
 def query() -> None:
     """Chooses images to label next from your own arrays; see `ssl-lab query --help`."""
 
@@ -175,7 +195,7 @@ def _run(argv: list[str]) -> None:
         run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
                     "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
-    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env,
+    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "cache": cache, "list": list_, "env": env,
                                                   "query": query, "advise": advise, "label": label, "labels": labels,
                                                   "export": export, "bench": bench}
     if argv[:1] == ["query"]:

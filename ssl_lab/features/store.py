@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from ssl_lab.batch import seed_of
 from ssl_lab.class_names import Names
 from ssl_lab.data import IntArray, Pool
-from ssl_lab.data.files import alone
+from ssl_lab.data.files import Hold, alone
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
@@ -45,6 +45,7 @@ class FeatureStore:
             what = "is no feature store" if meta is None else f"holds {meta['done']} of {meta['rows']} images"
             raise UsageError(f"{self.folder} {what}; FeatureStore.build makes a store, or completes it")
         self.seconds = float(meta["seconds"])
+        self.hold = Hold(self.folder)
         self.features: FloatArray = np.load(self.folder / "features.npy", mmap_mode="r")
         self.class_names = tuple(meta["class_names"]) if "class_names" in meta else None
         self._index: Approximate | None = None

@@ -1,0 +1,83 @@
+"""What is kept on disk to start faster: decoded images, indexes of shards, features; listed, and removed if wanted."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_lab.data.files import data_folder
+from ssl_lab.errors import UsageError
+
+OLD_DAYS = 30
+_FILES = {"images.npy": "decoded images", "members.npy": "index of shards", "features.npy": "features"}
+_OURS = {*_FILES, "meta.json", "skipped.json", "contents.npy", "index.faiss", "index.json"}
+
+
+class Kept(NamedTuple):
+    """A cache. what: of which kind. source: the folder or data set that it is of. rows: images in it. size: in bytes.
+    used: when it was last opened, in seconds since 1970."""
+
+    folder: Path
+    what: str
+    source: str
+    rows: int
+    size: int
+    used: float
+
+
+def kept(data_dir: str | os.PathLike[str] | None = None) -> list[Kept]:
+    """The caches of a data folder, those that were used last first. Folders that hold anything else are none."""
+    found = []
+    for folder in (path for name in ("cache", "features") for path in (data_folder(data_dir) / name).glob("*")):
+        if not re.fullmatch(r"[0-9a-f]{24}", folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        files = {file.name: file for file in folder.iterdir()}
+        what = next((kind for name, kind in _FILES.items() if name in files), None)
+        try:
+            meta: dict[str, Any] = json.loads((folder / "meta.json").read_text(encoding="utf-8"))
+            source, rows = str(meta.get("root", meta.get("data", ""))), int((meta.get("shape") or [meta["rows"]])[0])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if what is not None and files.keys() <= _OURS:
+            states = [os.lstat(file) for file in files.values()]
+            used = max(os.stat(folder).st_mtime, *(state.st_mtime for state in states))
+            found.append(Kept(folder, what, source, rows, sum(state.st_size for state in states), used))
+    return sorted(found, key=lambda each: -each.used)
+
+
+def remove(which: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[list[Kept], list[Kept]]:
+    """Removes caches, and says which were removed and which stay because a process holds them.
+
+    which: "all", "old" (not used for 30 days), or the name of one. UsageError if there is none of that name.
+    """
+    there = kept(data_dir)
+    chosen = [each for each in there if which == "all" or each.folder.name == which
+              or (which == "old" and time.time() - each.used > OLD_DAYS * 86400)]
+    if not chosen and which not in ("all", "old"):
+        raise UsageError(f"there is no cache {which!r}; expected all, old, or a name that `ssl-lab cache` lists")
+    gone, held = [], []
+    for each in chosen:
+        (gone if _removed(each.folder) else held).append(each)
+    return gone, held
+
+
+def _removed(folder: Path) -> bool:
+    """Whether nobody held it, or made it just now. Where there are no locks, everybody may."""
+    maker = folder.with_name(f"{folder.name}.lock")
+    handles = [os.open(path, os.O_RDONLY) for path in (folder, maker) if path.exists()]
+    try:
+        for handle in handles:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder)
+    except OSError:
+        return False
+    finally:
+        for handle in handles:
+            os.close(handle)
+    return True
