@@ -8,6 +8,7 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,9 +47,11 @@ class Inventory:
         """As images.npz has it. No pickles: arrays, and JSON as bytes."""
         text = json.dumps({"fingerprint": self.fingerprint, "shape": self.shape, "root": self.root, "files": self.files,
                            "carried": self.carried})
-        arrays = {"text": np.frombuffer(text.encode(), np.uint8), "parts": self.parts.astype(np.int8)}
+        arrays: dict[str, Any] = {"text": np.frombuffer(text.encode(), np.uint8), "parts": self.parts.astype(np.int8)}
+        if self.contents is not None:
+            arrays["contents"] = self.contents
         file = io.BytesIO()
-        np.savez_compressed(file, **arrays, **({} if self.contents is None else {"contents": self.contents}))
+        np.savez_compressed(file, **arrays)
         return file.getvalue()
 
 
