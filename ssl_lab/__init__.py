@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     )
     from ssl_lab.errors import UsageError
     from ssl_lab.methods import *  # noqa: F403
+    from ssl_lab.model import Model, Predictions, open
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW
     from ssl_lab.views import Eval, Strong, Weak
@@ -50,6 +51,7 @@ _HOMES = {
     "engine": ("Callback", "Feed", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard", "Trainer",
                "accuracy", "predict"),
     "errors": ("UsageError",),
+    "model": ("Model", "Predictions", "open"),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),
     "views": ("Eval", "Strong", "Weak"),

@@ -1,7 +1,8 @@
-"""The `ssl-lab` command: quickstart, list, env, query, advise, label, labels, export, bench."""
+"""The `ssl-lab` command: quickstart, list, env, query, advise, predict, label, labels, export, bench."""
 
 from __future__ import annotations
 
+import importlib
 import json as jsonlib
 import platform
 import sys
@@ -138,22 +139,6 @@ def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
         print("nothing to remove")
 
 
-def query() -> None:
-    """Chooses images to label next from your own arrays; see `ssl-lab query --help`."""
-
-
-def advise() -> None:
-    """Which way to train on this data with so many labels, by cross-validation; see `ssl-lab advise --help`."""
-
-
-def label() -> None:
-    """A page on this machine to label images with a keyboard, the next by a query; see `ssl-lab label --help`."""
-
-
-def export() -> None:
-    """Writes a run's net for timm, ONNX or TorchScript, and checks it; see `ssl-lab export --help`."""
-
-
 def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None) -> None:
     """Takes labels along: a CSV of path,label,source,when, for load, --split-file, --oracle FILE and everything else.
 
@@ -174,8 +159,15 @@ def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None
         print(f"{text.count(chr(10)) - 1} labels are in {to}")
 
 
-def bench() -> None:
-    """Times steps, nets, views or queries on this machine; see `ssl-lab bench step|nets|views|query --help`."""
+_ELSEWHERE = {
+    "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
+    "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
+    "predict": ("predict:predict", "The classes of new images by a finished run"),
+    "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
+    "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
+    "bench": ("bench:", "Times steps, nets, views or queries on this machine"),
+}
+"""Commands that are imported only when they are asked for: where they are, and what they do."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -195,23 +187,18 @@ def _run(argv: list[str]) -> None:
         run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
                     "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
-    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "cache": cache, "list": list_, "env": env,
-                                                  "query": query, "advise": advise, "label": label, "labels": labels,
-                                                  "export": export, "bench": bench}
-    if argv[:1] == ["query"]:
-        from ssl_lab.active.command import query_command
-
-        commands["query"] = query_command
-    elif argv[:1] == ["advise"]:
-        from ssl_lab.advise import advise as run_advise
-
-        commands["advise"] = run_advise
-    elif argv[:1] == ["label"]:
-        from ssl_lab.label.command import label as run_label
-
-        commands["label"] = run_label
-    elif argv[:1] == ["export"]:
-        from ssl_lab.export import export as run_export
-
-        commands["export"] = run_export
+    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env, "labels": labels,
+                                                  "cache": cache}
+    for name, (place, does) in _ELSEWHERE.items():
+        module, _, function = place.partition(":")
+        commands[name] = (getattr(importlib.import_module(f"ssl_lab.{module}"), function) if argv[:1] == [name] else
+                          _named(f"{does}; see `ssl-lab {name} --help`."))
     run_command(commands, "ssl-lab", __doc__ or "", argv)
+
+
+def _named(text: str) -> Callable[[], None]:
+    """A command that is only listed, as one with this docstring."""
+    def command() -> None: ...
+
+    command.__doc__ = text
+    return command

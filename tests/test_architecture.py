@@ -12,7 +12,8 @@ LEVELS = [
     {"engine", "presets", "pretraining_presets"},
     {"features", "report"},
     {"active"},
-    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label"},
+    {"model"},
+    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label", "predict"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

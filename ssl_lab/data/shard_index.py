@@ -158,7 +158,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
     broken: set[str] = set()
     damage, last, white = "", "", False
     try:
-        for member in _members(path, passed_over):
+        for member in members_of(path, passed_over):
             last = member.stem
             if member.suffix in _LABELS:
                 labels.setdefault(member.stem, {})[member.suffix] = member.content
@@ -230,7 +230,7 @@ def _samples(images: Sequence[Image], labels: Mapping[str, Mapping[str, bytes]],
         passed_over["labels without an image"] += len(alone)
 
 
-def _members(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
+def members_of(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
     """The images and labels in a tar; of other members their number. ValueError or tarfile's where it is damaged."""
     seen: set[str] = set()
     with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:

@@ -23,9 +23,10 @@ FORMAT = 1
 class Card:
     """What a model is.
 
-    kind: "net" (model.safetensors holds a `Net`). net: its name. class_names: of the logits, in order; empty where no
-    classifier was trained. style: of the images it takes. reading: how images were read, which new ones are read by
-    too. data, labels: what it was trained on.
+    net: its name. class_names: of the logits, in order; empty where no classifier was trained. style: of the images it
+    takes. data, labels: what it was trained on. reading: how images were read, which new ones are read by too. kind:
+    "net" (model.safetensors holds a `Net`), "neighbors" (neighbors.safetensors holds what the nearest `neighbors` rows
+    of its features believe) or "ensemble" (of the runs `members`, in the folder of that name).
     """
 
     net: str
@@ -36,6 +37,8 @@ class Card:
     reading: Reading = AS_BYTES
     calibration: Calibration = field(default_factory=Calibration)
     kind: str = "net"
+    neighbors: int = 0
+    members: tuple[str, ...] = ()
 
     def write(self, run: Path) -> None:
         """As model.json into the run's folder."""

@@ -182,8 +182,9 @@ class RunFolder:
         """Writes model.safetensors (the reported weights, and the classes of the head), model.json, predictions.npz
         (`SPLIT_rows`, `SPLIT_logits`) and, last, summary.json, where null stands as in metrics.jsonl."""
         if self.writes:
-            content = safetensors_bytes(weights, metadata(card.class_names))
-            write_atomically(self.path / "model.safetensors", lambda file: file.write(content))
+            if weights:
+                content = safetensors_bytes(weights, metadata(card.class_names))
+                write_atomically(self.path / "model.safetensors", lambda file: file.write(content))
             card.write(self.path)
             arrays = {f"{split}_{name}": array for split, found in predicted.items()
                       for name, array in found._asdict().items()}

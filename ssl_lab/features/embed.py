@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from ssl_lab.batch import At
+from ssl_lab.batch import At, Style
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.weights import place, whole
@@ -23,7 +23,7 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     resizes them as they are read, which takes a CPU core a tenth of a millisecond per image.
     """
     see = view(pool.style)
-    batch = batch or batch_of(pool, runtime)
+    batch = batch or batch_of(pool.style, runtime)
     was_training = net.training
     # Outside of inference mode, in which weights that move could never be trained again.
     place(net.eval(), runtime.device)
@@ -40,8 +40,7 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     return features
 
 
-def batch_of(pool: Pool, runtime: Runtime) -> int:
+def batch_of(style: Style, runtime: Runtime) -> int:
     """256 images on an accelerator. On a CPU fewer if they are large, so that activations stay in its cache: about
     half a million pixels (32 images of 128 px were twice as fast as 256)."""
-    _, height, width = pool.images.shape
-    return 256 if runtime.device.type != "cpu" else max(1, min(256, 2**19 // (height * width)))
+    return 256 if runtime.device.type != "cpu" else max(1, min(256, 2**19 // (style.height * style.width)))

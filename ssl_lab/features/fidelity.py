@@ -35,7 +35,7 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
         student.class_names, pool.class_names, f"the student {student.name}")
     if frozen.classifies:
         frozen.bring_into_order(pool.class_names)
-    view, batch = Eval(pool.style), batch_of(pool, runtime)
+    view, batch = Eval(pool.style), batch_of(pool.style, runtime)
     was_training = student.training
     student.eval().to(runtime.device)
     frozen.to(runtime.device)

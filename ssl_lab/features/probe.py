@@ -40,15 +40,30 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
     one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, drawn once
     and for all, and only the last fit takes all.
     """
+    weights, basis = _probe(features, labels, classes, l2, valid)
+    asked = unit(matrix(queries, "queries", np.shape(features)[1]))
+    return softmax(_with_one(asked if basis is None else asked @ basis) @ weights.T)
+
+
+def probe_weights(features: ArrayLike, labels: ArrayLike, classes: int, l2: float | None = None) -> FloatArray:
+    """float32 [classes, D + 1]: W and, last, b of `linear_probe`, for unit features."""
+    weights, basis = _probe(features, labels, classes, l2, None)
+    return weights if basis is None else np.column_stack([weights[:, :-1] @ basis.T, weights[:, -1]])
+
+
+def _probe(features: ArrayLike, labels: ArrayLike, classes: int, l2: float | None,
+           valid: IntArray | None) -> tuple[FloatArray, FloatArray | None]:
+    """Weights as from `fit`, and the basis [D, n] of the features that they are for, if these are not the whole space.
+    """
     rows, known = labeled_rows(features, labels, classes)
-    rows, asked = unit(rows), unit(matrix(queries, "queries", rows.shape[1]))
+    rows, basis = unit(rows), None
     if len(rows) < rows.shape[1]:  # the minimum lies in the span of the rows: so few coordinates say all
         basis = np.linalg.qr(rows.T)[0]
-        rows, asked = rows @ basis, asked @ basis
+        rows = rows @ basis
     if l2 is None:
         held_out = _folds(known) if valid is None else [_places(check_labels(labels, classes), valid)]
         l2 = choose_l2(rows, known, classes, held_out)
-    return softmax(_with_one(asked) @ fit(rows, known, classes, l2).T)
+    return fit(rows, known, classes, l2), basis
 
 
 def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, epochs: int = 30,

@@ -27,21 +27,31 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
     unlabeled rows divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels
     alike, with this l2. first: who predicts before the first round. Shapes as in `weighted_knn`.
     """
+    known = check_labels(labels, classes)
+    guessed = pseudo_labels(features, known, classes, rounds, share, l2, first)
+    if np.array_equal(guessed, known):
+        return first(features, known, queries, classes)
+    return linear_probe(features, guessed, queries, classes, l2)
+
+
+def pseudo_labels(features: ArrayLike, labels: ArrayLike, classes: int, rounds: int = 5, share: float = 0.8,
+                  l2: float = 1.0, first: Learner = linear_probe) -> IntArray:
+    """int64 [N]: the labels and pseudo-labels that the last round of `self_training` fits to, -1 = neither."""
     rows, known = matrix(features, "features"), check_labels(labels, classes)
     if rounds < 1 or not 0 < share <= 1:
         raise UsageError(f"rounds={rounds}, share={share}: expected 1 or more rounds, and a share in (0, 1]")
     unlabeled = np.flatnonzero(known == -1)
-    if not len(unlabeled):
-        return first(rows, known, queries, classes)
-    probs = first(rows, known, rows[unlabeled], classes)
-    for number in range(1, rounds + 1):
+    guessed = known
+    if len(unlabeled):
+        probs = first(rows, known, rows[unlabeled], classes)
+    for number in range(1, rounds + 1 if len(unlabeled) else 1):
+        if number > 1:
+            probs = linear_probe(rows, guessed, rows[unlabeled], classes, l2)
         quota = max(1, int(share * number / rounds * len(unlabeled) / classes))
         taken, guess = balanced(probs, quota)
         guessed = known.copy()
         guessed[unlabeled[taken]] = guess
-        last = number == rounds
-        probs = linear_probe(rows, guessed, queries if last else rows[unlabeled], classes, l2)
-    return probs
+    return guessed
 
 
 def balanced(probs: FloatArray, quota: int) -> tuple[IntArray, IntArray]:

@@ -97,7 +97,7 @@ class Session:
                 return []
             entry = done[-1]
             earlier = before[len(done) - 1]
-            rows = entry.indices.tolist()
+            rows: list[int] = entry.indices.tolist()
             self.pool.record(rows, [earlier.get(row, UNLABELED) for row in rows], me + UNDO)
             self.changed.notify_all()
             return rows

@@ -32,13 +32,16 @@ def start_net(start: str, classes: int | Sequence[str], style: Style, name: str 
     if not file.is_file():
         raise UsageError(f"there is no {file} to start from; give the folder of a finished run, a .safetensors file, "
                          "or timm/MODEL")
-    return net(_name(file.parent / "config.yaml") or name, classes, style, False, file, seed, bn_momentum)
+    return net(_name(file.parent) or name, classes, style, False, file, seed, bn_momentum)
 
 
-def _name(config: Path) -> str | None:
-    """The net of the run with this config.yaml, if there is one."""
-    content = yaml.safe_load(config.read_text()) if config.is_file() else None
-    return content.get("net") if isinstance(content, dict) else None
+def _name(run: Path) -> str | None:
+    """The net of the run in this folder, if there is one."""
+    for file in (run / "model.json", run / "config.yaml"):
+        content = yaml.safe_load(file.read_text()) if file.is_file() else None  # which reads JSON too
+        if isinstance(content, dict) and "net" in content:
+            return str(content["net"])
+    return None
 
 
 def freeze(net: Net, blocks: int) -> None:

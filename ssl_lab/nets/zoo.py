@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
@@ -49,6 +50,16 @@ class Deeper(nn.Sequential):
 
     def __init__(self, trunk: nn.Module, features_dim: int, width: int) -> None:
         super().__init__(OrderedDict(trunk=trunk, layer=nn.Linear(features_dim, width), relu=nn.ReLU()))
+
+
+class Unit(nn.Sequential):
+    """A backbone, `trunk`, whose features are scaled to length 1."""
+
+    def __init__(self, trunk: nn.Module) -> None:
+        super().__init__(OrderedDict(trunk=trunk))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.normalize(super().forward(x), dim=1)
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
@@ -89,6 +100,7 @@ _FAMILIES = {
 NETS = {name: family.description for name, family in _FAMILIES.items()} | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
+    "{net}+unit": "any of these with features of length 1, as after `features.py`",
 }
 """The families of nets, name pattern -> what they are."""
 
@@ -118,7 +130,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     state = None if weights is None else read_weights(weights)
     whole = None if state is None else whole_net(state)
     of_backbone, source = state if whole is None else None, weights or ""
-    deeper = re.fullmatch(r"(.+)\+([1-9]\d*)", name)
+    deeper = re.fullmatch(r"(.+)\+(unit|[1-9]\d*)", name)
     base = deeper[1] if deeper else name
     with _seeded(seed):
         if base.startswith("timm/"):
@@ -128,7 +140,9 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             raise UsageError(f"{name} has no {what}: only timm/... nets have")
         else:
             trunk = _trunk(base, style, of_backbone, source)
-        if deeper:
+        if deeper and deeper[2] == "unit":
+            trunk = trunk._replace(backbone=Unit(trunk.backbone))
+        elif deeper:
             width = int(deeper[2])
             trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
         built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std, name, names)

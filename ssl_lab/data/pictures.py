@@ -1,0 +1,201 @@
+"""New images, from wherever people have them, as a stream of batches: for a model that is at hand already."""
+
+from __future__ import annotations
+
+import glob
+import io
+import os
+import sys
+import tarfile
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ssl_lab.data.arrays import channels_first
+from ssl_lab.data.decode import SUFFIXES, decoding, from_picture, read_image, reason
+from ssl_lab.data.reading import Reading
+from ssl_lab.data.sizes import fit_batch
+from ssl_lab.data.walk import walk
+from ssl_lab.errors import UsageError
+
+Read = tuple[str, NDArray[np.uint8] | str]
+"""A picture's name, with its pixels [C, H, W] or with the reason why there are none."""
+AHEAD = 64
+"""Images that are decoded ahead of those that are wanted: bounds the memory."""
+
+
+class Picture(NamedTuple):
+    """An image that is not read yet. name: its path, or what else to call it. content: a file, the bytes of one, a PIL
+    image, an array [H, W], [C, H, W] or [H, W, C], or the error that it met."""
+
+    name: str
+    content: Any
+
+
+class Batch(NamedTuple):
+    """names: of all images of the batch, in order. reasons: of each, why it cannot be read, None where it can. pixels:
+    uint8 [n, C, H, W], of those that can."""
+
+    names: list[str]
+    reasons: list[str | None]
+    pixels: Tensor
+
+
+@dataclass
+class Pictures:
+    """What is to be read. known: how many there are, None where only reading tells. passed_over: files that are no
+    images, by what they are."""
+
+    stream: Iterator[Picture]
+    known: int | None
+    passed_over: dict[str, int]
+
+
+def find_pictures(given: Any) -> Pictures:
+    """The images that `given` means: the path of a file, of a folder (with all below it), of a tar or .npy file, a
+    pattern such as "new/*.jpg", "-" for paths on standard input, a line each; an array [N, H, W], [N, C, H, W] or
+    [N, H, W, C] or of one image; a PIL image; or a list of any of these.
+
+    UsageError for a path at which there is nothing, and for anything else.
+    """
+    if isinstance(given, str | os.PathLike):
+        return _at_path(os.fspath(given))
+    if isinstance(given, np.ndarray | Tensor):
+        return _of_array(np.asarray(given), "image")
+    if type(given).__module__.startswith("PIL."):
+        return Pictures(iter([Picture("image 0", given)]), 1, {})
+    if not isinstance(given, Iterable) or isinstance(given, bytes | dict):
+        raise UsageError(f"{type(given).__name__} is no image: expected paths, arrays or PIL images")
+    found = [find_pictures(each) for each in given]
+    counts = [each.known for each in found]
+    passed_over: dict[str, int] = {}
+    for each in found:
+        for kind, count in each.passed_over.items():
+            passed_over[kind] = passed_over.get(kind, 0) + count
+    numbered = (Picture(f"image {n}", picture.content) if picture.name == "image 0" else picture
+                for n, picture in enumerate(picture for each in found for picture in each.stream))
+    return Pictures(numbered, None if None in counts else sum(count or 0 for count in counts), passed_over)
+
+
+def _at_path(path: str) -> Pictures:
+    if path == "-":
+        return Pictures((Picture(line, Path(line)) for line in map(str.strip, sys.stdin) if line), None, {})
+    where = Path(path).expanduser()
+    if where.is_dir():
+        found = walk(where)
+        files = sorted(found.top.all_images())
+        if not files:
+            raise UsageError(f"{path} holds no image; expected files of {' '.join(sorted(SUFFIXES))}")
+        return Pictures((Picture(str(where / file), where / file) for file in files), len(files),
+                        dict(found.passed_over))
+    if where.suffix.lower() == ".tar" and where.is_file():
+        return Pictures(_of_tar(where), None, {})
+    if where.suffix.lower() in (".npy", ".npz") and where.is_file():
+        return _of_array(_array_in(where), f"{path}, image")
+    if where.exists() or not glob.has_magic(path):
+        if not where.exists():
+            raise UsageError(f"there is no file or folder {path}")
+        return Pictures(iter([Picture(path, where)]), 1, {})
+    matches = sorted(file for file in glob.glob(str(where), recursive=True) if not os.path.isdir(file))
+    if not matches:
+        raise UsageError(f"no file matches {path}")
+    return Pictures((Picture(file, Path(file)) for file in matches), len(matches), {})
+
+
+def _of_tar(path: Path) -> Iterator[Picture]:
+    from ssl_lab.data.shard_index import members_of
+
+    try:
+        for member in members_of(path, Counter()):
+            if f".{member.suffix}" in SUFFIXES:
+                yield Picture(f"{path}/{member.stem}.{member.suffix}", io.BytesIO(member.content))
+    except (OSError, ValueError, tarfile.TarError) as error:
+        yield Picture(str(path), ValueError(f"damaged, only the images before that are read: {reason(error)}"))
+
+
+def _array_in(path: Path) -> NDArray[Any]:
+    try:
+        loaded = np.load(path, mmap_mode="r" if path.suffix == ".npy" else None, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded
+        with loaded:
+            names = loaded.files
+            if len(names) > 1 and "images" not in names:
+                raise UsageError(f"{path} holds {', '.join(names)}; expected one array, or one called images")
+            return np.asarray(loaded["images" if "images" in names else names[0]])
+    except (OSError, ValueError, EOFError, IndexError) as error:
+        raise UsageError(f"cannot read {path}: {error}") from error
+
+
+def _of_array(array: NDArray[Any], what: str) -> Pictures:
+    if array.ndim == 2 or (array.ndim == 3 and (array.shape[0] in (1, 3) or array.shape[2] in (1, 3))):
+        array = array[None]
+    images = channels_first(array, "images")
+    return Pictures((Picture(f"{what} {n}", image) for n, image in enumerate(images)), len(images), {})
+
+
+def batches(pictures: Iterable[Picture], reading: Reading, shape: tuple[int, int, int], size: int) -> Iterator[Batch]:
+    """The pictures as a net takes them, `size` at a time, in order; decoded ahead of time, by threads.
+
+    reading: as decided for the data that the net learned (see `resolve`). shape: (C, H, W) of the images that it takes.
+    Nothing that an image holds raises; what cannot be read has a reason.
+    """
+    with decoding(), ThreadPoolExecutor(os.cpu_count() or 1) as threads:
+        decoded = _ahead(threads, pictures, partial(_read, reading=reading, shape=shape))
+        while part := list(islice(decoded, size)):
+            good = [pixels for _, pixels in part if not isinstance(pixels, str)]
+            yield Batch([name for name, _ in part], [pixels if isinstance(pixels, str) else None for _, pixels in part],
+                        torch.from_numpy(np.stack(good)) if good else torch.empty(0))
+
+
+def _ahead(threads: ThreadPoolExecutor, pictures: Iterable[Picture], read: Callable[[Picture], Read]) -> Iterator[Read]:
+    """What is read of each picture, in order."""
+    waiting: deque[Future[Read]] = deque()
+    for picture in pictures:
+        waiting.append(threads.submit(read, picture))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _read(picture: Picture, reading: Reading, shape: tuple[int, int, int]) -> Read:
+    try:
+        pixels = _pixels(picture.content, reading)
+        if pixels.shape != shape:
+            width, height = pixels.shape[2], pixels.shape[1]
+            return picture.name, f"{width}x{height} pixels; the model takes {shape[2]}x{shape[1]} and resizes nothing"
+        return picture.name, pixels
+    except Exception as error:  # damaged files raise nearly anything
+        return picture.name, reason(error)
+
+
+def _pixels(content: Any, reading: Reading) -> NDArray[np.uint8]:
+    """uint8 [C, H, W]."""
+    if isinstance(content, Exception):
+        raise content
+    if isinstance(content, Path | io.BytesIO):
+        return read_image(content, reading).pixels
+    if not isinstance(content, np.ndarray):
+        return from_picture(content, reading).pixels
+    assert reading.values is not None  # resolved
+    pixels = reading.values.to_bytes(content[None])
+    images = torch.from_numpy(np.ascontiguousarray(pixels))
+    if reading.image_size is not None and tuple(images.shape[2:]) != (reading.image_size,) * 2:
+        images = fit_batch(images, reading.image_size, reading.resize)
+    found: NDArray[np.uint8] = images[0].numpy()
+    if len(found) == 1 and not reading.gray:
+        return np.repeat(found, 3, axis=0)
+    if len(found) == 3 and reading.gray:  # as Pillow does it
+        return np.rint(np.tensordot([0.299, 0.587, 0.114], found, axes=1)[None]).astype(np.uint8)
+    return found

@@ -1,0 +1,233 @@
+"""`sl.open(run)`: a finished run, ready for new images.
+
+    model = sl.open("runs/fixmatch")
+    found = model.predict("photos/")          # files, folders, patterns, tar shards, arrays, PIL images
+    found.labels, found.confidence            # names of classes, calibrated probabilities
+    model.embed(images)                       # features [n, D]
+
+A run needs none of the data that it was trained on. What became of its training images (turned, resized, cut, gray or
+not, black and white) becomes of new ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import Tensor
+
+from ssl_lab.batch import At
+from ssl_lab.calibration import prediction_sets
+from ssl_lab.data.pictures import Batch, Pictures, batches, find_pictures
+from ssl_lab.data.values import BYTES_AND_UNIT
+from ssl_lab.engine import Runtime
+from ssl_lab.engine.card import Card
+from ssl_lab.engine.machine import Precision
+from ssl_lab.engine.weights import place
+from ssl_lab.errors import UsageError
+from ssl_lab.features.embed import batch_of
+from ssl_lab.features.heads import Neighbors
+from ssl_lab.features.run import TINY
+from ssl_lab.nets import Net
+from ssl_lab.nets import net as named
+from ssl_lab.nets.stored import read_weights
+from ssl_lab.views import Eval
+
+FloatArray = NDArray[Any]
+See = Callable[[Tensor], tuple[FloatArray, FloatArray]]
+"""Pixels uint8 [n, C, H, W] -> logits [n, classes] and features [n, D], float32."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says of n images.
+
+    names: of the images, e.g. paths. classes: names, in the order of the columns. probabilities: float64 [n, C],
+    calibrated; NaN for images that cannot be read. reasons: why not; None where they can. threshold: a class is given
+    only at so high a probability. sets: bool [n, C], which classes may be the right one, if a coverage was asked for.
+    """
+
+    names: Sequence[str]
+    classes: tuple[str, ...]
+    probabilities: FloatArray
+    reasons: Sequence[str | None]
+    threshold: float = 0.0
+    sets: NDArray[np.bool_] | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """int64 [n, C]: the classes of each image, the likeliest first."""
+        return np.argsort(-self.probabilities, axis=1, kind="stable")
+
+    @property
+    def confidence(self) -> FloatArray:
+        """float64 [n]: the probability of the likeliest class; NaN where the image cannot be read."""
+        return np.take_along_axis(self.probabilities, self.order[:, :1], axis=1)[:, 0]
+
+    @property
+    def labels(self) -> list[str | None]:
+        """The likeliest class of each image; None where that is less likely than the threshold, or the image cannot be
+        read."""
+        sure = self.confidence >= self.threshold  # not so of NaN
+        return [self.classes[first] if good else None for first, good in zip(self.order[:, 0], sure, strict=True)]
+
+    def top(self, row: int, count: int) -> list[tuple[str, float]]:
+        """The `count` likeliest classes of an image, and their probabilities; none if it cannot be read."""
+        if self.reasons[row] is not None:
+            return []
+        return [(self.classes[at], float(self.probabilities[row, at])) for at in self.order[row, :count]]
+
+    def set_of(self, row: int) -> list[str] | None:
+        """The classes in an image's prediction set, the likeliest first; None where there is none."""
+        if self.sets is None or self.reasons[row] is not None:
+            return None
+        return [self.classes[at] for at in self.order[row] if self.sets[row, at]]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Predictions]) -> Predictions:
+        """Several, of one model, as one."""
+        first = parts[0]
+        sets = None if first.sets is None else np.concatenate([part.sets for part in parts if part.sets is not None])
+        return cls(list(chain.from_iterable(part.names for part in parts)), first.classes,
+                   np.concatenate([part.probabilities for part in parts]),
+                   list(chain.from_iterable(part.reasons for part in parts)), first.threshold, sets)
+
+
+class Model:
+    """A finished run, ready for new images; made by `open`.
+
+    card: what is known of it. classes: the names of its classes, () if it learned none. net: for those who want to go
+    on in PyTorch; None where it is not a net that sees.
+    """
+
+    def __init__(self, card: Card, see: See, batch: int, net: Net | None = None) -> None:
+        self.card, self.net = card, net
+        self._see, self._batch = see, batch
+        style, reading = card.style, card.reading
+        square = style.height == style.width and reading.resize != "none"
+        self._reading = replace(reading, image_size=style.height if square else None, gray=style.channels == 1,
+                                values=reading.values or BYTES_AND_UNIT)
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        return self.card.class_names
+
+    def predict(self, images: Any, threshold: float = 0.0, coverage: float | None = None) -> Predictions:
+        """The classes of images; see `stream`, whose parts this joins. UsageError if there are no images."""
+        parts = list(self.stream(images, threshold, coverage))
+        if not parts:
+            raise UsageError("there is no image to predict")
+        return Predictions.joined(parts)
+
+    def stream(self, images: Any, threshold: float = 0.0, coverage: float | None = None) -> Iterator[Predictions]:
+        """The classes of images, batch by batch, for any number of them.
+
+        images: see `find_pictures`. threshold: a class that is less likely is not given. coverage: in (0, 1), the
+        promised share of prediction sets that hold the right class (by split conformal prediction: on average, over
+        images like those that the run was calibrated on). UsageError where the run learned no classes, or was
+        calibrated on too few images for this coverage.
+        """
+        if not self.classes:
+            raise UsageError(f"{self.card.data}: this run learned no classes (it is for `embed`); fine-tune it first")
+        if not 0 <= threshold <= 1:
+            raise UsageError(f"threshold={threshold:g}: expected a probability from 0 to 1")
+        least = None if coverage is None else self._least(coverage)
+        for batch, (logits, _) in self._seen(images):
+            probabilities = np.full((len(batch.names), len(self.classes)), np.nan)
+            good = [row for row, why in enumerate(batch.reasons) if why is None]
+            probabilities[good] = self.card.calibration.probabilities(logits)
+            sets = None if least is None else prediction_sets(np.nan_to_num(probabilities), least)
+            yield Predictions(batch.names, self.classes, probabilities, batch.reasons, threshold, sets)
+
+    def embed(self, images: Any) -> FloatArray:
+        """float32 [n, D]: the features of images (see `find_pictures`); rows of NaN where one cannot be read."""
+        parts = []
+        for batch, (_, features) in self._seen(images):
+            rows = np.full((len(batch.names), features.shape[1]), np.nan, np.float32)
+            rows[[row for row, why in enumerate(batch.reasons) if why is None]] = features
+            parts.append(rows)
+        if not parts:
+            raise UsageError("there is no image to embed")
+        width = max(part.shape[1] for part in parts)  # a batch without one good image does not know it
+        return np.concatenate([part if part.shape[1] else np.full((len(part), width), np.nan, np.float32)
+                               for part in parts])
+
+    def _seen(self, images: Any) -> Iterator[tuple[Batch, tuple[FloatArray, FloatArray]]]:
+        found = images if isinstance(images, Pictures) else find_pictures(images)
+        shape = self.card.style.channels, self.card.style.height, self.card.style.width
+        nothing = np.empty((0, len(self.classes))), np.empty((0, 0), np.float32)
+        for batch in batches(found.stream, self._reading, shape, self._batch):
+            yield batch, self._see(batch.pixels) if len(batch.pixels) else nothing
+
+    def _least(self, coverage: float) -> float:
+        """The least probability of a class in a prediction set."""
+        if not 0 < coverage < 1:
+            raise UsageError(f"coverage={coverage:g}: expected a share between 0 and 1")
+        least = self.card.calibration.threshold(coverage)
+        if least is None:
+            scores = len(self.card.calibration.scores)
+            needed = int(np.ceil(coverage / (1 - coverage) - 1e-9))
+            raise UsageError(f"sets that hold the right class in {coverage:.0%} of images need {needed} that the "
+                             f"run was not trained on, and it has {scores} ({self.card.calibration.source}). Train it "
+                             "with more --valid images, or ask for less")
+        return least
+
+
+def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+    """The model in the folder of a finished run. UsageError if there is none."""
+    folder = Path(run)
+    card = Card.read(folder)
+    runtime = Runtime.start(device, precision)
+    if card.kind == "ensemble":
+        members = [open(folder / "members" / name, device, precision) for name in card.members]
+        return Model(card, _mean([member._see for member in members]), members[0]._batch)
+    net = named(card.net, card.class_names or 2, card.style, weights=folder / "model.safetensors")
+    place(net.eval(), runtime.device)
+    see = _seeing(net, card, runtime)
+    if card.kind == "neighbors":
+        stored = read_weights(folder / "neighbors.safetensors")
+        see = _voting(see, Neighbors(stored["rows"].numpy(), stored["beliefs"].numpy(), card.neighbors))
+    return Model(card, see, batch_of(card.style, runtime), net)
+
+
+def _seeing(net: Net, card: Card, runtime: Runtime) -> See:
+    view = Eval(card.style)
+
+    @torch.inference_mode()
+    def see(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
+        images = view(pixels.to(runtime.device), At(0, 1).draw("eval", len(pixels), runtime.device))
+        with runtime.autocast():
+            out = net(images.to(memory_format=torch.channels_last))
+        return out.logits.float().cpu().numpy(), out.features.float().cpu().numpy()
+
+    return see
+
+
+def _voting(see: See, head: Neighbors) -> See:
+    """The features of `see`, and what their neighbors believe."""
+    def vote(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
+        features = see(pixels)[1]
+        return np.log(np.maximum(head(features), TINY)), features
+
+    return vote
+
+
+def _mean(several: Sequence[See]) -> See:
+    """The log of the mean probabilities, and all features side by side."""
+    def see(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
+        found = [each(pixels) for each in several]
+        mean = np.mean([softmax(logits, axis=1) for logits, _ in found], axis=0)
+        return np.log(np.maximum(mean, TINY)), np.concatenate([features for _, features in found], axis=1)
+
+    return see
