@@ -1,4 +1,4 @@
-"""The `ssl-lab` command: quickstart, list, env, query, advise, predict, label, labels, export, bench."""
+"""The `ssl-lab` command: quickstart, cache, list, env, query, advise, predict, label, labels, export, bench."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def remove(which: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[
               or (which == "old" and time.time() - each.used > OLD_DAYS * 86400)]
     if not chosen and which not in ("all", "old"):
         raise UsageError(f"there is no cache {which!r}; expected all, old, or a name that `ssl-lab cache` lists")
-    gone, held = [], []
+    gone, held = list[Kept](), list[Kept]()
     for each in chosen:
         (gone if _removed(each.folder) else held).append(each)
     return gone, held
