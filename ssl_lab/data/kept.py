@@ -68,7 +68,7 @@ def remove(which: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[
 
 
 def _removed(folder: Path) -> bool:
-    """Whether nobody held it, or made it just now. Where there are no locks, everybody may."""
+    """Whether it is gone: nobody held it, or made it just now. Where there are no locks, nobody knows: it stays."""
     maker = folder.with_name(f"{folder.name}.lock")
     handles = [os.open(path, os.O_RDONLY) for path in (folder, maker) if path.exists()]
     try:
