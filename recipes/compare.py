@@ -55,8 +55,7 @@ def validation_images(pool: sl.Pool, settings: Settings) -> int:
 
 
 def main(settings: Settings) -> None:
-    names = comparison.chosen(settings.methods)
-    comparison.check_numbers(settings, settings.seeds, settings.processes)
+    names = comparison.chosen(settings, settings.methods, settings.seeds, settings.processes)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
     if not (pool.truth[pool.test] >= 0).any():
@@ -72,11 +71,9 @@ def main(settings: Settings) -> None:
     names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
     methods = {name: [job("consistency", f"{name}-{seed}", method=name, preset=settings.preset, seed=seed)
                       for seed in seeds] for name in names}
-    for each in itertools.chain(*methods.values()):
-        each.prepare()  # a folder with other settings is an error now, not after the tuning
     tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED, valid=valid)
               for view, lr in GRID]
-    failed = comparison.tune(tuning, settings.processes)
+    failed = comparison.tune(tuning, settings.processes, then=itertools.chain(*methods.values()))
     best = jobs.best(tuning, "valid_accuracy")
     view, lr = best.settings["view"], best.settings["lr"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,11 +64,13 @@ class Runs:
         return band([read_metrics(job.out / "metrics.jsonl") for job in self.jobs if job.summary], key)
 
 
-def chosen(methods: str) -> list[str]:
-    """The methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot be compared.
+def chosen(settings: Settings, methods: str, seeds: int, processes: int) -> list[str]:
+    """The methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot be compared,
+    and for lengths and counts that make no comparison.
 
     The baseline is not one of them: it is there anyway, and tuned.
     """
+    _check_numbers(settings, seeds, processes)
     fit = [name for name, method in METHODS.items()
            if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
     names = fit if methods == "all" else list(dict.fromkeys(filter(None, map(str.strip, methods.split(",")))))
@@ -85,8 +87,7 @@ def chosen(methods: str) -> list[str]:
     return names
 
 
-def check_numbers(settings: Settings, seeds: int, processes: int) -> None:
-    """UsageError for lengths and counts that make no comparison."""
+def _check_numbers(settings: Settings, seeds: int, processes: int) -> None:
     if processes > 1 and settings.minutes is not None:
         raise UsageError(f"--minutes {settings.minutes} with --processes {processes}: runs beside each other "
                          "would each get less of the machine; give --steps")
@@ -124,8 +125,13 @@ def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
     return kept
 
 
-def tune(runs: Sequence[Job], processes: int) -> list[str]:
-    """Runs the settings of the baseline and returns which of them diverged; RunFailedError if one failed otherwise."""
+def tune(runs: Sequence[Job], processes: int, then: Iterable[Job] = ()) -> list[str]:
+    """Runs the settings of the baseline and returns which of them diverged; RunFailedError if one failed otherwise.
+
+    then: what is to run afterwards; a folder of theirs that holds other settings is a UsageError before the tuning.
+    """
+    for job in then:
+        job.prepare()
     failed = jobs.run_all(runs, processes)
     if broken := [failure for failure in failed if not jobs.diverged(failure)]:
         raise RunFailedError(f"{len(broken)} of the {len(runs)} settings of the baseline could not be tried, and the "
