@@ -259,11 +259,11 @@ def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str],
                                        weights if foreign else None, seed)))
     pixels: FloatArray = (pool.images.take(rows).flatten(1).float().div_(255).numpy())
     yield "raw pixels", pixels, ("knn",), {}, 0.0
-    for start, backbone in built:
+    for origin, backbone in built:
         begun = time.perf_counter()
-        settings = _weights(start, weights, pretrained) if start else {}
+        settings = _weights(origin, weights, pretrained) if origin else {}
         found = embed(backbone, pool, rows, runtime)
-        title = f"frozen {start}" if settings else f"{start or name} at random init"
+        title = f"frozen {origin}" if settings else f"{origin or name} at random init"
         yield title, found, ("knn", "probe"), {"net": backbone.name, **settings}, time.perf_counter() - begun
 
 

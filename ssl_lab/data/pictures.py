@@ -195,7 +195,7 @@ def _pixels(content: Any, reading: Reading) -> NDArray[np.uint8]:
         images = fit_batch(images, reading.image_size, reading.resize)
     found: NDArray[np.uint8] = images[0].numpy()
     if len(found) == 1 and not reading.gray:
-        return np.repeat(found, 3, axis=0)
-    if len(found) == 3 and reading.gray:  # as Pillow does it
-        return np.rint(np.tensordot([0.299, 0.587, 0.114], found, axes=1)[None]).astype(np.uint8)
+        found = np.repeat(found, 3, axis=0)
+    elif len(found) == 3 and reading.gray:  # as Pillow does it
+        found = np.rint(np.tensordot([0.299, 0.587, 0.114], found, axes=1)[None]).astype(np.uint8)
     return found

@@ -70,8 +70,8 @@ def _leave(place: Path, seen: Net, head: Head, pool: Pool, config: Mapping[str, 
     """Writes one net with its head as a run."""
     name = seen.name if seen.name.endswith("+unit") else f"{seen.name}+unit"
     whole = net(name, pool.class_names, pool.style)
-    trunk = whole.backbone if seen.name.endswith("+unit") else whole.backbone.trunk
-    trunk.load_state_dict(seen.backbone.state_dict())  # type: ignore[operator]
+    trunk = whole.backbone if seen.name.endswith("+unit") else whole.backbone.get_submodule("trunk")
+    trunk.load_state_dict(seen.backbone.state_dict())
     whole.mean, whole.std = seen.mean, seen.std
     card = replace(card_of(whole, True, pool, None), calibration=calibration)
     if isinstance(head, Linear):
@@ -91,7 +91,8 @@ def _leave(place: Path, seen: Net, head: Head, pool: Pool, config: Mapping[str, 
 def _logits(heads: Sequence[Head], features: Sequence[FloatArray]) -> FloatArray:
     """float32 [n, C]: log of the mean probabilities."""
     probs = np.mean([head(each) for head, each in zip(heads, features, strict=True)], axis=0)
-    return np.log(np.maximum(probs, TINY)).astype(np.float32)
+    found: FloatArray = np.log(np.maximum(probs, TINY)).astype(np.float32)
+    return found
 
 
 def _scores(logits: FloatArray, truth: IntArray) -> dict[str, float]:

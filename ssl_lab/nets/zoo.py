@@ -59,7 +59,7 @@ class Unit(nn.Sequential):
         super().__init__(OrderedDict(trunk=trunk))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(super().forward(x), dim=1)
+        return F.normalize(self[0](x), dim=1)
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
