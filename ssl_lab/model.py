@@ -108,15 +108,16 @@ class Model:
     """A finished run, ready for new images; made by `open`.
 
     card: what is known of it. classes: the names of its classes, () if it learned none. net: for those who want to go
-    on in PyTorch; None where it is not a net that sees.
+    on in PyTorch; None of an ensemble. reading: how new images are read. see: from their pixels to logits and features.
+    batch: images that pass at a time.
     """
 
     def __init__(self, card: Card, see: See, batch: int, net: Net | None = None) -> None:
         self.card, self.net = card, net
-        self._see, self._batch = see, batch
+        self.see, self.batch = see, batch
         style, reading = card.style, card.reading
         square = style.height == style.width and reading.resize != "none"
-        self._reading = replace(reading, image_size=style.height if square else None, gray=style.channels == 1,
+        self.reading = replace(reading, image_size=style.height if square else None, gray=style.channels == 1,
                                 values=reading.values or BYTES_AND_UNIT)
 
     @property
@@ -167,8 +168,8 @@ class Model:
         found = images if isinstance(images, Pictures) else find_pictures(images)
         shape = self.card.style.channels, self.card.style.height, self.card.style.width
         nothing = np.empty((0, len(self.classes))), np.empty((0, 0), np.float32)
-        for batch in batches(found.stream, self._reading, shape, self._batch):
-            yield batch, self._see(batch.pixels) if len(batch.pixels) else nothing
+        for batch in batches(found.stream, self.reading, shape, self.batch):
+            yield batch, self.see(batch.pixels) if len(batch.pixels) else nothing
 
     def _least(self, coverage: float) -> float:
         """The least probability of a class in a prediction set."""
@@ -191,7 +192,7 @@ def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -
     runtime = Runtime.start(device, precision)
     if card.kind == "ensemble":
         members = [open(folder / "members" / name, device, precision) for name in card.members]
-        return Model(card, _mean([member._see for member in members]), members[0]._batch)
+        return Model(card, _mean([member.see for member in members]), members[0].batch)
     net = named(card.net, card.class_names or 2, card.style, weights=folder / "model.safetensors")
     place(net.eval(), runtime.device)
     see = _seeing(net, card, runtime)
