@@ -39,7 +39,7 @@ def main() -> None:
         whole.append(rows / (time.perf_counter() - begun))
     ratios = np.array(whole) / np.array(alone)
     print(f"{images:,} images of {style.width} px, {model.card.net}: the net alone {np.mean(alone):,.0f} images/s, "
-          f"predict {np.mean(whole):,.0f}; ratio {ratios.mean():.2f} ({ratios.min():.2f} to {ratios.max():.2f} in three turns)")
+          f"predict {np.mean(whole):,.0f}; ratio {ratios.mean():.2f} ({ratios.min():.2f} to {ratios.max():.2f})")
 
 
 if __name__ == "__main__":
