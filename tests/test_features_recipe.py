@@ -16,6 +16,7 @@ from ssl_lab.data import load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, embed, self_training
+from ssl_lab.model import open as open_run
 from ssl_lab.nets import net
 
 
@@ -30,7 +31,8 @@ def module(folder, name):
 def run(tmp_path, *arguments):
     recipe = module("recipes", "features")
     recipe.main(parse(recipe.Settings, ["--net", "tiny_8", "--device", "cpu", "--precision", "fp32", "--data-dir",
-                                        str(tmp_path), *map(str, arguments)]))
+                                        str(tmp_path), "--resume", "auto", "--out", str(tmp_path / "run"),
+                                        *map(str, arguments)]))
 
 
 def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys):
@@ -39,8 +41,9 @@ def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys):
     folder = first[0].rpartition(" in ")[2]
     assert first[0].startswith("digits: 1797 images embedded by tiny_8 in ")
     assert first[1] == "40 labels, 2 splits"
-    assert [line.split()[0] for line in first[2:]] == list(LEARNERS)
-    table = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in first[2:]}
+    assert [line.split()[0] for line in first[2:-1]] == list(LEARNERS)
+    assert first[-1].startswith(f"self_training of seed 0 is in {tmp_path / 'run'}, ")
+    table = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in first[2:-1]}
     assert min(table.values()) > 25  # random features, ten classes
     written = (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns
     run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "knn")
@@ -65,8 +68,29 @@ def test_several_backbones_are_one_more_learner(tmp_path, capsys):
                     for rows in (pool.train, pool.test))
     probs = [self_training(*pair, 10) for pair in zip(train, [pool.labels[pool.train]] * 3, asked, strict=True)]
     right = [(np.mean(some, axis=0).argmax(axis=1) == pool.truth[pool.test]).mean() for some in (probs[:1], probs)]
-    assert [line.split()[:2] for line in lines[4:]] == [
+    assert [line.split()[:2] for line in lines[4:-1]] == [
         ["self_training", f"{100 * right[0]:.1f}%"], ["ensemble", f"{100 * right[1]:.1f}%"]]
+
+
+@pytest.mark.parametrize(("learner", "also"), [("knn", False), ("all", False), ("probe", True)])
+def test_it_leaves_a_run_that_predicts(tmp_path, capsys, learner, also):
+    other = tmp_path / "other.safetensors"
+    save_file(net("tiny_8", 10, load("digits").style, seed=1).state_dict(), other)
+    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", learner, *(("--also", other) if also else ()))
+    table = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:-1] if "%" in line)
+    kept = "ensemble" if also else {"all": "self_training"}.get(learner, learner)
+    pool = load("digits")
+    found = open_run(tmp_path / "run", "cpu", "fp32").predict(pool.images.take(pool.test))
+    right = np.mean([label == pool.class_names[row] for label, row in
+                     zip(found.labels, pool.truth[pool.test], strict=True)])
+    assert f"{100 * right:.1f}%" == table[kept]
+
+
+def test_no_other_run_is_overwritten(tmp_path):
+    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "knn")
+    recipe = module("recipes", "features")
+    with pytest.raises(UsageError, match="holds a run that is finished, and it is not overwritten"):
+        recipe.main(parse(recipe.Settings, ["--out", str(tmp_path / "run")]))
 
 
 def test_bad_input(tmp_path):
