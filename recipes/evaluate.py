@@ -1,12 +1,12 @@
 r"""What are a net's features worth? With labels and without, by number of labels, layer by layer, and as a map.
 
     python recipes/evaluate.py --from runs/pretrain --against init --data mnist --labels 1000 --out runs/evaluation
-    python recipes/evaluate.py --from timm/tf_efficientnet_lite0 --weights FILE --data cifar10 --image-size 128
+    python recipes/evaluate.py --from lite0 --data cifar10 --image-size 128
 
 The first command, after ten minutes of SimCLR: kNN 95.6%, linear probe 97.0%, with 40 labels 86.3 ± 2.6%; at random
 init 64.4, 65.2 and 35.1 ± 2.7%. 27 seconds on one core of an AMD EPYC that had other work, images embedded before.
 
---from and --against take the folder of a run, a .safetensors file (of --net), or timm/MODEL with --pretrained or
+--from and --against take the folder of a run, a .safetensors file (of --net), lite0 and the like, or timm/MODEL with --pretrained or
 --weights FILE; `--against init` is the same net at random init (`--from init` that of --net), `pixels` the images
 themselves. It prints one table and writes report.html, with a map of test images on which each shows itself under the
 pointer. Labels are those of --labels (default: all that are known); test labels are only counted. Without any labels it

@@ -1,9 +1,7 @@
 r"""Few labels on the features of a frozen pretrained net: minutes on a CPU to embed once, then seconds per learner.
 
-    python data_scripts/fetch.py cifar10
-    python data_scripts/pretrained.py        # prints FILE
-    python recipes/features.py --data cifar10 --labels 250 --image-size 128 --net timm/tf_efficientnet_lite0 \
-        --weights FILE
+    ssl-lab fetch cifar10 lite0
+    python recipes/features.py --data cifar10 --labels 250 --image-size 128 --net lite0
 
 It prints, for each learner, mean and standard deviation of the test accuracy over 3 splits, and seconds per split; the
 first split of propagation brings the graph, which the others share (with --valid, each has training images of its own).

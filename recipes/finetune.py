@@ -2,19 +2,18 @@
 
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 500
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 40 --method fixmatch --steps 1000
-    python recipes/finetune.py --from timm/tf_efficientnet_lite0 --pretrained --data cifar10 --image-size 128 \\
-        --labels 250 --learn lora --steps 300
+    python recipes/finetune.py --from lite0 --data cifar10 --image-size 128 --labels 250 --learn lora --steps 300
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 300 --trials 20 --resume auto
 
---from takes the folder of a run, a .safetensors file (with --net if it does not lie in a run's folder), or a timm model
-with --pretrained or --weights FILE. Any method that classifies may train it. The run's model.safetensors is the whole
+--from takes the folder of a run, a .safetensors file (with --net if it does not lie in a run's folder), a name such as
+lite0, or a timm model with --pretrained or --weights FILE. Any method that classifies may train it. The run's model.safetensors is the whole
 net, into whose weights the updates of LoRA are merged.
 
 The head begins as a linear probe of the labels, and of labels alone (--method supervised) BatchNorm keeps its
 statistics: both make the difference between losing what the net knew and adding to it. --projector starts from the
 first layer of the projector (SimCLRv2).
 
-EfficientNet-Lite0 at 128 px on CIFAR-10 (--weights FILE --steps 300), test accuracy (%) of one seed, on one core of an
+EfficientNet-Lite0 at 128 px on CIFAR-10 (--steps 300), test accuracy (%) of one seed, on one core of an
 AMD EPYC that had other work, beside the linear probe of recipes/features.py:
 
     labels  learn    accuracy   minutes   probe
@@ -66,7 +65,7 @@ RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 @dataclass
 class Settings(sl.Settings):
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/pretrain"
-    """What to start from: a run, a file of weights, or timm/MODEL."""
+    """What to start from: a run, a file of weights, lite0 and the like, or timm/MODEL."""
     method: str = "supervised"
     """Name of the method (see `ssl-lab list methods`)."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)

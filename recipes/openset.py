@@ -16,6 +16,7 @@ from typing import Literal
 import torch
 
 import ssl_lab as sl
+from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.data.openset import open_set
 from ssl_lab.features.embed import embed
 from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
@@ -29,7 +30,7 @@ class Settings(sl.Settings):
     share: float = 0.5
     """How many, as a share of the unlabeled images."""
     encoder: str = "simclr"
-    """What embeds images for OpenCoS: a method to train, timm/<model> as published, or a run's model.safetensors."""
+    """What embeds images for OpenCoS: a method to train, timm/<model> as published, lite0, or a run's model.safetensors."""
     encoder_steps: int = 500
     labeled: int = 32
     unlabeled: int = 128
@@ -52,7 +53,7 @@ def main(settings: Settings) -> None:
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
                             resume=settings.resume and "auto", config=None)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
-        elif settings.encoder.startswith("timm/"):
+        elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)
         else:
             encoder = new_net(settings.net, weights=settings.encoder)

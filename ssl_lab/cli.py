@@ -1,4 +1,4 @@
-"""The `ssl-lab` command: quickstart, cache, list, env, query, advise, predict, label, labels, export, bench."""
+"""The `ssl-lab` command: quickstart, fetch, cache, list, env, query, advise, predict, label, labels, export, bench."""
 
 from __future__ import annotations
 
@@ -101,9 +101,12 @@ def _views() -> list[dict[str, str]]:
 
 
 def _nets() -> list[dict[str, str]]:
+    from ssl_lab.at_hand import PRETRAINED
     from ssl_lab.nets import NETS
 
-    return _described(NETS)
+    here = {name: "here" if known.is_here else f"not here: {known.fetched_by} ({known.megabytes} MB)"
+            for name, known in PRETRAINED.items()}
+    return _described({name: f"{what}; {here[name]}" if name in here else what for name, what in NETS.items()})
 
 
 def _data() -> list[dict[str, str]]:
@@ -160,6 +163,7 @@ def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None
 
 
 _ELSEWHERE = {
+    "fetch": ("fetch:fetch", "Brings public data sets and pretrained nets to this machine, verified"),
     "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
     "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
     "predict": ("predict:predict", "The classes of new images by a finished run"),

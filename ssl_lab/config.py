@@ -22,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, NoReturn, TypeVar
 
+from ssl_lab.at_hand import size_for
 from ssl_lab.errors import BusyError, NonFiniteLossError, RunFailedError, UsageError, unknown
 from ssl_lab.notes import at_most
 from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, stopping_signals
@@ -43,7 +44,7 @@ class Settings:
     data_dir: Path | None = None
     """Where data sets lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab)."""
     image_size: int | None = None
-    """Side in pixels to which a folder's images are resized."""
+    """Side in pixels to which images are resized (default: theirs; with lite0 and the like, what these know)."""
     path_column: str | None = None
     """Column of a CSV file that holds the paths of images (default: path, or a usual name)."""
     label_column: str | None = None
@@ -74,7 +75,7 @@ class Settings:
     """Validation images taken from the training set, a fraction or a count; they cost labels, and leave
     those of --labels as they are (default: those of a folder's valid/, if any)."""
     net: str = "tiny_16"
-    """Net (see `ssl-lab list nets`), or timm/<model>."""
+    """Net (see `ssl-lab list nets`), e.g. lite0, pretrained; or timm/<model>."""
     pretrained: bool = False
     """Start a timm net from its published weights."""
     weights: Path | None = None
@@ -134,6 +135,8 @@ def may_run(default: Any, text: str) -> Any:
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `load` beside the data, from settings or from what a run's config.yaml has of them."""
     given = {name: settings[name] for name in READING if settings.get(name) is not None}
+    if size := size_for(settings):
+        given["image_size"] = size
     return given | ({"flip": {"on": True, "off": False}.get(given["flip"])} if "flip" in given else {})
 
 

@@ -12,6 +12,12 @@ from typing import IO
 from ssl_lab.errors import UsageError
 
 
+def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
+    """Where data sets, weights and caches lie: `data_dir`, else $SSL_LAB_DATA, else ~/.cache/ssl_lab."""
+    chosen = data_dir or os.environ.get("SSL_LAB_DATA") or "~/.cache/ssl_lab"
+    return Path(chosen).expanduser()
+
+
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
     """Calls write(file) on a new file in path's folder; `path` changes only when all of it is on disk.
 

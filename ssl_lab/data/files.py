@@ -13,12 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from ssl_lab.files import cannot_write, make_folder, sync
-
-
-def data_folder(data_dir: str | os.PathLike[str] | None = None) -> Path:
-    """Where data sets and caches lie: `data_dir`, else $SSL_LAB_DATA, else ~/.cache/ssl_lab."""
-    chosen = data_dir or os.environ.get("SSL_LAB_DATA") or "~/.cache/ssl_lab"
-    return Path(chosen).expanduser()
+from ssl_lab.files import data_folder as data_folder
 
 
 @contextmanager

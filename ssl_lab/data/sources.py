@@ -113,10 +113,10 @@ def _digits() -> Pool:
 
 
 def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
-    """A data set that data_scripts/fetch.py stored, memory-mapped."""
+    """A data set that `ssl-lab fetch` stored, memory-mapped."""
     folder = data_folder(data_dir) / name
     option = f" --data-dir {data_dir}" if data_dir else ""
-    command = f"python data_scripts/fetch.py {name}{option}"
+    command = f"ssl-lab fetch {name}{option}"
     if not folder.exists():
         raise UsageError(f"{name} is not in {folder.parent}. Fetch it: {command}")
     try:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 from torch import nn
 
+from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net
@@ -16,7 +17,7 @@ from ssl_lab.nets.zoo import net
 
 def start_net(start: str, classes: int | Sequence[str], style: Style, name: str = "tiny_16", pretrained: bool = False,
               weights: str | Path | None = None, seed: int = 0, bn_momentum: float | None = None) -> Net:
-    """The net that `start` says: a run's folder, a file of weights, or timm/MODEL.
+    """The net that `start` says: a run's folder, a file of weights, timm/MODEL, or a name of `PRETRAINED`.
 
     A run knows its net, and so does a file that lies in a run's folder; of another file, `name` says the net. A timm
     model has its published weights if `pretrained`, those of the file `weights` if given, or fresh ones. classes: their
@@ -25,13 +26,15 @@ def start_net(start: str, classes: int | Sequence[str], style: Style, name: str 
     """
     if start.startswith("timm/"):
         return net(start, classes, style, pretrained, weights, seed, bn_momentum)
-    if pretrained or weights is not None:
+    if weights is not None or (pretrained and start not in PRETRAINED):
         raise UsageError(f"{start} brings its own weights; --pretrained and --weights are for timm/MODEL")
+    if start in PRETRAINED:
+        return net(start, classes, style, seed=seed, bn_momentum=bn_momentum)
     path = Path(start)
     file = path / "model.safetensors" if path.is_dir() else path
     if not file.is_file():
         raise UsageError(f"there is no {file} to start from; give the folder of a finished run, a .safetensors file, "
-                         "or timm/MODEL")
+                         f"timm/MODEL, or {', '.join(PRETRAINED)}")
     return net(_name(file.parent) or name, classes, style, False, file, seed, bn_momentum)
 
 

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
@@ -98,6 +99,9 @@ _FAMILIES = {
 }
 
 NETS = {name: family.description for name, family in _FAMILIES.items()} | {
+    name: f"timm/{known.model} with ImageNet weights, for images of {known.size} px"
+    for name, known in PRETRAINED.items()
+} | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
     "{net}+unit": "any of these with features of length 1, as after `features.py`",
@@ -111,7 +115,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     """The net `name` for images of this style, initialized as a pure function of `seed`.
 
     name: one of `NETS`. classes: their names (`pool.class_names`), or how many. pretrained: timm's own weights
-    (timm nets only). weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt;
+    (timm nets only; lite0 and the like have theirs, fetched before). weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt;
     they bring their normalization along, and the head goes by the names of its classes: see `load_net`) or of its
     backbone, in the backbone's own keys, under whatever prefix (see `fitting`).
     bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's
@@ -127,11 +131,14 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
                          f"{len(style.std)} standard deviations: give one of each per channel")
     if pretrained and weights is not None:
         raise UsageError("pretrained and weights exclude each other: choose one")
+    deeper = re.fullmatch(r"(.+)\+(unit|[1-9]\d*)", name)
+    base = deeper[1] if deeper else name
+    if known := PRETRAINED.get(base):  # its file is needed only here: the net has timm's name from now on
+        weights, pretrained = weights or known.weights(), False
+        base, name = f"timm/{known.model}", f"timm/{known.model}{name.removeprefix(base)}"
     state = None if weights is None else read_weights(weights)
     whole = None if state is None else whole_net(state)
     of_backbone, source = state if whole is None else None, weights or ""
-    deeper = re.fullmatch(r"(.+)\+(unit|[1-9]\d*)", name)
-    base = deeper[1] if deeper else name
     with _seeded(seed):
         if base.startswith("timm/"):
             trunk = timm_trunk(base.removeprefix("timm/"), style, pretrained, of_backbone, source, options)
@@ -162,7 +169,7 @@ def _trunk(name: str, style: Style, state: Weights | None, source: str | Path) -
             if state is not None:
                 load(backbone, state, source, name)
             return Trunk(backbone, backbone.features_dim, style.mean, style.std)
-    examples = [example for family in _FAMILIES.values() for example in family.examples]
+    examples = [*PRETRAINED, *(example for family in _FAMILIES.values() for example in family.examples)]
     raise unknown("net", name, examples, f"Families: {', '.join(NETS)}.")
 
 

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
+from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style
 from ssl_lab.class_names import Names, order_of, shown
 from ssl_lab.errors import UsageError
@@ -140,7 +141,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
     weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
     metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model> with its
-    published weights, whose features can teach but not its fresh head. Of a run that learned no classes, such as
+    published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no classes, such as
     pretraining, only features can teach. image_size: side that the teacher takes, where it is not that of the style.
     classes: their names, or how many. What the teacher says is brought into their order; the log says so, or that the
     teacher's names are unknown. UsageError for a teacher of other classes.
@@ -153,6 +154,9 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
             raise UsageError(f"the teachers {source} are no ensemble: expected nets that take images of the same size")
         return Teacher(*(each.net for each in several), image_size=several[0].image_size,
                        classifies=all(each.classifies for each in several))
+    if known := PRETRAINED.get(str(source)):
+        size = image_size or known.size
+        return Teacher(net(known.name, classes, _resized(style, size)), image_size=size, classifies=False)
     if str(source).startswith("timm/"):
         return Teacher(net(str(source), classes, _resized(style, image_size), pretrained=True),
                        image_size=image_size, classifies=False)
