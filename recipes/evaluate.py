@@ -6,11 +6,12 @@ r"""What are a net's features worth? With labels and without, by number of label
 The first command, after ten minutes of SimCLR: kNN 95.6%, linear probe 97.0%, with 40 labels 86.3 ± 2.6%; at random
 init 64.4, 65.2 and 35.1 ± 2.7%. 27 seconds on one core of an AMD EPYC that had other work, images embedded before.
 
---from and --against take the folder of a run, a .safetensors file (of --net), lite0 and the like, or timm/MODEL with --pretrained or
---weights FILE; `--against init` is the same net at random init (`--from init` that of --net), `pixels` the images
-themselves. It prints one table and writes report.html, with a map of test images on which each shows itself under the
-pointer. Labels are those of --labels (default: all that are known); test labels are only counted. Without any labels it
-measures health alone. Images are embedded once and kept in the data folder: the next evaluation starts at once.
+--from and --against take the folder of a run, a .safetensors file (of --net), lite0 and the like, or timm/MODEL with
+--pretrained or --weights FILE; `--against init` is the same net at random init (`--from init` that of --net), `pixels`
+the images themselves. It prints one table and writes report.html, with a map of test images on which each shows itself
+under the pointer. Labels are those of --labels (default: all that are known); test labels are only counted. Without any
+labels it measures health alone. Images are embedded once and kept in the data folder: the next evaluation starts at
+once.
 """
 
 from collections.abc import Sequence

@@ -6,8 +6,8 @@
     python recipes/finetune.py --from runs/pretrain --data mnist --labels 250 --steps 300 --trials 20 --resume auto
 
 --from takes the folder of a run, a .safetensors file (with --net if it does not lie in a run's folder), a name such as
-lite0, or a timm model with --pretrained or --weights FILE. Any method that classifies may train it. The run's model.safetensors is the whole
-net, into whose weights the updates of LoRA are merged.
+lite0, or a timm model with --pretrained or --weights FILE. Any method that classifies may train it. The run's
+model.safetensors is the whole net, into whose weights the updates of LoRA are merged.
 
 The head begins as a linear probe of the labels, and of labels alone (--method supervised) BatchNorm keeps its
 statistics: both make the difference between losing what the net knew and adding to it. --projector starts from the

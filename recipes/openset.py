@@ -30,7 +30,7 @@ class Settings(sl.Settings):
     share: float = 0.5
     """How many, as a share of the unlabeled images."""
     encoder: str = "simclr"
-    """What embeds images for OpenCoS: a method to train, timm/<model> as published, lite0, or a run's model.safetensors."""
+    """What embeds images for OpenCoS: a method to train, lite0, timm/<model> as published, or model.safetensors."""
     encoder_steps: int = 500
     labeled: int = 32
     unlabeled: int = 128

@@ -79,7 +79,8 @@ def size_for(settings: Mapping[str, Any]) -> int | None:
     named (`start`, else `net`), with a line that says so; else None."""
     if settings.get("image_size") is not None or settings.get("resize") == "none":
         return None
-    known = next((PRETRAINED[name] for name in (settings.get("start"), settings.get("net")) if name in PRETRAINED), None)
+    named = (settings.get("start"), settings.get("net"))
+    known = next((PRETRAINED[name] for name in named if name in PRETRAINED), None)
     if known is None:
         return None
     once(f"note: images are resized to {known.size} px, which {known.name} was trained on; --image-size 128 takes a "

@@ -141,10 +141,10 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
     weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
     metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model> with its
-    published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no classes, such as
-    pretraining, only features can teach. image_size: side that the teacher takes, where it is not that of the style.
-    classes: their names, or how many. What the teacher says is brought into their order; the log says so, or that the
-    teacher's names are unknown. UsageError for a teacher of other classes.
+    published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no
+    classes, such as pretraining, only features can teach. image_size: side that the teacher takes, where it is not that
+    of the style. classes: their names, or how many. What the teacher says is brought into their order; the log says so,
+    or that the teacher's names are unknown. UsageError for a teacher of other classes.
     """
     from ssl_lab import methods  # which imports this file
 
