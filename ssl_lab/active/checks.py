@@ -117,6 +117,7 @@ def _pool(query: Query, rows: int, seed: int, ignored: float = 1.0) -> PoolView:
         "embeddings": embeddings * temper[:, None],
         "probs": softmax(logits),
         "mc_probs": softmax(logits[:, None] + draw.normal(size=(rows, SAMPLES, CLASSES))),
+        "view_probs": softmax(logits[:, None] + draw.normal(size=(rows, SAMPLES, CLASSES))),
         "predicted_loss": draw.random(rows) * temper,
         "head_weight": weight / 3,
         "head_bias": np.zeros(CLASSES),

@@ -18,9 +18,9 @@ from ssl_lab.files import write_atomically, write_text
 
 
 def query_command(query: str, budget: int, embeddings: Path | None = None, probs: Path | None = None,
-                  mc_probs: Path | None = None, predicted_loss: Path | None = None, head_weight: Path | None = None,
-                  head_bias: Path | None = None, labeled: Path | None = None, ignored: Path | None = None,
-                  out: Path | None = None, seed: int = 0) -> None:
+                  mc_probs: Path | None = None, view_probs: Path | None = None, predicted_loss: Path | None = None,
+                  head_weight: Path | None = None, head_bias: Path | None = None, labeled: Path | None = None,
+                  ignored: Path | None = None, out: Path | None = None, seed: int = 0) -> None:
     """Chooses images to label from arrays: prints their row numbers, one a line, in the order of choice.
 
     query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
@@ -29,6 +29,7 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
     embeddings: .npy [N, D], features of each image.
     probs: .npy [N, C], predicted probabilities.
     mc_probs: .npy [N, S, C], probabilities by dropout samples or committee members.
+    view_probs: .npy [N, V, C], probabilities of the image itself and of augmented views of it.
     predicted_loss: .npy [N].
     head_weight: .npy [C, D], of the linear classifier on the embeddings.
     head_bias: .npy [C], of the same.
@@ -39,8 +40,8 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
     seed: of ties and random choices.
     """
     chosen = make_query(query)
-    given = {"embeddings": embeddings, "probs": probs, "mc_probs": mc_probs, "predicted_loss": predicted_loss,
-             "head_weight": head_weight, "head_bias": head_bias}
+    given = {"embeddings": embeddings, "probs": probs, "mc_probs": mc_probs, "view_probs": view_probs,
+             "predicted_loss": predicted_loss, "head_weight": head_weight, "head_bias": head_bias}
     arrays = {name: _load(path, name) for name, path in given.items() if path is not None}
     rows = next((len(array) for name, array in arrays.items() if ARRAYS[name].startswith("[N")), None)
     if rows is None:

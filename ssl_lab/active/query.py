@@ -18,11 +18,12 @@ FloatArray = NDArray[np.float32]
 UNLABELED, IGNORED = -1, -2
 _LARGEST = 1e15  # whose square a float32 still holds, and the sum of many such squares
 
-# What a query may need beside the labels. N rows, D features, C classes, S samples.
+# What a query may need beside the labels. N rows, D features, C classes, S samples, V views.
 ARRAYS = {
     "embeddings": "[N, D], features of each row",
     "probs": "[N, C], predicted probabilities; rows sum to 1",
     "mc_probs": "[N, S, C], probabilities by S dropout samples or committee members",
+    "view_probs": "[N, V, C], probabilities of V views of each row: the image itself, then augmented ones",
     "predicted_loss": "[N], the loss that a method's loss head predicts",
     "head_weight": "[C, D], of the linear classifier on the embeddings",
     "head_bias": "[C], of the same",
@@ -44,6 +45,7 @@ class PoolView:
     embeddings: FloatArray | None = None
     probs: FloatArray | None = None
     mc_probs: FloatArray | None = None
+    view_probs: FloatArray | None = None
     predicted_loss: FloatArray | None = None
     head_weight: FloatArray | None = None
     head_bias: FloatArray | None = None
@@ -83,7 +85,7 @@ class PoolView:
             refuse(~np.isfinite(array).all(axis=inner), "hold NaN or infinity; repair or drop them")
             refuse((np.abs(array) > _LARGEST).any(axis=inner),
                    f"hold numbers beyond {_LARGEST:g}; has the net diverged?")
-        if name in ("probs", "mc_probs"):
+        if name.endswith("probs"):
             refuse(np.abs(array.sum(axis=-1).reshape(len(array), -1) - 1).max(axis=1, initial=0) > 0.01,
                    "do not sum to 1; expected probabilities, not logits")
             refuse(array.min(axis=inner, initial=0) < 0, "are below 0; expected probabilities, not logits")

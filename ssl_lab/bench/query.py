@@ -20,6 +20,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
 
 ROWS, MEMBERS = 8192, 5  # made at a time; of mc_probs
+SAMPLED = {"mc_probs", "view_probs"}
 PEERS = {
     "k_center": ("CoreSet", {}),
     "typiclust": ("TypiClust", {}),
@@ -94,7 +95,8 @@ def costs(size: Size, queries: list[str], peers: bool, seed: int) -> list[dict[s
 
 
 def inputs(size: Size, seed: int, needs: frozenset[str] = frozenset()) -> PoolView:
-    """A pool of 8 clusters a class in features, with all arrays that queries may need; mc_probs only if in `needs`.
+    """A pool of 8 clusters a class in features, with all arrays that queries may need; mc_probs and view_probs only if
+    one of them is in `needs`.
 
     The head is linear, and a row's label is that of its cluster; 10 * classes rows are labeled (half of all at most).
     Arrays are made in place, so that the process never holds much more than they take.
@@ -107,7 +109,7 @@ def inputs(size: Size, seed: int, needs: frozenset[str] = frozenset()) -> PoolVi
     cluster = draws.integers(clusters, size=size.n)
     h = np.empty((size.n, size.dim), dtype=np.float32)
     p = np.empty((size.n, size.classes), dtype=np.float32)
-    members = np.empty((size.n, MEMBERS, size.classes), dtype=np.float32) if "mc_probs" in needs else None
+    members = np.empty((size.n, MEMBERS, size.classes), dtype=np.float32) if needs & SAMPLED else None
     for start in range(0, size.n, ROWS):
         part = slice(start, min(start + ROWS, size.n))
         h[part] = draws.standard_normal(h[part].shape, dtype=np.float32) + centers[cluster[part]]
@@ -117,8 +119,9 @@ def inputs(size: Size, seed: int, needs: frozenset[str] = frozenset()) -> PoolVi
             members[part] = _softmax(logits[:, None] + draws.standard_normal(members[part].shape, dtype=np.float32))
     labels = np.full(size.n, UNLABELED)
     labels[: _labels(size)] = cluster[: _labels(size)] % size.classes
-    return PoolView(labels, embeddings=h, probs=p, mc_probs=members, predicted_loss=1 - p.max(axis=1),
-                    head_weight=weight, head_bias=np.zeros(size.classes, dtype=np.float32))
+    return PoolView(labels, embeddings=h, probs=p, mc_probs=members, view_probs=members,
+                    predicted_loss=1 - p.max(axis=1), head_weight=weight,
+                    head_bias=np.zeros(size.classes, dtype=np.float32))
 
 
 def _labels(size: Size) -> int:

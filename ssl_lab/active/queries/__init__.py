@@ -10,6 +10,8 @@ from ssl_lab.active.queries.cluster_margin import ClusterMargin
 from ssl_lab.active.queries.committee import Committee
 from ssl_lab.active.queries.coverage import MaxHerding, ProbCover
 from ssl_lab.active.queries.discriminative import Discriminative
+from ssl_lab.active.queries.drop_query import DropQuery
+from ssl_lab.active.queries.epig import Epig
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.queries.galaxy import Galaxy
 from ssl_lab.active.queries.k_center import KCenter
@@ -18,15 +20,18 @@ from ssl_lab.active.queries.learning_loss import LearningLoss
 from ssl_lab.active.queries.power import Gibbs, Power, SoftRank
 from ssl_lab.active.queries.typiclust import TypiClust
 from ssl_lab.active.queries.uncertainty import BALD, Entropy, LeastConfidence, Margin, MeanStd, Random, VariationRatio
+from ssl_lab.active.queries.uncertainty_herding import UncertaintyHerding
+from ssl_lab.active.queries.view_disagreement import ViewDisagreement
 from ssl_lab.active.queries.wrappers import ClassBalanced, CostAware, Prefilter, WithoutDuplicates
 from ssl_lab.active.query import Query
 from ssl_lab.errors import unknown
 
 QUERIES: dict[str, type[Query]] = {query.name: query for query in (
     Random,
-    LeastConfidence, Margin, Entropy, BALD, MeanStd, VariationRatio, BatchBALD, Power, Gibbs, SoftRank, Committee,
+    LeastConfidence, Margin, Entropy, BALD, MeanStd, VariationRatio, BatchBALD, Epig, ViewDisagreement,
+    Power, Gibbs, SoftRank, Committee,
     KCenter, KMeans, TypiClust, ProbCover, MaxHerding, FacilityLocation,
-    Badge, ClusterMargin, Clue, AlfaMix, Bait, Galaxy, Cal,
+    Badge, ClusterMargin, Clue, AlfaMix, Bait, Galaxy, Cal, DropQuery, UncertaintyHerding,
     LearningLoss, Discriminative,
 )}
 WRAPPERS: dict[str, type[Query]] = {query.name: query for query in (
@@ -58,7 +63,9 @@ __all__ = [
     "Committee",
     "CostAware",
     "Discriminative",
+    "DropQuery",
     "Entropy",
+    "Epig",
     "FacilityLocation",
     "Galaxy",
     "Gibbs",
@@ -75,7 +82,9 @@ __all__ = [
     "Random",
     "SoftRank",
     "TypiClust",
+    "UncertaintyHerding",
     "VariationRatio",
+    "ViewDisagreement",
     "WithoutDuplicates",
     "get",
 ]

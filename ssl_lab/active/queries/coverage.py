@@ -172,6 +172,11 @@ class MaxHerding(FacilityLocation):
         self.sigma = sigma
 
     def similarity(self, cosines: FloatArray) -> FloatArray:
-        cosines -= 1
-        cosines *= 2 / self.sigma**2
-        return np.exp(cosines, out=cosines)
+        return gaussian(cosines, self.sigma)
+
+
+def gaussian(cosines: FloatArray, sigma: float) -> FloatArray:
+    """exp(-|x - y|^2 / sigma^2) of the cosines of unit vectors, to which it writes."""
+    cosines -= 1
+    cosines *= 2 / sigma**2
+    return np.exp(cosines, out=cosines)

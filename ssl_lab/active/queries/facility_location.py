@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -33,24 +35,37 @@ class FacilityLocation(Query):
         rows = np.flatnonzero(view.labels != IGNORED)
         x = unit(take(view.need("embeddings"), rows))
         free = view.labels[rows] == UNLABELED
-        covered = np.zeros(len(x), dtype=np.float32)  # max_{j in L + S} s(i, j)
+        return rows[greedy_coverage(x, free, self.similarity, budget, seed)]
 
-        def choose(some: int | NDArray[np.bool_]) -> None:
-            centers = np.atleast_2d(x[some])
-            for part in blocks(len(x), len(centers)):
-                if len(centers):
-                    nearest = self.similarity(x[part] @ centers.T).max(axis=1)
-                    covered[part] = np.maximum(covered[part], nearest)
 
-        def now(some: IntArray) -> NDArray[np.float64]:
-            gains = np.empty(len(some))
-            for part in blocks(len(some), len(x)):
-                similar = self.similarity(x[some[part]] @ x.T)
-                similar -= covered
-                gains[part] = np.maximum(similar, 0, out=similar).sum(axis=1, dtype=np.float64)
-            return gains
+def greedy_coverage(x: FloatArray, free: NDArray[np.bool_], similarity: Callable[[FloatArray], FloatArray], budget: int,
+                    seed: int, weight: FloatArray | None = None) -> IntArray:
+    """int64 [budget], the greedy maximum of sum_i w_i max_{j in L + S} s(i, j) over sets S of free rows, L the others.
 
-        choose(~free)
-        bounds = np.full(len(x), -np.inf)
-        bounds[free] = now(np.flatnonzero(free))
-        return rows[lazy_greedy(bounds, now, choose, budget, seed, batch=8)]
+    x: unit rows [N, D]. free: bool [N]. similarity: s of a cosine, at least 0; may write to it. weight: [N], at least
+    0 (default: ones).
+    """
+    covered = np.zeros(len(x), dtype=np.float32)  # max_{j in L + S} s(i, j)
+
+    def choose(some: int | NDArray[np.bool_]) -> None:
+        centers = np.atleast_2d(x[some])
+        for part in blocks(len(x), len(centers)):
+            if len(centers):
+                nearest = similarity(x[part] @ centers.T).max(axis=1)
+                covered[part] = np.maximum(covered[part], nearest)
+
+    def now(some: IntArray) -> NDArray[np.float64]:
+        gains = np.empty(len(some))
+        for part in blocks(len(some), len(x)):
+            similar = similarity(x[some[part]] @ x.T)
+            similar -= covered
+            np.maximum(similar, 0, out=similar)
+            if weight is not None:
+                similar *= weight
+            gains[part] = similar.sum(axis=1, dtype=np.float64)
+        return gains
+
+    choose(~free)
+    bounds = np.full(len(x), -np.inf)
+    bounds[free] = now(np.flatnonzero(free))
+    return lazy_greedy(bounds, now, choose, budget, seed, batch=8)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ssl_lab.active.distances import centered, k_means, take
-from ssl_lab.active.query import IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, check_counts, rng
 
 
 class KMeans(Query):
@@ -31,13 +31,18 @@ class KMeans(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = view.candidates
-        x = centered(take(view.need("embeddings"), rows))
-        clusters, squared = k_means(x, budget, seed, self.iterations, self.restarts)
-        ties = rng(seed, "ties").permutation(len(rows))
-        order = np.lexsort((ties, squared, clusters))
-        found, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
-        nearest = order[first][np.lexsort((ties[found], -sizes))]
-        left = np.setdiff1d(np.arange(len(rows)), nearest)
-        extra = rng(seed, "empty").permutation(left)[: budget - len(nearest)]
-        chosen: IntArray = rows[np.concatenate([nearest, extra])]
-        return chosen
+        x = take(view.need("embeddings"), rows)
+        return rows[nearest_to_centers(x, budget, seed, self.iterations, self.restarts)]
+
+
+def nearest_to_centers(x: FloatArray, budget: int, seed: int, iterations: int = 25, restarts: int = 1) -> IntArray:
+    """int64 [budget]: of a k-means of x [N, D] with so many clusters, the row of each that is nearest to its center,
+    largest cluster first; then rows drawn from those left, where clusters are empty."""
+    clusters, squared = k_means(centered(x), budget, seed, iterations, restarts)
+    ties = rng(seed, "ties").permutation(len(x))
+    order = np.lexsort((ties, squared, clusters))
+    found, first, sizes = np.unique(clusters[order], return_index=True, return_counts=True)
+    nearest = order[first][np.lexsort((ties[found], -sizes))]
+    left = np.setdiff1d(np.arange(len(x)), nearest)
+    extra = rng(seed, "empty").permutation(left)[: budget - len(nearest)]
+    return np.concatenate([nearest, extra])

@@ -86,24 +86,25 @@ class Entropy(ScoreQuery):
         return np.concatenate([entropy(probs[rows[part]]) for part in blocks(len(rows), probs.shape[1])])
 
 
-class _Samples(ScoreQuery):
-    """A score of the samples [S, C] of each row, in blocks of rows."""
+class Samples(ScoreQuery):
+    """A score of the samples [S, C] of each row, of the one array that it needs, in blocks of rows."""
 
     needs = frozenset({"mc_probs"})
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
-        mc = view.need("mc_probs")
+        (name,) = self.needs
+        array = view.need(name)
         scores = np.empty(len(rows))
-        for part in blocks(len(rows), mc[0].size if len(mc) else 1):
-            scores[part] = self.of_samples(mc[rows[part]])
+        for part in blocks(len(rows), array[0].size if len(array) else 1):
+            scores[part] = self.of_samples(array[rows[part]])
         return scores
 
-    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
-        """[n], of mc_probs [n, S, C]."""
+    def of_samples(self, samples: FloatArray) -> NDArray[Any]:
+        """[n], of samples [n, S, C]."""
         raise NotImplementedError
 
 
-class BALD(_Samples):
+class BALD(Samples):
     """score = H(mean_s p_s) - mean_s H(p_s): what the label would tell about the model"""
 
     name = "bald"
@@ -111,11 +112,11 @@ class BALD(_Samples):
     paper = "Bayesian Active Learning for Classification and Preference Learning"
     arxiv = "1112.5745"
 
-    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
-        return bald_scores(mc_probs)
+    def of_samples(self, samples: FloatArray) -> NDArray[Any]:
+        return bald_scores(samples)
 
 
-class MeanStd(_Samples):
+class MeanStd(Samples):
     """score = mean_c std_s p_sc, with the standard deviation over the S samples (not S - 1)"""
 
     name = "mean_std"
@@ -123,12 +124,12 @@ class MeanStd(_Samples):
     paper = "Deep Bayesian Active Learning with Image Data"
     arxiv = "1703.02910"
 
-    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
-        scores: NDArray[Any] = mc_probs.std(axis=1, dtype=np.float64).mean(axis=1)
+    def of_samples(self, samples: FloatArray) -> NDArray[Any]:
+        scores: NDArray[Any] = samples.std(axis=1, dtype=np.float64).mean(axis=1)
         return scores
 
 
-class VariationRatio(_Samples):
+class VariationRatio(Samples):
     """score = 1 - (votes of the class with most votes) / S, where each sample votes for its most probable class
 
     Freeman's ratio of votes, not 1 - max_c mean_s p_sc, which is `least_confidence` on the mean. Equal
@@ -140,9 +141,9 @@ class VariationRatio(_Samples):
     paper = "Deep Bayesian Active Learning with Image Data"
     arxiv = "1703.02910"
 
-    def of_samples(self, mc_probs: FloatArray) -> NDArray[Any]:
-        count, samples, classes = mc_probs.shape
-        votes = mc_probs.argmax(axis=2) + classes * np.arange(count)[:, None]
+    def of_samples(self, samples: FloatArray) -> NDArray[Any]:
+        count, members, classes = samples.shape
+        votes = samples.argmax(axis=2) + classes * np.arange(count)[:, None]
         modes = np.bincount(votes.ravel(), minlength=count * classes).reshape(count, classes).max(axis=1)
-        scores: NDArray[Any] = 1 - modes / samples
+        scores: NDArray[Any] = 1 - modes / members
         return scores

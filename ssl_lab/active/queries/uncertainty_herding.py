@@ -1,0 +1,102 @@
+"""Uncertainty herding (Bae et al. 2024, arXiv 2412.20644): coverage of what is uncertain, at any number of labels."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq
+from scipy.spatial.distance import pdist
+
+from ssl_lab.active.distances import take, unit
+from ssl_lab.active.queries.coverage import gaussian
+from ssl_lab.active.queries.facility_location import greedy_coverage
+from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.errors import UsageError
+from ssl_lab.features import sgd_probe
+from ssl_lab.features.crossfit import cross_fitted
+
+LIMITS = (1.0, 20.0)  # of the temperature, as in the authors' code
+NARROWEST = 0.01  # radius, below which float32 does not tell distances of unit vectors
+COMPARED = 4096  # labeled rows
+
+
+class UncertaintyHerding(Query):
+    """Greedy maximum of the uncertainty coverage C(S) = mean_i u(x_i) max_{j in L + S} exp(-|x_i - x_j|^2 / sigma^2),
+
+    u = 1 - (p_1 - p_2), the margin at a temperature, and 0 for labeled rows; rows are scaled to length 1. With few
+    labels all is uncertain and the radius wide, so that this is `max_herding`; with many it nears `margin`:
+
+    sigma: None = the least distance above 0 between two labeled rows (0.01 at least), and 1 while there are no two.
+    temperature: of the probabilities p^(1/T) / sum. None adapts it: the paper holds out 30% of the labels, trains anew
+    without them and takes the T from 1 to 20 of the least calibration error there. A query sees no model; here T is
+    such that the mean confidence over the unlabeled rows is the accuracy of a softmax regression on the embeddings of
+    labels it was not fitted to (5 folds): calibration in the large. Where no class has two labels, every row counts the
+    same. Otherwise exact, at the cost of `facility_location`.
+    """
+
+    name = "uncertainty_herding"
+    family = "hybrid"
+    paper = "Uncertainty Herding: One Active Learning Method for All Label Budgets"
+    arxiv = "2412.20644"
+    needs = frozenset({"embeddings", "probs"})
+    uses_classes = True
+
+    def __init__(self, sigma: float | None = None, temperature: float | None = None) -> None:
+        if (sigma is not None and sigma <= 0) or (temperature is not None and temperature <= 0):
+            raise UsageError(f"sigma {sigma} and temperature {temperature} were given; expected numbers above 0")
+        self.sigma = sigma
+        self.temperature = temperature
+
+    def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
+        rows = np.flatnonzero(view.labels != IGNORED)
+        x, labels = unit(take(view.need("embeddings"), rows)), view.labels[rows]
+        probs, free = take(view.need("probs"), rows), labels == UNLABELED
+        temperature = adapted_temperature(x, probs, labels) if self.temperature is None else self.temperature
+        weight = np.ones(len(rows), dtype=np.float32) if temperature is None else margins(probs, temperature)
+        weight = np.where(free, weight, 0).astype(np.float32)
+        sigma = adapted_radius(x[~free], seed) if self.sigma is None else self.sigma
+        return rows[greedy_coverage(x, free, partial(gaussian, sigma=sigma), budget, seed, weight)]
+
+
+def adapted_radius(labeled: FloatArray, seed: int) -> float:
+    """The least distance above 0 between two of the unit rows [n, D]; of more than 4,096, of so many drawn from the
+    seed. 1 if there is none."""
+    some = labeled[rng(seed, "radius").permutation(len(labeled))[:COMPARED]].astype(np.float64)
+    apart = pdist(some) if len(some) > 1 else np.empty(0)
+    return max(float(apart[apart > 1e-6].min()), NARROWEST) if (apart > 1e-6).any() else 1.0
+
+
+def margins(probs: FloatArray, temperature: float) -> NDArray[np.float64]:
+    """[N], 1 - (p_1 - p_2) of the two most probable classes of probs [N, C] at a temperature; 1 of a single class."""
+    p = _tempered(probs, temperature)
+    if p.shape[1] < 2:
+        return np.ones(len(p))
+    two = np.partition(p, -2, axis=1)[:, -2:]
+    margin: NDArray[np.float64] = 1 - (two[:, 1] - two[:, 0])
+    return margin
+
+
+def adapted_temperature(x: FloatArray, probs: FloatArray, labels: IntArray) -> float | None:
+    """See `UncertaintyHerding`. x: [N, D]. probs: [N, C]. labels: int [N], -1 = unlabeled. None if these allow none."""
+    if (labels < 0).all():
+        return None
+    held_out = cross_fitted(x, labels, max(probs.shape[1], int(labels.max(initial=0)) + 1), sgd_probe)
+    if not len(held_out.rows):
+        return None
+    accuracy = float((held_out.probs.argmax(axis=1) == labels[held_out.rows]).mean())
+    unlabeled = probs[labels == UNLABELED]
+
+    def above(temperature: float) -> float:
+        return float(_tempered(unlabeled, temperature).max(axis=1).mean()) - accuracy
+
+    low, high = LIMITS
+    return low if above(low) <= 0 else high if above(high) >= 0 else float(brentq(above, low, high, xtol=1e-6))
+
+
+def _tempered(probs: FloatArray, temperature: float) -> NDArray[np.float64]:
+    logs = np.log(np.maximum(probs.astype(np.float64), 1e-30)) / temperature
+    powers = np.exp(logs - logs.max(axis=1, keepdims=True))
+    p: NDArray[np.float64] = powers / powers.sum(axis=1, keepdims=True)
+    return p

@@ -1,0 +1,28 @@
+"""Consistency-based selection (Gao et al. 2020, arXiv 1910.07153): images whose augmented views are predicted apart."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+from ssl_lab.active.queries.uncertainty import Samples
+from ssl_lab.active.query import FloatArray
+
+
+class ViewDisagreement(Samples):
+    """score = sum_c Var_v p_vc, over V views of an image: itself and augmented ones
+
+    The variance is of V values, not V - 1, as in the paper. It fits nets that were trained to be consistent under the
+    same views (fixmatch, mixmatch): what is still inconsistent is what they could not learn without a label.
+    """
+
+    name = "view_disagreement"
+    family = "uncertainty"
+    paper = "Consistency-based Semi-supervised Active Learning: Towards Minimizing Labeling Cost"
+    arxiv = "1910.07153"
+    needs = frozenset({"view_probs"})
+
+    def of_samples(self, samples: FloatArray) -> NDArray[Any]:
+        scores: NDArray[Any] = samples.var(axis=1, dtype="float64").sum(axis=1)
+        return scores
