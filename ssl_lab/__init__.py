@@ -12,8 +12,10 @@ Names are loaded when they are first used, so that `--help` does not wait for to
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ssl_lab.afterwards import AFTERWARDS
 from ssl_lab.processes import quiet_imports
 
 if TYPE_CHECKING:
@@ -58,6 +60,19 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _MODULES = ("losses", "methods", "schedule", "testing")
+
+
+def write_report(run: str | Path, pool: Any = None) -> Path:
+    """Writes report.html into the folder of a finished run, and returns its path; see `ssl_lab.report.run`.
+
+    pool: the run's, for thumbnails. Every run of a `Trainer` that was given no callbacks ends with it.
+    """
+    from ssl_lab.report.run import write_report
+
+    return write_report(Path(run), pool)
+
+
+AFTERWARDS.append(write_report)
 
 
 def __getattr__(name: str) -> Any:

@@ -167,6 +167,7 @@ _ELSEWHERE = {
     "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
     "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
     "predict": ("predict:predict", "The classes of new images by a finished run"),
+    "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
     "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
     "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
     "bench": ("bench:", "Times steps, nets, views or queries on this machine"),

@@ -6,14 +6,15 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config", "intervals", "calibration", "class_names",
-     "notes", "processes", "at_hand"},
+     "notes", "processes", "at_hand", "afterwards"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"engine", "presets", "pretraining_presets"},
     {"features", "report"},
     {"active"},
     {"model"},
-    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch"},
+    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
+     "reporting"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

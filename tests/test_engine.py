@@ -65,8 +65,8 @@ def test_its_last_predictions_and_its_card_stay(trained):
 def test_a_run_writes_what_it_promises(trained):
     result, _ = trained
     assert sorted(path.name for path in result.out.iterdir()) == [
-        "checkpoint.pt", "config.yaml", "metrics.jsonl", "model.json", "model.safetensors", "predictions.npz",
-        "split.json", "summary.json"]
+        "checkpoint.pt", "config.yaml", "images.npz", "metrics.jsonl", "model.json", "model.safetensors",
+        "predictions.npz", "split.json", "summary.json"]
     summary = json.loads((result.out / "summary.json").read_text())
     assert summary == result.summary
     assert summary | {"method": "fixmatch", "data": "digits", "labels": 200, "seed": 0, "steps": 80} == summary

@@ -14,7 +14,13 @@ NAMED = 5  # classes, where there are many to name
 
 def announce(pool: Pool) -> None:
     """Says on stderr what was loaded, and the remarks on it: see `notes.tell`."""
-    tell([summary(pool), *(f"note: {remark}" for remark in remarks(pool))])
+    what, *others = loaded(pool)
+    tell([what, *(f"note: {remark}" for remark in others)])
+
+
+def loaded(pool: Pool) -> list[str]:
+    """What was loaded, in a line, and the remarks on it."""
+    return [summary(pool), *remarks(pool)]
 
 
 def remarks(pool: Pool) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Callbacks: what watches a run. Progress in the terminal, TensorBoard."""
+"""Callbacks: what watches a run. Progress in the terminal, TensorBoard, what comes after it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import Any, Self
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+from ssl_lab.afterwards import finished
+from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 
 SHOWN = {"loss": "loss {:.3f}", "mask_rate": "mask {:.0%}", "pseudo_label_accuracy": "pseudo {:.1%}",
@@ -29,6 +31,9 @@ class Callback:
 
     def row(self, row: Mapping[str, float]) -> None:
         """A row was added to the metrics."""
+
+    def finish(self, out: Path, pool: Pool) -> None:
+        """The run is done, and its files are in the folder `out`."""
 
     def __enter__(self) -> Self:
         return self
@@ -56,6 +61,10 @@ class Together(Callback):
     def row(self, row: Mapping[str, float]) -> None:
         for callback in self.callbacks:
             callback.row(row)
+
+    def finish(self, out: Path, pool: Pool) -> None:
+        for callback in self.callbacks:
+            callback.finish(out, pool)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
@@ -120,6 +129,15 @@ class TensorBoard(Callback):
         self._writer.close()
 
 
+class Afterwards(Callback):
+    """Does what is done with every finished run, see `ssl_lab.afterwards`."""
+
+    def finish(self, out: Path, pool: Pool) -> None:
+        finished(out, pool)
+
+
 def chosen(callbacks: Sequence[Callback] | None, tensorboard: bool) -> list[Callback]:
-    """The callbacks of a run: those given, or a progress bar; and TensorBoard if wanted."""
-    return [*(callbacks if callbacks is not None else [ShowProgress()]), *([TensorBoard()] if tensorboard else [])]
+    """The callbacks of a run: those given, or a progress bar and what is done with every finished run; and TensorBoard
+    if wanted."""
+    usual = [ShowProgress(), Afterwards()] if callbacks is None else callbacks
+    return [*usual, *([TensorBoard()] if tensorboard else [])]

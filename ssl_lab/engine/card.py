@@ -74,6 +74,6 @@ def card_of(net: Net, classifies: bool, pool: Pool, valid: Predictions | None) -
     any."""
     calibration = Calibration(source="not calibrated: no validation images (--valid)")
     if valid is not None:
-        calibration = calibrate(valid.logits, pool.truth[valid.rows], "validation images")
+        calibration = calibrate(valid.logits, valid.truth, "validation images")
     return Card(net.name, pool.class_names if classifies else (), pool.style, pool.name, len(pool.labeled),
                 pool.reading, calibration)

@@ -29,10 +29,11 @@ BINS = 15  # of confidence, in the calibration error
 
 
 class Predictions(NamedTuple):
-    """rows: int64 [n], of the pool. logits: float32 [n, classes]."""
+    """rows: int64 [n], of the pool. logits: float32 [n, classes]. truth: int64 [n], the class of each, all known."""
 
     rows: IntArray
     logits: FloatArray
+    truth: IntArray
 
 
 class Monitor(Protocol):
@@ -66,11 +67,11 @@ def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float
 
 
 def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
-           keep: Callable[[IntArray, FloatArray], None] | None = None) -> dict[str, float]:
+           keep: Callable[[Predictions], None] | None = None) -> dict[str, float]:
     """How good the predictions are, for the rows whose truth the pool knows; see `rates`. Classes go by name.
 
-    Each rank predicts its part; all must hold the same net. keep: is given these rows and their logits [n, classes], on
-    every rank those of all.
+    Each rank predicts its part; all must hold the same net. keep: is given what was predicted, on every rank that of
+    all.
     """
     rows = indices[pool.truth[indices] >= 0]
     mine = rows[runtime.rank :: runtime.world]
@@ -81,7 +82,7 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
         found = np.empty((len(rows), net.classes), dtype=np.float32)
         for rank, part in enumerate(runtime.of_all(logits.numpy())):
             found[rank :: runtime.world] = part
-        keep(rows, found)
+        keep(Predictions(rows, found, pool.truth[rows]))
     probs = logits.double().softmax(dim=1).numpy()
     return rates(np.array(runtime.totals(tallies(probs, pool.truth[mine]).tolist())))
 
@@ -124,7 +125,7 @@ def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, I
     row: dict[str, float] = {}
     for split, indices in splits.items():
         if method.classifies and len(indices):
-            keep = None if kept is None else partial(_keep, kept, split)
+            keep = None if kept is None else partial(kept.__setitem__, split)
             averaged = scores(method.predictor(), pool, indices, runtime, keep)
             plain = averaged if method.predictor() is method.net else scores(method.net, pool, indices, runtime)
             row |= {f"{split}_{name}": value for name, value in averaged.items()}
@@ -132,10 +133,6 @@ def measure(method: Method, pool: Pool, runtime: Runtime, splits: Mapping[str, I
     for monitor in monitors:
         row |= monitor(method, pool, runtime)
     return row
-
-
-def _keep(kept: dict[str, Predictions], split: str, rows: IntArray, logits: FloatArray) -> None:
-    kept[split] = Predictions(rows, logits)
 
 
 def worth_measuring(trained: int) -> int:

@@ -1,5 +1,5 @@
 """A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it; of a sharded run with a
-folder each), model.safetensors, model.json, predictions.npz, summary.json."""
+folder each), model.safetensors, model.json, predictions.npz, summary.json, report.html (see `ssl_lab.report.run`)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
 from ssl_lab.nets.stored import metadata
 
-FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json")  # only of a run that has ended
+FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json", "report.html")  # of a run that ended
 LATEST = Path("runs/latest")  # the folder of a run that was given none
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard",  # what a resumed run may set anew
               "data", "image_size", "split_file"}  # these because images and split are held together themselves
@@ -180,7 +180,7 @@ class RunFolder:
     def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any], predicted: Mapping[str, Predictions],
                card: Card) -> None:
         """Writes model.safetensors (the reported weights, and the classes of the head), model.json, predictions.npz
-        (`SPLIT_rows`, `SPLIT_logits`) and, last, summary.json, where null stands as in metrics.jsonl."""
+        (`SPLIT_rows`, `SPLIT_logits`, `SPLIT_truth`) and, last, summary.json, where null stands as in metrics.jsonl."""
         if self.writes:
             if weights:
                 content = safetensors_bytes(weights, metadata(card.class_names))

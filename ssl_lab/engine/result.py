@@ -1,4 +1,4 @@
-"""What a run gave."""
+"""What a run was made with and what it gave."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lab.methods import Method
+from ssl_lab.nets import Ema
+from ssl_lab.schedule import Schedule
 
 SELECTION = "weights of the last step, averaged by the method's EMA; fixed before the run"
 
@@ -32,3 +34,12 @@ class Result:
         labels = f" with {self.summary['labels']} labels" if self.method.views.labeled else ""
         return (f"{self.summary['method']} on {self.summary['data']}{labels}: "
                 f"{accuracies}  ({self.summary['steps']} steps, {self.summary['seconds']:.0f} s; {self.out})")
+
+
+def arguments(method: Method) -> dict[str, Any]:
+    """The numbers, words and schedules that a method, and the averages and methods inside it, were made with."""
+    parts = [(name, part) for name, part in method.named_modules() if isinstance(part, Method | Ema)]
+    found = {".".join(filter(None, ("method", name, key))): value for name, part in parts
+             for key, value in vars(part).items()
+             if key != "training" and not key.startswith("_") and isinstance(value, int | float | str | Schedule)}
+    return {name: value if type(value) in (bool, int, float, str) else str(value) for name, value in found.items()}

@@ -30,6 +30,7 @@ import torch
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool, announce
 from ssl_lab.data.inventory import inventory, write_inventory
+from ssl_lab.data.remarks import loaded
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together, chosen
 from ssl_lab.engine.card import card_of
@@ -39,16 +40,14 @@ from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, check_same, check_same_split, make_way
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
-from ssl_lab.engine.result import SELECTION, Result
+from ssl_lab.engine.result import SELECTION, Result, arguments
 from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
-from ssl_lab.nets import Ema
 from ssl_lab.optim import SGD, Optimizer, Update, plain
-from ssl_lab.schedule import Schedule
 
 ROWS = 200  # of metrics in a run, at most
 
@@ -65,7 +64,8 @@ class Trainer:
     that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
     gradient. compile: "on" compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of
     several ranks each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of
-    the accuracy curve, at which also the monitors measure. config: settings to record, in place of the trainer's own.
+    the accuracy curve, at which also the monitors measure. callbacks: by default a progress bar, and report.html at the
+    end. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -233,7 +233,9 @@ class _Run:
                 if asked and done < self.steps:
                     raise Interrupted(f"stopped at step {done} of {self.steps}; {self.folder.checkpoint} is saved, "
                                       "go on with --resume auto")
-            return self._finish()
+            result = self._finish()
+            watching.finish(result.out, self.pool)
+            return result
 
     def _step(self, at: At, micro_batches: int) -> Loss:
         """One step of training."""
@@ -283,17 +285,8 @@ class _Run:
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"],
-                   "class_names": list(self.learned)}
+                   "class_names": list(self.learned), "loaded": loaded(pool)}
         card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
         self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()
         return Result(summary, self.method, self.folder.path)
-
-
-def arguments(method: Method) -> dict[str, Any]:
-    """The numbers, words and schedules that a method, and the averages and methods inside it, were made with."""
-    parts = [(name, part) for name, part in method.named_modules() if isinstance(part, Method | Ema)]
-    found = {".".join(filter(None, ("method", name, key))): value for name, part in parts
-             for key, value in vars(part).items()
-             if key != "training" and not key.startswith("_") and isinstance(value, int | float | str | Schedule)}
-    return {name: value if type(value) in (bool, int, float, str) else str(value) for name, value in found.items()}

@@ -12,8 +12,11 @@ import numpy as np
 import safetensors.numpy
 import torch
 
+from ssl_lab.afterwards import finished
 from ssl_lab.calibration import FEWEST, Calibration, calibrate
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.data.inventory import inventory, write_inventory
+from ssl_lab.data.remarks import loaded
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.card import card_of
 from ssl_lab.engine.evaluate import Predictions, rates, tallies
@@ -42,16 +45,18 @@ def save_run(out: Path, learner: str, nets: Sequence[Net], features: Sequence[Fl
     """
     labels = pool.labels[pool.train]
     heads = [fitted(learner, each[pool.train], labels, pool.classes) for each in features]
-    predicted = {split: Predictions(rows, _logits(heads, [each[rows] for each in features]))
-                 for split, rows in (("valid", pool.valid), ("test", pool.test)) if len(rows)}
+    known = {split: rows[pool.truth[rows] >= 0] for split, rows in (("valid", pool.valid), ("test", pool.test))}
+    predicted = {split: Predictions(rows, _logits(heads, [each[rows] for each in features]), pool.truth[rows])
+                 for split, rows in known.items() if len(rows)}
     calibration = _calibration(learner, learners[learner], features, pool, predicted.get("valid"))
     measured = {f"{split}_{name}": value for split, found in predicted.items()
-                for name, value in _scores(found.logits, pool.truth[found.rows]).items()}
+                for name, value in _scores(found.logits, found.truth).items()}
     summary = {"method": learner, "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                "seed": pool.seed, "valid_accuracy": None, "test_accuracy": None, **measured,
                "selection": "the learner's own rule, on labels alone", "precision": runtime.precision,
-               "device": str(runtime.device), "split": pool.manifest()["hash"]}
+               "device": str(runtime.device), "split": pool.manifest()["hash"], "loaded": loaded(pool)}
     with alone_in(out):
+        write_inventory(out, inventory(pool))
         several = len(nets) > 1
         for number, (each, head) in enumerate(zip(nets, heads, strict=True)):
             place = out / "members" / str(number) if several else out
@@ -62,6 +67,7 @@ def save_run(out: Path, learner: str, nets: Sequence[Net], features: Sequence[Fl
             card = card_of(nets[0], True, pool, None)
             folder.finish({}, summary, predicted, replace(card, kind="ensemble", calibration=calibration,
                                                           members=tuple(str(n) for n in range(len(nets)))))
+        finished(out, pool)
     return summary
 
 
@@ -102,7 +108,7 @@ def _scores(logits: FloatArray, truth: IntArray) -> dict[str, float]:
 def _calibration(name: str, learner: Learner, features: Sequence[FloatArray], pool: Pool,
                  valid: Predictions | None) -> Calibration:
     if valid is not None and len(valid.rows) >= FEWEST:
-        return calibrate(valid.logits, pool.truth[valid.rows], "validation images")
+        return calibrate(valid.logits, valid.truth, "validation images")
     labels = pool.labels[pool.train]
     if name == "propagation":
         learner = partial(label_propagation, kept={})

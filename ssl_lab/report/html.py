@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 from ssl_lab.files import write_text
 from ssl_lab.report.tables import Table
@@ -49,6 +51,14 @@ tbody th { font-weight: 600; }
 .figures svg { display: block; width: 100%; height: auto; }
 .figures figcaption { margin-top: 0.5rem; }
 
+ul { max-width: 42rem; margin: 0.75rem 0; padding-left: 1.25rem; overflow-wrap: anywhere; }
+a { color: inherit; text-underline-offset: 0.15em; }
+pre { margin: 0.5rem 0 1.25rem; padding: 0.6rem 0.8rem; border: 1px solid var(--line); border-radius: 4px;
+      overflow-x: auto; font: 0.9rem/1.5 ui-monospace, "SF Mono", Menlo, Consolas, "Liberation Mono", monospace; }
+details { margin: 1.5rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+details[open] summary { margin-bottom: 0.5rem; }
+
 .images { margin: 1.5rem 0; }
 .images > figcaption { max-width: 42rem; margin-top: 0.75rem; }
 .grid { display: grid; gap: 0.75rem 0.6rem; align-items: start; }
@@ -86,9 +96,31 @@ class Report:
         """Add a paragraph."""
         self._blocks.append(("text", f"<p>{escape(paragraph)}</p>"))
 
+    def list(self, lines: Sequence[str]) -> None:
+        """Add a list; nothing of an empty one."""
+        if lines:
+            items = "\n".join(f"<li>{escape(line)}</li>" for line in lines)
+            self._blocks.append(("list", f"<ul>\n{items}\n</ul>"))
+
+    def command(self, command: str) -> None:
+        """Add a command line to copy."""
+        self._blocks.append(("command", f"<pre><code>{escape(command)}</code></pre>"))
+
+    def links(self, said: str, links: Mapping[str, str]) -> None:
+        """Add a paragraph that ends in links: text -> relative address. Nothing without links."""
+        if links:
+            shown = ", ".join(f'<a href="{escape(quote(address))}">{escape(text)}</a>'
+                              for text, address in links.items())
+            self._blocks.append(("text", f"<p>{escape(said)} {shown}</p>"))
+
     def table(self, table: Table) -> None:
         """Add a table."""
         self._blocks.append(("table", f'<div class="scroll">{table.html()}</div>'))
+
+    def folded(self, said: str, table: Table) -> None:
+        """Add a table that shows when its line `said` is opened."""
+        self._blocks.append(("table", f"<details>\n<summary>{escape(said)}</summary>\n"
+                                      f'<div class="scroll">{table.html()}</div>\n</details>'))
 
     def figure(self, svg: Markup, caption: str) -> None:
         """Add a plot. Plots that follow each other stand side by side where there is room."""

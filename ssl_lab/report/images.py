@@ -55,6 +55,18 @@ def _cell(image: NDArray[np.uint8], caption: str, shown: int) -> str:
             f'height="{round(shown * image.shape[1] / image.shape[2])}">{text}</figure>')
 
 
+def thumbnails(images: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """Images, uint8 [N, 1 or 3, H, W], made smaller, in proportion, if they have more pixels a side than `side`."""
+    channels, height, width = images.shape[1:]
+    scale = side / max(height, width)
+    if scale >= 1:
+        return images
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    planes = [[np.asarray(Image.fromarray(plane).resize(size, Image.Resampling.LANCZOS)) for plane in image]
+              for image in images]
+    return np.array(planes, dtype=np.uint8).reshape(len(images), channels, size[1], size[0])
+
+
 def png(image: NDArray[np.uint8], side: int | None = None) -> str:
     """A data URL of an image, uint8 [1 or 3, H, W]; made smaller if it has more pixels a side than `side`."""
     channels_last = np.ascontiguousarray(image.transpose(1, 2, 0))

@@ -52,7 +52,7 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
     with more than 300 points, equal groups of neighbors are averaged.
     """
     y = printable(f"{y} (%)" if percent else y)
-    labels = [_shortened(printable(label)) for label in lines]
+    labels = [shortened(printable(label)) for label in lines]
     drawn = [(label, style, _scaled(line, 100 if percent else 1))
              for label, line, style in zip(labels, lines.values(), cycle(STYLES), strict=False)
              if len(line.x)]
@@ -99,7 +99,7 @@ def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") ->
 
     lines: fractions. Where a line has no value, its row is empty.
     """
-    title, labels = printable(title), [_shortened(printable(label)) for label in lines]
+    title, labels = printable(title), [shortened(printable(label)) for label in lines]
     height = TOP + BOTTOM + 1.2 * FONT * len(labels)
     left = 12 + 0.6 * FONT * max(map(cell_len, labels), default=0)
     with rc_context(RC), warnings.catch_warnings():
@@ -122,7 +122,7 @@ def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") ->
     return _inline(file.getvalue(), f"{title}, by {', '.join(labels)}")
 
 
-def _shortened(label: str) -> str:
+def shortened(label: str) -> str:
     text = Text(label)
     text.truncate(LABEL_WIDTH, overflow="ellipsis")
     return text.plain

@@ -1,0 +1,52 @@
+"""What to do after a run: commands that work as they are printed, for whoever installed the package."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import fields
+
+from ssl_lab.config import READING, Settings
+from ssl_lab.report.html import Report
+from ssl_lab.report.stored import StoredRun
+
+DEFAULTS = {field.name: field.default for field in fields(Settings)}
+
+
+def add_suggestions(page: Report, run: StoredRun) -> None:
+    """The section of what to do next."""
+    page.section("What to do next")
+    for said, command in suggestions(run):
+        page.text(said)
+        page.command(command)
+
+
+def suggestions(run: StoredRun) -> list[tuple[str, str]]:
+    """A sentence and a command each. None of them hangs on how the test images came out."""
+    folder, data = shlex.quote(str(run.folder)), run.settings.get("data")
+    counts = run.split.get("counts", {})
+    labeled, train = counts.get("labeled", 0), counts.get("train", 0)
+    found = []
+    if isinstance(data, str) and labeled < train:
+        found.append((f"{train - labeled:,} of the {train:,} training images have no label in this run. Label some in "
+                      "a browser, with a keyboard, those first from which most is to be learned; this model's features "
+                      "choose and compare them:", f"ssl-lab label {_data(run)} --model {folder}"))
+    if isinstance(data, str) and labeled:
+        few = f" --labels {labeled}" if labeled < train else ""
+        backbone = "" if run.class_names else f" --backbones {folder}"
+        found.append(("Compare other ways to use these labels, by cross-validation on them alone:",
+                      f"ssl-lab advise {_data(run)}{few}{backbone}"))
+    if labeled:
+        found.append(("Take the labels along, as lines of path and label:", f"ssl-lab labels {folder} --to labels.csv"))
+    found.append(("Take the model elsewhere; onnx needs pip install \"ssl_lab[export]\", torchscript nothing:",
+                  f"ssl-lab export {folder} --to torchscript"))
+    return found
+
+
+def _data(run: StoredRun) -> str:
+    """The run's data and how they are read, as flags."""
+    words = [str(run.settings["data"])]
+    for name in READING:
+        value = run.settings.get(name)
+        if value is not None and value != DEFAULTS[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
