@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hf_stand_in import Table
 from PIL import Image
 from small_runs import tiny_net, train
 
@@ -79,7 +80,7 @@ def test_the_data_need_not_be_there(run, photos, tmp_path):
 
 
 @pytest.mark.parametrize("given", ["folder", "files", "pattern", "tar", "pil", "array", "floats", "first", "tensor",
-                                   "npy"])
+                                   "npy", "texts", "objects", "rows", "table"])
 def test_images_come_from_anywhere(run, tmp_path, given):
     pictures = [picture("ant", 1, (16, 16)), picture("bee", 2, (16, 16)), picture("cow", 3, (16, 16))]
     files = [tmp_path / f"{n}.png" for n in range(3)]
@@ -93,7 +94,10 @@ def test_images_come_from_anywhere(run, tmp_path, given):
     images = {"folder": tmp_path, "files": [str(file) for file in files], "pattern": f"{tmp_path}/*.png",
               "tar": tmp_path / "all.tar", "pil": pictures, "array": arrays, "floats": arrays.astype(np.float32) / 255,
               "first": arrays.transpose(0, 3, 1, 2), "tensor": torch.from_numpy(arrays),
-              "npy": str(tmp_path / "all.npy")}[given]
+              "npy": str(tmp_path / "all.npy"), "texts": np.array([str(file) for file in files]),
+              "objects": np.array([*files, None], dtype=object)[:3],
+              "rows": torch.utils.data.TensorDataset(torch.from_numpy(arrays), torch.zeros(3)),
+              "table": Table({"label": [0, 1, 2], "image": [pictures[0], files[1].read_bytes(), arrays[2]]})}[given]
     found = sl.open(run).predict(images)
     assert found.labels == ["ant", "bee", "cow"]
     expected = sl.open(run).predict(files)
@@ -129,6 +133,14 @@ def test_a_damaged_image_is_a_row_with_its_reason(run, tmp_path):
     assert features.shape == (2, model.net.features_dim)
     assert np.isnan(features).all(axis=1).tolist() == [False, True]
     assert model.predict([tmp_path / "b.png"]).labels == [None]
+
+
+def test_a_damaged_row_of_a_data_set_has_its_reason(run):
+    table = Table({"image": [picture("bee", 1), b"no image", np.zeros((4, 4, 7)), None, picture("bee", 2)]})
+    found = sl.open(run).predict(table)
+    assert found.names == [f"row {n}" for n in range(5)]
+    assert found.labels == ["bee", None, None, None, "bee"]
+    assert [bool(why) for why in found.reasons] == [False, True, True, True, False]
 
 
 def test_a_cut_tar_ends_with_a_word(run, tmp_path):

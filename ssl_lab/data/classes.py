@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -15,15 +15,17 @@ from ssl_lab.errors import UsageError
 _APART = "names that differ in more than upper and lower case, spaces or forms of Unicode keep classes apart"
 
 
-def unlabeled_texts(counts: dict[str, int], chosen: bool = False) -> tuple[frozenset[str], list[str]]:
+def unlabeled_texts(counts: Mapping[str, int], names: Collection[str] = (), *,
+                    chosen: bool = False) -> tuple[frozenset[str], list[str]]:
     """Which of the texts mean that there is no label, and what to say of it. counts: how often each stands there.
-    chosen: whether people chose them, as names of folders, where `None` is a class."""
-    gone = missing(counts, [text for text in counts if chosen and may_mean_missing(text)])
+    names: of classes that are known. chosen: whether people chose the texts, as names of folders, where `None` is a
+    class."""
+    gone = missing(counts, [*names, *(text for text in counts if chosen and may_mean_missing(text))])
     notes = []
     words = [f"{counts[text]} {text!r}" for text in sorted(gone) if text.strip() not in ("", "-1")]
     if words:
         notes.append(f"no label is what {', '.join(words)} mean; a class must have another name")
-    kept = [f"{text!r}" for text in sorted(counts.keys() - gone) if may_mean_missing(text)]
+    kept = [f"{text!r}" for text in sorted(counts.keys() - gone) if may_mean_missing(text) and not names]
     if kept:
         notes.append(f"{', '.join(kept)} is read as a class, not as missing labels")
     return gone, notes

@@ -42,12 +42,17 @@ class Columns:
             if fields[column].lower() in _TRUE:
                 return part, True
         given = "" if self.split is None else fields[self.split]
-        said = part_of(given, doubtful=True) or ("train" if missing([given]) else None)
+        said = part_said(given)
         if said == "unlabeled":
             return "train", False
         if said is None:
             raise UsageError(f"{where}: {self.names[self.split or 0]} is {given!r}, expected train, valid or test")
         return said, True
+
+
+def part_said(given: str) -> str | None:
+    """The part that a word in a column of parts means: train, valid, test or unlabeled; None if it means none."""
+    return part_of(given, doubtful=True) or ("train" if missing([given]) else None)
 
 
 def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, notes: list[str]) -> Columns:

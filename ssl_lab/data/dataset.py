@@ -1,9 +1,8 @@
-"""Reading a `torch.utils.data.Dataset` into arrays."""
+"""Reading data sets, of PyTorch or Hugging Face, into arrays."""
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -15,6 +14,7 @@ from ssl_lab.class_names import Names, shown
 from ssl_lab.data.arrays import IntArray, channels_first
 from ssl_lab.data.decode import is_wide, turned, upright
 from ssl_lab.data.reading import Reading, on_clear
+from ssl_lab.data.rows import Fields, loaded, row_at
 from ssl_lab.data.sizes import Sizes, fit_batch, fit_picture
 from ssl_lab.data.values import Kind, Seen, Survey, decide, kind_of, merged, survey
 from ssl_lab.errors import UsageError
@@ -27,32 +27,28 @@ class Row(NamedTuple):
     kind: Kind
 
 
-def read_datasets(datasets: Sequence[Any], reading: Reading) -> tuple[list[NDArray[np.uint8]], list[IntArray], Reading,
-                                                                      list[str]]:
-    """uint8 [N, C, H, W] and int64 [N] labels of each data set (train, perhaps test), how they were read, and notes.
+def read_datasets(datasets: Sequence[Any], fields: Sequence[Fields], reading: Reading) -> tuple[
+        list[NDArray[np.uint8]], list[list[Any]], Reading, list[str]]:
+    """uint8 [N, C, H, W] and the N labels as they are there of each data set (train, perhaps others), how they were
+    read, and notes.
 
-    How values become bytes is decided for all of them together. PIL images of other sizes than image_size, and arrays
-    that differ in size, are resized; arrays of one size keep it. UsageError naming the first bad row.
+    fields: where the rows of each have them. How values become bytes is decided for all of them together. PIL images of
+    other sizes than image_size, and arrays that differ in size, are resized; arrays of one size keep it. UsageError
+    naming the first bad row.
     """
     rows, labels, surveys, sizes = [], [], [], list[tuple[int, int]]()
     clear = 0
-    for dataset in datasets:
-        some, numbers, seen = list[Row](), list[int](), dict[Kind, Seen]()
+    for dataset, columns in zip(datasets, fields, strict=True):
+        some, given, seen = list[Row](), list[Any](), dict[Kind, Seen]()
         for row in range(len(dataset)):
-            what = f"row {row} of the data set"
-            try:
-                image, label = dataset[row]
-                numbers.append(-1 if label is None else operator.index(label))
-            except (TypeError, ValueError) as error:
-                raise UsageError(f"{what} is not a pair of an image and a whole-numbered label: {error}") from error
-            found, survey_of_row, is_clear = _row(image, reading, what, sizes)
+            image, label = row_at(dataset, row, columns)
+            found, survey_of_row, is_clear = _row(image, reading, f"row {row} of the data set", sizes)
             some.append(found)
+            given.append(label)
             seen = merged([seen, survey_of_row])
             clear += is_clear
-        if not some:
-            raise UsageError("the data set is empty")
         rows.append(some)
-        labels.append(np.array(numbers, dtype=np.int64))
+        labels.append(given)
         surveys.append(seen)
     values, notes = decide(surveys, reading.value_range)
     notes += on_clear(clear, reading.background)
@@ -69,7 +65,7 @@ def _row(image: Any, reading: Reading, what: str, sizes: list[tuple[int, int]]) 
     image which is resized."""
     from PIL import Image
 
-    clear = False
+    image, clear = loaded(image, what), False
     if isinstance(image, Image.Image):
         wide = is_wide(image)
         bits = image.mode == "1"
@@ -102,22 +98,6 @@ def _stacked(images: Sequence[NDArray[np.uint8]], channels: int, reading: Readin
             raise UsageError(f"row {row} of the data set is {image.shape[2]}x{image.shape[1]} pixels, but row 0 "
                              f"{images[0].shape[2]}x{images[0].shape[1]}. Give image_size=..., or images of one size.")
     return np.stack([np.repeat(image, channels // len(image), axis=0) for image in images])
-
-
-def names_in(dataset: Any) -> Names | None:
-    """What a data set calls its classes: its `classes`, or the keys of `class_to_idx` by number; of a `Subset` what the
-    whole does, of a `ConcatDataset` what all parts do. None if it does not say. UsageError where parts disagree."""
-    given, numbers = getattr(dataset, "classes", None), getattr(dataset, "class_to_idx", None)
-    if isinstance(given, Sequence | np.ndarray) and not isinstance(given, str):
-        return tuple(map(str, given))
-    if isinstance(numbers, Mapping) and sorted(numbers.values()) == list(range(len(numbers))):
-        return tuple(map(str, sorted(numbers, key=numbers.__getitem__)))
-    parts = getattr(dataset, "datasets", None) or [whole for whole in [getattr(dataset, "dataset", None)] if whole]
-    said = list(dict.fromkeys(names_in(part) for part in parts))
-    if len(said) > 1:
-        raise UsageError(f"the parts of the data set name their classes differently ({'; '.join(map(shown, said))}), "
-                         "so the same number may mean two classes; give parts that agree")
-    return said[0] if said else None
 
 
 def as_numbered(labels: IntArray, theirs: Names, names: Names, what: str, whose: str) -> IntArray:

@@ -93,6 +93,15 @@ class Hold:
                 os.close(self._handle)
 
 
+def identity(path: Path) -> tuple[int, int] | None:
+    """Of a file that is there: device and number."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):
+        return None
+    return status.st_dev, status.st_ino
+
+
 def sha256_file(path: Path) -> str:
     """sha256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -15,7 +15,8 @@ from torch import Tensor
 from ssl_lab.batch import Style, generator
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.files import Hold
-from ssl_lab.data.sizes import Resize, fit_batch
+from ssl_lab.data.reading import Reading
+from ssl_lab.data.sizes import Resize, Sizes, fit_batch
 
 Contents = NDArray[np.uint64]
 HASHED = 2**29
@@ -135,6 +136,23 @@ class Resized:
 
     def contents(self) -> Contents | None:
         return self.images.contents()
+
+
+def at_size(images: Images, reading: Reading) -> tuple[Images, list[str]]:
+    """Images of one size at the size that is wanted, by default theirs, and what to say of that."""
+    _, height, width = images.shape
+    sizes = Sizes.of([(width, height)])
+    size = reading.image_size
+    if size is None and reading.resize in ("pad", "squash") and height != width:
+        size = sizes.side(None, reading.resize)
+    if size is None or (height, width) == (size, size):
+        return images, []
+    return Resized(images, size, reading.resize), sizes.notes(size, reading.resize)
+
+
+def join(parts: Sequence[Images]) -> Images:
+    """One source of several, or of one."""
+    return parts[0] if len(parts) == 1 else Concat(parts)
 
 
 def fingerprint(pixels: NDArray[Any]) -> str:

@@ -20,7 +20,7 @@ from ssl_lab.data.split import hold_out
 from ssl_lab.data.words import same
 from ssl_lab.errors import UsageError
 
-_TEST_FRACTION = 0.2
+_TEST_SHARE = 0.2
 
 
 class Listed(NamedTuple):
@@ -32,12 +32,14 @@ class Listed(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """Image files in the order of their rows; what a person should be told; and how many files were left out, by what
-    they are."""
+    """Image files in the order of their rows; what a person should be told; how many files were left out, by what
+    they are; and what `settle` takes."""
 
     entries: list[Listed]
     notes: list[str]
     passed_over: Mapping[str, int]
+    class_names: tuple[str, ...] | None = None
+    test_share: float = _TEST_SHARE
 
 
 class Settled(NamedTuple):
@@ -51,19 +53,23 @@ class Settled(NamedTuple):
 
 
 def settle(where: str, labels: IntArray, texts: Sequence[str], parts: NDArray[np.str_], notes: list[str],
-           useless: int) -> Settled:
+           useless: int, class_names: tuple[str, ...] | None = None, test_share: float = _TEST_SHARE) -> Settled:
     """What n images are, by their labels and parts; what a person should be told is added to `notes`.
 
     labels: int [n], which of `texts`, -1 = none. parts: [n] of train, valid, test. useless: how many others there
-    were: unlabeled images of valid or test can serve neither. If there is no test image, 20% of each class (at least
-    one image, but not its only one) is held out as test, the same at each start. The classes are those that occur.
-    UsageError for one class only, or if valid and test have none of those of train.
+    were: unlabeled images of valid or test can serve neither. class_names: of all classes; by default they are those
+    that occur. If there is no test image, `test_share` of each class (at least one image, but not its only one; 0:
+    none) is held out as test, the same at each start. UsageError for one class only, or if valid and test have none of
+    those of train.
     """
     if useless:
         notes.append(f"{useless} images of valid or test have no label and are left out")
-    counts = np.bincount(labels[labels >= 0], minlength=len(texts)).tolist()
-    names, number, more = classes_of({text: count for text, count in zip(texts, counts, strict=True) if count})
-    notes += more
+    if class_names is None:
+        counts = np.bincount(labels[labels >= 0], minlength=len(texts)).tolist()
+        names, number, more = classes_of({text: count for text, count in zip(texts, counts, strict=True) if count})
+        notes += more
+    else:
+        names, number = class_names, {name: label for label, name in enumerate(class_names)}
     if len(names) == 1:
         raise UsageError(f"{where} has images of one class only, {names[0]!r}, expected two classes or more (or none, "
                          "if no image has a label, which is what an empty one, -1 and nan say)")
@@ -73,10 +79,11 @@ def settle(where: str, labels: IntArray, texts: Sequence[str], parts: NDArray[np
     if not (parts == "train").any():
         notes.append(f"no image is there to train on: all {len(labels)} are of "
                      f"{' and '.join(sorted(set(parts.tolist())))}")
-    elif not len(test):
-        test = hold_out(np.flatnonzero((parts == "train") & (truth >= 0)), truth, _TEST_FRACTION, seed=0)
+    elif not len(test) and test_share:
+        test = hold_out(np.flatnonzero((parts == "train") & (truth >= 0)), truth, test_share, seed=0)
         if len(test):
-            notes.append(f"no test images given: {len(test)} labeled ones, 20% of each class, are held out")
+            notes.append(f"no test images given: {len(test)} labeled ones, {test_share:.0%} of each class, are held "
+                         "out")
     train = np.setdiff1d(np.arange(len(labels)), np.concatenate([valid, test]))
     return Settled(truth, names, train, valid, test)
 
@@ -137,11 +144,12 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     texts: dict[str | None, int] = {None: -1}
     labels = np.array([texts.setdefault(entry.label, len(texts) - 1) for entry in kept], dtype=np.int64)
     settled = settle(str(root), labels, [text for text in texts if text is not None],
-                     np.array([entry.part for entry in kept]), notes, len(listing.entries) - len(useful))
+                     np.array([entry.part for entry in kept]), notes, len(listing.entries) - len(useful),
+                     listing.class_names, listing.test_share)
     images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents, decoded.hold)
     style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26), reading.flips())
     return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid,
-                   (*notes, *decoded.notes), tuple(entry.file for entry in kept),
+                   tuple(dict.fromkeys([*notes, *decoded.notes])), tuple(entry.file for entry in kept),
                    dict(Counter(listing.passed_over).most_common()), root=str(root.resolve()), reading=decoded.reading)
 
 

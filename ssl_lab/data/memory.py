@@ -1,8 +1,8 @@
-"""Pools of images in memory: arrays, tensors, memory maps, and what a `torch.utils.data.Dataset` gives."""
+"""Pools of images in memory: arrays, tensors, memory maps, and what data sets of PyTorch and Hugging Face give."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,68 +10,80 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ssl_lab.batch import Style
-from ssl_lab.data.arrays import PARTS, IntArray, to_labels, to_pixels
-from ssl_lab.data.classes import compact
-from ssl_lab.data.dataset import as_numbered, names_in, read_datasets
-from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
-from ssl_lab.data.pool import Pool, at_size, join, pool_of
+from ssl_lab.data.arrays import PARTS, to_pixels
+from ssl_lab.data.dataset import as_numbered, read_datasets
+from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, style_of
+from ssl_lab.data.labels import Labels, read_labels, written
+from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
+from ssl_lab.data.rows import fields_of, names_in
 from ssl_lab.errors import UsageError
 
 
-def pool_of_arrays(images: ArrayLike, labels: ArrayLike, test_images: ArrayLike | None,
-                   test_labels: ArrayLike | None, class_names: Sequence[str] | None, name: str, style: Style | None,
-                   reading: Reading) -> Pool:
+def pool_of_arrays(images: ArrayLike, labels: Any, test_images: ArrayLike | None, test_labels: Any,
+                   class_names: Sequence[str] | None, name: str, style: Style | None, reading: Reading) -> Pool:
     """See `Pool.from_arrays`."""
     if (test_images is None) != (test_labels is None):
         raise UsageError("test_images and test_labels belong together: give both or none")
     given = [images] if test_images is None else [images, test_images]
     pixels, reading, notes = to_pixels(given, reading)
-    classes = None if class_names is None else len(class_names)
-    truth = [to_labels(labels, len(pixels[0]), classes)]
-    if test_labels is not None:
-        truth.append(to_labels(test_labels, len(pixels[1]), classes, "test_labels"))
-    return _pool_of_pixels(pixels, truth, class_names, name, style, reading, notes)
+    read = read_labels([labels] if test_images is None else [labels, test_labels], [*map(len, pixels)], class_names)
+    return _pool_of_pixels(pixels, ("train", "test"), read, name, style, reading, notes)
 
 
-def pool_of_datasets(train: Any, test: Any, class_names: Sequence[str] | None, name: str, reading: Reading) -> Pool:
-    """See `Pool.from_dataset`."""
-    pixels, labels, reading, notes = read_datasets([train] if test is None else [train, test], reading)
-    names = names_in(train)
-    class_names = names if class_names is None else tuple(class_names)
-    theirs, names = None if test is None else names_in(test), names or class_names
-    if theirs and names:
-        labels[1] = as_numbered(labels[1], theirs, names, "the test data set", "that of training")
-    elif test is not None and theirs != names:
-        notes.append(f"only the {'test' if names is None else 'training'} data set names its classes: the labels of "
-                     "both are taken as numbers of the same ones")
-    classes = None if class_names is None else len(class_names)
-    truth = [to_labels(some, len(part), classes, what)
-             for some, part, what in zip(labels, pixels, ("labels", "test_labels"), strict=False)]
-    return _pool_of_pixels(pixels, truth, class_names, name, None, reading, notes)
+def pool_of_datasets(parts: Mapping[str, Any], class_names: Sequence[str] | None, name: str, reading: Reading,
+                     columns: tuple[str | None, str | None] = (None, None), labels: Any = None) -> Pool:
+    """See `Pool.from_dataset`. parts: train, and perhaps valid, test and unlabeled (of which labels do not count).
+    columns: of images and labels. labels: of train, in place of its own."""
+    notes: list[str] = []
+    fields = [fields_of(dataset, *columns, notes) for dataset in parts.values()]
+    pixels, given, reading, said = read_datasets(list(parts.values()), fields, reading)
+    notes += said
+    if labels is not None:
+        given[0] = labels
+    named = [names_in(dataset, each.label) for dataset, each in zip(parts.values(), fields, strict=True)]
+    class_names = named[0] if class_names is None else tuple(class_names)
+    names = named[0] or class_names
+    whats = tuple("labels" if part == "train" else f"{part}_labels" for part in parts)
+    truth: list[Any] = []
+    for part, some, theirs, what in zip(parts, given, named, whats, strict=True):
+        if part == "unlabeled":
+            some = [None] * len(some)
+        numbers: Any = written(some, what, notes)
+        if part not in ("train", "unlabeled") and not isinstance(numbers, list):
+            if theirs and not names and isinstance(truth[0], list):
+                numbers = ["" if number < 0 else theirs[number] for number in numbers.tolist()]
+            elif theirs and names:
+                numbers = as_numbered(numbers, theirs, names, f"the {part} data set", "that of training")
+            elif theirs != names:
+                notes.append(f"only the {part if names is None else 'training'} data set names its classes: the labels "
+                             "of both are taken as numbers of the same ones")
+        truth.append(numbers)
+    read = read_labels(truth, [*map(len, pixels)], class_names, whats)
+    return _pool_of_pixels(pixels, tuple(parts), read, name, None, reading, notes)
 
 
-def _pool_of_pixels(pixels: Sequence[NDArray[np.uint8]], truth: Sequence[IntArray], class_names: Sequence[str] | None,
-                    name: str, style: Style | None, reading: Reading, notes: Sequence[str]) -> Pool:
-    """pixels: uint8 [N, C, H, W] of train and, if there are any, test images. reading: as they were read."""
-    parts, notes = [], list(notes)
-    for part in pixels:
-        images, said = at_size(ArrayImages(part), reading)
-        parts.append(images)
-        notes += [note for note in said if note not in notes]
-    shapes = [images.shape for images in parts]
-    if shapes[0] != shapes[-1]:
-        raise UsageError(f"{PARTS[0]} are {shapes[0]} and {PARTS[1]} {shapes[1]}, expected the same channels, height "
-                         "and width")
-    known = np.concatenate(truth)
-    if class_names is None:
-        known, class_names, said = compact(known)
+def _pool_of_pixels(pixels: Sequence[NDArray[np.uint8]], parts: Sequence[str], labels: Labels, name: str,
+                    style: Style | None, reading: Reading, notes: Sequence[str]) -> Pool:
+    """pixels: uint8 [N, C, H, W] of train and, if there are any, other parts. reading: as they were read."""
+    sources, notes = [], [*notes]
+    for array in pixels:
+        images, said = at_size(ArrayImages(array), reading)
+        sources.append(images)
         notes += said
+    for part, images in zip(parts, sources, strict=False):
+        if images.shape != sources[0].shape:
+            what = {"test": PARTS[1]}.get(part, f"{part} images")
+            raise UsageError(f"{PARTS[0]} are {sources[0].shape} and {what} {images.shape}, expected the same "
+                             "channels, height and width")
     if style is None:
-        style = style_of(shapes[0], *pixel_statistics(pixels[0]), reading.flips())
+        style = style_of(sources[0].shape, *pixel_statistics(pixels[0]), reading.flips())
     else:
         style = replace(style, flip=reading.flips(style.flip))
         reading = replace(reading, flip=style.flip)
-    height, width = shapes[0][1:]
-    return pool_of(name, join(parts), known, tuple(class_names), style, np.arange(len(pixels[0]), len(known)),
-                   notes=tuple(notes), reading=replace(reading, image_size=height if height == width else None))
+    height, width = sources[0].shape[1:]
+    place = np.repeat(parts[:len(pixels)], [*map(len, pixels)])
+    return pool_of(name, join(sources), np.concatenate(labels.truth), labels.class_names, style,
+                   np.flatnonzero(place == "test"), np.flatnonzero(place == "valid"),
+                   tuple(dict.fromkeys([*notes, *labels.notes])),
+                   reading=replace(reading, image_size=height if height == width else None))

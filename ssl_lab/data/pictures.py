@@ -24,6 +24,7 @@ from torch import Tensor
 from ssl_lab.data.arrays import channels_first
 from ssl_lab.data.decode import SUFFIXES, decoding, from_picture, read_image, reason
 from ssl_lab.data.reading import Reading
+from ssl_lab.data.rows import content_of_row, fields_of, is_dataset, row_at
 from ssl_lab.data.sizes import fit_batch
 from ssl_lab.data.walk import walk
 from ssl_lab.errors import UsageError
@@ -64,12 +65,17 @@ class Pictures:
 def find_pictures(given: Any) -> Pictures:
     """The images that `given` means: the path of a file, of a folder (with all below it), of a tar or .npy file, a
     pattern such as "new/*.jpg", "-" for paths on standard input, a line each; an array [N, H, W], [N, C, H, W] or
-    [N, H, W, C] or of one image; a PIL image; or a list of any of these.
+    [N, H, W, C] or of one image; a PIL image; a list, or an array of texts, of any of these; or a data set, of PyTorch
+    or Hugging Face, of which the images are read (see `fields_of`).
 
     UsageError for a path at which there is nothing, and for anything else.
     """
     if isinstance(given, str | os.PathLike):
         return _at_path(os.fspath(given))
+    if is_dataset(given):
+        return _of_dataset(given)
+    if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
+        given = given.tolist()
     if isinstance(given, np.ndarray | Tensor):
         return _of_array(np.asarray(given), "image")
     if type(given).__module__.startswith("PIL."):
@@ -85,6 +91,20 @@ def find_pictures(given: Any) -> Pictures:
     numbered = (Picture(f"image {n}", picture.content) if picture.name == "image 0" else picture
                 for n, picture in enumerate(picture for each in found for picture in each.stream))
     return Pictures(numbered, None if None in counts else sum(count or 0 for count in counts), passed_over)
+
+
+def _of_dataset(dataset: Any) -> Pictures:
+    fields = fields_of(dataset, None, None, [])
+
+    def content(number: int) -> Any:
+        try:
+            image = content_of_row(row_at(dataset, number, fields)[0])
+            is_array = isinstance(image, np.ndarray | Tensor | list)
+            return channels_first(np.asarray(image)[None], "the image")[0] if is_array else image
+        except UsageError as error:
+            return error
+
+    return Pictures((Picture(f"row {number}", content(number)) for number in range(len(dataset))), len(dataset), {})
 
 
 def _at_path(path: str) -> Pictures:

@@ -15,15 +15,15 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, to_indices, to_labels
-from ssl_lab.data.images import Concat, Images, Resized, style_of
+from ssl_lab.data.images import Images
 from ssl_lab.data.label_file import read_labels
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
-from ssl_lab.data.reading import AS_BYTES, Background, Reading
-from ssl_lab.data.sizes import Resize, Sizes
+from ssl_lab.data.reading import AS_BYTES, MAX_PIXELS, Background, Reading
+from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
 from ssl_lab.data.summary import summary
-from ssl_lab.data.values import Range, Values, parse_range
+from ssl_lab.data.values import Range, parse_range
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -205,15 +205,17 @@ class Pool:
         write_text(Path(path), json.dumps(self.manifest()) + "\n")
 
     @classmethod
-    def from_arrays(cls, images: ArrayLike, labels: ArrayLike, test_images: ArrayLike | None = None,
-                    test_labels: ArrayLike | None = None, class_names: Sequence[str] | None = None,
+    def from_arrays(cls, images: ArrayLike, labels: Any, test_images: ArrayLike | None = None,
+                    test_labels: Any = None, class_names: Sequence[str] | None = None,
                     name: str = "arrays", style: Style | None = None, *, image_size: int | None = None,
                     resize: Resize = "crop", value_range: Range | str | None = None, flip: bool | None = None) -> Pool:
         """A pool of arrays (or tensors, or memory maps, which stay mapped if they are uint8).
 
-        images: [N, H, W], [N, C, H, W] or [N, H, W, C], of bytes, booleans, whole numbers or floats. labels: int [N],
-        -1 = unlabeled. class_names: by default the classes are the numbers that occur among labels and test_labels, by
-        these names, numbered from 0 without gaps (a note says so if that changes them). style: measured by default.
+        images: [N, H, W], [N, C, H, W] or [N, H, W, C], of bytes, booleans, whole numbers or floats. labels: [N]; class
+        numbers, where -1 and NaN mean no label, or texts, where None does and the words that do in a CSV file.
+        class_names: which numbers count and texts name; by default the classes are those that occur among labels and
+        test_labels, by these names, sorted and numbered from 0 without gaps (a note says so if that changes numbers).
+        style: measured by default.
 
         value_range: the values of black and of white, as a pair or "LOW-HIGH"; by default decided by the values of all
         images together (see `decide`) and noted. image_size: side in pixels to resize to, as `resize` says ("crop",
@@ -226,24 +228,51 @@ class Pool:
         return pool_of_arrays(images, labels, test_images, test_labels, class_names, name, style, reading)
 
     @classmethod
+    def from_files(cls, files: Sequence[str | os.PathLike[str]], labels: Any, parts: Sequence[str] | None = None,
+                   class_names: Sequence[str] | None = None, name: str = "files",
+                   data_dir: str | os.PathLike[str] | None = None, *, hold_out: float = 0.2,
+                   image_size: int | None = None, max_pixels: int = MAX_PIXELS, resize: Resize = "crop",
+                   value_range: Range | str | None = None, background: Background = "white",
+                   flip: bool | None = None) -> Pool:
+        """A pool of image files, such as the columns of a table: `from_files(table.path, table.label)`.
+
+        files: n paths. labels: of each, as `from_arrays` takes them. parts: of each, train, valid or test; by default
+        all are of train. class_names: see `from_arrays`. hold_out: if no image is of test, this share of the labeled
+        ones of each class is held out as that; 0: none. data_dir, image_size and what follows: see `load`. What holds
+        for a CSV file holds here: an image counts once, and those that cannot be read are left out and noted.
+        """
+        from ssl_lab.data.paths import pool_of_files
+
+        reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip)
+        return pool_of_files(files, labels, parts, class_names, name, data_dir, hold_out, reading)
+
+    @classmethod
     def from_dataset(cls, train: Any, test: Any = None, class_names: Sequence[str] | None = None,
-                     name: str = "dataset", image_size: int | None = None, *, resize: Resize = "crop",
+                     name: str = "dataset", image_size: int | None = None, *, valid: Any = None,
+                     image_column: str | None = None, label_column: str | None = None, resize: Resize = "crop",
                      value_range: Range | str | None = None, background: Background = "white",
                      flip: bool | None = None) -> Pool:
-        """A pool of `torch.utils.data.Dataset`s (anything with `len` and rows) of (image, label).
+        """A pool of data sets: `torch.utils.data.Dataset`s, or anything with `len` and rows, of (image, label); or such
+        of named columns, as those of Hugging Face's `datasets` are. A dict of them (`DatasetDict`) brings the parts
+        that its keys name.
 
-        An image is a PIL image, or an array or tensor as `from_arrays` takes them, without a transform that
-        draws random numbers: each is read once, now, into memory. label: an int, or None or -1 for unlabeled.
-        image_size: images are resized to it, which images that differ in size need. resize, value_range, flip: as for
-        `from_arrays`. background: "white" or "black", of PIL images that are transparent. class_names: by default what
-        `train` calls them (`classes` or `class_to_idx`). Where `test` names its classes too, its labels are read by
-        name; UsageError for one that `train` does not have.
+        An image is a PIL image, an array or tensor as `from_arrays` takes them, a path, or the bytes of a file,
+        without a transform that draws random numbers: each is read once, now, into memory. label: a number or text as
+        `from_arrays` takes them. image_column, label_column: of named columns; by default those of the right type, or
+        of usual names. image_size: images are resized to it, which images that differ in size need. resize,
+        value_range, flip: as for `from_arrays`. background: "white" or "black", of PIL images that are transparent.
+        class_names: by default what `train` calls them (`classes`, `class_to_idx`, or the names of a `ClassLabel`).
+        Where `test` or `valid` names its classes too, its labels are read by name; UsageError for one that `train` does
+        not have.
         """
         from ssl_lab.data.memory import pool_of_datasets
+        from ssl_lab.data.rows import parts_in
 
         reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), background=background,
                           flip=flip)
-        return pool_of_datasets(train, test, class_names, name, reading)
+        parts = parts_in(train) | {part: given for part, given in (("valid", valid), ("test", test))
+                                   if given is not None}
+        return pool_of_datasets(parts, class_names, name, reading, (image_column, label_column))
 
 
 def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
@@ -259,32 +288,6 @@ def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, 
     known = train[truth[train] >= 0]
     return Pool(name, images, truth, class_names, style, train, valid, test,
                 _begin(Ledger(), known, truth[known]), notes, files, root, passed_over or {}, reading)
-
-
-def resized(pool: Pool, reading: Reading) -> Pool:
-    """A pool of a known data set with its images at the size, and with the flips, that are wanted."""
-    images, notes = at_size(pool.images, reading)
-    style = style_of(images.shape, pool.style.mean, pool.style.std, reading.flips(pool.style.flip))
-    return replace(pool, images=images, style=style, notes=(*pool.notes, *notes),
-                   reading=replace(reading, image_size=images.shape[1], values=Values(), gray=images.shape[0] == 1,
-                                   flip=style.flip))
-
-
-def at_size(images: Images, reading: Reading) -> tuple[Images, list[str]]:
-    """Images of one size at the size that is wanted, by default theirs, and what to say of that."""
-    _, height, width = images.shape
-    sizes = Sizes.of([(width, height)])
-    size = reading.image_size
-    if size is None and reading.resize in ("pad", "squash") and height != width:
-        size = sizes.side(None, reading.resize)
-    if size is None or (height, width) == (size, size):
-        return images, []
-    return Resized(images, size, reading.resize), sizes.notes(size, reading.resize)
-
-
-def join(parts: Sequence[Images]) -> Images:
-    """One source of several, or of one."""
-    return parts[0] if len(parts) == 1 else Concat(parts)
 
 
 def _begin(ledger: Ledger, rows: IntArray, labels: IntArray) -> Ledger:

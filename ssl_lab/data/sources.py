@@ -7,22 +7,26 @@ import os
 import zipfile
 import zlib
 from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ssl_lab.data.arrays import to_labels
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_folder
-from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
-from ssl_lab.data.memory import pool_of_arrays
-from ssl_lab.data.pool import Pool, join, pool_of, resized
+from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, style_of
+from ssl_lab.data.memory import pool_of_arrays, pool_of_datasets
+from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
+from ssl_lab.data.rows import is_dataset, parts_in
 from ssl_lab.data.shards import load_shards, shards_of
 from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import stratified
 from ssl_lab.data.table import TABLES, load_csv
-from ssl_lab.data.values import Range, parse_range
+from ssl_lab.data.values import Range, Values, parse_range
 from ssl_lab.data.walk import walk
 from ssl_lab.errors import UsageError, unknown
 
@@ -40,14 +44,15 @@ DATASETS = {
 _NO_FLIP = ("digits", "mnist", "svhn")
 
 
-def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None = None,
+def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike[str] | None = None,
          image_size: int | None = None, max_pixels: int = MAX_PIXELS, path_column: str | None = None,
          label_column: str | None = None, split_column: str | None = None, class_level: int = 1, *,
          resize: Resize = "crop", value_range: Range | str | None = None, background: Background = "white",
          flip: bool | None = None) -> Pool:
     """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv or .tsv file of `path,label`,
-    WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), or an .npz
-    file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`.
+    WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), an .npz
+    file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`; or a data set that is at
+    hand, of PyTorch or Hugging Face, or a dict of such by part: see `Pool.from_dataset`.
 
     data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
     image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the median of
@@ -56,13 +61,15 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     of black and white in images that do not hold bytes, by default decided by all of them (see `decide`) and noted.
     background: "white" or "black", where images are transparent. flip: whether views may mirror images; False where a
     mirrored image is of another class. path_column, label_column, split_column: the columns of a CSV file, where they
-    have other names than usual. class_level: 2 if the classes of a folder are the sub-folders of its folders. Every
-    known label of a train image is given until `split` takes some away.
-    UsageError says what is wrong with the name, the files or their content.
+    have other names than usual; the first two also of a data set that is at hand. class_level: 2 if the classes of
+    a folder are the sub-folders of its folders. Every known label of a train image is given until `split` takes some
+    away. UsageError says what is wrong with the name, the files or their content.
     """
-    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
     reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip, path_column,
                       label_column, split_column, class_level)
+    if not isinstance(name_or_path, str | os.PathLike):
+        return _at_hand(name_or_path, reading)
+    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
     if name in DATASETS and reading.value_range is not None:
         raise UsageError(f"value_range={value_range}: {name} holds bytes from 0 to 255; only your own images may hold "
                          "other values")
@@ -74,9 +81,9 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     if class_level != 1 and not path.is_dir():
         raise UsageError(f"--class-level {class_level} is for a folder of class folders, which {name} is not")
     if name == "digits":
-        return resized(_digits(), reading)
+        return _resized(_digits(), reading)
     if name in DATASETS:
-        return resized(_fetched(name, data_dir), reading)
+        return _resized(_fetched(name, data_dir), reading)
     if path.is_dir():
         found = walk(path)
         if found.shards and not found.top:
@@ -95,6 +102,18 @@ def load(name_or_path: str | os.PathLike[str], data_dir: str | os.PathLike[str] 
     if path.suffix or len(path.parts) > 1:
         raise UsageError(f"there is no file or folder {path}")
     raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file, or .tar shards may also be given.")
+
+
+def _at_hand(given: Any, reading: Reading) -> Pool:
+    if not (is_dataset(given) or isinstance(given, Mapping)):
+        raise UsageError(f"load was given a {type(given).__name__}, expected a name, a path or a data set. Of arrays "
+                         "Pool.from_arrays makes a pool, of a list of paths Pool.from_files")
+    if reading.split_column is not None or reading.class_level != 1:
+        raise UsageError("split_column and class_level are for CSV files and folders, not for a data set; give its "
+                         "parts as a dict of train, valid and test")
+    columns = reading.path_column, reading.label_column
+    reading = replace(reading, path_column=None, label_column=None)
+    return pool_of_datasets(parts_in(given), None, "dataset", reading, columns)
 
 
 def _digits() -> Pool:
@@ -138,12 +157,22 @@ def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
     return pool_of(name, join(images), truth, class_names, style, test=np.arange(len(images[0]), len(truth)))
 
 
+def _resized(pool: Pool, reading: Reading) -> Pool:
+    """A pool of a known data set with its images at the size, and with the flips, that are wanted."""
+    images, notes = at_size(pool.images, reading)
+    style = style_of(images.shape, pool.style.mean, pool.style.std, reading.flips(pool.style.flip))
+    return replace(pool, images=images, style=style, notes=(*pool.notes, *notes),
+                   reading=replace(reading, image_size=images.shape[1], values=Values(), gray=images.shape[0] == 1,
+                                   flip=style.flip))
+
+
 def _npz(path: Path, reading: Reading) -> Pool:
     try:
         with np.load(path, allow_pickle=False) as content:
             arrays = dict(content)
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise UsageError(f"cannot read {path}: {error}") from error
+        hint = ". Save labels as texts: labels.astype(str)" if "Object arrays" in str(error) else ""
+        raise UsageError(f"cannot read {path}: {error}{hint}") from error
     known = {"images", "labels", "test_images", "test_labels", "class_names"}
     if not {"images", "labels"} <= arrays.keys() <= known:
         raise UsageError(f"{path} holds {', '.join(arrays) or 'nothing'}; expected images and labels, and "

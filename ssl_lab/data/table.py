@@ -14,6 +14,7 @@ from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.columns import choose
 from ssl_lab.data.decode import SUFFIXES
 from ssl_lab.data.delimited import read_rows
+from ssl_lab.data.files import identity
 from ssl_lab.data.label_file import COLUMNS
 from ssl_lab.data.ledger import IGNORED
 from ssl_lab.data.listing import Listed, Listing, once, pool_of_listing
@@ -108,12 +109,12 @@ def _resolver(folder: Path, paths: Sequence[str], notes: list[str]) -> Callable[
     """
     probe = [path for text in paths[:50] if (path := _clean(folder, text))]
     prefix, suffix = "", ""
-    if probe and not any(_identity(folder / path) for path in probe):
+    if probe and not any(identity(folder / path) for path in probe):
         try:
             inside = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and entry.name[0] != ".")
         except OSError:
             inside = []
-        tried = {(one, end): sum(_identity(folder / one / (path + end)) is not None for path in probe)
+        tried = {(one, end): sum(identity(folder / one / (path + end)) is not None for path in probe)
                  for one in ("", *inside[:100]) for end in ("", *sorted(SUFFIXES))}
         best = max(tried, key=lambda pair: (tried[pair], pair == ("", "")))
         if tried[best]:
@@ -128,7 +129,7 @@ def _resolver(folder: Path, paths: Sequence[str], notes: list[str]) -> Callable[
         file = os.path.normpath(os.path.join(prefix, path + suffix))
         if os.path.isabs(file) and Path(file).is_relative_to(folder.absolute()):
             file = os.path.relpath(file, folder.absolute())
-        return Image(file, _identity(folder / file) or file)
+        return Image(file, identity(folder / file) or file)
 
     return image_of
 
@@ -143,12 +144,3 @@ def _clean(folder: Path, text: str) -> str | None:
     except OSError as error:
         return None if error.errno in (errno.ENAMETOOLONG, errno.EILSEQ) else path
     return path
-
-
-def _identity(path: Path) -> tuple[int, int] | None:
-    """Of a file that is there: device and number."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None
-    return status.st_dev, status.st_ino
