@@ -84,7 +84,8 @@ def main(settings: Settings) -> None:
     export(out / "student", settings.to, file)
     said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
     stages |= {"teacher": out / "teacher", "student": out / "student"}
-    page = stage_report(f"From {settings.labels} labels to {file.name}", said, stages, loop.pool, loop.records[0].ids)
+    title = f"From {settings.labels} labels to {file.name}"
+    page = stage_report(title, said, stages, loop.pool, loop.records[0].ids, out)
     page.write(out / "report.html")
     print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
 

@@ -221,6 +221,7 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     page.table(shown)
     for line in said:
         page.text(line)
+    page.runs({job.out.name: job.out for each in everything for job in each.jobs}, out)
     _add_curves(page, everything, score)
     _add_classes(page, everything, pool.class_names)
     Console().print(shown)

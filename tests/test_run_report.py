@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -15,6 +17,7 @@ from PIL import Image
 from small_runs import digits, signal_at, train
 
 import ssl_lab as sl
+from ssl_lab import advise as advise_module
 from ssl_lab import afterwards
 from ssl_lab.cli import main
 from ssl_lab.data import Pool
@@ -22,6 +25,7 @@ from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import Health, OnlineAccuracy
 from ssl_lab.intervals import wilson
+from ssl_lab.label import command as label_command
 from ssl_lab.report.charts import confusion_chart, reliability_chart, share_chart
 from ssl_lab.report.images import thumbnails
 from ssl_lab.report.predicted import (
@@ -80,9 +84,9 @@ def test_confusion_counts_are_those_of_a_loop() -> None:
             assert counts[row, column] == sum(t == row and s == column for t, s in zip(truth, said, strict=True))
     pairs = [(t, s) for t, s in zip(truth.tolist(), said.tolist(), strict=True) if t != s]
     top = top_confusions(counts, 4)
-    assert [each.count for each in top] == sorted((pairs.count(pair) for pair in set(pairs)), reverse=True)[:4]
-    assert all(each.count == pairs.count((each.truth, each.said)) for each in top)
-    assert all(each.share == each.count / (truth == each.truth).sum() for each in top)
+    assert [each.images for each in top] == sorted((pairs.count(pair) for pair in set(pairs)), reverse=True)[:4]
+    assert all(each.images == pairs.count((each.truth, each.said)) for each in top)
+    assert all(each.share == each.images / (truth == each.truth).sum() for each in top)
 
 
 def test_classes_are_counted_and_have_wilson_intervals_the_worst_first() -> None:
@@ -358,15 +362,36 @@ def test_runs_from_code_have_pages_without_a_name_of_data(tmp_path: Path, capsys
     assert "data:image/png" in (tmp_path / "report.html").read_text()
 
 
-def test_suggested_commands_parse_and_name_the_data_as_they_were_read(
-        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = folder_of(tmp_path / "my data")
-    run_of(sl.load(data, image_size=8).split(labels=4), tmp_path / "run",
-           config={"data": str(data), "image_size": 8, "flip": "off", "class_level": 1})
-    commands = [each for _, each in suggestions(StoredRun.read(tmp_path / "run"))]
-    assert f"ssl-lab label '{data}' --image-size 8 --flip off --model {tmp_path / 'run'}" in commands
-    assert len({each.split()[1] for each in commands}) == len(commands)
-    assert "recipes/" not in "".join(commands)
+@pytest.mark.parametrize("classifies", [True, False])
+def test_suggested_commands_run_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                    classifies: bool) -> None:
+    data, run = folder_of(tmp_path / "my data"), tmp_path / "run"
+    pool = sl.load(data, image_size=8, flip=False).split(labels=4)
+    config = {"data": str(data), "net": "tiny_4", "image_size": 8, "flip": "off", "class_level": 1}
+    if classifies:
+        run_of(pool, run, config=config)
+    else:
+        train(run, sl.SimCLR(sl.net("tiny_4", classes=1, style=pool.style)), pool, steps=1, config=config)
+    commands = [each for _, each in suggestions(StoredRun.read(run))]
+    names = [each.split()[1] for each in commands]
+    assert names == ["predict"] * classifies + ["label", "advise", "labels", "export"]
+    assert f"ssl-lab label '{data}' --image-size 8 --model {run}" in commands
+
+    called: dict[str, dict[str, object]] = {}
+    for module, name in ((label_command, "label"), (advise_module, "advise")):  # these take long, or wait for people
+        @functools.wraps(getattr(module, name))
+        def stub(*values: object, name: str = name, **arguments: object) -> None:
+            called[name] = arguments | dict(zip(["data"], values, strict=False))
+
+        monkeypatch.setattr(module, name, stub)
+    monkeypatch.chdir(tmp_path)
+    for each in commands:
+        main(shlex.split(each.replace("PATH/TO/IMAGES", shlex.quote(str(data / "test"))))[1:])
+    assert called["label"] | {"data": str(data), "image_size": 8, "model": str(run)} == called["label"]
+    assert called["advise"] | {"data": str(data), "image_size": 8, "flip": "off", "labels": 4} == called["advise"]
+    assert called["advise"]["backbones"] == (() if classifies else (str(run),))
+    assert len((tmp_path / "labels.csv").read_text().splitlines()) == 5
+    assert not classifies or len((tmp_path / "predictions.csv").read_text().splitlines()) == 9
 
 
 def test_no_pixel_passes_the_net_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

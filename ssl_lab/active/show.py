@@ -16,6 +16,7 @@ from ssl_lab.active.benchmark import BASELINE, Cell
 from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.statistics import FloatArray, Paired
+from ssl_lab.active.trainers import training_folder
 from ssl_lab.data import Pool
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable, half_width
@@ -47,6 +48,8 @@ def show_loop(loop: ActiveLoop, title: str) -> None:
                        percent=True),
                 "One run: where it goes is partly chance. recipes/active_benchmark.py compares strategies over seeds.")
     page.table(table)
+    page.runs({f"round {record.round}": training_folder(loop.folder, record.round) for record in loop.records},
+              loop.folder)
     asked = [record for record in loop.records if record.ids]
     if asked:
         page.section("What was asked")

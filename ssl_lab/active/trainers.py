@@ -88,7 +88,7 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         start = backbone(settings, pool.style, pool.class_names) if from_backbone else None
         learner = method(start or net(settings.net, pool.class_names, pool.style, seed=settings.seed,
                                       bn_momentum=settings.bn_momentum), ema=settings.ema)
-        folder = out / f"training-{round:03}"
+        folder = training_folder(out, round)
         split = folder / "split.json"
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
             _remove(folder)  # labels were changed while it was cut off
@@ -103,6 +103,11 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         return result
 
     return fit
+
+
+def training_folder(out: Path, round: int) -> Path:
+    """Where a round's net is trained, and its run lies."""
+    return out / f"training-{round:03}"
 
 
 def _remove(folder: Path) -> None:

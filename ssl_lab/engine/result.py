@@ -31,9 +31,11 @@ class Result:
     def __str__(self) -> str:
         accuracies = "  ".join(f"{split} {self.summary[f'{split}_accuracy']:.2%}" for split in ("valid", "test")
                                if self.summary[f"{split}_accuracy"] is not None)
+        page = self.out / "report.html"
         labels = f" with {self.summary['labels']} labels" if self.method.views.labeled else ""
         return (f"{self.summary['method']} on {self.summary['data']}{labels}: "
-                f"{accuracies}  ({self.summary['steps']} steps, {self.summary['seconds']:.0f} s; {self.out})")
+                f"{accuracies}  ({self.summary['steps']} steps, {self.summary['seconds']:.0f} s; "
+                f"{page if page.exists() else self.out})")
 
 
 def arguments(method: Method) -> dict[str, Any]:

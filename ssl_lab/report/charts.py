@@ -70,7 +70,7 @@ def share_chart(rows: Sequence[tuple[str, int, int]]) -> Markup:
         parts.append(
             f"<g><title>{escape(said)}</title>{_text(left - 8, y + 4, label, FONT, 'end')}"
             f'<line x1="{left + span * low:.1f}" x2="{left + span * high:.1f}" y1="{y:.1f}" y2="{y:.1f}" '
-            f'stroke="{BLUE}" stroke-width="3" stroke-opacity="0.45" stroke-linecap="round"/>'
+            f'stroke="{BLUE}" stroke-width="3" stroke-opacity="0.6" stroke-linecap="round"/>'
             f'<circle cx="{left + span * share:.1f}" cy="{y:.1f}" r="4.5" fill="{BLUE}"/>'
             f"{_text(WIDTH, y + 4, f'{share:.1%}', FONT, 'end')}</g>")
     return _svg(WIDTH, top + ROW * len(rows) + 6, f"accuracy of {len(rows)} classes", parts)
@@ -95,10 +95,10 @@ def reliability_chart(bins: Sequence[Bin]) -> Markup:
         said = (f"confidence {each.low:.0%} to {each.high:.0%}, {each.confidence:.1%} on average: {each.right:,} of "
                 f"{each.images:,} right, {share:.1%} (95%: {low:.1%} to {high:.1%})")
         parts.append(
-            f'<g><title>{escape(said)}</title>{_bar(x, bottom - side * share, width, side * share, 0.55)}'
+            f'<g><title>{escape(said)}</title>{_bar(x, bottom - side * share, width, side * share, 0.75)}'
             f'<line x1="{center:.1f}" x2="{center:.1f}" y1="{bottom - side * low:.1f}" y2="{bottom - side * high:.1f}" '
             f'stroke="currentColor" stroke-width="1.5" stroke-opacity="0.7"/>'
-            f"{_bar(x, bottom + 10 + strip - depth, width, depth, 0.3)}</g>")
+            f"{_bar(x, bottom + 10 + strip - depth, width, depth, 0.45)}</g>")
     parts.append(f'<line x1="{left}" y1="{bottom}" x2="{left + wide}" y2="{top}" stroke="{ORANGE}" stroke-width="1.5" '
                  'stroke-dasharray="5 3"/>')
     parts.append(_text(left + wide / 2, bottom + strip + 52, f"confidence; below, how many of {total:,} images", FONT,

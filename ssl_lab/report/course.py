@@ -9,6 +9,7 @@ from ssl_lab.report.html import Report
 from ssl_lab.report.metrics import Band, Row, band
 from ssl_lab.report.plots import curves, heat_map
 from ssl_lab.report.stored import StoredRun
+from ssl_lab.report.text import Markup
 
 FEW = 40  # classes, up to which each has a row of color
 OTHERS = 8  # further numbers that a method logs, of which a chart each is shown
@@ -20,8 +21,8 @@ KNOWN: tuple[tuple[str, Mapping[str, str], bool, str], ...] = (  # title, line -
     ("training accuracy", {"labeled images": "train_accuracy"}, True,
      "On the labeled images of the steps, as they were learned from."),
     ("pseudo-labels", {"mask rate": "mask_rate", "right ones": "pseudo_label_accuracy"}, True,
-     "Mask rate: share of the unlabeled images of a step that the method learned from. Right ones: of their "
-     "pseudo-labels, where the truth is known; training does not see it."),
+     "Mask rate: share of the unlabeled images of a step that the method learned from. Right ones: share of their "
+     "pseudo-labels that are right, among images whose class is known, if any; training does not see it."),
     ("pseudo-labels of the evaluated net", {"coverage": "pseudo_coverage", "precision": "pseudo_precision"}, True,
      "Coverage: share of the unlabeled images that it is at least 95% sure of; precision: of these, the right ones. "
      "The same measure for every method; training does not see it."),
@@ -73,7 +74,7 @@ def _varies(line: Band) -> bool:
     return len(line.x) > 1 and not math.isclose(float(line.mean.min()), float(line.mean.max()))
 
 
-def _by_class(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[str, str]]:
+def _by_class(rows: Sequence[Row], names: Sequence[str]) -> list[tuple[Markup, str]]:
     """Rows of color: of each class the precision and the coverage of its pseudo-labels, over training."""
     figures = []
     for key, said in (("coverage", "images of the class that the evaluated net is at least 95% sure of"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,6 +12,7 @@ from ssl_lab.files import write_text
 from ssl_lab.report.tables import Table
 from ssl_lab.report.text import Markup, escape
 
+NAME = "report.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2127; --soft: #5c6670; --line: #d9dde2; --page: #fdfdfc; }
@@ -106,12 +108,15 @@ class Report:
         """Add a command line to copy."""
         self._blocks.append(("command", f"<pre><code>{escape(command)}</code></pre>"))
 
-    def links(self, said: str, links: Mapping[str, str]) -> None:
-        """Add a paragraph that ends in links: text -> relative address. Nothing without links."""
+    def runs(self, folders: Mapping[str, Path], beside: Path) -> None:
+        """Add links to the pages of single runs, name -> folder, as far as they have one; nothing if none has.
+
+        beside: the folder of this page; the links are relative to it, so that all may move together.
+        """
+        links = [f'<a href="{escape(quote(os.path.relpath(folder / NAME, beside)))}">{escape(name)}</a>'
+                 for name, folder in folders.items() if (folder / NAME).exists()]
         if links:
-            shown = ", ".join(f'<a href="{escape(quote(address))}">{escape(text)}</a>'
-                              for text, address in links.items())
-            self._blocks.append(("text", f"<p>{escape(said)} {shown}</p>"))
+            self._blocks.append(("text", f"<p>The pages of the single runs: {', '.join(links)}</p>"))
 
     def table(self, table: Table) -> None:
         """Add a table."""

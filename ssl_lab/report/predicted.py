@@ -15,11 +15,11 @@ IntArray = NDArray[np.int64]
 
 
 class Confusion(NamedTuple):
-    """`count` images of class `truth` were called `said`; `share` of those of the class."""
+    """So many `images` of class `truth` were called `said`; `share` of those of the class."""
 
     truth: int
     said: int
-    count: int
+    images: int
     share: float
 
 
@@ -58,15 +58,15 @@ def top_confusions(counts: IntArray, most: int) -> list[Confusion]:
     sizes = counts.sum(axis=1)
     found = [Confusion(t, s, int(wrong[t, s]), float(wrong[t, s] / sizes[t]))
              for t, s in zip(truth.tolist(), said.tolist(), strict=True)]
-    return sorted(found, key=lambda each: (-each.count, -each.share))[:most]
+    return sorted(found, key=lambda each: (-each.images, -each.share))[:most]
 
 
 def by_class(counts: IntArray) -> list[OfClass]:
     """The classes of counts [C, C] of which there are images or that images were called, the least recognized first."""
     images, called, right = counts.sum(axis=1), counts.sum(axis=0), np.diag(counts)
-    found = [OfClass(label, *numbers, wilson(numbers[1], numbers[0]), wilson(numbers[1], numbers[2]))
-             for label, numbers in enumerate(np.stack([images, right, called], axis=1).tolist())
-             if numbers[0] or numbers[2]]
+    found = [OfClass(label, there, good, said, wilson(good, there), wilson(good, said))
+             for label, (there, good, said) in enumerate(np.stack([images, right, called], axis=1).tolist())
+             if there or said]
     return sorted(found, key=lambda each: (each.right / each.images if each.images else 2.0, -each.images))
 
 

@@ -15,9 +15,9 @@ from ssl_lab.data import Pool
 from ssl_lab.data.remarks import loaded
 from ssl_lab.errors import UsageError
 from ssl_lab.intervals import wilson
-from ssl_lab.report.charts import confusion_chart, reliability_chart, share_chart
+from ssl_lab.report.charts import NUMBERED, confusion_chart, reliability_chart, share_chart
 from ssl_lab.report.course import add_course
-from ssl_lab.report.html import Report
+from ssl_lab.report.html import NAME, Report
 from ssl_lab.report.images import image_grid, thumbnails
 from ssl_lab.report.predicted import (
     by_class,
@@ -32,7 +32,6 @@ from ssl_lab.report.stored import StoredRun
 from ssl_lab.report.suggestions import add_suggestions
 from ssl_lab.report.tables import Cell, Column, Table
 
-NAME = "report.html"
 FEW = 40  # classes, up to which a chart has room for all of them
 LISTED = 20  # confusions, and classes where there are many
 SHOWN = 20  # images of a kind
@@ -149,12 +148,12 @@ def _add_errors(page: Report, run: StoredRun, split: str) -> None:
         shown = [(names[each.label], each.right, each.images) for each in classes if each.images]
         page.figure(share_chart(shown), f"Share of each class's {of} images that are recognized, the lowest first, "
                                         "with 95% intervals (Wilson).")
-    confused = top_confusions(counts, LISTED if len(names) > FEW else LISTED // 2)
+    confused = top_confusions(counts, LISTED if len(names) > FEW else 5 if len(names) <= NUMBERED else LISTED // 2)
     if confused:
         page.table(Table("The most frequent confusions", [
             Column("true class"), Column("called"), Column("images", "right", ",d"),
             Column("of the class", "right", ".1%")], [
-            [names[each.truth], names[each.said], each.count, each.share] for each in confused]))
+            [names[each.truth], names[each.said], each.images, each.share] for each in confused]))
     else:
         page.text(f"None of the {len(found.truth):,} images was called another class than its own.")
     columns = [Column("class"), Column(f"{of} images", "right", ",d"), Column("recognized", "right"),

@@ -36,12 +36,14 @@ def stage_table(stages: Mapping[str, Path]) -> Table:
     return Table("Stages", columns, rows)
 
 
-def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int]) -> Report:
-    """A page with `stage_table`, the lines that were `said`, accuracy curves of the stages that have one, and the
-    first images that were `asked` for (rows of the pool), with their labels."""
+def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int],
+                 out: Path) -> Report:
+    """A page for the folder `out` with `stage_table`, the lines that were `said`, accuracy curves of the stages that
+    have one, and the first images that were `asked` for (rows of the pool), with their labels."""
     page = Report(title, f"{len(pool.train):,} training images, {len(pool.labeled):,} of them labeled; "
                          f"{len(pool.test):,} to test on")
     page.table(stage_table(stages))
+    page.runs(stages, out)
     for line in said.splitlines():
         page.text(line)
     runs = {stage: read_metrics(folder / "metrics.jsonl") for stage, folder in stages.items()}

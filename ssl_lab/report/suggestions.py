@@ -26,10 +26,14 @@ def suggestions(run: StoredRun) -> list[tuple[str, str]]:
     counts = run.split.get("counts", {})
     labeled, train = counts.get("labeled", 0), counts.get("train", 0)
     found = []
+    if run.class_names:
+        found.append(("Use it on new images, files or folders; --to folders sorts them by class, --threshold 0.9 gives "
+                      "no class where it is less sure:",
+                      f"ssl-lab predict {folder} PATH/TO/IMAGES --out predictions.csv"))
     if isinstance(data, str) and labeled < train:
         found.append((f"{train - labeled:,} of the {train:,} training images have no label in this run. Label some in "
                       "a browser, with a keyboard, those first from which most is to be learned; this model's features "
-                      "choose and compare them:", f"ssl-lab label {_data(run)} --model {folder}"))
+                      "choose and compare them:", f"ssl-lab label {_data(run, 'flip')} --model {folder}"))
     if isinstance(data, str) and labeled:
         few = f" --labels {labeled}" if labeled < train else ""
         backbone = "" if run.class_names else f" --backbones {folder}"
@@ -42,10 +46,10 @@ def suggestions(run: StoredRun) -> list[tuple[str, str]]:
     return found
 
 
-def _data(run: StoredRun) -> str:
-    """The run's data and how they are read, as flags."""
+def _data(run: StoredRun, *without: str) -> str:
+    """The run's data and how they are read, as flags; `without` those that a command does not have."""
     words = [str(run.settings["data"])]
-    for name in READING:
+    for name in (name for name in READING if name not in without):
         value = run.settings.get(name)
         if value is not None and value != DEFAULTS[name]:
             words += [f"--{name.replace('_', '-')}", str(value)]
