@@ -27,7 +27,8 @@ KNOWN: tuple[tuple[str, Mapping[str, str], bool, str], ...] = (  # title, line -
      "Coverage: share of the unlabeled images that it is at least 95% sure of; precision: of these, the right ones. "
      "The same measure for every method; training does not see it."),
     ("accuracy by features", {"kNN": "knn_accuracy", "linear probe": "probe_accuracy"}, True,
-     "Learners on the features, given the labels that there are. They chose nothing."),
+     "Learners on the features, given the labels that there are, on validation images, or else on test images. They "
+     "chose nothing."),
     ("effective rank", {"features": "effective_rank"}, False,
      "How many directions the features fill. A rank of 2 or less means collapse."),
     ("embedding std", {"features": "embedding_std"}, False,

@@ -102,9 +102,10 @@ def _add_result(page: Report, run: StoredRun) -> None:
         if shown:
             page.table(Table("Features at the end", [Column("measure"), Column("value", "right")], [*shown.items()]))
         page.text("No classifier was trained: the features are the result, and how well they tell classes apart is "
-                  "told by a few labels." + ("" if "knn_accuracy" in shown or "probe_accuracy" in done else
-                                             " It was not measured in this run (--online does, by the labels that "
-                                             "there are)."))
+                  "told by a few labels. " + (
+                      "The accuracies are those of validation images, or else of test images, and chose nothing."
+                      if "knn_accuracy" in done or "probe_accuracy" in done else
+                      "It was not measured in this run (--online does, by the labels that there are)."))
         return
     if not run.predicted:
         page.text("How good this model is was not measured: of no test or validation image the class is known. Give a "
