@@ -19,7 +19,7 @@ from ssl_lab.afterwards import AFTERWARDS
 from ssl_lab.processes import quiet_imports
 
 if TYPE_CHECKING:
-    from ssl_lab import losses, methods, schedule, testing
+    from ssl_lab import losses, methods, schedule, testing, views
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
@@ -59,7 +59,7 @@ _HOMES = {
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("losses", "methods", "schedule", "testing")
+_MODULES = ("losses", "methods", "schedule", "testing", "views")
 
 
 def write_report(run: str | Path, pool: Any = None) -> Path:

@@ -8,8 +8,9 @@ run on other ranks see the same pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,7 @@ from torch import Tensor
 from ssl_lab.schedule import Scalar
 
 Key = int | str
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,17 @@ class Draw:
     def normal(self, *shape: int) -> Tensor:
         """float32 [rows, *shape], standard normal."""
         return torch.randn(self.total, *shape, generator=self._generator)[self.rows]
+
+    def by_global_generator(self, make: Callable[[], T]) -> T:
+        """What `make` returns, with torch's global generator seeded from here meanwhile: for libraries that draw from
+        it. They draw for all `total` rows; `rows_of` gives those of this rank."""
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self._generator)))
+            return make()
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        """This rank's rows of values [total, ...]."""
+        return values[self.rows]
 
     def to_device(self, values: Tensor) -> Tensor:
         """`values` on the device of the pixels, without waiting for the copy."""

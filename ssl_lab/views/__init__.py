@@ -7,6 +7,8 @@ from ssl_lab.views.contrastive import BYOL2 as BYOL2
 from ssl_lab.views.contrastive import MOCO as MOCO
 from ssl_lab.views.contrastive import VICREG as VICREG
 from ssl_lab.views.contrastive import SimCLRView as SimCLRView
+from ssl_lab.views.foreign import kornia as kornia
+from ssl_lab.views.foreign import torchvision as torchvision
 from ssl_lab.views.presets import Eval as Eval
 from ssl_lab.views.presets import Strong as Strong
 from ssl_lab.views.presets import Weak as Weak

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.views.base import View, ViewFactory
 
+T = TypeVar("T")
 ROWS = 8
 STEPS = 8
 """Draws after which a view that is random has shown itself to be."""
@@ -95,6 +97,12 @@ class _Exchanged(Draw):
 
     def normal(self, *shape: int) -> Tensor:
         return self.draw.normal(*shape)[self.order]
+
+    def by_global_generator(self, make: Callable[[], T]) -> T:
+        return self.draw.by_global_generator(make)
+
+    def rows_of(self, values: Tensor) -> Tensor:
+        return self.draw.rows_of(values)[self.order]
 
 
 def _check_rows(view: View, images: Tensor, name: str) -> None:
