@@ -1,6 +1,7 @@
 """Methods side by side: the same splits, initial weights and length, one table and one report.
 
     python recipes/compare.py --methods fixmatch,flexmatch,mixmatch --data mnist --labels 40 --seeds 3 --minutes 3
+    python recipes/compare.py --methods "fixmatch(threshold=0.7),fixmatch,mypackage.soft:Soft" --labels 40 --steps 1000
     python recipes/compare.py --methods all --data mnist --labels 40 --seeds 2 --steps 1000 --processes 2
 
 Each run is a process of recipes/consistency.py with a folder of its own in --out. Finished ones are kept and cut ones
@@ -21,8 +22,10 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import comparison
+from ssl_lab.config import may_run
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import jobs
+from ssl_lab.texts import as_file_name
 
 HERE = Path(__file__).parent
 GRID = list(itertools.product(("weak", "strong"), (0.01, 0.03, 0.1)))  # the baseline's view and learning rate
@@ -33,8 +36,9 @@ TUNING_SEED = 1000  # of the split on which it is tuned
 class Settings(sl.Settings):
     out: Path = Path("runs/compare")
     """Folder of all runs, a folder each, and of the report."""
-    methods: str = "fixmatch,flexmatch,freematch"
-    """Names, separated by commas, or `all` consistency methods; the supervised baseline is always there."""
+    methods: str = may_run("fixmatch,flexmatch,freematch", ":")
+    """Names, separated by commas, or `all` consistency methods; the supervised baseline is always there. A method may
+    have arguments, and several times other ones, or be package.module:MyMethod (not in a --config file)."""
     seeds: int = 3
     """Runs of each method: seeds 0 and up of split, initial weights and training."""
     processes: int = 1
@@ -64,12 +68,13 @@ def main(settings: Settings) -> None:
     require_same(settings.out, pool, f"the runs in {settings.out} are of")
     shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
 
-    def job(recipe: str, name: str, **changes: object) -> jobs.Job:
-        return jobs.Job(HERE / f"{recipe}.py", shared | changes, settings.out / name)
+    def job(recipe: str, name: str, method: str | None = None, **changes: object) -> jobs.Job:
+        given = {} if method is None else {"method": method}
+        return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=given)
 
     valid = validation_images(pool, settings)
     names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
-    methods = {name: [job("consistency", f"{name}-{seed}", method=name, preset=settings.preset, seed=seed)
+    methods = {name: [job("consistency", f"{as_file_name(name)}-{seed}", name, preset=settings.preset, seed=seed)
                       for seed in seeds] for name in names}
     tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED, valid=valid)
               for view, lr in GRID]

@@ -2,6 +2,7 @@
 
     python recipes/consistency.py --method flexmatch --data mnist --labels 40 --steps 1000
     python recipes/consistency.py --method uda --arguments weight "cyclical(0, 1, cycles=4)" --labels 10 --steps 300
+    python recipes/consistency.py --method "mypackage.soft:Soft(temperature=2)" --data mnist --labels 40 --steps 1000
     python recipes/consistency.py --method mixmatch --data cifar100 --labels 2500 --net wrn_28_2 --steps 1048576
 
 The first gave 98.0 ± 0.0% on the test images over seeds 0 and 1, in 81 seconds on one crowded core of an AMD EPYC.
@@ -16,12 +17,14 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
+from ssl_lab.config import may_run
 
 
 @dataclass
 class Settings(sl.Settings):
-    method: str = "fixmatch"
-    """Name of the method (see `ssl-lab list methods`)."""
+    method: str = may_run("fixmatch", ":")
+    """Name of the method (see `ssl-lab list methods`), or package.module:MyMethod (not in a --config file); with
+    arguments if you like, as in "fixmatch(threshold=0.7)"."""
     preset: Literal["auto", "paper", "short"] = "auto"
     """Where the settings below come from if they are not given. auto: by the number of steps."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
@@ -43,13 +46,14 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     asked = settings.preset
     kind = presets.kind_for(settings.steps) if asked == "auto" else asked
-    preset = presets.preset(settings.method, settings.data, kind)
+    preset = presets.preset(sl.methods.get(settings.method).name, settings.data, kind)
     settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     pool = presets.noted(pool, asked, kind)
     net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
-    method = presets.build(settings.method, net, pool, {"ema": settings.ema, **preset.arguments, **settings.arguments})
+    method = presets.build(settings.method, net, pool, settings.arguments,
+                           {"ema": settings.ema, **preset.arguments})
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

@@ -39,11 +39,12 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
+from ssl_lab.config import may_run
 from ssl_lab.data.files import data_folder
 from ssl_lab.engine.folder import make_way
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.features.stored import stored_logits
-from ssl_lab.methods.distillation import DISTILLATION, Teacher, load_teacher
+from ssl_lab.methods.distillation import Distillation, Teacher, load_teacher
 from ssl_lab.views import VIEWS
 
 
@@ -51,12 +52,13 @@ from ssl_lab.views import VIEWS
 class Settings(sl.Settings):
     net: str = "tiny_8"
     """The student."""
-    method: str = "kd"
-    """Name of a distillation method (see `ssl-lab list methods`)."""
+    method: str = may_run("kd", ":")
+    """Name of a distillation method (see `ssl-lab list methods`), or package.module:MyMethod (not in a --config file);
+    with arguments if you like, as in "kd(temperature=2)"."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
-    teacher: str = "fixmatch"
-    """A run's folder, a file, timm/<model>, or a method to train first."""
+    teacher: str = may_run("fixmatch", ":")
+    """A run's folder, a file, timm/<model>, or a method (as --method has it) to train first."""
     teacher_net: str = ""
     """Its net, where no run's config.yaml names it."""
     teacher_size: int | None = None
@@ -73,26 +75,28 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
-    if settings.teacher in sl.methods.METHODS:
+    if sl.methods.is_described(settings.teacher):
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too
             sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
                         resume=settings.resume and "auto", config=None)
-        suited = presets.preset(settings.teacher, settings.data, presets.kind_for(settings.teacher_steps)).arguments
-        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, suited)
+        name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
+        suited = presets.preset(name, settings.data, kind).arguments
+        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {}, suited)
         trained = first.fit(learner, pool, settings.labeled, settings.unlabeled).method
         teacher = Teacher(trained.predictor(), classifies=trained.classifies)
     else:
         teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool))
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
-    by_logits = settings.method in DISTILLATION and DISTILLATION[settings.method].reads == "logits"
+    distills = sl.methods.get(settings.method)
+    by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
     if settings.view == "eval" and by_logits and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
-    arguments = {"teacher": taught, "view": VIEWS[settings.view], **settings.arguments}
-    method = presets.build(settings.method, net, pool, arguments)
+    arguments = {"teacher": taught, **settings.arguments}
+    method = presets.build(settings.method, net, pool, arguments, {"view": VIEWS[settings.view]})
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
     print(comparison(method.predictor(), teacher, pool, runtime))
 

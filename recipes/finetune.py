@@ -46,6 +46,7 @@ import tyro
 
 import ssl_lab as sl
 from ssl_lab import methods, presets
+from ssl_lab.config import may_run
 from ssl_lab.data.inventory import NAME, require_same
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
@@ -66,8 +67,9 @@ RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 class Settings(sl.Settings):
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/pretrain"
     """What to start from: a run, a file of weights, lite0 and the like, or timm/MODEL."""
-    method: str = "supervised"
-    """Name of the method (see `ssl-lab list methods`)."""
+    method: str = may_run("supervised", ":")
+    """Name of the method (see `ssl-lab list methods`), or package.module:MyMethod (not in a --config file); with
+    arguments if you like, as in "fixmatch(threshold=0.7)"."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method: NAME VALUE, as often as you like."""
     projector: bool = False
@@ -105,7 +107,7 @@ def main(settings: Settings) -> None:
     sl.announce(pool)
     if settings.trials:
         settings, pool = tuned(settings, pool)
-    watched = [] if settings.method == "supervised" else [sl.PseudoLabels()]
+    watched = [] if by_labels_alone(settings) else [sl.PseudoLabels()]
     print(fit(settings, pool, monitors=watched))
 
 
@@ -123,12 +125,16 @@ def filled(settings: Settings) -> Settings:
                          "leave out --shard, or give --learn all or biases")
     if lora and settings.statistics == "batch":
         raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
-    many = settings.method != "supervised"
+    many = not by_labels_alone(settings)
     rates = RATES | ({"all": 1.0} if many else {})
     given = {name: value for name in ("statistics", "lr", "backbone_rate")
              if (value := getattr(settings, name)) is not None}
     return replace(settings, **{"statistics": "batch" if many and not lora else "frozen", "lr": 0.03 if many else 0.01,
                                 "backbone_rate": rates[settings.learn]} | given)
+
+
+def by_labels_alone(settings: Settings) -> bool:
+    return issubclass(methods.get(settings.method), methods.Supervised)
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
@@ -142,7 +148,7 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     if settings.statistics == "frozen":
         freeze_statistics(net)
     choose_what_learns(net, settings, pool)
-    method = presets.build(settings.method, net, pool, {"ema": settings.ema, **settings.arguments})
+    method = presets.build(settings.method, net, pool, settings.arguments, {"ema": settings.ema})
     if settings.learn == "lora":
         learner = method.predictor
         method.predictor = lambda: merged(learner())

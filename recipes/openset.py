@@ -16,7 +16,9 @@ from typing import Literal
 import torch
 
 import ssl_lab as sl
+from ssl_lab import presets
 from ssl_lab.at_hand import PRETRAINED
+from ssl_lab.config import may_run
 from ssl_lab.data.openset import open_set
 from ssl_lab.features.embed import embed
 from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
@@ -29,8 +31,9 @@ class Settings(sl.Settings):
     """Data set, folder or file whose images replace some of the unlabeled ones."""
     share: float = 0.5
     """How many, as a share of the unlabeled images."""
-    encoder: str = "simclr"
-    """What embeds images for OpenCoS: a method to train, lite0, timm/<model> as published, or model.safetensors."""
+    encoder: str = may_run("simclr", ":")
+    """What embeds images for OpenCoS: a method to train (or package.module:MyMethod, not in a --config file), lite0,
+    timm/<model> as published, or model.safetensors."""
     encoder_steps: int = 500
     labeled: int = 32
     unlabeled: int = 128
@@ -48,8 +51,8 @@ def main(settings: Settings) -> None:
     if settings.method == "opencos":
         targets = torch.from_numpy(pool.labels[pool.labeled])
         check_labels(targets, pool.classes)  # before an encoder is trained
-        if settings.encoder in sl.methods.METHODS:
-            learner = sl.methods.get(settings.encoder)(new_net(settings.net))
+        if sl.methods.is_described(settings.encoder):
+            learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
                             resume=settings.resume and "auto", config=None)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()

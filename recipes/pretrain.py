@@ -37,13 +37,15 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets, pretraining_presets
+from ssl_lab.config import may_run
 from ssl_lab.features import Health, OnlineAccuracy
 
 
 @dataclass
 class Settings(sl.Settings):
-    method: str = "simclr"
-    """Name of the method (see `ssl-lab list methods`, family pretraining)."""
+    method: str = may_run("simclr", ":")
+    """Name of the method (see `ssl-lab list methods`, family pretraining), or package.module:MyMethod (not in a
+    --config file), which is trained as SimCLR is; with arguments if you like, as in "simclr(temperature=0.2)"."""
     preset: Literal["auto", "paper", "short"] = "auto"
     """Where the settings below come from if they are not given, and the optimizer. auto: by the number of steps."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
@@ -67,7 +69,7 @@ def main(settings: Settings) -> None:
     net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool,
-                           {**preset.arguments, **settings.arguments, "seed": settings.seed})
+                           settings.arguments, {**preset.arguments, "seed": settings.seed})
     monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
     trainer = sl.Trainer(optimizer=preset.optimizer(lr), monitors=monitors, **settings.trainer())
     result = trainer.fit(method, pool, unlabeled=preset.unlabeled)

@@ -33,7 +33,7 @@ class Settings(sl.Settings):
     labels: int | None = 40
     """Labels to ask for."""
     out: Path = Path("runs/workflow")
-    pretrain: str = "simclr"
+    pretrain: str = may_run("simclr", ":")
     """Pretraining method, where neither --weights nor --pretrained bring a backbone."""
     query: str = may_run("typiclust", ":")
     """What chooses the images to label, by embeddings alone (see `ssl-lab list queries`)."""
@@ -42,9 +42,9 @@ class Settings(sl.Settings):
     path) and label."""
     agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
     """What counts where several people say different things of an image; see recipes/active.py."""
-    method: str = "fixmatch"
+    method: str = may_run("fixmatch", ":")
     """Semi-supervised method, of the teacher --net."""
-    distill: str = "kd"
+    distill: str = may_run("kd", ":")
     student: str = "tiny_8"
     """The net that is distilled and exported."""
     to: Format = "torchscript"

@@ -26,7 +26,7 @@ from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features import LEARNERS, embed
 from ssl_lab.features.search import FloatArray
 from ssl_lab.intervals import half_width
-from ssl_lab.methods import get
+from ssl_lab.methods import METHODS, get
 from ssl_lab.nets.start import start_net
 from ssl_lab.optim import SGD
 from ssl_lab.report import Column, Table
@@ -140,7 +140,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     backbones: whose frozen features may help: folders of runs, files of weights of --net, or timm/MODEL.
     weights: a file with weights of the timm backbones.
     pretrained: take the published weights of the timm backbones.
-    methods: to train by (see `ssl-lab list methods`).
+    methods: to train by (see `ssl-lab list methods`), or package.module:MyMethod; with arguments if you like.
     steps: of each training run, in place of what the minutes allow.
     image_size: side in pixels to which images are resized.
     path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
@@ -178,8 +178,8 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     flags = _flags(given)
 
     for name in methods:  # what they cannot be built for is known at once too
-        preset = presets.preset(name, pool.name, "short")
-        presets.build(name, nets.net(net, pool.class_names, pool.style, seed=seed), pool, preset.arguments)
+        preset = presets.preset(get(name).name, pool.name, "short")
+        presets.build(name, nets.net(net, pool.class_names, pool.style, seed=seed), pool, {}, preset.arguments)
     features = _features(pool, runtime, net, backbones, weights, pretrained, seed)
     ways = []
     for name, rows, learners, chosen, seconds in features:
@@ -279,19 +279,19 @@ def _trained(name: str, pool: Pool, folds: IntArray, net: str, seed: int, runtim
              flags: str, minutes: float) -> Way:
     """A net trained afresh for each fold, on the labels of the others; held-out images do not train at all."""
     begun, rows = time.perf_counter(), pool.labeled
-    preset = presets.preset(name, pool.name, "short")
+    preset = presets.preset(get(name).name, pool.name, "short")
     right = np.full(len(rows), np.nan)
     for _, held in _parts(folds):
         few = pool.split(labeled=rows[~held], valid=rows[held])
         fresh = nets.net(net, pool.class_names, pool.style, seed=seed, bn_momentum=preset.bn_momentum)
-        method = presets.build(name, fresh, few, {"ema": preset.ema, **preset.arguments})
+        method = presets.build(name, fresh, few, {}, {"ema": preset.ema, **preset.arguments})
         with tempfile.TemporaryDirectory() as out:
             trainer = Trainer(**length, out=out, seed=seed, device=str(runtime.device), precision=runtime.precision,
                               optimizer=SGD(cosine_7_16(preset.lr), preset.weight_decay), callbacks=[], evaluations=1)
             trainer.fit(method, few, preset.labeled, preset.unlabeled)
         said = predict(method.predictor(), few, rows[held], runtime).argmax(dim=1).numpy()
         right[held] = said == pool.labels[rows[held]]
-    recipe = get(name).recipe
+    recipe = get(name).recipe if name in METHODS else "recipes/consistency.py"  # which takes arguments, and one's own
     by_name = {"method": name} if recipe.endswith("consistency.py") else {}
     command = f"python {recipe}{flags}{_flags({**by_name, 'net': net, 'minutes': f'{minutes:g}'})}"
     return Way(f"{net} trained by {name}", right, time.perf_counter() - begun, command)

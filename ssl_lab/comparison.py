@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from rich.console import Console
 
-from ssl_lab import presets
+from ssl_lab import presets, texts
 from ssl_lab.config import Settings
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime, jobs
@@ -21,7 +21,7 @@ from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable, half_width
-from ssl_lab.methods import METHODS, get
+from ssl_lab.methods import METHODS, described, get
 from ssl_lab.nets import net
 from ssl_lab.report import (
     Band,
@@ -65,22 +65,25 @@ class Runs:
 
 
 def chosen(settings: Settings, methods: str, seeds: int, processes: int) -> list[str]:
-    """The methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot be compared,
-    and for lengths and counts that make no comparison.
+    """The texts of the methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot
+    be compared, and for lengths and counts that make no comparison.
 
     The baseline is not one of them: it is there anyway, and tuned.
     """
     _check_numbers(settings, seeds, processes)
     fit = [name for name, method in METHODS.items()
            if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
-    names = fit if methods == "all" else list(dict.fromkeys(filter(None, map(str.strip, methods.split(",")))))
+    given = fit if methods == "all" else filter(None, texts.split(methods))
+    names = list(dict.fromkeys(str(described(text)[1]) for text in given))
     if "supervised" in names:
         print("note: supervised is the baseline, which always runs; it is left out of --methods", file=sys.stderr)
         names.remove("supervised")
     for name in names:
-        if get(name).name not in fit:
+        method, call = described(name)
+        if call.name not in fit and not (":" in call.name and method.classifies):
             raise UsageError(f"{name} cannot be compared here: only methods of the family `consistency` train on the "
-                             f"same labels alone (ssl-lab list methods); see {get(name).recipe}")
+                             f"same labels alone (ssl-lab list methods); see "
+                             f"{getattr(method, 'recipe', '') or 'recipes/pretrain.py'}")
     if not names:
         raise UsageError(f"--methods {methods!r} leaves nothing to compare with the supervised baseline; give names "
                          "separated by commas, e.g. fixmatch,flexmatch, or all")
@@ -111,10 +114,10 @@ def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
     built = net(settings.net, pool.class_names, pool.style, pretrained=settings.pretrained, weights=settings.weights)
     kept = []
     for name in names:
-        preset = presets.preset(name, settings.data, own)
+        preset = presets.preset(get(name).name, settings.data, own)
         try:
             for few in pools:
-                method = presets.build(name, copy.deepcopy(built), few, {"ema": preset.ema, **preset.arguments})
+                method = presets.build(name, copy.deepcopy(built), few, {}, {"ema": preset.ema, **preset.arguments})
                 Feed(few, method.views, preset.labeled, preset.unlabeled, 0, torch.device("cpu"), parts=parts)
         except UsageError as error:
             if getattr(settings, "methods", "") != "all":

@@ -102,8 +102,8 @@ class Settings:
     """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
     forward: Literal["joint", "split"] = "joint"
     """split: views that only make targets pass the net by themselves, without gradient."""
-    tensorboard: bool = False
-    """Also write TensorBoard files (pip install "ssl_lab[track]")."""
+    track: Literal["tensorboard", "mlflow", "wandb"] | None = None
+    """Also show settings, metrics and summary there (pip install "ssl_lab[mlflow]", or of another name)."""
 
     def reading(self) -> dict[str, Any]:
         """The arguments of `load` beside the data."""
@@ -117,7 +117,7 @@ class Settings:
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
-                 "micro_batches", "forward", "tensorboard")
+                 "micro_batches", "forward", "track")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
 
     def plain(self) -> dict[str, Any]:

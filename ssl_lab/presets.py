@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -13,16 +15,19 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from ssl_lab import methods, schedule
+from ssl_lab import methods, schedule, texts
 from ssl_lab.data import Pool, hierarchy
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import UsageError, unknown
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
-from ssl_lab.schedule import Schedule, linear, ramp_up
+from ssl_lab.schedule import Scalar, Schedule, linear, ramp_up
+from ssl_lab.texts import Call
+from ssl_lab.views import VIEWS, ViewFactory
 
 Kind = Literal["paper", "short"]
 LONG = 2**16  # steps from which the papers' settings are the better ones
 S = TypeVar("S")
+VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 # What an argument may be, by how the method's __init__ annotates it; of other annotations, anything.
 TAKES: dict[str, tuple[str, tuple[type, ...]]] = {
     "bool": ("True or False", (bool,)),
@@ -125,19 +130,33 @@ def fill(settings: S, preset: Preset) -> S:
     return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 
-def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Method:
-    """The method of this name around `net`, for this pool.
+def build(text: str, net: Net, pool: Pool, arguments: Mapping[str, Any],
+          defaults: Mapping[str, Any] | None = None) -> Method:
+    """The method that a text describes (see `methods.described`) around `net`, for this pool.
 
-    Arguments that describe the pool are filled in where the method has them: images (its size), rows (those that
-    train), unlabeled (how many these are), class_counts (labels by class), parents (the superclass of each class). A
-    text with a parenthesis is a schedule, True and False are truth values. Raises UsageError for an argument that the
-    method does not have or cannot take, or needs and was not given.
+    arguments: beside those in the text. defaults: where neither says otherwise, for those arguments that the method
+    has. Those that describe the pool are filled in where the method has them: images (its size), rows (those that
+    train), unlabeled (how many these are), class_counts (labels by class), parents (the superclass of each class).
+
+    Of texts among the arguments, one with a parenthesis is a schedule, True and False are truth values, and a view goes
+    by its name; in the method's own text, a view may also be package.module:MyView and have arguments, and a method may
+    stand where the method takes one. Raises UsageError for an argument that the method does not have or cannot take, is
+    given twice, or is needed and was not given.
     """
-    method = methods.get(name)
+    method, call = methods.described(text)
+    name = call.name
     known = dict(list(inspect.signature(method).parameters.items())[1:])  # without the net
-    for argument in arguments:
-        if argument not in known:
-            raise UsageError(f"{name} has no argument {argument!r}; it has {', '.join(known)}")
+    anything = any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values())
+    known = {word: parameter for word, parameter in known.items() if parameter.kind not in VARIABLE}
+    if len(call.args) > len(known):
+        raise UsageError(f"{call} has {len(call.args)} arguments without a name; {name} takes {', '.join(known)}")
+    said = dict(zip(known, call.args, strict=False))
+    if twice := said.keys() & call.named.keys():
+        raise UsageError(f"{call}: {', '.join(sorted(twice))} is given twice")
+    said |= call.named
+    for argument in (*said, *arguments):
+        if argument not in known and not anything:
+            raise _unknown_argument(name, argument, known)
     facts: dict[str, Callable[[], Any]] = {
         "images": lambda: len(pool),
         "rows": lambda: torch.from_numpy(pool.unlabeled),
@@ -145,20 +164,83 @@ def build(name: str, net: Net, pool: Pool, arguments: Mapping[str, Any]) -> Meth
         "class_counts": lambda: np.bincount(pool.labels[pool.labeled], minlength=pool.classes).tolist(),
         "parents": lambda: [hierarchy.parents(pool)],
     }
-    filled = {name: fact() for name, fact in facts.items() if name in known and name not in arguments}
-    missing = [name for name, parameter in known.items()
-               if parameter.default is parameter.empty and name not in filled.keys() | arguments.keys()]
+    given = {word: value for word, value in (defaults or {}).items() if word in known}
+    given |= {word: _read(name, known.get(word), value) for word, value in arguments.items()}
+    for word, value in said.items():
+        made = _read(name, known.get(word), value)
+        if word in arguments and repr(made) != repr(given[word]):
+            raise UsageError(f"{call}: {word} is also given as {arguments[word]!r}; leave out one of the two")
+        given[word] = made
+    given |= {word: fact() for word, fact in facts.items() if word in known and word not in given}
+    missing = [word for word, parameter in known.items()
+               if parameter.default is parameter.empty and word not in given]
     if missing:
-        raise UsageError(f"{name} needs {', '.join(missing)}, which {method.recipe} finds for it")
-    given = {argument: _read(name, known[argument], value) for argument, value in arguments.items()}
-    return method(net, **filled, **given)
+        recipe = getattr(method, "recipe", "")
+        how = f"which {recipe} finds for it" if recipe else f"as in {name}({missing[0]}=...)"
+        raise UsageError(f"{name} needs {', '.join(missing)}, {how}")
+    return method(net, **given)
 
 
-def _read(method: str, parameter: inspect.Parameter, value: Any) -> Any:
-    """An argument's value as the method takes it: what a text stands for, anything else as it is."""
-    if isinstance(value, str):
+def _unknown_argument(method: str, argument: str, known: Mapping[str, Any]) -> UsageError:
+    near = difflib.get_close_matches(argument, known, n=1)
+    return UsageError(f"{method} has no argument {argument!r}; it has {', '.join(known) or 'none'}"
+                      + (f". Did you mean {near[0]}?" if near else ""))
+
+
+def _read(method: str, parameter: inspect.Parameter | None, value: Any) -> Any:
+    """An argument's value as the method takes it: what a text or a Call stands for, anything else as it is."""
+    annotation = "" if parameter is None else _annotation(parameter.annotation)
+    if "ViewFactory" in annotation and isinstance(value, Call | str):
+        return _view(value)
+    if isinstance(value, Call):
+        value = _described(value, annotation)
+    elif isinstance(value, str):
         value = schedule.parse(value) if "(" in value else {"True": True, "False": False}.get(value, value)
-    expected, types = TAKES.get(parameter.annotation, ("", ()))
-    if types and type(value) not in types:  # a bool is an instance of int
+    expected, types = TAKES.get(annotation, ("", ()))
+    if parameter is not None and types and type(value) not in types:  # a bool is an instance of int
         raise UsageError(f"{method}: {parameter.name} is {value!r}; expected {expected}")
     return value
+
+
+def _annotation(annotation: Any) -> str:
+    """As the house's own methods have it, which postpone its evaluation."""
+    if isinstance(annotation, str):
+        return annotation.rpartition(".")[2] if re.fullmatch(r"[\w.]+", annotation) else annotation
+    for name, meant in (("Scalar", Scalar), ("ViewFactory", ViewFactory)):
+        if annotation == meant:
+            return name
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation)
+
+
+def _described(value: Call, annotation: str) -> Any:
+    """A schedule, a method that makes another one around a net, or the word itself."""
+    if "Method" in annotation:
+        inner, call = methods.described(str(value))
+        known = list(inspect.signature(inner).parameters)[1:]
+        words = dict(zip(known, call.args, strict=False)) | dict(call.named)
+        kinds = inspect.signature(inner).parameters
+        for word in words:
+            if word not in kinds:
+                raise _unknown_argument(call.name, word, dict.fromkeys(known))
+        return partial(inner, **{word: _read(call.name, kinds[word], given) for word, given in words.items()})
+    return schedule.parse(str(value)) if value.called else value.name
+
+
+def _view(value: Call | str) -> ViewFactory:
+    """A view's factory. Only the text of a method, which is a Call here, may import a module."""
+    call = value if isinstance(value, Call) else texts.read(value, "view", "strong(ops=3)")
+    if isinstance(value, Call) and ":" in call.name:
+        found: Any = texts.imported(call.name, object, "view")
+        factory: ViewFactory = found
+    elif call.name in VIEWS:
+        factory = VIEWS[call.name]
+    else:
+        raise unknown("view", call.name, VIEWS, "See `ssl-lab list views`.")
+    if call.args or any(isinstance(each, Call) for each in call.named.values()):
+        raise UsageError(f"{call}: a view's arguments have names and plain values, as in strong(ops=3)")
+    try:
+        inspect.signature(factory).bind(None, **call.named)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(factory).parameters)[1:])
+        raise UsageError(f"{call}: {error}; its arguments are ({known})") from None
+    return partial(factory, **call.named) if call.named else factory

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from ssl_lab.errors import unknown
+from ssl_lab import methods
+from ssl_lab.errors import UsageError, unknown
 from ssl_lab.optim import LARS, SGD, AdamW, Optimizer, with_rates
 from ssl_lab.schedule import Schedule, cosine, drops, linear, warm_up
 
@@ -108,13 +109,20 @@ SHORT: dict[str, tuple[float, float, float, Arguments]] = {
 
 
 def preset(method: str, kind: Literal["paper", "short"], unlabeled: int | None = None) -> Pretraining:
-    """The settings of this method. unlabeled: images per step, in place of the preset's; the rate follows them.
+    """The settings of the method that a text describes; one that is not the house's has SimCLR's, but for arguments.
+    unlabeled: images per step, in place of the preset's; the rate follows them.
 
     Raises UsageError for a method that does not pretrain.
     """
-    if method not in SHORT:
-        raise unknown("pretraining method", method, SHORT)
-    found = PAPER[method] if kind == "paper" else _short(method, (unlabeled or 256) >= LARGE)
+    learner = methods.get(method)
+    known = learner.name in SHORT
+    if not known and learner in methods.METHODS.values():
+        raise unknown("pretraining method", learner.name, SHORT)
+    if not known and learner.classifies:
+        raise UsageError(f"{method} does not pretrain: it trains a classifier; see recipes/consistency.py")
+    name = learner.name if known else "simclr"
+    found = PAPER[name] if kind == "paper" else _short(name, (unlabeled or 256) >= LARGE)
+    found = found if known else replace(found, arguments={})
     return Pretraining(unlabeled or found.unlabeled, found.lr, found.optimizer, found.arguments)
 
 

@@ -6,12 +6,11 @@ A method reads one with `at.value(self.threshold)`.
 
 from __future__ import annotations
 
-import ast
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
 
+from ssl_lab import texts
 from ssl_lab.errors import UsageError
 
 
@@ -79,28 +78,24 @@ def warm_up(until: float, then: Scalar) -> Schedule:
                     lambda t: after(0.0) * t / until if t < until else after((t - until) / (1 - until)))
 
 
+MAKERS: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in (
+    constant, linear, cosine, cosine_7_16, ramp_up, drops, cyclical, warm_up)}
+"""By name, as texts have them."""
+
+
 def parse(text: str) -> Schedule:
     """The schedule that its text describes, e.g. "linear(0, 75, until=0.3)": a function of this module and numbers.
 
     UsageError for anything else.
     """
-    known = (constant, linear, cosine, cosine_7_16, ramp_up, drops, cyclical, warm_up)
-    makers: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in known}
-
-    def value(node: ast.expr) -> Any:
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in makers:
-            named = {word.arg: value(word.value) for word in node.keywords if word.arg}
-            return makers[node.func.id](*map(value, node.args), **named)
-        return ast.literal_eval(node)
-
     try:
-        made = value(ast.parse(text, mode="eval").body)
+        made = texts.make(texts.read(text, "schedule", "linear(0, 1)"), MAKERS.__getitem__)
         if not all(math.isfinite(made(t)) for t in (0.0, 0.5, 0.99)):  # numbers, and as many as it needs
             raise ValueError
-    except (SyntaxError, ValueError, TypeError, ZeroDivisionError, RecursionError):
+    except (KeyError, ValueError, TypeError, ZeroDivisionError):
         raise UsageError(f"{text!r} is no schedule; expected e.g. linear(0, 1, until=0.3), by one of "
-                         f"{', '.join(makers)}") from None
-    return cast(Schedule, made)
+                         f"{', '.join(MAKERS)}") from None
+    return made
 
 
 def _clip(t: float) -> float:

@@ -198,7 +198,11 @@ def test_bad_input_says_what_to_do(tmp_path, arguments, words):
     ("active", "oracle", "command: touch {}"), ("active", "oracle", " command:touch {}"), ("active", "query", "evil:X"),
     ("active", "query", "prefilter(margin, evil:X)"), ("active", "initial_query", "evil:X"),
     ("active_benchmark", "queries", "margin,evil:X"), ("workflow", "oracle", "command: touch {}"),
-    ("workflow", "query", "evil:X")])
+    ("workflow", "query", "evil:X"),
+    *((name, setting, value) for name, setting in (
+        ("consistency", "method"), ("compare", "methods"), ("finetune", "method"), ("pretrain", "method"),
+        ("distill", "method"), ("distill", "teacher"), ("workflow", "pretrain"), ("workflow", "method"),
+        ("workflow", "distill"), ("openset", "encoder")) for value in ("evil:X", "kd(view=evil:X)"))])
 def test_a_file_of_settings_runs_no_program_and_imports_no_module(tmp_path, name, setting, value):
     evil = tmp_path / "evil"
     (tmp_path / "c.yaml").write_text(json.dumps({setting: value.format(evil)}))

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config", "intervals", "calibration", "class_names",
-     "notes", "processes", "at_hand", "afterwards"},
+     "notes", "processes", "at_hand", "afterwards", "texts"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"engine", "presets", "pretraining_presets"},

@@ -102,8 +102,8 @@ def test_nothing_truth_and_odd_words_in_a_file(file):
     settings = read(*file("labels: null\nresume:\npretrained: true\ncompile: on\ndata: --odd\nvalid: 1e-1\n"))
     assert (settings.labels, settings.resume, settings.pretrained) == (None, None, True)
     assert (settings.compile, settings.data, settings.valid) == ("on", "--odd", 0.1)
-    settings = read(*file("pretrained: true\ntensorboard: false\ncompile: off"), "--no-pretrained", "--tensorboard")
-    assert (settings.pretrained, settings.tensorboard, settings.compile) == (False, True, "off")
+    settings = read(*file("pretrained: true\nshard: false\ncompile: off"), "--no-pretrained", "--shard")
+    assert (settings.pretrained, settings.shard, settings.compile) == (False, True, "off")
     assert read(*file("")) == read(*file("# nothing\n")) == read()
 
 

@@ -16,7 +16,6 @@ import itertools
 import json
 import multiprocessing
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -27,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from ssl_lab import texts
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Truth
-from ssl_lab.active.plugins import make_query, split_queries
+from ssl_lab.active.plugins import make_query
 from ssl_lab.active.query import IntArray
 from ssl_lab.active.trainers import TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
@@ -46,7 +46,7 @@ from ssl_lab.processes import end_with
 
 BASELINE = "random"
 IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "processes",
-              "seed", "tensorboard", "labels", "split_file"}  # to what a cell gives
+              "seed", "track", "labels", "split_file"}  # to what a cell gives
 
 
 @dataclass
@@ -93,7 +93,7 @@ class Cell:
     @property
     def folder(self) -> Path:
         """Where it lies below the benchmark's folder."""
-        query = re.sub(r"[^\w.-]", "_", self.query)
+        query = texts.as_file_name(self.query)
         return Path(self.trainer, f"batch-{self.batch}", query, f"seed-{self.seed}-set-{self.initial_set}")
 
 
@@ -116,7 +116,7 @@ def cells_of(settings: Benchmark) -> list[Cell]:
         if settings.final <= settings.initial or (settings.final - settings.initial) % batch:
             raise UsageError(f"from --initial {settings.initial} to --final {settings.final} there is no whole number "
                              f"of rounds of {batch} labels")
-    queries = list(dict.fromkeys([BASELINE, *split_queries(settings.queries)]))
+    queries = list(dict.fromkeys([BASELINE, *texts.split(settings.queries)]))
     for name in queries:
         make_query(name)
     return [Cell(trainer, batch, query, seed, initial_set) for seed, initial_set, trainer, batch, query in

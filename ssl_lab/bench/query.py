@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from ssl_lab import texts
 from ssl_lab.active.memory import Cost, measured
-from ssl_lab.active.plugins import make_query, split_queries
+from ssl_lab.active.plugins import make_query
 from ssl_lab.active.query import UNLABELED, FloatArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
@@ -136,7 +137,7 @@ def _softmax(logits: FloatArray) -> FloatArray:
 
 def _names(queries: str) -> list[str]:
     if queries:
-        return split_queries(queries)
+        return texts.split(queries)
     from ssl_lab.active.queries import QUERIES
 
     return [name for name in QUERIES if _needs_nothing(name)]

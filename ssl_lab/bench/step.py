@@ -16,7 +16,7 @@ from rich.console import Console
 from torch import Tensor
 
 import ssl_lab
-from ssl_lab import methods
+from ssl_lab import methods, texts
 from ssl_lab.batch import At, Draw, Loss
 from ssl_lab.bench.measure import Clock, Spread, flops, in_turn, peak_memory, seconds, waiting
 from ssl_lab.data import Pool
@@ -122,7 +122,7 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
     tflops are those of matrix products and convolutions over the time of the whole step; peak_fraction is of the
     speed of a large matrix product, measured between the steps.
     """
-    names = method.split(",")
+    names = texts.split(method)
     if reference and "fixmatch" not in names:
         raise UsageError(f"--reference is FixMatch as it is usually written; it says nothing of {method}")
     runtime, pool = Runtime.start(device), random_pool(size, labeled + unlabeled)

@@ -1,4 +1,4 @@
-"""Callbacks: what watches a run. Progress in the terminal, TensorBoard, what comes after it."""
+"""Callbacks: what watches a run. Progress in the terminal, what comes after it; see also `trackers`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from ssl_lab.afterwards import finished
 from ssl_lab.data import Pool
-from ssl_lab.errors import UsageError
 
 SHOWN = {"loss": "loss {:.3f}", "mask_rate": "mask {:.0%}", "pseudo_label_accuracy": "pseudo {:.1%}",
          "valid_accuracy": "valid {:.1%}", "test_accuracy": "test {:.1%}"}
@@ -108,36 +107,8 @@ class ShowProgress(Callback):
         self._progress.stop()
 
 
-class TensorBoard(Callback):
-    """Writes each row to TensorBoard event files in the run's folder (extra `track`)."""
-
-    def __init__(self) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            raise UsageError('TensorBoard is not installed; pip install "ssl_lab[track]"') from None
-        self._make: Any = SummaryWriter
-
-    def start(self, name: str, out: Path, step: int, steps: int) -> None:
-        self._writer = self._make(str(out / "tensorboard"), purge_step=step + 1)
-
-    def row(self, row: Mapping[str, float]) -> None:
-        for key, value in row.items():
-            self._writer.add_scalar(key, value, int(row["step"]))
-
-    def __exit__(self, *error: object) -> None:
-        self._writer.close()
-
-
 class Afterwards(Callback):
     """Does what is done with every finished run, see `ssl_lab.afterwards`."""
 
     def finish(self, out: Path, pool: Pool) -> None:
         finished(out, pool)
-
-
-def chosen(callbacks: Sequence[Callback] | None, tensorboard: bool) -> list[Callback]:
-    """The callbacks of a run: those given, or a progress bar and what is done with every finished run; and TensorBoard
-    if wanted."""
-    usual = [ShowProgress(), Afterwards()] if callbacks is None else callbacks
-    return [*usual, *([TensorBoard()] if tensorboard else [])]

@@ -1,5 +1,6 @@
 """A run's folder: config.yaml, split.json, metrics.jsonl, checkpoint.pt (and the one before it; of a sharded run with a
-folder each), model.safetensors, model.json, predictions.npz, summary.json, report.html (see `ssl_lab.report.run`)."""
+folder each), model.safetensors, model.json, predictions.npz, summary.json, report.html (see `ssl_lab.report.run`); and
+track.json where a tracker shows it."""
 
 from __future__ import annotations
 
@@ -30,8 +31,9 @@ from ssl_lab.files import cannot_write, make_folder, write_atomically, write_tex
 from ssl_lab.nets.stored import metadata
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json", "report.html")  # of a run that ended
+TRACKED = "track.json"  # the ids that trackers have given the run
 LATEST = Path("runs/latest")  # the folder of a run that was given none
-MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "tensorboard",  # what a resumed run may set anew
+MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "track",  # what a resumed run may set anew
               "data", "image_size", "split_file"}  # these because images and split are held together themselves
 
 
@@ -137,7 +139,7 @@ class RunFolder:
             path.unlink()
         if not after_step:  # what an earlier run left here must not pass for this one's
             for path in (checkpoint.previous(self.checkpoint), self.checkpoint, self.metrics,
-                         *(self.path / name for name in FINISHED)):
+                         self.path / TRACKED, *(self.path / name for name in FINISHED)):
                 path.unlink(missing_ok=True)
             checkpoint.keep_only(self.path)
         write_text(self.path / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False))

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.processes import PARENT
 
-MAY_DIFFER = {"out", "resume", "device", "data_dir",  # between a finished run and one that would be started now
+MAY_DIFFER = {"out", "resume", "device", "data_dir", "track",  # between a finished run and one to start
               "data", "image_size"}  # these because whoever starts runs holds their images together itself
 PAUSE = 1.0  # seconds until a folder that another process has is looked at again
 
@@ -55,11 +55,13 @@ class Children:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: a recipe, its settings, and the folder that it fills."""
+    """One run: a recipe, its settings, and the folder that it fills. flags: those of the settings that are given on the
+    command line too, as no file may give them (see `config.may_run`)."""
 
     recipe: Path
     settings: Mapping[str, Any]
     out: Path
+    flags: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -87,7 +89,8 @@ class Job:
         While another process has the folder, e.g. a run that outlived a killed comparison, it waits, with a word; what
         that one finished is not run again.
         """
-        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml")]
+        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml"),
+                   *(f"--{name}={value}" for name, value in self.flags.items())]
         waits = False
         while not children.stopping.is_set():
             status = BUSY if is_taken(self.out) else children.run(command, self.out / "log.txt")

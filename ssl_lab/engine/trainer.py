@@ -32,7 +32,7 @@ from ssl_lab.data import Pool, announce
 from ssl_lab.data.inventory import inventory, write_inventory
 from ssl_lab.data.remarks import loaded
 from ssl_lab.engine import checkpoint, evaluate, weights
-from ssl_lab.engine.callbacks import Callback, Together, chosen
+from ssl_lab.engine.callbacks import Callback, Together
 from ssl_lab.engine.card import card_of
 from ssl_lab.engine.checks import check_classes, explaining_single_images
 from ssl_lab.engine.closure import StepClosure
@@ -44,6 +44,7 @@ from ssl_lab.engine.result import SELECTION, Result, arguments
 from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
+from ssl_lab.engine.trackers import Track, chosen
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
@@ -64,8 +65,8 @@ class Trainer:
     that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
     gradient. compile: "on" compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of
     several ranks each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of
-    the accuracy curve, at which also the monitors measure. callbacks: by default a progress bar, and report.html at the
-    end. config: settings to record, in place of the trainer's own.
+    the accuracy curve, at which also the monitors measure. track: see `trackers`. callbacks: by default a progress bar,
+    and report.html at the end. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -84,7 +85,7 @@ class Trainer:
     resume: str | Path | None = None
     evaluations: int = 10
     checkpoint_seconds: float = 60.0
-    tensorboard: bool = False
+    track: Track | None = None
     callbacks: Sequence[Callback] | None = None
     monitors: Sequence[evaluate.Monitor] = ()
     config: Mapping[str, Any] | None = None
@@ -209,7 +210,7 @@ class _Run:
         if runtime.main:
             write_inventory(self.folder.path, inventory(self.pool))
             announce(self.pool)
-        callbacks = Together(chosen(trainer.callbacks, trainer.tensorboard) if runtime.main else [])
+        callbacks = Together(chosen(trainer.callbacks, trainer.track) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
             watching.start(self.method.name, self.folder.path, self.start, self.steps)
             begun, saved_at = time.perf_counter() - self.seconds, time.perf_counter()

@@ -1,9 +1,11 @@
 """Methods, one file per paper. A new one is a file and its lines here."""
 
 import json
+import re
 from pathlib import Path
 
-from ssl_lab.errors import unknown
+from ssl_lab import texts
+from ssl_lab.errors import UsageError, unknown
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.abc import ABC
 from ssl_lab.methods.consistency.adamatch import AdaMatch
@@ -66,6 +68,7 @@ from ssl_lab.methods.pretraining.simsiam import SimSiam
 from ssl_lab.methods.pretraining.swav import SwAV
 from ssl_lab.methods.pretraining.vicreg import VICReg
 from ssl_lab.methods.supervised import Supervised
+from ssl_lab.texts import Call
 
 _ALL: tuple[type[Method], ...] = (
     Supervised,
@@ -78,18 +81,42 @@ _ALL: tuple[type[Method], ...] = (
 METHODS = {method.name: method for method in _ALL}
 
 
-def get(name: str) -> type[Method]:
-    """The method of this name. Raises UsageError with the nearest names."""
-    if name not in METHODS:
-        raise unknown("method", name, METHODS, "See `ssl-lab list methods`.")
-    return METHODS[name]
+def get(text: str) -> type[Method]:
+    """The method that a text names; see `described`."""
+    return described(text)[0]
+
+
+def described(text: str) -> tuple[type[Method], Call]:
+    """The method that a text describes, and the arguments it gives: a name, or "mypackage.mymodule:MyMethod", with
+    arguments in parentheses if there are any, as in fixmatch(threshold=0.7).
+
+    A module is looked for in the current folder too. Raises UsageError with the nearest names, and for what cannot be
+    imported or is no method.
+    """
+    call = texts.read(text, "method", "fixmatch(threshold=0.7)")
+    if ":" in call.name:
+        found = texts.imported(call.name, Method, "method")
+        if not hasattr(found, "name") or (found.__init__ is Method.__init__ and not hasattr(found, "views")):
+            raise UsageError(f"{call.name} needs a name and views: class attributes, as ssl_lab.methods.Method says")
+        return found, call
+    if call.name not in METHODS:
+        raise unknown("method", call.name, METHODS, "See `ssl-lab list methods`; your own is package.module:Class.")
+    return METHODS[call.name], call
+
+
+def is_described(text: str) -> bool:
+    """Whether this text describes a method, rather than naming a file or a folder."""
+    name = text.partition("(")[0].strip()
+    return name in METHODS or (re.fullmatch(r"[\w.]+:[\w.]+", name) is not None and not Path(text).exists())
 
 
 def learned_classes(run: Path) -> bool:
-    """Whether the method of the run in this folder trains a classifier; True if its summary.json does not say."""
+    """Whether the method of the run in this folder trained a classifier; True if its summary.json does not say."""
     summary = run / "summary.json"
-    name = json.loads(summary.read_text()).get("method") if summary.is_file() else None
-    return name not in METHODS or METHODS[name].classifies
+    said = json.loads(summary.read_text()) if summary.is_file() else {}
+    if "class_names" in said:
+        return bool(said["class_names"])
+    return said.get("method") not in METHODS or METHODS[said["method"]].classifies
 
 
 __all__ = [
