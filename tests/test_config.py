@@ -73,7 +73,7 @@ def test_bad_flags_are_one_line(arguments, words):
 
 
 @pytest.mark.parametrize(("text", "words"), [
-    ("treshold: 0.5", r"unknown setting 'treshold'. Did you mean threshold .* It stands in --config"),
+    ("treshold: 0.5", r"unknown setting 'treshold'. Did you mean threshold.* It stands in --config"),
     ("steps: 1\nminutes: 2", "exclude each other"),
     ("- 1\n- 2", "holds a list"),
     ("labels", "holds a str"),

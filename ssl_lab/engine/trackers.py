@@ -201,7 +201,8 @@ class WandB(Tracker):
     def _send(self, rows: Sequence[Row]) -> None:
         for row in rows:
             if row["step"] >= self._first:
-                self._run.log({key: value for key, value in row.items() if key != "step"}, step=int(row["step"]))
+                shown = {key: value for key, value in row.items() if key != "step"}
+                self._run.log(shown, step=int(row["step"]), commit=True)  # else the last one overrides the summary
 
     def _close(self, summary: Mapping[str, Any], status: Status) -> None:
         self._run.summary.update(dict(summary))
