@@ -32,9 +32,11 @@ from ssl_lab.active.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
 from ssl_lab.active.keys import Answer
 from ssl_lab.active.memory import measured
-from ssl_lab.active.oracle import Asked, Oracle, Readable, write_questions
+from ssl_lab.active.oracle import Oracle, Readable, write_questions
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
-from ssl_lab.active.record import Round, read_round
+from ssl_lab.active.record import Round, asked_of, read_round
+from ssl_lab.active.stopping import Advice
+from ssl_lab.active.watch import predicted, stop_advice, watched
 from ssl_lab.batch import seed_of
 from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
@@ -154,6 +156,11 @@ class ActiveLoop:
         return self._answers.abstained
 
     @property
+    def advice(self) -> Advice:
+        """How accurate the net is by the answers so far, what more would bring, and whether to stop; see `advise`."""
+        return stop_advice(self.records, self.pool.labels)
+
+    @property
     def finished(self) -> bool:
         """Whether all rounds are answered, or all images, and the last net is measured."""
         last = self.records[-1] if self.records else None
@@ -166,7 +173,7 @@ class ActiveLoop:
             raise UsageError("run() needs an oracle; without one, use ask() and tell()")
         self.take_corrections()
         while len(pending := self.ask()):
-            answers = self.oracle(self._asked(pending))
+            answers = self.oracle(asked_of(self.records[-1], pending, self.pool))
             for part in [answers] if isinstance(answers, Mapping) else ({i: answer} for i, answer in answers):
                 self._hear(part)
             if len(self.pending) == len(pending):
@@ -233,18 +240,19 @@ class ActiveLoop:
                 learner = self.fit(self.pool, number)
             seconds["fit"] = time.perf_counter() - start
         net = learner.method.predictor() if isinstance(learner, Result) else learner
+        seen = {} if net is None else watched(net, self.pool, self.runtime, self.seed)
         record = Round(number, len(self.pool.labeled), self._accuracy(learner),
-                       None if net is None else version_of(net), seconds=seconds)
+                       None if net is None else version_of(net), seconds=seconds, **seen)
         if choosing:
             start = time.perf_counter()
             view = self._view(self._arrays(query, learner, net, number))
             seconds["arrays"] = time.perf_counter() - start
             ids, cost = measured(lambda: query(view, budget, seed_of(self.seed, "query", number)))
             seconds["query"] = cost.seconds
-            seen = net or self.backbone
+            eyes = net or self.backbone
             record = replace(record, query=query.name, ids=tuple(ids.tolist()), scores=scores_of(query, view, ids),
-                             version=None if seen is None else version_of(seen), memory=cost.memory,
-                             **self._predictions(net, ids))
+                             version=None if eyes is None else version_of(eyes), memory=cost.memory,
+                             **predicted(net, self.pool, ids, self.runtime))
         write_text(self.folder / f"round-{number:03}.json", json.dumps(dataclasses.asdict(record)) + "\n")
         self.records[number:] = [record]
 
@@ -271,13 +279,6 @@ class ActiveLoop:
                                seed_of(self.seed, "arrays", number))
         return found
 
-    def _predictions(self, net: Net | None, ids: IntArray) -> dict[str, Any]:
-        """What the net says of the images that are asked for, for people who label them."""
-        if net is None:
-            return {}
-        probs = arrays_of(net, self.pool, ids, ("probs",), self.runtime)["probs"]
-        return {"predicted": tuple(probs.argmax(axis=1).tolist()), "confidence": tuple(probs.max(axis=1).tolist())}
-
     def _accuracy(self, learner: Net | Result | None) -> float | None:
         if learner is None or not len(self.pool.test):
             return None
@@ -288,19 +289,5 @@ class ActiveLoop:
     def write_asked(self) -> Path:
         """Writes asked.csv, the pending ids and paths with a column `label`, empty but for what stands there already:
         `FromFile` reads it filled in."""
-        write_questions(self.folder / "asked.csv", self._asked(self.pending))
+        write_questions(self.folder / "asked.csv", asked_of(self.records[-1], self.pending, self.pool))
         return self.folder / "asked.csv"
-
-    def _asked(self, pending: IntArray) -> Asked:
-        """What the record of the open round knows of these ids."""
-        record = self.records[-1]
-        places = [record.ids.index(i) for i in pending.tolist()]
-
-        def at(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
-            return None if values is None else tuple(values[place] for place in places)
-
-        paths = tuple(self.pool.files[i] for i in pending.tolist()) if self.pool.files else ("",) * len(pending)
-        classes = at(record.predicted)
-        predicted = None if classes is None else tuple(self.pool.class_names[label] for label in classes)
-        return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version,
-                     self.pool.class_names)

@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lab.active.answers import read_json
+from ssl_lab.active.oracle import Asked
+from ssl_lab.active.query import IntArray
+from ssl_lab.data import Pool
 
 
 @dataclass(frozen=True)
@@ -15,7 +18,8 @@ class Round:
     """A round's record. labels: labeled images that the net was trained on. ids: what was asked, in selection order;
     empty in the last record, which only measures. query: its name. accuracy: on the test images. version: a hash of
     the weights that the query saw. scores, predicted, confidence: of each id, where known. seconds: of "fit", "arrays"
-    and "query". memory: peak bytes of the query above its inputs."""
+    and "query". memory: peak bytes of the query above its inputs. watched, sureness: the class and its probability that
+    the net predicts of each image of a stop set, which `watch` names."""
 
     round: int
     labels: int
@@ -28,6 +32,9 @@ class Round:
     confidence: tuple[float, ...] | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     memory: int | None = None
+    watch: str | None = None
+    watched: tuple[int, ...] | None = None
+    sureness: tuple[float, ...] | None = None
 
 
 def read_round(path: Path) -> Round:
@@ -35,3 +42,16 @@ def read_round(path: Path) -> Round:
     content: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
                                for key, value in read_json(path, {}).items()}
     return Round(**content)
+
+
+def asked_of(record: Round, pending: IntArray, pool: Pool) -> Asked:
+    """What a round's record knows of those of its ids that are pending."""
+    places = [record.ids.index(i) for i in pending.tolist()]
+
+    def at(values: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
+        return None if values is None else tuple(values[place] for place in places)
+
+    paths = tuple(pool.files[i] for i in pending.tolist()) if pool.files else ("",) * len(pending)
+    classes = at(record.predicted)
+    predicted = None if classes is None else tuple(pool.class_names[label] for label in classes)
+    return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version, pool.class_names)

@@ -16,6 +16,7 @@ from ssl_lab.active.benchmark import BASELINE, Cell
 from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.statistics import FloatArray, Paired
+from ssl_lab.active.stopping import MORE, STABLE, WORTH
 from ssl_lab.active.trainers import training_folder
 from ssl_lab.data import Pool
 from ssl_lab.files import write_text
@@ -50,11 +51,19 @@ def show_loop(loop: ActiveLoop, title: str) -> None:
     page.table(table)
     page.runs({f"round {record.round}": training_folder(loop.folder, record.round) for record in loop.records},
               loop.folder)
+    advice = loop.advice
+    page.section("Whether to go on")
+    for line in advice.lines:
+        page.text(line)
+    page.text("An estimate from answers to predictions, not from the test images. The rule: stop when the 95% interval "
+              f"of what {MORE} more labels bring ends below {WORTH:.0%}, or when three rounds in a row agree by a mean "
+              f"kappa of {STABLE:g} (Bloodgood and Vijay-Shanker 2009).")
     asked = [record for record in loop.records if record.ids]
     if asked:
         page.section("What was asked")
         page.images(*_picks(pool, [record.ids[:SHOWN] for record in asked], [f"{record.round}" for record in asked]))
     Console().print(table)
+    print(*advice.lines, sep="\n")
     page.write(loop.folder / "report.html")
     print(f"The report is {loop.folder / 'report.html'}")
 

@@ -86,3 +86,4 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
         finally:
             server.server_close()
             thinker.end()
+            thinker.join(20)  # a thread that is cut off within native code aborts the process

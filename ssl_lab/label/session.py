@@ -27,12 +27,13 @@ UNDO = " (undo)"
 class Thought:
     """What is known once the model has been fitted to some labels. labels: how many. probs: float32 [train rows, C],
     None before two classes are known. order: the rows to label next, the best first. accuracy: (estimate, low, high)
-    by cross-validation, if labels allow one."""
+    on the unlabeled images by cross-validation, if labels allow one. more: what more labels would bring, a sentence."""
 
     labels: int = 0
     probs: FloatArray | None = None
     order: tuple[int, ...] = ()
     accuracy: tuple[float, float, float] | None = None
+    more: str | None = None
 
 
 @dataclass
@@ -192,6 +193,7 @@ class Session:
         return {"name": self.pool.name, "images": len(train), "labeled": len(self.pool.labeled),
                 "ignored": int((labels[train] == IGNORED).sum()), "mine": sum(me in by for by in opinions.values()),
                 "classes": list(self.pool.class_names), "counts": counts, "accuracy": self.thought.accuracy,
+                "more": self.thought.more,
                 "fitted": self.thought.labels, "people": len({who for by in opinions.values() for who in by}),
                 "both": len(several), "agree": sum(len(set(each)) == 1 for each in several)}
 

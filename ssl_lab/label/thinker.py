@@ -8,11 +8,11 @@ import threading
 import numpy as np
 
 from ssl_lab.active.query import IGNORED, UNLABELED, PoolView, Query
+from ssl_lab.active.stopping import Estimate, advise
+from ssl_lab.active.watch import held_out_estimate
 from ssl_lab.batch import seed_of
 from ssl_lab.errors import UsageError
 from ssl_lab.features import linear_probe
-from ssl_lab.features.crossfit import cross_fitted
-from ssl_lab.intervals import wilson
 from ssl_lab.label.session import Session, Thought
 
 GIVEN = frozenset(["embeddings", "probs"])
@@ -39,6 +39,7 @@ class Thinker(threading.Thread):
         self.session, self.query, self.first = session, query, first
         self.every, self.ahead, self.seed = every, ahead, seed
         self._rounds = 0
+        self._curve: dict[int, Estimate] = {}  # by number of labels, ascending
         self._ending = False
 
     def run(self) -> None:
@@ -83,10 +84,9 @@ class Thinker(threading.Thread):
         budget = min(self.ahead, len(view.candidates))
         self._rounds += 1
         order = query(view, budget, seed_of(self.seed, "label", self._rounds)).tolist() if budget else []
-        accuracy = None
-        if warm:
-            held_out = cross_fitted(embeddings, known, classes)
-            if len(held_out.rows):
-                right = int((held_out.probs.argmax(axis=1) == known[held_out.rows]).sum())
-                accuracy = (right / len(held_out.rows), *wilson(right, len(held_out.rows)))
-        return Thought(int((labels >= 0).sum()), probs, tuple(order), accuracy)
+        count = int((labels >= 0).sum())
+        accuracy = held_out_estimate(embeddings, known, classes) if warm else None
+        if accuracy is not None:
+            self._curve = {n: each for n, each in self._curve.items() if n < count} | {count: accuracy}
+        advice = advise([*self._curve], [*self._curve.values()]) if accuracy is not None else None
+        return Thought(count, probs, tuple(order), accuracy, None if advice is None else advice.lines[1])
