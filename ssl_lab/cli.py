@@ -19,7 +19,7 @@ Kind = Literal["methods", "queries", "views", "nets", "data"]
 
 
 def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int = 1) -> None:
-    """From ten labels to a model in use, on scikit-learn's digits, in two minutes, and what each idea on the way gives.
+    """From ten labels to a model in use, on scikit-learn's digits, in minutes, and what each idea on the way gives.
 
     out: folder of the report. steps: training steps of each run. seeds: runs of each stage, for means and spreads.
     """
