@@ -47,17 +47,6 @@ class Settings(sl.Settings):
     """Where the methods' settings come from; see recipes/consistency.py."""
 
 
-def validation_images(pool: sl.Pool, settings: Settings) -> int:
-    """How many to tune the baseline by: a fifth of the train images that have a label which no method gets."""
-    known = len(pool.labeled)
-    few = settings.labels is not None or settings.split_file is not None
-    asked = len(pool.split(**settings.split()).labeled) if few else 0
-    if known - asked < 10:
-        raise sl.UsageError(f"{known} train images have a label, and {asked} are asked for: at least 10 more are "
-                            "needed, of which a fifth tunes the baseline. Give fewer --labels, or label more images")
-    return min(1000, (known - asked) // 5)
-
-
 def main(settings: Settings) -> None:
     names = comparison.chosen(settings, settings.methods, settings.seeds, settings.processes)
     pool = sl.load(settings.data, **settings.reading())
@@ -72,7 +61,7 @@ def main(settings: Settings) -> None:
         given = {} if method is None else {"method": method}
         return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=given)
 
-    valid = validation_images(pool, settings)
+    valid = comparison.validation_images(pool, settings)
     names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
     methods = {name: [job("consistency", f"{as_file_name(name)}-{seed}", name, preset=settings.preset, seed=seed)
                       for seed in seeds] for name in names}

@@ -69,9 +69,8 @@ def main(settings: Settings) -> None:
     oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
                          agreement=settings.agreement, data=settings.data)
     loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
-                         sl.make_query(settings.query), oracle,
-                         settings.labels, rounds=1, out=out / "labels", seed=settings.seed, backbone=start(),
-                         device=settings.device, precision=settings.precision)
+                         sl.make_query(settings.query), oracle, settings.labels, rounds=1, out=out / "labels",
+                         seed=settings.seed, backbone=start(), device=settings.device, precision=settings.precision)
     loop.run()
     if len(loop.pending):
         say_how_it_stands(loop, f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start this "
@@ -85,8 +84,7 @@ def main(settings: Settings) -> None:
     said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
     stages |= {"teacher": out / "teacher", "student": out / "student"}
     title = f"From {settings.labels} labels to {file.name}"
-    page = stage_report(title, said, stages, loop.pool, loop.records[0].ids, out)
-    page.write(out / "report.html")
+    stage_report(title, said, stages, loop.pool, loop.records[0].ids, out).write(out / "report.html")
     print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
 
 

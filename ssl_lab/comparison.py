@@ -128,6 +128,17 @@ def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
     return kept
 
 
+def validation_images(pool: Pool, settings: Settings) -> int:
+    """How many to tune the baseline by: a fifth of the train images that have a label which no method gets."""
+    known = len(pool.labeled)
+    few = settings.labels is not None or settings.split_file is not None
+    asked = len(pool.split(**settings.split()).labeled) if few else 0
+    if known - asked < 10:
+        raise UsageError(f"{known} train images have a label, and {asked} are asked for: at least 10 more are "
+                            "needed, of which a fifth tunes the baseline. Give fewer --labels, or label more images")
+    return min(1000, (known - asked) // 5)
+
+
 def tune(runs: Sequence[Job], processes: int, then: Iterable[Job] = ()) -> list[str]:
     """Runs the settings of the baseline and returns which of them diverged; RunFailedError if one failed otherwise.
 

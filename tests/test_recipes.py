@@ -124,7 +124,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
 
 def test_changed_settings_are_named(tmp_path):
     run("supervised", "--steps", 2, "--out", tmp_path)
-    with pytest.raises(UsageError, match=r"started with other settings \(seed: 0 -> 1, lr: 0.03 -> 0.1, split: "):
+    with pytest.raises(UsageError, match=r"started with other settings \(seed: 0 -> 1, lr: 0.03 -> 0.1\)"):
         run("supervised", "--steps", 2, "--out", tmp_path, "--resume", "auto", "--lr", 0.1, "--seed", 1)
 
 
