@@ -21,6 +21,7 @@ from ssl_lab.processes import quiet_imports
 if TYPE_CHECKING:
     from ssl_lab import losses, methods, schedule, testing, views
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
+    from ssl_lab.auditing import Audit, audit
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.config import Settings, launch
     from ssl_lab.data import Pool, Sampler, announce, load
@@ -49,6 +50,7 @@ quiet_imports()
 
 _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
+    "auditing": ("Audit", "audit"),
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
     "config": ("Settings", "launch"),
     "data": ("Pool", "Sampler", "announce", "load"),

@@ -13,7 +13,7 @@ LEVELS = [
     {"features", "report"},
     {"active"},
     {"model"},
-    {"advise", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
+    {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "reporting"},
     {"cli", "__init__"},
 ]

@@ -49,7 +49,7 @@ def labels_csv(source: Path, folder: Path) -> tuple[str, list[str]]:
     else:
         if strays := sum(each.row >= len(images) for each in given):
             raise UsageError(f"{source} has {strays} labels of other images than {home / 'images.npz'} lists")
-        first, column = [_path(images.root, images.files[each.row], folder) for each in given], "path"
+        first, column = [path_text(images.root, images.files[each.row], folder) for each in given], "path"
         if not os.path.exists(os.path.join(images.root, images.files[given[0].row])):
             notes.append(f"the images are no longer in {images.root}: the paths are those that were. Go on with the "
                          "loop or run once with --data where they are now, and it is known")
@@ -86,7 +86,9 @@ def _of_run(home: Path) -> tuple[list[Given], Sequence[str]]:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _path(root: str, file: str, folder: Path) -> str:
+def path_text(root: str, file: str, folder: Path) -> str:
+    """The path of the image `file` below `root` in a CSV file that lies in `folder`: relative to it if the image lies
+    below it, else whole."""
     path, folder = Path(root, file), Path(os.path.abspath(folder))
     text = path.relative_to(folder).as_posix() if path.is_relative_to(folder) else str(path)
     return text if safe(text) == text else f"./{text}"  # so that no reader need know how a formula is guarded

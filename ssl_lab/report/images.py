@@ -44,7 +44,7 @@ def image_grid(images: ArrayLike, captions: Sequence[str] = (), columns: int | N
         cells.insert(row * (columns or 0), f'<div class="row">{escape(rows[row])}</div>')
     tracks = f"repeat(auto-fill, {shown}px)"
     if columns:
-        tracks = ("max-content " if rows else "") + f"repeat({columns}, minmax(0, {shown}px))"
+        tracks = ("fit-content(40%) " if rows else "") + f"repeat({columns}, minmax(0, {shown}px))"
     content = "\n".join(cells)
     return Markup(f'<div class="grid" style="grid-template-columns: {tracks}">\n{content}\n</div>')
 
