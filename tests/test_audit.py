@@ -258,7 +258,7 @@ def test_many_classes_are_judged_by_neighbors(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("more", "says"), [
     ({"learner": "oracle"}, "oracle"), ({"net": "tiny"}, "tiny"), ({"net": "no/such/run"}, "no/such/run"),
-    ({"weights": "none.safetensors"}, "none.safetensors")])
+    ({"weights": "none.safetensors"}, "name it"), ({"net": "pixels", "weights": "no.pt"}, "no.pt")])
 def test_bad_arguments_are_errors_of_one_line(more, says, tmp_path):
     images, labels = pictures(20)
     with pytest.raises(UsageError, match=says):

@@ -41,7 +41,7 @@ def eye(pool: Pool, name: str | None = None, weights: str | Path | None = None, 
     if name is None:
         name = fetched[0].name if fetched else "pixels"
         why = ("; --net RUN or --net timm/MODEL --pretrained take others" if fetched else
-               "; a net sees more: `ssl-lab fetch lite0` brings one, --net RUN or --net timm/MODEL --pretrained name one")
+               "; a net sees more: `ssl-lab fetch lite0` brings one, --net RUN or timm/MODEL names one")
     foreign = name.startswith("timm/") or name in PRETRAINED
     _, height, width = pool.images.shape
     side = (_PRETRAINED_SIDE if foreign and max(height, width) < _PRETRAINED_SIDE else

@@ -11,7 +11,7 @@ was called an issue how many there were, how much of it was planted, and how muc
 images are left out of the labels' count, as both their labels are wrong; copies that MNIST and CIFAR-10 hold themselves
 count as false. cleanlab ranks the same probabilities, if it is installed (pip install cleanlab).
 
-RESULTS
+(No full run is recorded yet.)
 """
 
 from __future__ import annotations
