@@ -1,23 +1,64 @@
 """The README's Python runs as it stands, and what exists has its line there."""
 
 import re
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
 
 from ssl_lab.active.queries import QUERIES, WRAPPERS
-from ssl_lab.methods import METHODS
-from ssl_lab.nets import NETS
+from ssl_lab.engine import Trainer
+from ssl_lab.methods import METHODS, FlexMatch
+from ssl_lab.nets import NETS, net
+from ssl_lab.optim import SGD
 from ssl_lab.views import VIEWS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 
 
+def blocks(lightning: bool) -> list[str]:
+    """The Python that runs without Lightning, and of that with it what it needs of the others and itself."""
+    found = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    theirs = [block for block in found if "import lightning" in block]
+    assert len(theirs) == 1
+    few = [block.replace("max_steps=20", "max_steps=3") for block in theirs]
+    return [found[0], "import torch\n", *few] if lightning else [block for block in found if block not in theirs]
+
+
+def run(code: list[str]) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    for block in code:
+        exec(compile(block, "README.md", "exec"), names)
+    return names
+
+
 def test_the_python_blocks_run_in_order(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL):
-        exec(compile(block, "README.md", "exec"), names)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        names = run(blocks(lightning=False))
     assert "fixmatch on digits with 10 labels: test" in capsys.readouterr().out
     assert (tmp_path / "runs/first/summary.json").exists()
+    with torch.no_grad():  # of a loop of one's own
+        right = names["mine"](names["images"] / 255).argmax(dim=1) == names["labels"]
+    assert right[100:].float().mean() > 0.5
+
+
+@pytest.mark.skipif(not find_spec("lightning"), reason="lightning is not installed")
+@pytest.mark.filterwarnings("ignore")  # of its own
+def test_a_method_trains_in_lightning(tmp_path, monkeypatch):
+    """By the same steps as in the loop; only few are compared, as roundings grow: nets lie in another order there."""
+    monkeypatch.chdir(tmp_path)
+    names = run(blocks(lightning=True))
+    pool, semi = names["pool"], names["semi"]
+    method = FlexMatch(net("tiny_8", classes=pool.class_names, style=pool.style), images=len(pool))
+    plain = SGD(lr=0.03, weight_decay=0.0)
+    Trainer(steps=3, out="runs/other", device="cpu", precision="fp32", optimizer=plain, callbacks=[]).fit(
+        method, pool, labeled=16, unlabeled=48)
+    torch.testing.assert_close(semi.method.predictor().state_dict(), method.predictor().state_dict(), atol=1e-4,
+                               rtol=1e-3)
 
 
 def test_methods_views_and_nets_are_listed():
