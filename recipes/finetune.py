@@ -38,29 +38,26 @@ on with --resume auto.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 import ssl_lab as sl
-from ssl_lab import methods, presets
+from ssl_lab import methods
 from ssl_lab.config import may_run
 from ssl_lab.data.inventory import NAME, require_same
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
-from ssl_lab.features.probe import probe_head
 from ssl_lab.features.projector import with_projector
-from ssl_lab.nets.lora import add_lora, merged
-from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, start_net
-from ssl_lab.optim import with_rates
+from ssl_lab.finetune import FineTuning
+from ssl_lab.nets.start import start_net
 
 # The papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for the backbone at a
 # fifth of --lr; `decay` is the product of learning rate and weight decay.
 SPACE = {"lr": (5e-4, 0.5), "decay": (1e-6, 1e-3)}
-RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 
 
 @dataclass
@@ -112,25 +109,16 @@ def main(settings: Settings) -> None:
 
 
 def filled(settings: Settings) -> Settings:
-    """With what was not given. Strong views of unlabeled images are too far from those that the statistics are of.
-
-    UsageError, before anything is embedded, for what cannot be fine-tuned, or not so.
-    """
-    if not methods.get(settings.method).classifies:
-        raise UsageError(f"{settings.method} trains no classifier; pretrain with it (recipes/pretrain.py), and "
-                         "fine-tune by another method --from its run")
-    lora = settings.learn == "lora"
-    if lora and settings.shard:
+    """With what was not given. UsageError, before anything is embedded, for what cannot be fine-tuned, or not so."""
+    if settings.learn == "lora" and settings.shard:
         raise UsageError("--learn lora merges its updates into whole weights, of which a sharded run holds parts; "
                          "leave out --shard, or give --learn all or biases")
-    if lora and settings.statistics == "batch":
-        raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
-    many = not by_labels_alone(settings)
-    rates = RATES | ({"all": 1.0} if many else {})
-    given = {name: value for name in ("statistics", "lr", "backbone_rate")
-             if (value := getattr(settings, name)) is not None}
-    return replace(settings, **{"statistics": "batch" if many and not lora else "frozen", "lr": 0.03 if many else 0.01,
-                                "backbone_rate": rates[settings.learn]} | given)
+    way = fine_tuning(settings).filled()
+    return replace(settings, statistics=way.statistics, lr=way.lr, backbone_rate=way.backbone_rate)
+
+
+def fine_tuning(settings: Settings) -> FineTuning:
+    return FineTuning(**{each.name: getattr(settings, each.name) for each in fields(FineTuning)})
 
 
 def by_labels_alone(settings: Settings) -> bool:
@@ -143,31 +131,8 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
     if settings.projector:
         net = with_projector(net, Path(settings.start), pool.style, settings.seed)
     settings = replace(settings, net=net.name)  # recorded, so that the run is one to start from too
-    if settings.head == "probe":
-        probe_head(net, pool, sl.Runtime.start(settings.device, settings.precision))
-    if settings.statistics == "frozen":
-        freeze_statistics(net)
-    choose_what_learns(net, settings, pool)
-    method = presets.build(settings.method, net, pool, settings.arguments, {"ema": settings.ema})
-    if settings.learn == "lora":
-        learner = method.predictor
-        method.predictor = lambda: merged(learner())
-    optimizer = sl.SGD(lr=sl.schedule.cosine(settings.lr), weight_decay=settings.weight_decay)
-    if settings.train_blocks != 0:
-        optimizer = with_rates(optimizer, {"net.backbone": sl.schedule.cosine(settings.lr * settings.backbone_rate)})
-    return sl.Trainer(optimizer=optimizer, **settings.trainer() | trainer).fit(
-        method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
-
-
-def choose_what_learns(net: sl.Net, settings: Settings, pool: sl.Pool) -> None:
-    if settings.train_blocks is not None:
-        if settings.learn != "all":
-            raise UsageError(f"--train-blocks and --learn {settings.learn} exclude each other; give one")
-        freeze(net, settings.train_blocks)
-    elif settings.learn == "biases":
-        freeze_weights(net)
-    elif settings.learn == "lora":
-        add_lora(net, settings.rank, pool.style, settings.seed)
+    runtime = sl.Runtime.start(settings.device, settings.precision)
+    return fine_tuning(settings).fit(net, pool, runtime, **settings.trainer() | trainer)
 
 
 def tuned(settings: Settings, pool: sl.Pool) -> tuple[Settings, sl.Pool]:

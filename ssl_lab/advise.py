@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import shlex
-import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,39 +14,33 @@ import tyro
 from numpy.typing import NDArray
 from rich.console import Console
 
-from ssl_lab import nets, presets
+from ssl_lab.at_hand import PRETRAINED, here
 from ssl_lab.config import reading_of
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.reading import Background
 from ssl_lab.data.sizes import Resize
-from ssl_lab.data.split import shuffled, stratified
-from ssl_lab.engine import Runtime, Trainer, predict
+from ssl_lab.data.split import stratified
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import NonFiniteLossError, UsageError
-from ssl_lab.features import LEARNERS, embed
-from ssl_lab.features.search import FloatArray
 from ssl_lab.intervals import half_width
-from ssl_lab.methods import METHODS, get
-from ssl_lab.nets.start import start_net
-from ssl_lab.optim import SGD
 from ssl_lab.report import Column, Table
-from ssl_lab.schedule import cosine_7_16
+from ssl_lab.ways import FOLDS, Plan, Way, blind, deal, fitting_size, flags, learned, seconds_an_image, trained
 
-FOLDS = 5
 LEAST_SECONDS = 2.0
 """Of a training run: a shorter one says nothing."""
 MOST = 2000
 """Labels to compare by: enough to tell ways apart that differ by two percent, and learners on features end soon."""
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to a classifier. right: float [N], 1 or 0 for each label, when it was held out. seconds: of all folds.
-    command: how to go it."""
-
-    name: str
-    right: NDArray[np.float64]
-    seconds: float
-    command: str
+ENOUGH = 10
+"""Labels of a class from which fine-tuning is tried: of fewer it loses to learners on frozen features (62 to 75% on
+CIFAR-10 with 40, see recipes/finetune.py), and takes a hundred times as long."""
+CHOOSING = 0.4
+"""The share of the time of `ssl-lab train` in which it chooses."""
+LEAST_STEPS = 25
+"""Of fine-tuning: after fewer a net is what its probe was."""
+EMBEDDING = 0.3
+"""The share of the time that embedding all images may take; in a shorter time they are resized to fewer pixels."""
+SMALL, MIDDLE = 64, 128
+"""Sides in pixels to which images are resized, if they are larger, for nets from scratch and for fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -121,9 +114,72 @@ class Advice:
         return "\n".join(lines)
 
 
+def backbone(name: str, pool: Pool, minutes: float, runtime: Runtime, net: str, image_size: int | None = None,
+             weights: Path | None = None, pretrained: bool = False) -> Plan:
+    """A probe on a backbone; see `Plan.of_backbone`. A known net sees images at the size that it knows, as far as the
+    minutes allow it for all of them, unless somebody said another (image_size)."""
+    size = image_size
+    if size is None and name in PRETRAINED and pool.reading.resize != "none":
+        size = fitting_size(name, pool, len(pool), 60 * minutes * EMBEDDING, runtime)
+    return Plan.of_backbone(name, net, size, weights, pretrained)
+
+
+def fine_tuned(eye: Plan, method: str, image_size: int | None) -> Plan:
+    """The backbone, fine-tuned: each step costs, so that images are smaller unless somebody said how large."""
+    size = eye.image_size and (image_size or min(eye.image_size, MIDDLE))
+    return replace(eye, recipe="finetune", method=method, image_size=size)
+
+
+def smaller(pool: Pool, image_size: int | None) -> int | None:
+    """The side in pixels for nets from scratch, None for that of the pool, unless somebody said it (image_size)."""
+    large = pool.reading.resize != "none" and pool.images.shape[1] > SMALL
+    return image_size or (SMALL if large else None)
+
+
+def worth_tuning(plan: Plan, pool: Pool, minutes: float, runtime: Runtime) -> bool:
+    """Whether there are enough labels to fine-tune by, and time for some steps in each fold: a step of 32 images takes
+    three times as long as to embed them."""
+    if len(pool.labeled) < ENOUGH * pool.classes:
+        return False
+    step = 3 * 32 * seconds_an_image(plan, pool, runtime)
+    return 60 * minutes * CHOOSING / 2 >= FOLDS * LEAST_STEPS * step
+
+
+def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
+             runtime: Runtime, steps: int | None = None) -> Advice:
+    """The ways, held against each other by cross-validation on the labels of the pool; no other label is read.
+
+    steps: of each training, in place of what the seconds allow. UsageError if no class has two labels, or a way cannot
+    be gone, before anything is computed.
+    """
+    begun, given = time.perf_counter(), len(pool.labeled)
+    if given > MOST:
+        few = stratified(pool.labeled, pool.labels, MOST, seed, "advise")
+        pool = pool.split(labeled=few, valid=0, seed=seed)
+    pool = blind(pool)
+    folds = deal(pool.labels[pool.labeled], seed)
+    for plan in [*(plans[0] for plans in groups), *trainings]:
+        plan.check(pool, seed)
+    ways = [way for plans in groups for way in learned(plans, pool, folds, seed, runtime)]
+    for number, plan in enumerate(trainings):
+        left = seconds - (time.perf_counter() - begun)
+        each = left / (len(trainings) - number) / (folds.max() + 1)
+        if steps is None and each < LEAST_SECONDS:
+            print(f"{plan.name} is left out: {max(each, 0):.1f} s remain for each of its {folds.max() + 1} runs; "
+                  "give more --minutes")
+            continue
+        length: dict[str, Any] = {"minutes": each / 60} if steps is None else {"steps": steps}
+        try:
+            ways.append(trained(plan, pool, folds, seed, runtime, length))
+        except NonFiniteLossError as error:
+            print(f"{plan.name} is left out: {str(error).partition(';')[0]}")
+    held = folds >= 0
+    return Advice([replace(way, right=way.right[held]) for way in ways], folds[held], given)
+
+
 def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 5.0,
-           net: str = "tiny_16", backbones: tuple[str, ...] = (), weights: Path | None = None, pretrained: bool = False,
-           methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
+           net: str = "tiny_16", backbones: tuple[str, ...] | None = None, weights: Path | None = None,
+           pretrained: bool = False, methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
            image_size: int | None = None, path_column: str | None = None, label_column: str | None = None,
            split_column: str | None = None, class_level: int = 1, resize: Resize = "crop", value_range: str = "auto",
            background: Background = "white", flip: Literal["auto", "on", "off"] = "auto", data_dir: Path | None = None,
@@ -131,13 +187,15 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     """Compares ways to use a few labels, in a few minutes, and recommends one, with numbers and their uncertainty.
 
     Nearest neighbors of raw pixels, kNN and linear probe on frozen features (of --net at random init, and of
-    --backbones), and short training of --net: all by cross-validation on the labels given. Test labels are not read.
+    --backbones), short training of --net, and, with 10 labels a class, fine-tuning of the first backbone: all by
+    cross-validation on the labels given. Test labels are not read. Each way comes with its `ssl-lab train`.
 
     data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
     labels: how many are given, or which fraction, as many of each class (default: all); at most 2000 are compared by.
     minutes: for all of it.
     net: that is trained.
-    backbones: whose frozen features may help: folders of runs, files of weights of --net, or timm/MODEL.
+    backbones: whose frozen features may help: lite0 and the like, folders of runs, files of their weights, or
+        timm/MODEL (default: the pretrained nets that `ssl-lab fetch` brought here).
     weights: a file with weights of the timm backbones.
     pretrained: take the published weights of the timm backbones.
     methods: to train by (see `ssl-lab list methods`), or package.module:MyMethod; with arguments if you like.
@@ -155,153 +213,38 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
     """
-    begun = time.perf_counter()
     if minutes <= 0 or (steps is not None and steps < 1):
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
-    if wrong := [name for name in methods if not get(name).classifies]:
-        raise UsageError(f"{wrong[0]} trains no classifier; pretrain with it first, and name its run in --backbones")
     read: dict[str, Any] = {
         "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
         "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
         "background": background, "flip": flip}
+    begun = time.perf_counter()
     pool = load(data, **reading_of(read)).split(labels=labels, seed=seed)
     announce(pool)
-    given_labels = len(pool.labeled)
-    if given_labels > MOST:
-        pool = pool.split(labeled=stratified(pool.labeled, pool.labels, MOST, seed, "advise"), seed=seed)
-    pool = blind(pool)
-    folds = deal(pool.labels[pool.labeled], seed)
     runtime = Runtime.start(device)
+    names = [known.name for known in here()] if backbones is None else backbones
+    eyes = [backbone(name, pool, minutes, runtime, net, image_size, weights, pretrained) for name in names]
+    small = smaller(pool, image_size)
+    looked = [Plan("features", net, "knn", small), *eyes]
+    groups = [[Plan("features", "pixels", "knn", small)],
+              *([replace(plan, method=learner) for learner in ("knn", "probe")] for plan in looked)]
+    tuned = [fine_tuned(eye, "supervised", image_size) for eye in eyes[:1] if eye.known]
+    tuned = [plan for plan in tuned if worth_tuning(plan, pool, minutes, runtime)]
+    trainings = [*tuned, *(Plan("scratch", net, method, small) for method in methods)]
+    advice = compared(pool, groups, trainings, 60 * minutes - (time.perf_counter() - begun), seed, runtime, steps)
     usual = {"class_level": 1, "resize": "crop", "value_range": "auto", "background": "white", "flip": "auto"}
-    given = {"data": data, "labels": labels, "seed": seed or None} | {
-        name.replace("_", "-"): value for name, value in read.items() if value != usual.get(name)}
-    flags = _flags(given)
-
-    for name in methods:  # what they cannot be built for is known at once too
-        preset = presets.preset(get(name).name, pool.name, "short")
-        presets.build(name, nets.net(net, pool.class_names, pool.style, seed=seed), pool, {}, preset.arguments)
-    features = _features(pool, runtime, net, backbones, weights, pretrained, seed)
-    ways = []
-    for name, rows, learners, chosen, seconds in features:
-        for learner in learners:
-            start = time.perf_counter()
-            right = cross_validated(rows, pool.labels[pool.labeled], folds, learner, pool.classes)
-            command = (f"python recipes/features.py{flags}{_flags(chosen)} --learner {learner}" if chosen
-                       else "nothing but ssl_lab.features.weighted_knn(pixels, labels, queries, classes)")
-            ways.append(Way(f"{name}, {learner}", right, time.perf_counter() - start + seconds, command))
-
-    for number, name in enumerate(methods):
-        left = 60 * minutes - (time.perf_counter() - begun)
-        each = left / (len(methods) - number) / (folds.max() + 1)
-        if steps is None and each < LEAST_SECONDS:
-            print(f"{name} is left out: {max(each, 0):.1f} s remain for each of its {folds.max() + 1} runs; "
-                  "give more --minutes")
-            continue
-        length = {"minutes": each / 60} if steps is None else {"steps": steps}
-        try:
-            ways.append(_trained(name, pool, folds, net, seed, runtime, length, flags, minutes))
-        except NonFiniteLossError as error:
-            print(f"{name} is left out: {str(error).partition(';')[0]}")
-    held = folds >= 0
-    advice = Advice([replace(way, right=way.right[held]) for way in ways], folds[held], given_labels)
+    given = {"labels": labels, "seed": seed or None} | {
+        name.replace("_", "-"): value for name, value in read.items()
+        if value != usual.get(name) and name != "image_size"}
+    words = f"ssl-lab train {shlex.quote(data)}{flags(given)}"
+    advice = replace(advice, ways=[
+        replace(way, command=f"{words}{way.plan.flags() if way.plan else ''} --minutes {minutes:g}")
+        for way in advice.ways])
     Console().print(advice.table())
     print(advice.text())
     return advice
 
 
-def blind(pool: Pool) -> Pool:
-    """The pool without any label but those that training may use, and without validation and test images."""
-    truth = np.full_like(pool.truth, -1)
-    truth[pool.labeled] = pool.labels[pool.labeled]
-    return replace(pool, truth=truth, valid=pool.valid[:0], test=pool.test[:0], notes=())
-
-
-def deal(labels: IntArray, seed: int) -> IntArray:
-    """int64 [N]: a fold, 0 to 4, for each label, the folds as equal in classes and size as they can be; fewer folds if
-    there are fewer labels. -1, never held out: the only label of a class. UsageError if that is all there is."""
-    counts = np.bincount(labels)
-    order = shuffled(np.flatnonzero(counts[labels] > 1), seed, "folds")
-    if not len(order):
-        raise UsageError(f"{len(labels)} labels, no class with two: nothing can be held out to compare by. Give more")
-    order = order[np.argsort(labels[order], kind="stable")]
-    folds = np.full(len(labels), -1)
-    folds[order] = np.arange(len(order)) % min(FOLDS, len(order))
-    return folds
-
-
-def cross_validated(features: FloatArray, labels: IntArray, folds: IntArray, learner: str,
-                    classes: int) -> NDArray[np.float64]:
-    """float64 [N]: whether each label was predicted by a learner (see `LEARNERS`) of the other folds; NaN if never held
-    out. features: [N, D]. labels, folds: int64 [N]."""
-    right = np.full(len(labels), np.nan)
-    for _, held in _parts(folds):
-        probs = LEARNERS[learner](features, np.where(held, -1, labels), features[held], classes)
-        right[held] = probs.argmax(axis=1) == labels[held]
-    return right
-
-
-def _parts(folds: IntArray) -> Iterator[tuple[int, NDArray[np.bool_]]]:
-    for fold in range(folds.max() + 1):
-        yield fold, folds == fold
-
-
-Features = tuple[str, FloatArray, tuple[str, ...], dict[str, Any], float]
-"""Name, [N, D] of the labeled images, names of learners, the settings of recipes/features.py, seconds."""
-
-
-def _features(pool: Pool, runtime: Runtime, name: str, backbones: Sequence[str], weights: Path | None, pretrained: bool,
-              seed: int) -> Iterator[Features]:
-    rows = pool.labeled
-    built: list[tuple[str | None, nets.Net]] = [(None, nets.net(name, pool.class_names, pool.style, seed=seed))]
-    for start in backbones:  # all of them before anything is computed: what is not there is known at once
-        foreign = start.startswith("timm/")
-        built.append((start, start_net(start, pool.class_names, pool.style, name, pretrained and foreign,
-                                       weights if foreign else None, seed)))
-    pixels: FloatArray = (pool.images.take(rows).flatten(1).float().div_(255).numpy())
-    yield "raw pixels", pixels, ("knn",), {}, 0.0
-    for origin, backbone in built:
-        begun = time.perf_counter()
-        settings = _weights(origin, weights, pretrained) if origin else {}
-        found = embed(backbone, pool, rows, runtime)
-        title = f"frozen {origin}" if settings else f"{origin or name} at random init"
-        yield title, found, ("knn", "probe"), {"net": backbone.name, **settings}, time.perf_counter() - begun
-
-
-def _weights(start: str, weights: Path | None, pretrained: bool) -> dict[str, Any]:
-    """The settings that give a recipe's --net the weights of a backbone."""
-    if start.startswith("timm/"):
-        return {"pretrained": True} if pretrained else {"weights": weights} if weights else {}
-    path = Path(start)
-    return {"weights": path / "model.safetensors" if path.is_dir() else path}
-
-
-def _trained(name: str, pool: Pool, folds: IntArray, net: str, seed: int, runtime: Runtime, length: dict[str, Any],
-             flags: str, minutes: float) -> Way:
-    """A net trained afresh for each fold, on the labels of the others; held-out images do not train at all."""
-    begun, rows = time.perf_counter(), pool.labeled
-    preset = presets.preset(get(name).name, pool.name, "short")
-    right = np.full(len(rows), np.nan)
-    for _, held in _parts(folds):
-        few = pool.split(labeled=rows[~held], valid=rows[held])
-        fresh = nets.net(net, pool.class_names, pool.style, seed=seed, bn_momentum=preset.bn_momentum)
-        method = presets.build(name, fresh, few, {}, {"ema": preset.ema, **preset.arguments})
-        with tempfile.TemporaryDirectory() as out:
-            trainer = Trainer(**length, out=out, seed=seed, device=str(runtime.device), precision=runtime.precision,
-                              optimizer=SGD(cosine_7_16(preset.lr), preset.weight_decay), callbacks=[], evaluations=1)
-            trainer.fit(method, few, preset.labeled, preset.unlabeled)
-        said = predict(method.predictor(), few, rows[held], runtime).argmax(dim=1).numpy()
-        right[held] = said == pool.labels[rows[held]]
-    recipe = get(name).recipe if name in METHODS else "recipes/consistency.py"  # which takes arguments, and one's own
-    by_name = {"method": name} if recipe.endswith("consistency.py") else {}
-    command = f"python {recipe}{flags}{_flags({**by_name, 'net': net, 'minutes': f'{minutes:g}'})}"
-    return Way(f"{net} trained by {name}", right, time.perf_counter() - begun, command)
-
-
 def _percent(value: float, error: float) -> str:
     return f"{100 * value:.1f} ± {100 * error:.1f}"
-
-
-def _flags(settings: dict[str, Any]) -> str:
-    """" --name value" of each setting that is not None; " --name" of True."""
-    return "".join(f" --{name}" if value is True else f" --{name} {shlex.quote(str(value))}"
-                   for name, value in settings.items() if value is not None)

@@ -1,5 +1,5 @@
-"""The `ssl-lab` command: quickstart, fetch, cache, list, env, audit, query, advise, predict, label, labels, export,
-bench."""
+"""The `ssl-lab` command: quickstart, fetch, train, predict, label, labels, audit, advise, query, export, list, cache,
+env, bench."""
 
 from __future__ import annotations
 
@@ -165,6 +165,7 @@ def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None
 
 _ELSEWHERE = {
     "fetch": ("fetch:fetch", "Brings public data sets and pretrained nets to this machine, verified"),
+    "train": ("train:train", "The best classifier that these labels allow, in so many minutes, as a run"),
     "audit": ("auditing.command:audit_command", "What is wrong with a data set: labels, duplicates, leaks, odd images"),
     "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
     "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),

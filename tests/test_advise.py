@@ -9,21 +9,24 @@ import torch
 from scipy import stats
 from small_runs import digits
 from test_export import run_folder
-from test_features_recipe import module
 
 from ssl_lab import advise as advising
-from ssl_lab.advise import Advice, Way, advise, blind, cross_validated, deal
-from ssl_lab.config import parse, run_command
+from ssl_lab import ways as ways_of
+from ssl_lab.advise import Advice, advise
+from ssl_lab.cli import main
+from ssl_lab.config import run_command
 from ssl_lab.data import load
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features import LEARNERS, probe, weighted_knn
 from ssl_lab.nets.start import start_net
+from ssl_lab.ways import Way, blind, cross_validated, deal
 
-TINY = {"net": "tiny_4", "steps": 2, "device": "cpu"}
+TINY = {"net": "tiny_4", "steps": 2, "device": "cpu", "backbones": ()}
 
 
 @pytest.fixture(autouse=True)
-def _few_strengths(monkeypatch):
+def _few_strengths_and_no_nets_here(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSL_LAB_DATA", str(tmp_path / "nothing"))
     monkeypatch.setattr(probe, "L2_GRID", (0.01, 1.0))
 
 
@@ -162,8 +165,8 @@ def test_no_label_but_those_given_changes_the_advice(monkeypatch):
 def test_it_compares_pixels_random_features_backbones_and_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run = run_folder(tmp_path / "run")
-    advice = advise("digits", 40, backbones=(str(run), "timm/resnet10t"), methods=("supervised", "fixmatch"),
-                    image_size=32, **TINY | {"net": "tiny_8"})
+    advice = advise("digits", 40, methods=("supervised", "fixmatch"), image_size=32,
+                    **TINY | {"net": "tiny_8", "backbones": (str(run), "timm/resnet10t")})
     names = [way.name for way in advice.ways]
     assert names == ["raw pixels, knn", "tiny_8 at random init, knn", "tiny_8 at random init, probe",
                      f"frozen {run}, knn", f"frozen {run}, probe", "timm/resnet10t at random init, knn",
@@ -175,13 +178,23 @@ def test_it_compares_pixels_random_features_backbones_and_training(tmp_path, cap
     assert "Accuracy on 40 held-out labels" in out
     assert f"Recommended: {advice.best.name}" in out
     commands = dict(zip(names, (way.command for way in advice.ways), strict=True))
-    shared = "--data digits --labels 40 --image-size 32"
+    shared = "ssl-lab train digits --labels 40"
     assert commands["tiny_8 at random init, probe"] == (
-        f"python recipes/features.py {shared} --net tiny_8 --learner probe")
-    assert commands[f"frozen {run}, knn"] == (f"python recipes/features.py {shared} --net tiny_4 --weights "
-                                              f"{run / 'model.safetensors'} --learner knn")
-    assert commands["tiny_8 trained by fixmatch"] == f"python recipes/fixmatch.py {shared} --net tiny_8 --minutes 5"
-    assert commands["tiny_8 trained by supervised"].startswith(f"python recipes/supervised.py {shared}")
+        f"{shared} --recipe features --net tiny_8 --method probe --image-size 32 --minutes 5")
+    assert commands[f"frozen {run}, knn"] == (
+        f"{shared} --recipe features --net {run} --method knn --image-size 32 --minutes 5")
+    assert commands["tiny_8 trained by fixmatch"] == (
+        f"{shared} --recipe scratch --net tiny_8 --method fixmatch --image-size 32 --minutes 5")
+
+
+def test_with_labels_enough_the_first_backbone_is_fine_tuned(tmp_path):
+    run = run_folder(tmp_path / "run")
+    advice = advise("digits", 100, methods=(), minutes=60, **TINY | {"backbones": (str(run),)})
+    (way,) = [way for way in advice.ways if "fine-tuned" in way.name]
+    assert way.name == f"{run} fine-tuned by supervised"
+    assert way.command == (f"ssl-lab train digits --labels 100 --recipe finetune --net {run} --method supervised "
+                           "--minutes 60")
+    assert 0.3 < advice.accuracy(way)[0] <= 1  # its head is a probe
 
 
 def test_of_many_labels_some_are_compared_by(monkeypatch, capsys):
@@ -197,7 +210,7 @@ def test_of_many_labels_some_are_compared_by(monkeypatch, capsys):
 def test_frozen_features_are_the_backbones(tmp_path):
     """The number of a way is that of its learner on the features of its net."""
     run = run_folder(tmp_path / "run")
-    advice = advise("digits", 40, backbones=(str(run),), methods=(), **TINY)
+    advice = advise("digits", 40, methods=(), **TINY | {"backbones": (str(run),)})
     pool = digits(40)
     model = start_net(str(run), 10, pool.style).eval()
     features = model(pool.images.take(pool.labeled) / 255).features.detach().numpy()
@@ -213,13 +226,13 @@ def test_frozen_features_are_the_backbones(tmp_path):
 
 
 def test_training_sees_no_held_out_image(monkeypatch):
-    seen, fit = [], advising.Trainer.fit
+    seen, fit = [], ways_of.Trainer.fit
 
     def watched(trainer, method, pool, *batches):
         seen.append(pool)
         return fit(trainer, method, pool, *batches)
 
-    monkeypatch.setattr(advising.Trainer, "fit", watched)
+    monkeypatch.setattr(ways_of.Trainer, "fit", watched)
     advice = advise("digits", 25, methods=("supervised",), **TINY)
     labeled = digits(25).labeled
     assert len(seen) == 5
@@ -237,7 +250,7 @@ def test_training_that_fits_the_labels_is_recognized(monkeypatch):
     def know(net, pool, rows, runtime):
         return torch.eye(10)[truth[rows]]
 
-    monkeypatch.setattr(advising, "predict", know)
+    monkeypatch.setattr(ways_of, "predict", know)
     advice = advise("digits", 60, methods=("supervised",), **TINY)
     assert advice.ways[-1].right.all()
     assert advice.best is advice.ways[-1]
@@ -246,29 +259,29 @@ def test_training_that_fits_the_labels_is_recognized(monkeypatch):
 def test_minutes_are_shared_and_too_few_are_said(capsys, monkeypatch):
     lengths = []
 
-    def trained(name, pool, folds, net, seed, runtime, length, flags, minutes):
+    def trained(plan, pool, folds, seed, runtime, length):
         lengths.append(length["minutes"])
-        return Way(name, np.ones(len(folds)), 0.0, "")
+        return Way(plan.name, np.ones(len(folds)), 0.0, "", plan)
 
-    monkeypatch.setattr(advising, "_trained", trained)
+    monkeypatch.setattr(advising, "trained", trained)
     settings = TINY | {"steps": None}
     advise("digits", 25, minutes=10, **settings)
     assert lengths[0] == pytest.approx(10 / 2 / 5, rel=0.2)
     assert lengths[1] == pytest.approx(10 / 5, rel=0.2)  # the first took no time here
     capsys.readouterr()
     advise("digits", 25, minutes=0.1, **settings)
-    assert "supervised is left out: " in capsys.readouterr().out
+    assert "tiny_4 trained by supervised is left out: " in capsys.readouterr().out
     assert len(lengths) == 2
 
 
 def test_a_command_that_it_recommends_runs(tmp_path, capsys):
     advice = advise("digits", 40, methods=(), data_dir=tmp_path, **TINY)
     (way,) = [way for way in advice.ways if way.name == "tiny_4 at random init, knn"]
-    python, file, *words = shlex.split(way.command)
-    assert (python, file) == ("python", "recipes/features.py")
-    recipe = module("recipes", "features")
-    recipe.main(parse(recipe.Settings, words))
-    assert "40 labels, 3 splits" in capsys.readouterr().out
+    program, *words = shlex.split(way.command)
+    assert program == "ssl-lab"
+    main([*words, "--out", str(tmp_path / "run")])
+    assert "test images right" in capsys.readouterr().out
+    assert (tmp_path / "run" / "model.json").exists()
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
@@ -281,7 +294,7 @@ def test_bad_use(arguments, words):
 
 
 def test_what_cannot_run_is_known_before_anything_is_computed(monkeypatch):
-    monkeypatch.setattr(advising, "cross_validated", lambda *_: pytest.fail("it computed"))
+    monkeypatch.setattr(ways_of, "cross_validated", lambda *_: pytest.fail("it computed"))
     wrong = ({"backbones": ("none",)}, "there is no none"), ({"methods": ("opencos",)}, "opencos needs")
     for arguments, words in wrong:
         with pytest.raises(UsageError, match=words):
@@ -289,16 +302,17 @@ def test_what_cannot_run_is_known_before_anything_is_computed(monkeypatch):
 
 
 def test_a_method_that_diverges_is_left_out_with_a_word(monkeypatch, capsys):
-    trained = advising._trained
+    trained = advising.trained
 
-    def diverges(name, *arguments):
-        if name == "fixmatch":
+    def diverges(plan, *arguments):
+        if plan.method == "fixmatch":
             raise NonFiniteLossError("the loss is not finite at step 3: loss = nan; no checkpoint had been saved yet")
-        return trained(name, *arguments)
+        return trained(plan, *arguments)
 
-    monkeypatch.setattr(advising, "_trained", diverges)
+    monkeypatch.setattr(advising, "trained", diverges)
     advice = advise("digits", 40, methods=("fixmatch", "supervised"), **TINY)
-    assert "fixmatch is left out: the loss is not finite at step 3: loss = nan\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "tiny_4 trained by fixmatch is left out: the loss is not finite at step 3: loss = nan\n" in said
     assert [way.name for way in advice.ways if "trained by" in way.name] == ["tiny_4 trained by supervised"]
 
 
@@ -306,7 +320,7 @@ def test_methods_that_train_no_classifier_are_refused(monkeypatch):
     class Pretraining:
         classifies = False
 
-    monkeypatch.setattr(advising, "get", lambda name: Pretraining)
+    monkeypatch.setattr(ways_of, "get", lambda name: Pretraining)
     with pytest.raises(UsageError, match="simclr trains no classifier"):
         advise("digits", 40, methods=("simclr",), **TINY)
 

@@ -12,9 +12,11 @@ LEVELS = [
     {"engine", "presets", "pretraining_presets"},
     {"features", "report"},
     {"active"},
-    {"model"},
+    {"model", "finetune"},
+    {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "reporting"},
+    {"train"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

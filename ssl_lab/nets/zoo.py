@@ -137,6 +137,9 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
         weights, pretrained = weights or known.weights(), False
         base, name = f"timm/{known.model}", f"timm/{known.model}{name.removeprefix(base)}"
     state = None if weights is None else read_weights(weights)
+    if known and state is not None:  # of ImageNet's classes, which nobody asks for
+        for key in [key for key in state if key.startswith("classifier.")]:
+            del state[key]
     whole = None if state is None else whole_net(state)
     of_backbone, source = state if whole is None else None, weights or ""
     with _seeded(seed):

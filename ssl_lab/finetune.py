@@ -1,0 +1,99 @@
+"""Few labels on a pretrained net: all of it learns, its last blocks, its biases or low-rank updates of its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from ssl_lab import methods, presets
+from ssl_lab.data import Pool
+from ssl_lab.engine import Result, Runtime, Trainer
+from ssl_lab.errors import UsageError
+from ssl_lab.features.probe import probe_head
+from ssl_lab.nets import Net
+from ssl_lab.nets.lora import add_lora, merged
+from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
+from ssl_lab.optim import SGD, with_rates
+from ssl_lab.schedule import cosine
+
+RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How a pretrained net is trained on.
+
+    method, arguments: by which method. learn: what of the backbone learns; lora: updates of `rank` (needs the extra
+    `peft`). train_blocks: of "all", only the last so many blocks, 0: the head alone. backbone_rate: the backbone's
+    learning rate, relative to `lr`, the head's. head: begins as a linear probe of the labels, or as the net's own.
+    statistics: what BatchNorm of the backbone normalizes by: its running statistics as they are ("frozen"), or the
+    batch's. labeled, unlabeled: images per step. ema: decay of the averaged weights. What is None follows from the
+    method, see `filled`.
+    """
+
+    method: str = "supervised"
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    learn: Literal["all", "biases", "lora"] = "all"
+    train_blocks: int | None = None
+    rank: int = 8
+    backbone_rate: float | None = None
+    head: Literal["probe", "start"] = "probe"
+    statistics: Literal["frozen", "batch"] | None = None
+    labeled: int = 32
+    unlabeled: int = 128
+    lr: float | None = None
+    weight_decay: float = 0.0
+    ema: float = 0.99
+
+    def filled(self) -> FineTuning:
+        """With what was not given. Strong views of unlabeled images are too far from those that statistics are of.
+
+        UsageError, before anything is embedded, for what cannot be fine-tuned, or not so.
+        """
+        if not methods.get(self.method).classifies:
+            raise UsageError(f"{self.method} trains no classifier; pretrain with it, and fine-tune by another method "
+                             "from its run")
+        lora = self.learn == "lora"
+        if lora and self.statistics == "batch":
+            raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
+        if self.train_blocks is not None and self.learn != "all":
+            raise UsageError(f"--train-blocks and --learn {self.learn} exclude each other; give one")
+        many = not issubclass(methods.get(self.method), methods.Supervised)
+        rates = RATES | ({"all": 1.0} if many else {})
+        given = {name: value for name in ("statistics", "lr", "backbone_rate")
+                 if (value := getattr(self, name)) is not None}
+        return replace(self, **{"statistics": "batch" if many and not lora else "frozen",
+                                "lr": 0.03 if many else 0.01, "backbone_rate": rates[self.learn]} | given)
+
+    def fit(self, net: Net, pool: Pool, runtime: Runtime, seed: int = 0, **trainer: Any) -> Result:
+        """Trains `net` on the pool's labels, as far as it is to learn, and leaves a run.
+
+        runtime: embeds for the probe. seed: of LoRA. trainer: further arguments of `Trainer`.
+        """
+        with_all = self.filled()
+        if self.head == "probe":
+            probe_head(net, pool, runtime)
+        if with_all.statistics == "frozen":
+            freeze_statistics(net)
+        self._choose_what_learns(net, pool, seed)
+        method = presets.build(self.method, net, pool, self.arguments, {"ema": self.ema})
+        if self.learn == "lora":
+            learner = method.predictor
+            method.predictor = lambda: merged(learner())  # type: ignore[method-assign]
+        lr, rate = with_all.lr, with_all.backbone_rate
+        assert lr is not None
+        assert rate is not None
+        optimizer = SGD(lr=cosine(lr), weight_decay=self.weight_decay)
+        if self.train_blocks != 0:
+            optimizer = with_rates(optimizer, {"net.backbone": cosine(lr * rate)})
+        return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(
+            method, pool, labeled=self.labeled, unlabeled=self.unlabeled)
+
+    def _choose_what_learns(self, net: Net, pool: Pool, seed: int) -> None:
+        if self.train_blocks is not None:
+            freeze(net, self.train_blocks)
+        elif self.learn == "biases":
+            freeze_weights(net)
+        elif self.learn == "lora":
+            add_lora(net, self.rank, pool.style, seed)

@@ -1,0 +1,250 @@
+"""`ssl-lab train`: the best classifier that these labels allow, in so many minutes, as a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import tyro
+import yaml
+
+from ssl_lab.advise import CHOOSING, Advice, backbone, compared, fine_tuned, smaller, worth_tuning
+from ssl_lab.at_hand import PRETRAINED, here
+from ssl_lab.config import reading_of
+from ssl_lab.data import IntArray, Pool, announce, load
+from ssl_lab.data.files import data_folder
+from ssl_lab.data.reading import Background
+from ssl_lab.data.sizes import Resize
+from ssl_lab.engine import Runtime, checkpoint
+from ssl_lab.engine.folder import make_way
+from ssl_lab.errors import UsageError
+from ssl_lab.features import LEARNERS, FeatureStore
+from ssl_lab.features.run import save_run
+from ssl_lab.features.search import FloatArray
+from ssl_lab.methods import get
+from ssl_lab.ways import Plan, Recipe, Way, deal, parts
+
+ORDER = ("self_training", "probe", "prototype", "knn", "propagation")
+"""Learners on features; of equals the first is taken."""
+
+
+def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 10.0,
+          out: Path = Path("runs/latest"), recipe: Recipe | None = None, net: str | None = None,
+          method: str | None = None, weights: Path | None = None, pretrained: bool = False,
+          valid: float | None = None, split_file: Path | None = None, image_size: int | None = None,
+          path_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
+          class_level: int = 1, resize: Resize = "crop", value_range: str = "auto", background: Background = "white",
+          flip: Literal["auto", "on", "off"] = "auto", data_dir: Path | None = None, seed: int = 0,
+          device: str = "auto", resume: Literal["auto"] | None = None) -> Path:
+    """Trains a classifier on images of which few have labels, and leaves a run for `ssl-lab predict`.
+
+    The way is chosen by cross-validation on the labels, as `ssl-lab advise` does, among learners on the frozen features
+    of the pretrained nets that are here (`ssl-lab fetch lite0` brings one), fine-tuning, and training from scratch with
+    the unlabeled images. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
+
+    data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+    labels: how many are given, or which fraction, as many of each class (default: all).
+    minutes: for choosing and training together.
+    out: folder of the run.
+    recipe: features (a learner on frozen features), finetune (of a pretrained net) or scratch.
+    net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
+    method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
+        prototype, probe, propagation, self_training.
+    weights: a file with weights of the net.
+    pretrained: take the published weights of a timm net.
+    valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
+    split_file: in place of --labels, a file of the rows to label, or the split.json or labels of another run.
+    image_size: side in pixels to which images are resized.
+    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
+    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
+    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
+    class_level: 2 if the classes of a folder are the sub-folders of its folders.
+    resize: crop, pad or squash images that are not square, or none.
+    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
+    background: what shows through where images are transparent.
+    flip: whether views mirror images left-right.
+    data_dir: where data sets lie.
+    seed: of the draw of labels, the folds, initial weights and training.
+    device: cpu, cuda, or auto.
+    resume: auto goes on with the training in --out that was stopped.
+    """
+    end = time.perf_counter() + 60 * minutes
+    if minutes <= 0:
+        raise UsageError(f"minutes={minutes:g}: expected a positive number")
+    if resume is None:
+        make_way(out)
+    read: dict[str, Any] = {
+        "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
+        "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
+        "background": background, "flip": flip}
+    how = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
+    settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed, **read}
+    pool = load(data, **reading_of(read)).split(**how)
+    announce(pool)
+    if not len(pool.labeled):
+        raise UsageError(f"{data}: no image has a label, and nothing tells classes apart without. Label some by "
+                         f"`ssl-lab label {data}`, or sort some into a folder for each class")
+    runtime = Runtime.start(device)
+    groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, image_size, minutes, runtime)
+    plan = _plan_of(out) if resume else None
+    if plan is None:
+        plan = _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime)
+    if plan.image_size not in (None, pool.images.shape[1]):
+        read["image_size"] = plan.image_size
+        pool = load(data, **reading_of(read)).split(**how)
+    config = {name: str(value) if isinstance(value, Path) else value for name, value in
+              (settings | read | {"minutes": minutes, "recipe": plan.recipe, "net": plan.net, "method": plan.method,
+                                  "weights": plan.weights, "pretrained": plan.pretrained}).items()}
+    if plan.recipe == "features":
+        summary = _learn(plan, pool, method, config, out, end, seed, runtime, data_dir)
+    else:
+        left = max(end - time.perf_counter(), 3.0) / 60
+        summary = dict(plan.fit(pool, runtime, seed, minutes=left, out=out, resume=resume, config=config).summary)
+    said = [f"{100 * summary[f'{part}_accuracy']:.1f}% of {len(rows):,} {part} images right" for part, rows in
+            (("valid", pool.valid), ("test", pool.test)) if summary.get(f"{part}_accuracy") is not None]
+    print(f"{'; '.join(said) or 'no test images to measure it by'}. The run is {out}; new images: "
+          f"ssl-lab predict {out} IMAGES")
+    return out
+
+
+def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | None, weights: Path | None,
+             pretrained: bool, image_size: int | None, minutes: float,
+             runtime: Runtime) -> tuple[list[list[Plan]], list[Plan]]:
+    """The ways that nobody ruled out: learners on features, those of one net together, and trainings."""
+    learner = method in LEARNERS
+    if method is not None and not learner:
+        get(method)  # which says what is wrong with it
+    if learner and recipe in ("finetune", "scratch"):
+        raise UsageError(f"{method} is a learner on features; --recipe {recipe} takes one of `ssl-lab list methods`")
+    if method is not None and not learner and recipe == "features":
+        raise UsageError(f"{method} is no learner on features; these are {', '.join(LEARNERS)}")
+    if net is None:
+        known = [each.name for each in here()]
+    else:
+        known = [net] if Plan("features", net, "probe", None, weights, pretrained).known else []
+    if recipe == "finetune" and not known:
+        raise UsageError("--recipe finetune needs a pretrained net: --net lite0 (ssl-lab fetch lite0 brings it), or "
+                         "the folder of a run")
+    looked = [backbone(name, pool, minutes, runtime, "tiny_16", image_size, weights, pretrained) for name in known]
+    small = smaller(pool, image_size)
+    others = [Plan("features", net or "pixels", "knn", small)] if net is None or not known else []
+    groups = [[replace(plan, method=each) for each in ([str(method)] if learner else ["knn", "probe"][:1 + plan.known])]
+              for plan in [*others, *looked]]
+    tuned = [fine_tuned(looked[0], method or "supervised", image_size)] if known and not learner else []
+    fresh = Plan("scratch", net if net is not None and not known else "tiny_16", "supervised", small)
+    methods = [method] if method is not None else ["supervised", "fixmatch"][len(known) > 0:]
+    scratch = [] if learner or fresh.net == "pixels" else [replace(fresh, method=each) for each in methods]
+    if recipe is not None:
+        return {"features": (groups, []), "finetune": ([], tuned), "scratch": ([], scratch)}[recipe]
+    if learner or net == "pixels":
+        return groups, []
+    if method is not None:
+        return [], tuned if net is not None and known else [*tuned, *scratch]
+    if net is not None and not known:
+        return [], scratch
+    tuned = [plan for plan in tuned if worth_tuning(plan, pool, minutes, runtime)]
+    return groups, tuned if net is not None else [*tuned, *scratch]
+
+
+def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
+            runtime: Runtime) -> Plan:
+    """The best way by cross-validation, with a word on why."""
+    otherwise = "--recipe, --net and --method choose otherwise"
+    if not here():
+        fetch = PRETRAINED["lite0"]
+        otherwise += f"; no pretrained net is here, which often helps: {fetch.fetched_by} ({fetch.megabytes} MB)"
+    ways = [*(plans[0] for plans in groups), *trainings]
+    if len(ways) == 1:
+        print(f"{ways[0].recipe}: {ways[0].name}", flush=True)
+        return ways[0]
+    try:
+        advice = compared(pool, groups, trainings, seconds, seed, runtime)
+    except UsageError as error:
+        if "no class with two" not in str(error):
+            raise
+        known = next((plans[0] for plans in groups if plans[0].known), None)
+        plan = known or next((plan for plan in trainings if plan.method == "fixmatch"), ways[-1])
+        print(f"{plan.name}: no class has two labels, so that nothing can be held out to compare by; {otherwise}",
+              flush=True)
+        return plan
+    assert advice.best.plan is not None
+    print(f"{_reason(advice)}; {otherwise}", flush=True)
+    return advice.best.plan
+
+
+def _reason(advice: Advice) -> str:
+    best = advice.best
+    mean, error = advice.accuracy(best)
+    others = sorted((way for way in advice.ways if _kind(way) != _kind(best)), key=lambda way: -advice.accuracy(way)[0])
+    text = f"{best.name}: right on {100 * mean:.0f} ± {100 * error:.0f}% of {len(advice.folds)} labels held out in turn"
+    if others:
+        text += f", {others[0].name} on {100 * advice.accuracy(others[0])[0]:.0f}%"
+        text += " (within noise)" if others[0] in advice.rivals else ""
+    return text
+
+
+def _kind(way: Way) -> tuple[str, str]:
+    return (way.plan.recipe, way.plan.net) if way.plan else ("", way.name)
+
+
+def _plan_of(out: Path) -> Plan | None:
+    """The way of the training that was stopped in this folder, if there is one."""
+    if not checkpoint.exists(out / "checkpoint.pt"):
+        return None
+    try:
+        content = yaml.safe_load((out / "config.yaml").read_text())
+        weights = Path(content["weights"]) if content["weights"] else None
+        return Plan(content["recipe"], content["net"], content["method"], content["image_size"], weights,
+                    content["pretrained"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        raise UsageError(f"{out} holds a run that `ssl-lab train` did not begin; choose another --out") from None
+
+
+def _learn(plan: Plan, pool: Pool, method: str | None, config: dict[str, Any], out: Path, end: float, seed: int,
+           runtime: Runtime, data_dir: Path | None) -> dict[str, Any]:
+    """Embeds all images, takes the learner that predicts labels best that it has not seen, and leaves a run."""
+    eye = plan.build(pool, seed)
+    store = FeatureStore.build(eye, pool, data_folder(data_dir) / "features", runtime)
+    learner = method or _best_learner(store.features, pool, end, seed)
+    return save_run(out, learner, [eye], [store.features], pool, LEARNERS, config | {"method": learner}, runtime)
+
+
+def _best_learner(features: FloatArray, pool: Pool, end: float, seed: int) -> str:
+    """By cross-validation on the labels, of those learners that end in time."""
+    labels = pool.labels[pool.train]
+    rows = np.flatnonzero(labels >= 0)
+    try:
+        folds = np.full(len(labels), -1)
+        folds[rows] = deal(labels[rows], seed)
+    except UsageError:
+        return ORDER[0]
+    found: dict[str, float] = {}
+    for name in ORDER:
+        right = _held_out(name, features[pool.train], labels, folds, pool.classes, end)
+        if right is not None:
+            found[name] = right
+    if not found:
+        print("probe: no time is left to compare learners; --method names another", flush=True)
+        return "probe"
+    best = max(found, key=lambda name: found[name])
+    print(f"learner on its features, by {(folds >= 0).sum()} labels held out in turn: "
+          + ", ".join(f"{name} {100 * right:.0f}%" for name, right in found.items()) + f"; {best} it is", flush=True)
+    return best
+
+
+def _held_out(name: str, features: FloatArray, labels: IntArray, folds: IntArray, classes: int,
+              end: float) -> float | None:
+    """The share of held-out labels that a learner predicts; None if there is no time for it."""
+    right, begun = 0, time.perf_counter()
+    count = folds.max() + 1
+    for fold, held in parts(folds):
+        probs = LEARNERS[name](features, np.where(held, -1, labels), features[held], classes)
+        right += int((probs.argmax(axis=1) == labels[held]).sum())
+        now = time.perf_counter()
+        if now + 2 * (now - begun) / (fold + 1) * count > end:  # and as long again for the fit and its calibration
+            return None
+    return right / int((folds >= 0).sum())
