@@ -28,9 +28,9 @@ from ssl_lab.quickstart.page import page_of
 from ssl_lab.quickstart.stages import BEST, IMAGE_SIZE, LABELS, NET, STAGES, Data, Stage, prepare, train
 from ssl_lab.report import Column, Table, mean_and_spread, mean_spread
 
-NEXT = ("ssl-lab advise PATH/TO/FOLDER --labels 100 --minutes 5     # which way to train on images of yours",
-        "ssl-lab label PATH/TO/FOLDER                               # label some of them, the next by a query",
-        "ssl-lab list                                               # methods, queries, views, nets, data sets")
+NEXT = ("ssl-lab label PATH/TO/FOLDER                   # label some images of yours, the next by a query",
+        "ssl-lab audit PATH/TO/FOLDER                   # what is wrong with the images and their labels",
+        "ssl-lab train PATH/TO/FOLDER --minutes 10      # the best classifier that these labels allow")
 
 
 def run(out: Path, steps: int, seeds: int = 1) -> None:
