@@ -1,9 +1,11 @@
 """A method of one's own, from outside of the package, by its path; and methods with arguments."""
 
+import dataclasses
 import json
 import re
 import sys
 from functools import partial
+from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import yaml
@@ -205,6 +207,17 @@ def test_the_text_wins_over_defaults_and_contradicts_no_argument(here):
         built("fixmatch(threshold=0.7)", {"threshold": 0.9})
     assert built("mine.soft:Bare", defaults={"ema": 0.5}).ema.decay == 0.999  # it has no such argument
     assert built("mine.soft:Sharper", {"ema": 0.5}).ema.decay == 0.5
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "recipes").glob("*.py")))
+def test_every_setting_that_takes_a_method_is_for_the_command_line_alone(name):
+    """Where it can name a module, see `may_run`; a trainer of active learning is one of a few."""
+    open_to_files = {"trainer", "trainers"}
+    for field in dataclasses.fields(recipe(name).Settings):
+        if isinstance(field.default, str) and field.default and field.name not in open_to_files:
+            named = all(map(methods.is_described, field.default.split(",")))
+            assert not named or "runs" in field.metadata or get_origin(get_type_hints(
+                recipe(name).Settings)[field.name]) is Literal, field.name
 
 
 def test_a_file_of_settings_cannot_import_through_arguments(here):
