@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -90,7 +91,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
                          f"`ssl-lab label {data}`, or sort some into a folder for each class")
     runtime = Runtime.start(device)
     groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, image_size, minutes, runtime)
-    plan = _plan_of(out) if resume else None
+    plan = _plan_of(out, method) if resume else None
     if plan is None:
         plan = _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime)
     if plan.image_size not in (None, pool.images.shape[1]):
@@ -191,13 +192,18 @@ def _kind(way: Way) -> tuple[str, str]:
     return (way.plan.recipe, way.plan.net) if way.plan else ("", way.name)
 
 
-def _plan_of(out: Path) -> Plan | None:
-    """The way of the training that was stopped in this folder, if there is one."""
+def _plan_of(out: Path, method: str | None) -> Plan | None:
+    """The way of the training that was stopped in this folder, if there is one. UsageError for one whose method is a
+    module's, unless `method` says so too: folders of runs come from strangers as well."""
     if not checkpoint.exists(out / "checkpoint.pt"):
         return None
     try:
         content = yaml.safe_load((out / "config.yaml").read_text())
         weights = Path(content["weights"]) if content["weights"] else None
+        named = str(content["method"])
+        if ":" in named and named != method:  # before the plan looks for it
+            raise UsageError(f"{out} is trained by {named}, which would import a module; if you trust it, say so: "
+                             f"--method {shlex.quote(named)}")
         return Plan(content["recipe"], content["net"], content["method"], content["image_size"], weights,
                     content["pretrained"])
     except (OSError, yaml.YAMLError, KeyError, TypeError):

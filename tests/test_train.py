@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from test_export import run_folder
 
@@ -124,6 +125,18 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "_chosen", lambda *_: pytest.fail("it chose again"))
     cut = train("digits", out=tmp_path / "cut", resume="auto", **settings)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+
+
+def test_the_folder_of_a_run_imports_no_module_by_itself(tmp_path):
+    settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "out": tmp_path, "resume": "auto"}
+    (tmp_path / "checkpoint.pt").touch()
+    content = {"recipe": "scratch", "net": "tiny_4", "method": "evil:X", "image_size": None, "weights": None,
+               "pretrained": False}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match=r"is trained by evil:X, which would import a module; .* --method evil:X"):
+        train("digits", **settings)
+    with pytest.raises(UsageError, match="cannot load the method 'evil:X': No module"):
+        train("digits", method="evil:X", **settings)
 
 
 @pytest.mark.parametrize(("arguments", "words"), [
