@@ -363,6 +363,17 @@ def test_a_hash_stays_when_an_image_is_slightly_changed():
     assert perceptual_hash(np.full((1, SIDE, SIDE), 7, np.uint8)).tolist() == [0]
 
 
+def test_one_drawing_in_two_colors_is_no_duplicate(tmp_path):
+    images, labels = pictures(40)
+    images[20] = images[4] // 4  # the class's color, much darker
+    images[21] = images[5][[1, 2, 0]]
+    images[22] = np.rint(images[6] * 0.8)
+    pairs = audited(Pool.from_arrays(images, labels), tmp_path).pairs.rows.tolist()
+    assert [6, 22] in pairs
+    assert [4, 20] not in pairs
+    assert [5, 21] not in pairs
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 24, 40), (4, 24, 24)])
 def test_copies_are_of_the_same_size(shape):
     images = RNG.integers(0, 256, size=(2, *shape), dtype=np.uint8)

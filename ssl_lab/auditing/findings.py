@@ -32,6 +32,8 @@ QUICK = 2**34
 """Labels x features x classes up to which a probe takes minutes at most."""
 WEAK = 0.75
 """Share of the labels: who agrees with fewer is as likely wrong as the labels that it doubts."""
+FAR = 3
+"""Usual deviations above the usual distance from which on an image is off-topic."""
 PARTS = ("train", "valid", "test", "dropped")
 
 
@@ -255,7 +257,7 @@ def _far(scores: FloatArray) -> Odd:
     """Images whose distance is far above the usual one, in units of the usual spread (by medians)."""
     usual = float(np.median(scores))
     spread = 1.4826 * float(np.median(np.abs(scores - usual)))
-    rows = np.flatnonzero(scores > usual + 4 * max(spread, 1e-6))
+    rows = np.flatnonzero(scores > usual + FAR * max(spread, 1e-6))
     rows = rows[np.argsort(-scores[rows], kind="stable")]
     return Odd(rows, scores[rows].astype(np.float64),
                [f"distance {score:.3f}, usually {usual:.3f} ± {spread:.3f}" for score in scores[rows]])

@@ -36,13 +36,14 @@ _COLORLESS = 4
 class Looks(NamedTuple):
     """Of N images. contents: uint64 [N], a hash of the pixels, alike for the same image only. small: uint8 [N, 32, 32],
     the brightness. hashes: uint64 [N], `perceptual_hash`. spread: float32 [N], the standard deviation of the
-    brightness, in levels of 255. gray: bool [N], whether there is no color."""
+    brightness, in levels of 255. gray: bool [N], whether there is no color. color: float32 [N, C], the mean."""
 
     contents: Contents
     small: NDArray[np.uint8]
     hashes: NDArray[np.uint64]
     spread: NDArray[np.float32]
     gray: NDArray[np.bool_]
+    color: NDArray[np.float32]
 
 
 class Header(NamedTuple):
@@ -69,7 +70,8 @@ def look(images: Images) -> Looks:
         own = content_of(pixels) if known is None else known[start:start + _BLOCK]
         small, spread = brightness(pixels)
         channels = (pixels.max(axis=1) - pixels.min(axis=1)).max(axis=(1, 2))
-        parts.append((own, small, perceptual_hash(small), spread, channels <= _COLORLESS))
+        parts.append((own, small, perceptual_hash(small), spread, channels <= _COLORLESS,
+                      pixels.mean(axis=(2, 3), dtype=np.float32)))
     found = [np.concatenate(each) for each in zip(*parts, strict=True)]
     return Looks(*found)
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.auditing.findings import KINDS, PARTS, Audit, Issue
+from ssl_lab.auditing.findings import FAR, KINDS, PARTS, Audit, Issue
 from ssl_lab.auditing.written import ISSUES
 from ssl_lab.data import Pool
 from ssl_lab.report import Column, Markup, Report, Table, image_grid
@@ -88,8 +88,8 @@ def _why_duplicate(audit: Audit) -> str:
             "some images here were saved as JPEG, shifted by 3% of a side and darkened by 15%, and 95% of these copies "
             f"have a correlation of brightness of at least {bar.alike:.3f} with their original (at the best small "
             f"shift), a cosine of features of at least {bar.cosine:.3f} and at most {bar.bits} of 63 bits of a "
-            "perceptual hash apart. A pair needs the first, and one of the other two. Drawings, signs and digits can "
-            "be as alike without being copies.")
+            "perceptual hash apart. A pair needs the first, one of the other two, and about the same color. Drawings, "
+            "signs and digits can be as alike without being copies.")
 
 
 _WHY: dict[str, Callable[[Audit], str]] = {
@@ -99,8 +99,8 @@ _WHY: dict[str, Callable[[Audit], str]] = {
     "duplicate": _why_duplicate,
     "off_topic": lambda audit: (
         "Images that are far from 98% of all images and from most of their class, by the cosine of features, more than "
-        "4 usual deviations further than usual. They may be of another kind (a chart among photographs), damaged, or "
-        "merely rare: look before you take them out."),
+        f"{FAR} usual deviations further than usual. They may be of another kind (a chart among photographs), damaged, "
+        "or merely rare: look before you take them out."),
     "blank": lambda audit: "Images of nearly one brightness all over: nothing can be learned from them.",
     "size": lambda audit: "Files much smaller or larger than the others: thumbnails, scans, screenshots.",
     "shape": lambda audit: "Files much longer than the others: what is cropped or squashed may be what matters.",

@@ -22,6 +22,8 @@ with each."""
 COPIES = 100
 LEAST = 0.95
 """Of how alike a pair must be: copies that are less are changed more than slightly."""
+COLOR = 24
+"""Levels of 255 by which mean colors of copies may differ beside their brightness."""
 _SHIFT = 3
 _ROWS, _PAIRS = 8192, 4096
 
@@ -72,7 +74,7 @@ def find_pairs(looks: Looks, features: FloatArray, bar: Bar, search: Search | No
     likely = (cosine >= bar.cosine) | (bits <= bar.bits)
     a, b, cosine, bits = a[likely], b[likely], cosine[likely], bits[likely]
     how = alike(looks.small, a, b)
-    near = np.flatnonzero(how >= bar.alike)
+    near = np.flatnonzero((how >= bar.alike) & same_color(looks.color[a], looks.color[b]))
     near = near[np.lexsort((b[near], a[near], -cosine[near], -how[near]))]
     count = len(exact)
     rows = np.concatenate([np.sort(exact, axis=1), np.stack([a, b], axis=1)[near]])
@@ -113,6 +115,13 @@ def _cosines(features: FloatArray, a: IntArray, b: IntArray) -> FloatArray:
         part = slice(start, start + _PAIRS)
         found[part] = np.einsum("nd,nd->n", unit(features[a[part]]), unit(features[b[part]]))
     return found
+
+
+def same_color(one: FloatArray, other: FloatArray) -> NDArray[np.bool_]:
+    """bool [n]: whether mean colors [n, C] differ by little more than a brightness of 70% to 140%."""
+    squares = np.maximum((other**2).sum(axis=1), 1)
+    gain = np.clip((one * other).sum(axis=1) / squares, 0.7, 1.4)
+    return np.asarray(np.abs(one - gain[:, None] * other).max(axis=1) <= COLOR)
 
 
 def alike(small: NDArray[np.uint8], a: IntArray, b: IntArray) -> FloatArray:
