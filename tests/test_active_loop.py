@@ -207,8 +207,10 @@ def test_an_oracle_that_has_no_answers_yet_ends_the_run(pool, tmp_path):
     assert waiting.pending.tolist() == rest
     known |= dict.fromkeys(rest, 5)
     assert [len(record.ids) for record in waiting.run()] == [5, 5]
+    record = waiting.records[-1]
     text = waiting.write_asked().read_text().splitlines()
-    assert text == ["id,path,label", *(f"{i},," for i in waiting.pending.tolist())]
+    assert text == ["id,path,stands_for,label", *(
+        f"{i},,{record.stands_for[record.ids.index(i)]}," for i in waiting.pending.tolist())]
 
 
 # Kills
@@ -484,9 +486,10 @@ def test_what_people_wrote_into_asked_csv_stays(pool, tmp_path):
     people = loop(pool, tmp_path)
     a, b, *_ = people.ask().tolist()
     path = people.write_asked()
-    path.write_text(path.read_text().replace(f"{a},,", f"{a},,3"))
+    count = people.records[-1].stands_for[0]
+    path.write_text(path.read_text().replace(f"{a},,{count},", f"{a},,{count},3"))
     people.tell([b], [4])
-    assert f"{a},,3\n" in people.write_asked().read_text()
+    assert f"{a},,{count},3\n" in people.write_asked().read_text()
     assert f"{b}," not in path.read_text()
 
 

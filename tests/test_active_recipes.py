@@ -54,7 +54,9 @@ def test_the_loop_from_a_command_line(tmp_path, capsys):
     assert [(row["labels"], len(row["ids"])) for row in records(tmp_path)] == [(12, 4), (16, 4), (20, 0)]
     assert all(0 <= row["accuracy"] <= 1 for row in records(tmp_path))
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<img") == 8  # the images of two rounds
+    assert page.count("<img") == 8 + 4 * 6  # the images of two rounds, and five that each of the last stands for
+    assert "Accuracy on the unlabeled images: not known yet" in page  # 8 answers are too few
+    assert "What 50 more labels would bring cannot be told yet" in said
     assert 'aria-label="test accuracy (%) against labels: test"' in page
     before = records(tmp_path)
     with pytest.raises(UsageError, match="holds the labels of a loop; go on with --resume auto"):

@@ -147,7 +147,6 @@ def test_changes_under_dropout_are_those_of_slow_loops(block, monkeypatch):
 
 
 def test_drop_query_takes_rows_that_change_and_the_centers_of_all_when_cold():
-    """Rows of one kind have all their class in one feature of many: they never change unless that one drops."""
     view = _pool(rows=300, dim=30, labeled=20)
     masks = np.random.default_rng(0).random((200, 300, 30)) >= 0.75
     often = changed(view.embeddings, view.head_weight, view.head_bias, masks) / 200

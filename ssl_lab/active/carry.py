@@ -137,7 +137,8 @@ def _renumbered(folder: Path, rows: IntArray) -> Iterator[tuple[Path, bytes]]:
         yield ledger, b"".join(_entry(line, new) for line in ledger.read_bytes().splitlines(keepends=True))
     for path in sorted(folder.glob("round-*.json")):
         record = json.loads(path.read_text())
-        yield path, _json(record | {"ids": [new(row) for row in record["ids"]]})
+        like = record.get("like") and [[new(row) for row in rows] for rows in record["like"]]
+        yield path, _json(record | {"ids": [new(row) for row in record["ids"]], "like": like})
     abstained = folder / "abstained.json"
     if abstained.exists():
         yield abstained, _json(sorted(new(row) for row in json.loads(abstained.read_text())))

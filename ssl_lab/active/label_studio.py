@@ -85,6 +85,8 @@ class LabelStudio:
         task: dict[str, Any] = {"data": {ID: i, "image": URL + quote(self._image(i))}}
         if asked.scores is not None:
             task["data"]["query_score"] = asked.scores[n]
+        if asked.stands_for is not None:
+            task["data"]["stands_for"] = asked.stands_for[n]
         if asked.predicted is not None and asked.confidence is not None:
             result = {"from_name": "label", "to_name": "image", "type": "choices",
                       "value": {"choices": [asked.predicted[n]]}}

@@ -36,7 +36,7 @@ from ssl_lab.active.oracle import Oracle, Readable, write_questions
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
 from ssl_lab.active.record import Round, asked_of, read_round
 from ssl_lab.active.stopping import Advice
-from ssl_lab.active.watch import predicted, stop_advice, watched
+from ssl_lab.active.watch import predicted, represented, stop_advice, watched
 from ssl_lab.batch import seed_of
 from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
@@ -252,7 +252,7 @@ class ActiveLoop:
             eyes = net or self.backbone
             record = replace(record, query=query.name, ids=tuple(ids.tolist()), scores=scores_of(query, view, ids),
                              version=None if eyes is None else version_of(eyes), memory=cost.memory,
-                             **predicted(net, self.pool, ids, self.runtime))
+                             **predicted(net, self.pool, ids, self.runtime), **represented(view, ids))
         write_text(self.folder / f"round-{number:03}.json", json.dumps(dataclasses.asdict(record)) + "\n")
         self.records[number:] = [record]
 
@@ -274,6 +274,8 @@ class ActiveLoop:
             found["embeddings"] = self._cached
         if "predicted_loss" in needs:
             found["predicted_loss"] = predicted_loss(learner, self.pool, self.pool.train, self.runtime)
+        if needs & {"probs", "mc_probs"}:
+            needs.add("embeddings")  # of the same pass: by them each pick says what it stands for
         if net is not None:
             found |= arrays_of(net, self.pool, self.pool.train, needs - found.keys(), self.runtime,
                                seed_of(self.seed, "arrays", number))

@@ -34,7 +34,8 @@ class Asked:
 
     paths: of the image files, "" where there are none. predicted, confidence, scores: the names of the net's classes,
     their probabilities, and the query's scores, [n] each; None where there are none. version: of the net. class_names:
-    all that there are so far.
+    all that there are so far. stands_for: how many unlabeled images each stands for: those that are more like it than
+    like another one asked for.
     """
 
     ids: IntArray
@@ -44,6 +45,7 @@ class Asked:
     scores: tuple[float, ...] | None = None
     version: str | None = None
     class_names: tuple[str, ...] = ()
+    stands_for: tuple[int, ...] | None = None
 
 
 Oracle = Callable[[Asked], Mapping[int, Answer] | Iterable[tuple[int, Answer]]]
@@ -132,12 +134,15 @@ def differing(agreed: Agreed, how: Agreement) -> list[str]:
 
 
 def write_questions(path: Path, asked: Asked) -> None:
-    """Writes a CSV file of the ids and paths for `FromFile`; its column `label` keeps what stands there already, and is
-    else empty. UsageError if it cannot be written."""
+    """Writes a CSV file of the ids and paths for `FromFile`, and of how many images each stands for, if that is known;
+    its column `label` keeps what stands there already, and is else empty. UsageError if it cannot be written."""
     before = read_table(path) if path.exists() else ()
     filled = {str(row.get("id", "")): row.get("label") or "" for row in before if isinstance(row, dict)}
-    write_text(path, csv_text(("id", "path", "label"), [
-        (i, image, filled.get(str(i), "")) for i, image in zip(asked.ids.tolist(), asked.paths, strict=True)]))
+    columns: dict[str, Sequence[object]] = {"id": asked.ids.tolist(), "path": asked.paths}
+    if asked.stands_for is not None:
+        columns["stands_for"] = asked.stands_for
+    columns["label"] = [filled.get(str(i), "") for i in asked.ids.tolist()]
+    write_text(path, csv_text(tuple(columns), [*zip(*columns.values(), strict=True)]))
 
 
 class Command:

@@ -19,7 +19,8 @@ class Round:
     empty in the last record, which only measures. query: its name. accuracy: on the test images. version: a hash of
     the weights that the query saw. scores, predicted, confidence: of each id, where known. seconds: of "fit", "arrays"
     and "query". memory: peak bytes of the query above its inputs. watched, sureness: the class and its probability that
-    the net predicts of each image of a stop set, which `watch` names."""
+    the net predicts of each image of a stop set, which `watch` names. stands_for, like: of each id, how many unlabeled
+    images it stands for, and the ids of some; None where no embeddings were at hand."""
 
     round: int
     labels: int
@@ -35,13 +36,16 @@ class Round:
     watch: str | None = None
     watched: tuple[int, ...] | None = None
     sureness: tuple[float, ...] | None = None
+    stands_for: tuple[int, ...] | None = None
+    like: tuple[tuple[int, ...], ...] | None = None
 
 
 def read_round(path: Path) -> Round:
     """The round that a JSON file holds."""
-    content: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value
-                               for key, value in read_json(path, {}).items()}
-    return Round(**content)
+    def frozen(value: Any) -> Any:
+        return tuple(map(frozen, value)) if isinstance(value, list) else value
+
+    return Round(**{key: frozen(value) for key, value in read_json(path, {}).items()})
 
 
 def asked_of(record: Round, pending: IntArray, pool: Pool) -> Asked:
@@ -54,4 +58,5 @@ def asked_of(record: Round, pending: IntArray, pool: Pool) -> Asked:
     paths = tuple(pool.files[i] for i in pending.tolist()) if pool.files else ("",) * len(pending)
     classes = at(record.predicted)
     predicted = None if classes is None else tuple(pool.class_names[label] for label in classes)
-    return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version, pool.class_names)
+    return Asked(pending, paths, predicted, at(record.confidence), at(record.scores), record.version, pool.class_names,
+                 at(record.stands_for))

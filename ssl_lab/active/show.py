@@ -15,6 +15,7 @@ from ssl_lab.active import statistics
 from ssl_lab.active.benchmark import BASELINE, Cell
 from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.record import Round
 from ssl_lab.active.statistics import FloatArray, Paired
 from ssl_lab.active.stopping import MORE, STABLE, WORTH
 from ssl_lab.active.trainers import training_folder
@@ -62,6 +63,8 @@ def show_loop(loop: ActiveLoop, title: str) -> None:
     if asked:
         page.section("What was asked")
         page.images(*_picks(pool, [record.ids[:SHOWN] for record in asked], [f"{record.round}" for record in asked]))
+        if asked[-1].like is not None and any(asked[-1].like):
+            page.images(*_represented(pool, asked[-1]))
     Console().print(table)
     print(*advice.lines, sep="\n")
     page.write(loop.folder / "report.html")
@@ -94,6 +97,20 @@ def _picks(pool: Pool, rounds: Sequence[Sequence[int]], names: Sequence[str]) ->
     grid = image_grid(pool.images.take(ids).numpy(), [names_of[label] for label in pool.labels[ids].tolist()], width,
                       rows=[f"round {name}" for name in names])
     return grid, f"The first {width} images of each round, in the order of choice, with their labels."
+
+
+def _represented(pool: Pool, record: Round) -> tuple[Any, str]:
+    """A grid of the first images of a round, each beside some that it stands for, and its caption."""
+    counts, like = record.stands_for or (), record.like or ()
+    first = [place for place in range(min(SHOWN, len(like))) if like[place]]
+    ids = [[record.ids[place], *like[place]] for place in first]
+    width = max(map(len, ids))
+    blank = np.zeros((1, *pool.images.shape), dtype=np.uint8)
+    shown = np.concatenate([part for row in ids for part in (
+        pool.images.take(np.array(row)).numpy(), np.repeat(blank, width - len(row), axis=0))])
+    grid = image_grid(shown, columns=width, rows=[f"{counts[place]:,} like it" for place in first])
+    return grid, (f"The first images of round {record.round}, and beside each the unlabeled ones nearest to it, among "
+                  "those that are more like it than like another one of the round.")
 
 
 @dataclass(frozen=True)

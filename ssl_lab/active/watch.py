@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from ssl_lab.active.arrays import arrays_of
-from ssl_lab.active.query import FloatArray, IntArray, rng
+from ssl_lab.active.query import FloatArray, IntArray, PoolView, rng
 from ssl_lab.active.record import Round
+from ssl_lab.active.stands import stands_for
 from ssl_lab.active.stopping import Advice, Estimate, advise, estimate_accuracy, kappa
 from ssl_lab.data import Pool
 from ssl_lab.engine import Runtime
@@ -38,6 +39,17 @@ def predicted(net: Net | None, pool: Pool, ids: IntArray, runtime: Runtime) -> M
         return {}
     probs = arrays_of(net, pool, ids, ("probs",), runtime)["probs"]
     return {"predicted": tuple(probs.argmax(axis=1).tolist()), "confidence": tuple(probs.max(axis=1).tolist())}
+
+
+def represented(view: PoolView, ids: IntArray) -> Mapping[str, Any]:
+    """Of `Round`: what each pick stands for by the embeddings that the query saw, if it did."""
+    if view.embeddings is None:
+        return {}
+    rows = np.arange(len(view))
+    picks = rows[np.searchsorted(view.ids_of(rows), ids)]
+    stands = stands_for(view.embeddings, picks, np.setdiff1d(view.candidates, picks))
+    return {"stands_for": stands.counts,
+            "like": tuple(tuple(view.ids_of(np.array(some, dtype=np.int64)).tolist()) for some in stands.examples)}
 
 
 def stop_advice(records: Sequence[Round], labels: IntArray) -> Advice:

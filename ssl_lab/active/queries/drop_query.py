@@ -49,8 +49,10 @@ class DropQuery(Query):
         kept = np.flatnonzero(changes > least)
         if len(kept) <= budget:
             others = rng(seed, "others").permutation(np.setdiff1d(np.arange(len(rows)), kept))
-            return rows[np.concatenate([kept, others[: budget - len(kept)]])]
-        return rows[kept[nearest_to_centers(unit(x[kept]), budget, seed)]]
+            kept = np.concatenate([kept, others[: budget - len(kept)]])
+        else:
+            kept = kept[nearest_to_centers(unit(x[kept]), budget, seed)]
+        return rows[kept]
 
 
 def changed(x: FloatArray, weight: FloatArray, bias: FloatArray, keep: NDArray[np.bool_]) -> IntArray:

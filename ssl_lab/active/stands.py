@@ -1,0 +1,38 @@
+"""What each pick stands for: the unlabeled rows that are more like it than like another pick."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_lab.active.distances import blocks, unit
+from ssl_lab.active.query import FloatArray, IntArray
+
+EXAMPLES = 5
+
+
+class Stands(NamedTuple):
+    """counts: of the rows that each pick stands for. examples: up to 5 of them each, the nearest first."""
+
+    counts: tuple[int, ...]
+    examples: tuple[tuple[int, ...], ...]
+
+
+def stands_for(embeddings: FloatArray, picks: IntArray, others: IntArray, examples: int = EXAMPLES) -> Stands:
+    """Each of `others` belongs to the pick that it is most like by the cosine; of equal picks to the first.
+
+    embeddings: [N, D]. picks, others: int64 row numbers, none in both. Exact, O(others * picks * D) in matrix products.
+    """
+    if not len(picks):
+        return Stands((), ())
+    centers, nearest = unit(embeddings[picks]), np.empty(len(others), dtype=np.int64)
+    cosine = np.empty(len(others), dtype=np.float32)
+    for part in blocks(len(others), max(len(picks), embeddings.shape[1])):
+        alike = unit(embeddings[others[part]]) @ centers.T
+        nearest[part] = alike.argmax(axis=1)
+        cosine[part] = alike.max(axis=1)
+    order = np.lexsort((-cosine, nearest))
+    counts = np.bincount(nearest, minlength=len(picks))
+    groups = np.split(others[order], np.cumsum(counts)[:-1])
+    return Stands(tuple(counts.tolist()), tuple(tuple(group[:examples].tolist()) for group in groups))
