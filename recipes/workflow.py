@@ -83,8 +83,7 @@ def main(settings: Settings) -> None:
     export(out / "student", settings.to, file)
     said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
     stages |= {"teacher": out / "teacher", "student": out / "student"}
-    title = f"From {settings.labels} labels to {file.name}"
-    stage_report(title, said, stages, loop.pool, loop.records[0].ids, out).write(out / "report.html")
+    stage_report(f"From {settings.labels} labels to {file.name}", said, stages, loop.pool, loop.records[0].ids, out)
     print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
 
 

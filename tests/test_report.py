@@ -446,3 +446,29 @@ def test_unwritable_path_is_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="cannot write"):
         page().write(tmp_path / "file" / "report.html")
+
+
+def test_pages_of_runs_are_linked_relative_to_the_page_and_only_those_that_are_there(tmp_path: Path) -> None:
+    for name in ("one & <b>", "other"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    (tmp_path / "runs" / "one & <b>" / "report.html").write_text("")
+    page = Report("links")
+    page.runs({name: tmp_path / "runs" / name for name in ("one & <b>", "other")}, tmp_path / "page")
+    assert '<a href="../runs/one%20%26%20%3Cb%3E/report.html">one &amp; &lt;b&gt;</a>' in page.html()
+    assert "other" not in page.html()
+    none = Report("links")
+    none.runs({"other": tmp_path / "runs" / "other"}, tmp_path)
+    assert "<p>" not in none.html()
+
+
+def test_lists_and_commands_are_escaped_and_folded_tables_open_without_scripts() -> None:
+    page = Report("blocks")
+    page.list([])
+    assert "<ul>" not in page.html()
+    page.list([HOSTILE])
+    page.command("ssl-lab label 'my <data>'")
+    page.folded("All <of> it", QUICKSTART)
+    text = page.html()
+    assert "<script" not in text
+    assert "<pre><code>ssl-lab label &#x27;my &lt;data&gt;&#x27;</code></pre>" in text
+    assert "<summary>All &lt;of&gt; it</summary>" in text

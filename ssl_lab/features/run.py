@@ -53,7 +53,7 @@ def save_run(out: Path, learner: str, nets: Sequence[Net], features: Sequence[Fl
                 for name, value in _scores(found.logits, found.truth).items()}
     summary = {"method": learner, "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                "seed": pool.seed, "valid_accuracy": None, "test_accuracy": None, **measured,
-               "selection": "the learner's own rule, on labels alone", "precision": runtime.precision,
+               "selection": "what the learner makes of the labels alone", "precision": runtime.precision,
                "device": str(runtime.device), "split": pool.manifest()["hash"], "loaded": loaded(pool)}
     with alone_in(out):
         write_inventory(out, inventory(pool))

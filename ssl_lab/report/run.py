@@ -115,7 +115,9 @@ def _add_result(page: Report, run: StoredRun) -> None:
     there = [split for split in SPLITS if split in run.predicted]
     columns = [Column("measure"), *(Column(f"{len(run.predicted[split].truth):,} {SPLITS[split]} images", "right")
                                     for split in there)]
-    rows: list[list[Cell]] = [["accuracy, of the averaged weights", *(_share(run, split) for split in there)]]
+    averaged = any(done.get(f"{split}_accuracy_plain") is not None for split in there)
+    rows: list[list[Cell]] = [["accuracy" + ", of the averaged weights" * averaged,
+                               *(_share(run, split) for split in there)]]
     for key, name in (("accuracy_plain", "accuracy, of the last weights"), ("balanced_accuracy", "balanced accuracy"),
                       ("ece", "calibration error (ECE)")):
         numbers = [done.get(f"{split}_{key}") for split in there]
@@ -124,7 +126,7 @@ def _add_result(page: Report, run: StoredRun) -> None:
     page.table(Table("How good it is", columns, rows))
     page.text("In brackets 95% intervals (Wilson) for these images as a sample of such; another draw of the labels or "
               "another seed may differ by more, and this is one run. "
-              + (f"The test images chose nothing: the model is the {done['selection']}. "
+              + (f"The test images chose nothing. What is measured: {done['selection']}. "
                  if "test" in there and done.get("selection") else "")
               + ("" if "test" in there else "There are no test images of known class: where settings were chosen by "
                  "these validation images, the figures flatter them. "))

@@ -11,7 +11,7 @@ import yaml
 
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
-from ssl_lab.report.html import Report
+from ssl_lab.report.html import NAME, Report
 from ssl_lab.report.images import image_grid
 from ssl_lab.report.metrics import band, read_metrics
 from ssl_lab.report.plots import curves
@@ -37,9 +37,9 @@ def stage_table(stages: Mapping[str, Path]) -> Table:
 
 
 def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int],
-                 out: Path) -> Report:
-    """A page for the folder `out` with `stage_table`, the lines that were `said`, accuracy curves of the stages that
-    have one, and the first images that were `asked` for (rows of the pool), with their labels."""
+                 out: Path) -> None:
+    """Writes report.html into the folder `out`: `stage_table`, the lines that were `said`, accuracy curves of the
+    stages that have one, and the first images that were `asked` for (rows of the pool), with their labels."""
     page = Report(title, f"{len(pool.train):,} training images, {len(pool.labeled):,} of them labeled; "
                          f"{len(pool.test):,} to test on")
     page.table(stage_table(stages))
@@ -58,4 +58,4 @@ def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, 
     names = {-1: "no answer", -2: "ignored"} | dict(enumerate(pool.class_names))
     grid = image_grid(pool.images.take(ids).numpy(), [names[label] for label in pool.labels[ids].tolist()], columns=10)
     page.images(grid, "The first images that were to be labeled, in the order of choice, with their labels.")
-    return page
+    page.write(out / NAME)
