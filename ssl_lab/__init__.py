@@ -40,6 +40,7 @@ if TYPE_CHECKING:
         predict,
     )
     from ssl_lab.errors import UsageError
+    from ssl_lab.estimator import Classifier
     from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.model import Model, Predictions, open
     from ssl_lab.nets import Ema, Net, Output, net
@@ -57,6 +58,7 @@ _HOMES = {
     "engine": ("Callback", "Feed", "MLflow", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard",
                "Trainer", "WandB", "accuracy", "predict"),
     "errors": ("UsageError",),
+    "estimator": ("Classifier",),
     "model": ("Model", "Predictions", "open"),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),

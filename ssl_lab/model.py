@@ -165,7 +165,7 @@ class Model:
                                for part in parts])
 
     def _seen(self, images: Any) -> Iterator[tuple[Batch, tuple[FloatArray, FloatArray]]]:
-        found = images if isinstance(images, Pictures) else find_pictures(images)
+        found = images if isinstance(images, Pictures) else find_pictures(images, self.card.style.channels)
         shape = self.card.style.channels, self.card.style.height, self.card.style.width
         nothing = np.empty((0, len(self.classes))), np.empty((0, 0), np.float32)
         for batch in batches(found.stream, self.reading, shape, self.batch):
@@ -189,17 +189,22 @@ def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -
     """The model in the folder of a finished run. UsageError if there is none."""
     folder = Path(run)
     card = Card.read(folder)
-    runtime = Runtime.start(device, precision)
     if card.kind == "ensemble":
         members = [open(folder / "members" / name, device, precision) for name in card.members]
         return Model(card, _mean([member.see for member in members]), members[0].batch)
     net = named(card.net, card.class_names or 2, card.style, weights=folder / "model.safetensors")
-    place(net.eval(), runtime.device)
-    see = _seeing(net, card, runtime)
+    model = around(net, card, device, precision)
     if card.kind == "neighbors":
         stored = read_weights(folder / "neighbors.safetensors")
-        see = _voting(see, Neighbors(stored["rows"].numpy(), stored["beliefs"].numpy(), card.neighbors))
-    return Model(card, see, batch_of(card.style, runtime), net)
+        model.see = _voting(model.see, Neighbors(stored["rows"].numpy(), stored["beliefs"].numpy(), card.neighbors))
+    return model
+
+
+def around(net: Net, card: Card, device: str = "auto", precision: Precision = "auto") -> Model:
+    """The model of a net that was trained, of which the card says what it is; the net is moved to the device."""
+    runtime = Runtime.start(device, precision)
+    place(net.eval(), runtime.device)
+    return Model(card, _seeing(net, card, runtime), batch_of(card.style, runtime), net)
 
 
 def _seeing(net: Net, card: Card, runtime: Runtime) -> See:

@@ -15,7 +15,7 @@ LEVELS = [
     {"model", "finetune"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
-     "reporting"},
+     "reporting", "estimator"},
     {"train"},
     {"cli", "__init__"},
 ]

@@ -74,12 +74,12 @@ def written(given: Any, what: str, notes: list[str]) -> Written:
 
     What was read as something else is added to `notes`. UsageError for anything else.
     """
-    array = _column(given, what)
+    array = as_column(given, what)
     if not array.size or array.dtype.kind in "iu":
         return array.astype(np.int64)
     if array.dtype.kind not in "fbOUST":
         raise UsageError(f"{what} are an array of {array.dtype}, {_EXPECTED}")
-    entries = [_entry(value, f"{what}: entry {row}") for row, value in enumerate(array)]
+    entries = [entry_of(value, f"{what}: entry {row}") for row, value in enumerate(array)]
     known = [entry for entry in entries if entry is not None]
     if any(isinstance(entry, str) for entry in known) or not all(float(entry).is_integer() for entry in known):
         return ["" if entry is None else str(entry) for entry in entries]
@@ -94,7 +94,7 @@ def texts_of(labels: Written) -> list[str]:
     return labels if isinstance(labels, list) else [str(number) for number in labels.tolist()]
 
 
-def _column(given: Any, what: str) -> NDArray[Any]:
+def as_column(given: Any, what: str) -> NDArray[Any]:
     """As an array of one dimension."""
     if isinstance(given, np.ma.MaskedArray):
         known, given = ~np.ma.getmaskarray(given), given.data.astype(object)
@@ -116,7 +116,7 @@ def _column(given: Any, what: str) -> NDArray[Any]:
     return array
 
 
-def _entry(value: Any, what: str) -> str | Any | None:
+def entry_of(value: Any, what: str) -> str | Any | None:
     """A text, a number, or None for no label."""
     if isinstance(value, str):
         return str(value)

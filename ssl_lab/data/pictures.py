@@ -62,22 +62,23 @@ class Pictures:
     passed_over: dict[str, int]
 
 
-def find_pictures(given: Any) -> Pictures:
+def find_pictures(given: Any, channels: int = 3) -> Pictures:
     """The images that `given` means: the path of a file, of a folder (with all below it), of a tar or .npy file, a
     pattern such as "new/*.jpg", "-" for paths on standard input, a line each; an array [N, H, W], [N, C, H, W] or
     [N, H, W, C] or of one image; a PIL image; a list, or an array of texts, of any of these; or a data set, of PyTorch
     or Hugging Face, of which the images are read (see `fields_of`).
 
+    channels: 1 if they are for a model of grays, to which an array [3, H, W] is three images and not one.
     UsageError for a path at which there is nothing, and for anything else.
     """
     if isinstance(given, str | os.PathLike):
-        return _at_path(os.fspath(given))
+        return _at_path(os.fspath(given), channels)
     if is_dataset(given):
         return _of_dataset(given)
     if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
         given = given.tolist()
     if isinstance(given, np.ndarray | Tensor):
-        return _of_array(np.asarray(given), "image")
+        return _of_array(np.asarray(given), "image", channels)
     if type(given).__module__.startswith("PIL."):
         return Pictures(iter([Picture("image 0", given)]), 1, {})
     if not isinstance(given, Iterable) or isinstance(given, bytes | dict):
@@ -107,7 +108,7 @@ def _of_dataset(dataset: Any) -> Pictures:
     return Pictures((Picture(f"row {number}", content(number)) for number in range(len(dataset))), len(dataset), {})
 
 
-def _at_path(path: str) -> Pictures:
+def _at_path(path: str, channels: int) -> Pictures:
     if path == "-":
         return Pictures((Picture(line, Path(line)) for line in map(str.strip, sys.stdin) if line), None, {})
     where = Path(path).expanduser()
@@ -121,7 +122,7 @@ def _at_path(path: str) -> Pictures:
     if where.suffix.lower() == ".tar" and where.is_file():
         return Pictures(_of_tar(where), None, {})
     if where.suffix.lower() in (".npy", ".npz") and where.is_file():
-        return _of_array(_array_in(where), f"{path}, image")
+        return _of_array(_array_in(where), f"{path}, image", channels)
     if where.exists() or not glob.has_magic(path):
         if not where.exists():
             raise UsageError(f"there is no file or folder {path}")
@@ -157,8 +158,8 @@ def _array_in(path: Path) -> NDArray[Any]:
         raise UsageError(f"cannot read {path}: {error}") from error
 
 
-def _of_array(array: NDArray[Any], what: str) -> Pictures:
-    if array.ndim == 2 or (array.ndim == 3 and (array.shape[0] in (1, 3) or array.shape[2] in (1, 3))):
+def _of_array(array: NDArray[Any], what: str, channels: int) -> Pictures:
+    if array.ndim == 2 or (array.ndim == 3 and (array.shape[0] in (1, channels) or array.shape[2] in (1, 3))):
         array = array[None]
     images = channels_first(array, "images")
     return Pictures((Picture(f"{what} {n}", image) for n, image in enumerate(images)), len(images), {})
