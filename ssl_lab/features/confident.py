@@ -55,9 +55,8 @@ def doubt(labels: ArrayLike, probs: ArrayLike) -> Doubt:
 
     labels: int [n]. probs: [n, C], of learners that did not see the label. The score is 1 - p_given. As many are likely
     wrong as the confident joint has off its diagonal: those of the highest scores, of equals the first, but for labels
-    that are the most probable class all the same. The paper counts by the joint and ranks within it; ranked over all
-    by p_given, the same number held a quarter more of planted errors (tests/benchmarks/audit.py). UsageError for shapes
-    that do not fit.
+    that are the most probable class all the same. (The joint says how many; which ones, the ranking of all labels.)
+    UsageError for shapes that do not fit.
     """
     known, p = _checked(labels, probs)
     each = np.arange(len(known))
