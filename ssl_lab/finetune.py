@@ -14,7 +14,7 @@ from ssl_lab.features.probe import probe_head
 from ssl_lab.nets import Net
 from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
-from ssl_lab.optim import SGD, with_rates
+from ssl_lab.optim import SGD, Optimizer, with_rates
 from ssl_lab.schedule import cosine
 
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
@@ -84,7 +84,7 @@ class FineTuning:
         lr, rate = with_all.lr, with_all.backbone_rate
         assert lr is not None
         assert rate is not None
-        optimizer = SGD(lr=cosine(lr), weight_decay=self.weight_decay)
+        optimizer: Optimizer = SGD(lr=cosine(lr), weight_decay=self.weight_decay)
         if self.train_blocks != 0:
             optimizer = with_rates(optimizer, {"net.backbone": cosine(lr * rate)})
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(

@@ -82,7 +82,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
         "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
         "background": background, "flip": flip}
-    how = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
+    how: dict[str, Any] = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
     settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed, **read}
     pool = load(data, **reading_of(read)).split(**how)
     announce(pool)

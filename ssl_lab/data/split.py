@@ -42,9 +42,8 @@ def draw_labeled(rows: IntArray, truth: IntArray, amount: float, class_names: Se
     free = np.setdiff1d(rows, left_out)
     count = _count(amount, len(free), "labels")
     if not len(free):
-        raise UsageError(f"labels={amount:g}: no train image has a known label, so none can be drawn. Label some, or "
-                         "have people asked for labels (recipes/active.py with --oracle), or learn without "
-                         "(recipes/pretrain.py)")
+        raise UsageError(f"labels={amount:g}: no train image has a known label, so none can be drawn. Label some "
+                         "(`ssl-lab label` shows them on a page), or learn features without (a method of pretraining)")
     if not 1 <= count <= len(free):
         raise UsageError(f"labels={amount:g}: expected 1 to {len(free)}, the train images whose label is known "
                          "and that do not validate, or a fraction of them between 0 and 1")

@@ -11,6 +11,7 @@ import tyro
 from ssl_lab.active.answers import read_json
 from ssl_lab.active.carry import carried
 from ssl_lab.active.plugins import make_query
+from ssl_lab.at_hand import size_for
 from ssl_lab.data import announce, load
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.reading import Background
@@ -40,7 +41,7 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     data: folder of images, CSV of path,label, or the name of a data set.
     query: what chooses the images (see `ssl-lab list queries`): one of embeddings and probabilities.
     first_query: the same, while fewer than two classes are known.
-    model: folder of a run whose net sees the images; its features are what images are compared by.
+    model: folder of a run whose net sees the images, or lite0; its features are what images are compared by.
     net: the same, of a net by name (see `ssl-lab list nets`).
     weights: of that net, from this file.
     pretrained: its published weights.
@@ -59,6 +60,7 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     seed: of the query.
     device: cpu, cuda, or auto.
     """
+    image_size = image_size or size_for({"net": model or net, "resize": resize})
     pool = load(data, data_dir, image_size, path_column=path_column, label_column=label_column,
                 split_column=split_column, class_level=class_level, resize=resize, value_range=value_range,
                 background=background)

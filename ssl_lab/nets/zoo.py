@@ -24,8 +24,8 @@ from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import load, load_net, whole_net
 
 NO_CLASSES = ("a classifier needs classes, and there are none: no image has a label. Label some (a folder for each "
-              "class, lines of path,label in a CSV, or recipes/active.py, which asks for labels), or learn features "
-              "without (recipes/pretrain.py)")
+              "class, lines of path,label in a CSV, or `ssl-lab label`, a page that asks for them), or learn features "
+              "without (a method of pretraining)")
 
 
 @dataclass(frozen=True)
