@@ -114,12 +114,13 @@ def preset(method: str, kind: Literal["paper", "short"], unlabeled: int | None =
 
     Raises UsageError for a method that does not pretrain.
     """
+    name = method.partition("(")[0].strip()
+    if ":" not in name and name not in SHORT:
+        raise unknown("pretraining method", name, SHORT)
     learner = methods.get(method)
-    known = learner.name in SHORT
-    if not known and learner in methods.METHODS.values():
-        raise unknown("pretraining method", learner.name, SHORT)
-    if not known and learner.classifies:
+    if learner.classifies:
         raise UsageError(f"{method} does not pretrain: it trains a classifier; see recipes/consistency.py")
+    known = learner.name in SHORT
     name = learner.name if known else "simclr"
     found = PAPER[name] if kind == "paper" else _short(name, (unlabeled or 256) >= LARGE)
     found = found if known else replace(found, arguments={})
