@@ -12,7 +12,7 @@ images are left out of the labels' count, as both their labels are wrong; copies
 count as false. cleanlab ranks the same probabilities, if it is installed (pip install cleanlab).
 
 Three seeds, mean ± standard deviation in %, on one core of a machine with two and some twelve other processes. MNIST by
-the command above, 34 to 36 seconds of CPU time for each audit; CIFAR-10 with `--count 3000`, 21 and more. The learner
+the command above, 34 to 36 seconds of CPU time for each audit; CIFAR-10 with `--count 3000`, 20 or 21. The learner
 that auto took, with the share of the labels that it agreed with: knn 89% on MNIST, the probe 78% on CIFAR-10.
 
     mnist, 10,000          at its count   called      precision    recall
