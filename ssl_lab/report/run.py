@@ -163,9 +163,9 @@ def _add_errors(page: Report, run: StoredRun, split: str) -> None:
                Column("called so", "right", ",d"), Column("of these right", "right")]
     rows: list[list[Cell]] = [[names[each.label], each.images, _interval(each.right, each.images, each.recall),
                                each.called, _interval(each.right, each.called, each.precision)] for each in classes]
-    page.folded(f"All {len(rows)} classes in a table", Table("Classes, the least recognized first", columns, rows))
     if len(names) > FEW:
         page.table(Table(f"The {LISTED} least recognized of {len(rows)} classes", columns, rows[:LISTED]))
+    page.folded(f"All {len(rows)} classes in a table", Table("Classes, the least recognized first", columns, rows))
 
 
 def _interval(right: int, total: int, ends: tuple[float, float]) -> str | None:
