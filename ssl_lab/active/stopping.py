@@ -54,7 +54,8 @@ def estimate_accuracy(right: ArrayLike, confidence: ArrayLike, unlabeled: ArrayL
     P(right) = sigmoid(a + b logit(confidence)), as Platt (1999) calibrates, with priors of standard deviation 2 and 1
     around a = 0, b = 1: with few answers, confidence is taken at its word, and the interval is wide. It is of 2,000
     draws of (a, b) from the normal approximation of their posterior. It holds where answered images are as hard as
-    unlabeled ones of the same confidence; for what it is worth under queries, see tests/benchmarks/README.md.
+    unlabeled ones of the same confidence. Measured, it holds the test accuracy in 78 to 96% of rounds in a loop,
+    in 19 to 97% out of fold (least under margin, whose picks are harder than that): see tests/benchmarks/README.md.
     """
     y, sure, rest = np.asarray(right, dtype=np.float64), _logits(confidence), _logits(unlabeled)
     if len(y) < FEWEST or not len(rest):
