@@ -55,8 +55,9 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Settings are those of `presets` for this method and length; each that is None here is taken from there.
 
-    method: its name, see `ssl-lab list methods`; "supervised" learns from the labeled images alone. net: its name, see
-    `ssl-lab list nets`. arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
+    method: its name, see `ssl-lab list methods`, or "mypackage.mymodule:MyMethod", with arguments if wanted,
+    "fixmatch(threshold=0.9)"; "supervised" learns from the labeled images alone. net: its name, see `ssl-lab list
+    nets`. arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
     steps, minutes: how long it trains; minutes, if given, in place of steps. labeled, unlabeled: images of each step.
     lr: peak learning rate. seed: of everything drawn. flip: whether views may mirror images; False where a mirrored
     image is of another class. image_shape: of images that are rows of a table, (height, width), or with 1 or 3 channels
@@ -160,11 +161,11 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, pool: Pool) -> None:
         """Trains on a pool, and keeps what prediction takes."""
         steps = None if self.minutes is not None else self.steps
-        preset = presets.preset(self.method, pool.name, presets.kind_for(steps))
+        preset = presets.preset(methods.get(self.method).name, pool.name, presets.kind_for(steps))
         net = named(self.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
-        arguments = {"ema": preset.ema, **preset.arguments, **(self.arguments or {})}
-        method = presets.build(self.method, net, pool, arguments)
+        usual = {"ema": preset.ema, **preset.arguments}
+        method = presets.build(self.method, net, pool, self.arguments or {}, usual)
         labeled = preset.labeled if self.labeled is None else self.labeled
         unlabeled = preset.unlabeled if self.unlabeled is None else self.unlabeled
         lr = preset.lr if self.lr is None else self.lr

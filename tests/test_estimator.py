@@ -244,6 +244,16 @@ def test_a_pickled_or_copied_estimator_keeps_its_model_and_a_clone_does_not(monk
     assert model.model_.embed(images).shape == (24, model.model_.net.features_dim)
 
 
+def test_a_method_is_a_text_with_arguments_or_ones_own_by_its_path(tmp_path, monkeypatch):
+    (tmp_path / "mine.py").write_text("import ssl_lab as sl\n\nclass Mine(sl.Supervised):\n    name = 'mine'\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    images, truth = photos(24)
+    own = quick("mine:Mine").fit(images, truth).predict_proba(images)
+    assert np.array_equal(own, quick().fit(images, truth).predict_proba(images))
+    text = quick("supervised(ema=0.5)", arguments=None).fit(images, truth).predict_proba(images)
+    assert np.array_equal(text, own)
+
+
 def test_a_run_that_is_kept_says_the_same(tmp_path):
     images, truth = photos(24)
     model = quick(out=tmp_path / "run").fit(images, NAMES[truth])
