@@ -27,7 +27,7 @@ def test_batchnorm_of_a_vector_needs_two_images(tmp_path: Path, name: str, parts
     (tmp_path / "model.safetensors").write_text("of the run before")
     method = METHODS[name](net("tiny_4", style=pool.style))
     with pytest.raises(UsageError, match=rf"{name} normalizes .*2 images or more \(--labeled, --unlabeled"):
-        train(tmp_path, method, pool, steps=2, **parts)
+        train(tmp_path, method, pool, steps=2, resume="auto", **parts)
     assert (tmp_path / "model.safetensors").read_text() == "of the run before"
 
 
