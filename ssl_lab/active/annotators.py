@@ -60,7 +60,7 @@ def dawid_skene(answers: Iterable[tuple[int, str, int]], classes: int, iteration
     for _ in range(iterations):
         prior = (chances.sum(axis=0) + 1) / (len(rows) + classes)
         counts = np.zeros((len(people), classes, classes)) + known
-        np.add.at(counts, (person, slice(None), label), chances[image])
+        np.add.at(counts.transpose(0, 2, 1), (person, label), chances[image])
         confusion = counts / counts.sum(axis=2, keepdims=True)
         logs = np.tile(np.log(prior), (len(rows), 1))
         np.add.at(logs, image, np.log(confusion[person, :, label]))
@@ -99,6 +99,6 @@ def assign(queries: Sequence[int], annotators: Sequence[str], reliability: Relia
     each = -(-len(places) // len(annotators))
     seats = np.tile(np.arange(len(annotators)), each)  # the last turn may be left
     late = np.repeat(np.arange(each) == each - 1, len(annotators)) * 2.0 if len(places) % len(annotators) else 0.0
-    image, seat = linear_sum_assignment(chance[np.ix_(places, seats)] - late, maximize=True)
+    image, seat = linear_sum_assignment(chance[places][:, seats] - late, maximize=True)
     chosen = {queries[places[n]]: int(seats[s]) for n, s in zip(image, seat, strict=True)}
     return {row: annotators[who] for row, who in chosen.items() if annotators[who] not in seen.get(row, set())}
