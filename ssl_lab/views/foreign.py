@@ -11,7 +11,7 @@ as the views that are written here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,8 +26,8 @@ _NOT_BY_ROW = {"order", "forward_input_shape"}  # parameters without a row for e
 _ALIKE = {"Resize", "CenterCrop", "PadTo", "LongestMaxSize", "SmallestMaxSize"}  # nothing of theirs is random
 
 
-def kornia(*augmentations: nn.Module | Sequence[nn.Module]) -> ViewFactory:
-    """A view of `kornia.augmentation` modules, one after another; a list or an `nn.Sequential` of them will do too.
+def kornia(*augmentations: Any) -> ViewFactory:
+    """A view of modules of `kornia.augmentation`, one after another; a list or an `nn.Sequential` of them will do too.
 
     Each image draws for itself, on the host; pixels are computed on the device of the batch, in [0, 1], and nothing is
     read back. `RandomResizedCrop` resamples, whatever its cropping_mode, because slices are cut image by image. The
@@ -48,7 +48,7 @@ class Kornia:
     """See `kornia`. mirrors: whether it may mirror an image left-right."""
 
     style: Style
-    modules: tuple[nn.Module, ...]
+    modules: tuple[Any, ...]  # of Kornia, which has types of its own
 
     def __post_init__(self) -> None:
         shape = (4, self.style.channels, self.style.height, self.style.width)
@@ -94,7 +94,7 @@ def _rows(name: str, value: Any, draw: Draw) -> Any:
     return draw.rows_of(value) if by_row else value
 
 
-def _flat(given: Iterable[Any]) -> Iterable[nn.Module]:
+def _flat(given: Iterable[Any]) -> Iterable[Any]:
     for each in given:
         if isinstance(each, nn.Sequential | nn.ModuleList | list | tuple):
             if type(each).__module__.startswith("kornia.augmentation.auto"):
@@ -109,7 +109,7 @@ def _flat(given: Iterable[Any]) -> Iterable[nn.Module]:
             yield each
 
 
-def _checked(module: nn.Module) -> nn.Module:
+def _checked(module: Any) -> Any:
     """The module, or a copy whose crops resample. UsageError for what cannot keep the contract."""
     from kornia.augmentation import AugmentationBase2D
 
