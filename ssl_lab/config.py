@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import inspect
 import io
 import os
 import re
@@ -184,6 +185,8 @@ def run_command(commands: Mapping[str, Callable[..., object]], program: str, des
 
     def later(command: Callable[..., object]) -> Callable[..., None]:
         """Takes the command's arguments, so that only the parsing happens while stderr is held back."""
+        command.__doc__ = _by_argument(command)  # tyro reads that of the innermost function
+
         @functools.wraps(command)
         def choose(*args: Any, **kwargs: Any) -> None:
             chosen.append(functools.partial(command, *args, **kwargs))
@@ -194,6 +197,17 @@ def run_command(commands: Mapping[str, Callable[..., object]], program: str, des
                                              prog=program, description=description,
                                              args=_negative(sys.argv[1:] if arguments is None else arguments))
     chosen[0]()
+
+
+def _by_argument(command: Callable[..., object]) -> str:
+    """A command's docstring with the lines on its arguments where tyro looks for them, under "Args:"."""
+    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
+    names = "|".join(inspect.signature(command).parameters)
+    first = next((row for row, line in enumerate(lines) if re.match(f"({names}): ", line)), None)
+    if not names or first is None:
+        return "\n".join(lines)
+    each = re.sub(rf"\. ({names}): ", r".\n\1: ", "\n".join(lines[first:])).splitlines()  # several may share a line
+    return "\n".join([*lines[:first], "Args:", *(f"    {line}" for line in each)])
 
 
 def exit_with_status(action: Callable[[], object]) -> None:

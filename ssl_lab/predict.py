@@ -51,6 +51,8 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
     """
     if top < 1:
         raise UsageError(f"--top {top}: expected 1 or more")
+    if not paths:
+        raise UsageError("which images? Give files, folders, patterns, or - for paths on standard input")
     model = models.open(run, device)
     pictures = find_pictures(paths)
     seen: Counter[str] = Counter()

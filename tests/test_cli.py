@@ -89,3 +89,12 @@ def test_what_a_command_raises_comes_through():
 
     with pytest.raises(UsageError, match="no such thing"):
         run_command({"fail": fail, "other": fail}, "program", "", ["fail"])
+
+
+def test_help_says_beside_each_flag_what_it_is(capsys):
+    for command, flag, what in (("predict", "--top INT", "so many classes"),
+                                ("quickstart", "--seeds INT", "runs of each")):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+        assert f"{flag} {what}" in words
