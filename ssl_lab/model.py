@@ -209,13 +209,16 @@ def around(net: Net, card: Card, device: str = "auto", precision: Precision = "a
 
 def _seeing(net: Net, card: Card, runtime: Runtime) -> See:
     view = Eval(card.style)
+    learned_alone = net.name.endswith("+unit")  # by a learner on features, in float32
 
     @torch.inference_mode()
     def see(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
         images = view(pixels.to(runtime.device), At(0, 1).draw("eval", len(pixels), runtime.device))
         with runtime.autocast():
             out = net(images.to(memory_format=torch.channels_last))
-        return out.logits.float().cpu().numpy(), out.features.float().cpu().numpy()
+        features = out.features.float()
+        logits = net.head(features) if learned_alone else out.logits.float()
+        return logits.cpu().numpy(), features.cpu().numpy()
 
     return see
 
