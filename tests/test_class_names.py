@@ -121,19 +121,19 @@ def test_a_net_without_classes_says_what_to_do():
 
 def test_a_run_writes_what_its_classes_are_called(tmp_path):
     pool = pool_of()
-    for classes in (RGB, 3):
-        result = train(tmp_path, sl.Supervised(net("tiny_4", classes=classes, style=STYLE)), pool, 6, steps=2)
+    for run, classes in ((tmp_path / "names", RGB), (tmp_path / "count", 3)):
+        result = train(run, sl.Supervised(net("tiny_4", classes=classes, style=STYLE)), pool, 6, steps=2)
         assert result.method.predictor().class_names == RGB
         assert result.summary["class_names"] == list(RGB)
-        assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["class_names"] == list(RGB)
+        assert torch.load(run / "checkpoint.pt", weights_only=True)["class_names"] == list(RGB)
         for file in ("model.safetensors", "checkpoint.pt"):
-            assert read_weights(tmp_path / file).class_names == RGB
-            again = net("tiny_4", classes=OTHER, style=STYLE, weights=tmp_path / file)
+            assert read_weights(run / file).class_names == RGB
+            again = net("tiny_4", classes=OTHER, style=STYLE, weights=run / file)
             learned = result.method.predictor().head.weight[[2, 0, 1]]
             assert torch.equal(again.head.weight, learned)
     unlabeled = sl.methods.SimCLR(net("tiny_4", classes=3, style=STYLE))
-    train(tmp_path, unlabeled, pool, unlabeled=6, steps=2)
-    assert read_weights(tmp_path / "model.safetensors").class_names == ()
+    train(tmp_path / "simclr", unlabeled, pool, unlabeled=6, steps=2)
+    assert read_weights(tmp_path / "simclr" / "model.safetensors").class_names == ()
 
 
 @pytest.mark.parametrize("names", [OTHER, RENAMED])

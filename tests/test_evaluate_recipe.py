@@ -210,7 +210,7 @@ def cells(text):
 
 @pytest.fixture
 def wide(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "400")
 
 
 def test_a_run_against_its_own_beginning(tmp_path, capsys, wide):

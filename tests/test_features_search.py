@@ -71,7 +71,9 @@ def test_group_maxima_lose_none_of_the_highest(monkeypatch):
 @pytest.mark.parametrize(("slow", "fast"), [("_nearest", "_nearest_by_faiss"), ("_nearest_by_faiss", "_nearest")])
 def test_the_faster_library_is_measured(monkeypatch, slow, fast):
     nearest = getattr(search, slow)
-    monkeypatch.setattr(search, slow, lambda *arguments: time.sleep(0.1) or nearest(*arguments))
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(search, slow, lambda *arguments: now.__setitem__(0, now[0] + 1) or nearest(*arguments))
     assert search._faster.__wrapped__() is getattr(search, fast)
 
 
