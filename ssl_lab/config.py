@@ -167,7 +167,19 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
         raise SystemExit(0)
     if parsed.steps is None and parsed.minutes is None:
         raise UsageError("how long to train? Give --steps N or --minutes M")
+    _check_beginning(parsed)
     return parsed
+
+
+def _check_beginning(settings: Settings) -> None:
+    """UsageError for a run that would begin from the run in its own folder, which makes way for it."""
+    for name in ("start", "teacher", "weights", "also") if settings.steps != 0 else ():  # 0: nothing is trained
+        given = getattr(settings, name, None)
+        for each in given if isinstance(given, tuple) else str(given or "").split(","):
+            path = Path(each)
+            if each and settings.out == (path.parent if path.suffix == ".safetensors" else path):
+                raise UsageError(f"{each} lies in --out {settings.out}, where the new run is written: name another "
+                                 "--out")
 
 
 def launch(main: Callable[[S], object], settings: type[S]) -> None:

@@ -200,3 +200,11 @@ def test_a_dictionary_goes_through_yaml_and_a_flag_replaces_the_whole_of_it(tmp_
     assert parse(WithArguments, ["--config", str(file), "--arguments", "weight", "1"]).arguments == {"weight": 1.0}
     file.write_text("steps: 3\narguments: {}\n")
     assert parse(WithArguments, ["--config", str(file)]).arguments == {}
+
+
+@pytest.mark.parametrize("given", [("--weights", "runs/a/model.safetensors"), ("--weights", "runs/a"),
+                                   ("--out", "runs/latest", "--weights", "runs/latest/model.safetensors")])
+def test_a_run_does_not_begin_from_what_makes_way_for_it(given):
+    with pytest.raises(UsageError, match=r"lies in --out runs/\w+, where the new run is written: name another --out"):
+        parse(Settings, ["--steps", "1", "--out", "runs/a", *given])
+    assert parse(Settings, ["--steps", "1", "--out", "runs/b", "--weights", "runs/a/model.safetensors"]).steps == 1
