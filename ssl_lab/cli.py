@@ -96,9 +96,10 @@ def _queries() -> list[dict[str, str]]:
 
 
 def _views() -> list[dict[str, str]]:
-    from ssl_lab.views import VIEWS
+    from ssl_lab.views import VIEWS, kornia, torchvision
 
-    return [{"name": name, "what": str(view.__doc__).partition("\n")[0]} for name, view in VIEWS.items()]
+    named = VIEWS | {f"views.{each.__name__}(...)": each for each in (kornia, torchvision)}
+    return [{"name": name, "what": str(view.__doc__).partition("\n")[0]} for name, view in named.items()]
 
 
 def _nets() -> list[dict[str, str]]:

@@ -15,7 +15,8 @@ from ssl_lab.methods import METHODS
 from ssl_lab.nets import NETS
 from ssl_lab.views import VIEWS
 
-KNOWN = {"methods": METHODS, "queries": QUERIES | WRAPPERS, "views": VIEWS, "nets": NETS, "data": DATASETS}
+KNOWN = {"methods": METHODS, "queries": QUERIES | WRAPPERS,
+         "views": [*VIEWS, "views.kornia(...)", "views.torchvision(...)"], "nets": NETS, "data": DATASETS}
 
 
 def _listed(arguments, capsys):
