@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import pytest
 import safetensors
 import torch
@@ -240,6 +239,9 @@ def test_stored_logits_carry_names(tmp_path, caplog):
 @pytest.mark.filterwarnings("ignore:.*torch.jit.load. is deprecated:FutureWarning")
 @pytest.mark.parametrize("to", ["onnx", "torchscript", "timm"])
 def test_exports_carry_names(tmp_path, capsys, to):
+    if to == "onnx":
+        pytest.importorskip("onnxscript")
+        onnxruntime = pytest.importorskip("onnxruntime")
     name = "timm/resnet10t" if to == "timm" else "tiny_4"
     train(tmp_path, sl.Supervised(net(name, classes=RGB, style=STYLE)), pool_of(), 6, steps=1,
           config={"net": name, "data": "none", "image_size": 8})
