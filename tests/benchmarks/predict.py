@@ -3,6 +3,9 @@
     python tests/benchmarks/predict.py RUN FOLDER
 
 RUN: a finished run. FOLDER: of images, some thousands. It prints images per second of both, in turns, and their ratio.
+
+A probe on EfficientNet-Lite0 at 128 px, 2,000 JPEGs of 160 x 120 pixels, two idle cores of an Intel Xeon: the net alone
+358 images/s, predict 252, ratio 0.71 (0.63 to 0.80). Decoding takes its time of the same two cores.
 """
 
 from __future__ import annotations
