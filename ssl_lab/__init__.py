@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.auditing import Audit, audit
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
-    from ssl_lab.config import Settings, launch
+    from ssl_lab.command_line import launch
+    from ssl_lab.config import Settings
     from ssl_lab.data import Pool, Sampler, announce, load
     from ssl_lab.engine import (
         Callback,
@@ -53,7 +54,8 @@ _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
     "auditing": ("Audit", "audit"),
     "batch": ("At", "Batch", "Draw", "Loss", "Rows", "Style"),
-    "config": ("Settings", "launch"),
+    "command_line": ("launch",),
+    "config": ("Settings",),
     "data": ("Pool", "Sampler", "announce", "load"),
     "engine": ("Callback", "Feed", "MLflow", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard",
                "Trainer", "WandB", "accuracy", "predict"),

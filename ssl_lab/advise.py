@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -15,10 +15,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from ssl_lab.at_hand import PRETRAINED, here
-from ssl_lab.config import reading_of
+from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import IntArray, Pool, announce, load
-from ssl_lab.data.reading import Background
-from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import NonFiniteLossError, UsageError
@@ -180,9 +178,7 @@ def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[P
 def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 5.0,
            net: str = "tiny_16", backbones: tuple[str, ...] | None = None, weights: Path | None = None,
            pretrained: bool = False, methods: tuple[str, ...] = ("supervised", "fixmatch"), steps: int | None = None,
-           image_size: int | None = None, path_column: str | None = None, label_column: str | None = None,
-           split_column: str | None = None, class_level: int = 1, resize: Resize = "crop", value_range: str = "auto",
-           background: Background = "white", flip: Literal["auto", "on", "off"] = "auto", data_dir: Path | None = None,
+           read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL,
            seed: int = 0, device: str = "auto") -> Advice:
     """Compares ways to use a few labels, in a few minutes, and recommends one, with numbers and their uncertainty.
 
@@ -200,43 +196,28 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     pretrained: take the published weights of the timm backbones.
     methods: to train by (see `ssl-lab list methods`), or package.module:MyMethod; with arguments if you like.
     steps: of each training run, in place of what the minutes allow.
-    image_size: side in pixels to which images are resized.
-    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
-    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
-    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
-    class_level: 2 if the classes of a folder are the sub-folders of its folders.
-    resize: crop, pad or squash images that are not square, or none.
-    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
-    background: what shows through where images are transparent.
-    flip: whether views mirror images left-right.
-    data_dir: where data sets lie.
+    read: how images are listed and read.
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
     """
     if minutes <= 0 or (steps is not None and steps < 1):
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")
-    read: dict[str, Any] = {
-        "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
-        "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
-        "background": background, "flip": flip}
     begun = time.perf_counter()
-    pool = load(data, **reading_of(read)).split(labels=labels, seed=seed)
+    pool = load(data, **read.reading()).split(labels=labels, seed=seed)
     announce(pool)
     runtime = Runtime.start(device)
     names = [known.name for known in here()] if backbones is None else backbones
-    eyes = [backbone(name, pool, minutes, runtime, net, image_size, weights, pretrained) for name in names]
-    small = smaller(pool, image_size)
+    eyes = [backbone(name, pool, minutes, runtime, net, read.image_size, weights, pretrained) for name in names]
+    small = smaller(pool, read.image_size)
     looked = [Plan("features", net, "knn", small), *eyes]
     groups = [[Plan("features", "pixels", "knn", small)],
               *([replace(plan, method=learner) for learner in ("knn", "probe")] for plan in looked)]
-    tuned = [fine_tuned(eye, "supervised", image_size) for eye in eyes[:1] if eye.known]
+    tuned = [fine_tuned(eye, "supervised", read.image_size) for eye in eyes[:1] if eye.known]
     tuned = [plan for plan in tuned if worth_tuning(plan, pool, minutes, runtime)]
     trainings = [*tuned, *(Plan("scratch", net, method, small) for method in methods)]
     advice = compared(pool, groups, trainings, 60 * minutes - (time.perf_counter() - begun), seed, runtime, steps)
-    usual = {"class_level": 1, "resize": "crop", "value_range": "auto", "background": "white", "flip": "auto"}
-    given = {"labels": labels, "seed": seed or None} | {
-        name.replace("_", "-"): value for name, value in read.items()
-        if value != usual.get(name) and name != "image_size"}
+    said = {name.replace("_", "-"): value for name, value in read.said().items() if name != "image_size"}
+    given = {"labels": labels, "seed": seed or None} | said
     words = f"ssl-lab train {shlex.quote(data)}{flags(given)}"
     advice = replace(advice, ways=[
         replace(way, command=f"{words}{way.plan.flags() if way.plan else ''} --minutes {minutes:g}")

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from ssl_lab.config import exit_with_status, run_command
+from ssl_lab.command_line import run_command
+from ssl_lab.exits import exit_with_status
 
 Kind = Literal["methods", "queries", "views", "nets", "data"]
 

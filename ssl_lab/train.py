@@ -15,11 +15,9 @@ import yaml
 
 from ssl_lab.advise import CHOOSING, Advice, backbone, compared, fine_tuned, smaller, worth_tuning
 from ssl_lab.at_hand import PRETRAINED, here
-from ssl_lab.config import reading_of
+from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.files import data_folder
-from ssl_lab.data.reading import Background
-from ssl_lab.data.sizes import Resize
 from ssl_lab.engine import Runtime, checkpoint
 from ssl_lab.engine.folder import make_way
 from ssl_lab.errors import UsageError
@@ -36,10 +34,8 @@ ORDER = ("self_training", "probe", "prototype", "knn", "propagation")
 def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 10.0,
           out: Path = Path("runs/latest"), recipe: Recipe | None = None, net: str | None = None,
           method: str | None = None, weights: Path | None = None, pretrained: bool = False,
-          valid: float | None = None, split_file: Path | None = None, image_size: int | None = None,
-          path_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
-          class_level: int = 1, resize: Resize = "crop", value_range: str = "auto", background: Background = "white",
-          flip: Literal["auto", "on", "off"] = "auto", data_dir: Path | None = None, seed: int = 0,
+          valid: float | None = None, split_file: Path | None = None,
+          read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL, seed: int = 0,
           device: str = "auto", resume: Literal["auto"] | None = None) -> Path:
     """Trains a classifier on images of which few have labels, and leaves a run for `ssl-lab predict`.
 
@@ -59,16 +55,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     pretrained: take the published weights of a timm net.
     valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
     split_file: in place of --labels, a file of the rows to label, or the split.json or labels of another run.
-    image_size: side in pixels to which images are resized.
-    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
-    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
-    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
-    class_level: 2 if the classes of a folder are the sub-folders of its folders.
-    resize: crop, pad or squash images that are not square, or none.
-    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
-    background: what shows through where images are transparent.
-    flip: whether views mirror images left-right.
-    data_dir: where data sets lie.
+    read: how images are listed and read.
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
     resume: auto goes on with the training in --out that was stopped.
@@ -78,30 +65,28 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         raise UsageError(f"minutes={minutes:g}: expected a positive number")
     if resume is None:
         make_way(out)
-    read: dict[str, Any] = {
-        "data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
-        "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
-        "background": background, "flip": flip}
     how: dict[str, Any] = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
-    settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed, **read}
-    pool = load(data, **reading_of(read)).split(**how)
+    settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed}
+    pool = load(data, **read.reading()).split(**how)
     announce(pool)
     if not len(pool.labeled):
         raise UsageError(f"{data}: no image has a label, and nothing tells classes apart without. Label some by "
                          f"`ssl-lab label {data}`, or sort some into a folder for each class")
     runtime = Runtime.start(device)
-    groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, image_size, minutes, runtime)
+    groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes,
+                                 runtime)
     plan = _plan_of(out, method) if resume else None
     if plan is None:
         plan = _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime)
     if plan.image_size not in (None, pool.images.shape[1]):
-        read["image_size"] = plan.image_size
-        pool = load(data, **reading_of(read)).split(**how)
+        read = replace(read, image_size=plan.image_size)
+        pool = load(data, **read.reading()).split(**how)
     config = {name: str(value) if isinstance(value, Path) else value for name, value in
-              (settings | read | {"minutes": minutes, "recipe": plan.recipe, "net": plan.net, "method": plan.method,
-                                  "weights": plan.weights, "pretrained": plan.pretrained}).items()}
+              (settings | read.plain() | {"minutes": minutes, "recipe": plan.recipe, "net": plan.net,
+                                          "method": plan.method, "weights": plan.weights,
+                                          "pretrained": plan.pretrained}).items()}
     if plan.recipe == "features":
-        summary = _learn(plan, pool, method, config, out, end, seed, runtime, data_dir)
+        summary = _learn(plan, pool, method, config, out, end, seed, runtime, read.data_dir)
     else:
         left = max(end - time.perf_counter(), 3.0) / 60
         summary = dict(plan.fit(pool, runtime, seed, minutes=left, out=out, resume=resume, config=config).summary)

@@ -17,7 +17,7 @@ from ssl_lab.active.benchmark import Benchmark, Cell, cells_of, duplicated, run_
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, fitter
 from ssl_lab.batch import At
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data import Ledger, load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError

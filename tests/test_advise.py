@@ -14,7 +14,8 @@ from ssl_lab import advise as advising
 from ssl_lab import ways as ways_of
 from ssl_lab.advise import Advice, advise
 from ssl_lab.cli import main
-from ssl_lab.config import run_command
+from ssl_lab.command_line import run_command
+from ssl_lab.config import ReadingSettings
 from ssl_lab.data import load
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features import LEARNERS, probe, weighted_knn
@@ -165,7 +166,7 @@ def test_no_label_but_those_given_changes_the_advice(monkeypatch):
 def test_it_compares_pixels_random_features_backbones_and_training(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     run = run_folder(tmp_path / "run")
-    advice = advise("digits", 40, methods=("supervised", "fixmatch"), image_size=32,
+    advice = advise("digits", 40, methods=("supervised", "fixmatch"), read=ReadingSettings(image_size=32),
                     **TINY | {"net": "tiny_8", "backbones": (str(run), "timm/resnet10t")})
     names = [way.name for way in advice.ways]
     assert names == ["raw pixels, knn", "tiny_8 at random init, knn", "tiny_8 at random init, probe",
@@ -275,7 +276,7 @@ def test_minutes_are_shared_and_too_few_are_said(capsys, monkeypatch):
 
 
 def test_a_command_that_it_recommends_runs(tmp_path, capsys):
-    advice = advise("digits", 40, methods=(), data_dir=tmp_path, **TINY)
+    advice = advise("digits", 40, methods=(), read=ReadingSettings(data_dir=tmp_path), **TINY)
     (way,) = [way for way in advice.ways if way.name == "tiny_4 at random init, knn"]
     program, *words = shlex.split(way.command)
     assert program == "ssl-lab"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
-    {"batch", "schedule", "losses", "errors", "files", "config", "intervals", "calibration", "class_names",
-     "notes", "processes", "at_hand", "afterwards", "texts"},
+    {"batch", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals", "calibration",
+     "class_names", "notes", "processes", "at_hand", "afterwards", "texts"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"engine", "presets", "pretraining_presets"},

@@ -10,7 +10,7 @@ from PIL import Image
 from small_runs import assert_same_run, digits, train, with_teacher
 from test_recipes import recipe
 
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.engine import trainer
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS

@@ -19,7 +19,7 @@ from test_recipes import recipe
 
 import ssl_lab as sl
 from ssl_lab.class_names import apart, places, shown
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import accuracy
 from ssl_lab.errors import UsageError

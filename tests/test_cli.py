@@ -8,7 +8,7 @@ import torch
 
 from ssl_lab.active.queries import QUERIES, WRAPPERS
 from ssl_lab.cli import main
-from ssl_lab.config import run_command
+from ssl_lab.command_line import run_command
 from ssl_lab.data import DATASETS
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS

@@ -17,12 +17,13 @@ from small_runs import digits, start, tiny_net, train
 from test_recipes import TINY, recipe
 
 from ssl_lab import comparison
+from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs, interval, verdicts
-from ssl_lab.config import BUSY, parse
 from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
 from ssl_lab.engine.folder import alone_in
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.exits import BUSY
 from ssl_lab.intervals import detectable
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
@@ -219,7 +220,7 @@ def test_a_run_that_finds_the_folder_taken_is_tried_again(tmp_path, monkeypatch,
 
 
 def test_runs_end_with_a_comparison_that_is_killed(tmp_path):
-    script = script_of(tmp_path, "from ssl_lab.config import exit_with_status\n"
+    script = script_of(tmp_path, "from ssl_lab.exits import exit_with_status\n"
                                  "def train():\n"
                                  "    (out / 'begun').touch()\n"
                                  "    try: time.sleep(60)\n"

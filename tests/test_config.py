@@ -12,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_runs import finish, start
 
-from ssl_lab.config import Settings, exit_with_status, launch, parse
+from ssl_lab.cli import main
+from ssl_lab.command_line import launch, parse
+from ssl_lab.config import ReadingSettings, Settings
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
+from ssl_lab.exits import exit_with_status
 
 
 @dataclass
@@ -168,7 +171,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
 
 
 def test_sigterm_before_training_is_an_interrupt():
-    script = ("import os, signal; from ssl_lab.config import exit_with_status;"
+    script = ("import os, signal; from ssl_lab.exits import exit_with_status;"
               "exit_with_status(lambda: os.kill(os.getpid(), signal.SIGTERM))")
     assert finish(start("-c", script)) == (130, "", "interrupted\n")
 
@@ -208,3 +211,32 @@ def test_a_run_does_not_begin_from_what_makes_way_for_it(given):
     with pytest.raises(UsageError, match=r"lies in --out runs/\w+, where the new run is written: name another --out"):
         parse(Settings, ["--steps", "1", "--out", "runs/a", *given])
     assert parse(Settings, ["--steps", "1", "--out", "runs/b", "--weights", "runs/a/model.safetensors"]).steps == 1
+
+
+READ = [f"--{each}" for each in (
+    "data-dir=here", "image-size=8", "path-column=p", "label-column=l", "split-column=s", "class-level=2", "resize=pad",
+    "value-range=-1-1", "background=black", "flip=off")]
+
+
+@pytest.mark.parametrize("command", ["train", "advise", "audit", "label", "recipe"])
+def test_every_command_that_takes_images_reads_them_by_the_same_flags(command, monkeypatch, tmp_path):
+    """A way of reading has one place: ReadingSettings. Each of its flags reaches `load`, from each command."""
+    modules = {"train": "train", "advise": "advise", "audit": "auditing.command", "label": "label.command"}
+    given = {}
+    monkeypatch.chdir(tmp_path)
+
+    def load(data, **reading):
+        given.update(reading)
+        raise KeyboardInterrupt
+
+    if command == "recipe":
+        with pytest.raises(KeyboardInterrupt):
+            load("x", **parse(Settings, ["--steps", "5", *READ]).reading())
+    else:
+        monkeypatch.setattr(f"ssl_lab.{modules[command]}.load", load)
+        with pytest.raises(SystemExit):
+            main([command, "x", *READ])
+    named = {flag[2:].replace("-", "_"): value for flag, _, value in (each.partition("=") for each in READ)}
+    assert named.keys() == vars(ReadingSettings()).keys() == given.keys()
+    assert {name: str(value) for name, value in given.items()} == named | {"flip": "False"}
+    assert ReadingSettings().said() == {}

@@ -14,7 +14,7 @@ from test_recipes import recipe
 
 from ssl_lab import presets
 from ssl_lab.batch import At
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import predict, scores
 from ssl_lab.errors import UsageError

@@ -11,7 +11,7 @@ from scipy import stats
 from test_export import run_folder
 from test_features_recipe import module
 
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError
 from ssl_lab.features import probe, uniformity, weighted_knn

@@ -31,7 +31,8 @@ from small_runs import (
 
 from ssl_lab import files
 from ssl_lab.active.show import show_loop
-from ssl_lab.config import Settings, parse
+from ssl_lab.command_line import parse
+from ssl_lab.config import Settings
 from ssl_lab.data import load
 from ssl_lab.engine import checkpoint, signals
 from ssl_lab.engine.runtime import Runtime
@@ -375,7 +376,7 @@ import os, signal, sys, time
 from datetime import timedelta
 from pathlib import Path
 from small_runs import At, digits, train
-from ssl_lab.config import exit_with_status
+from ssl_lab.exits import exit_with_status
 from ssl_lab.engine import runtime
 
 out, fault = Path(sys.argv[1]), sys.argv[2]

@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import save_file
 from small_runs import ROOT
 
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError

@@ -14,7 +14,7 @@ from test_features_recipe import module
 
 import ssl_lab as sl
 from ssl_lab.batch import Style
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data.ledger import Ledger
 from ssl_lab.engine import Callback
 from ssl_lab.engine.tune import tune, tuning_pools

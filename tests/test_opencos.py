@@ -13,7 +13,7 @@ import torch
 
 import ssl_lab as sl
 from ssl_lab.batch import At, Batch, Rows, Style
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data import ArrayImages
 from ssl_lab.data.openset import Borrowed, open_set
 from ssl_lab.errors import UsageError

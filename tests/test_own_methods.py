@@ -14,8 +14,8 @@ from test_comparison import started_jobs
 from test_recipes import recipe
 
 from ssl_lab import methods
+from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
-from ssl_lab.config import parse
 from ssl_lab.engine.jobs import Job, run_all
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import FixMatch

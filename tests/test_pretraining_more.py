@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from ssl_lab import methods
 from ssl_lab.batch import At, Batch, Rows, Style
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import cross_entropy
 from ssl_lab.methods.pretraining.dino import DINO, MOMENTUM, TEACHER_TEMPERATURE

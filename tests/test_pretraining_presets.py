@@ -11,7 +11,7 @@ from small_runs import ROOT, assert_same_run, digits, rows
 
 import ssl_lab as sl
 from ssl_lab.batch import At
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 from ssl_lab.optim import LARS, SGD, AdamW

@@ -12,7 +12,7 @@ from torch import nn
 import ssl_lab as sl
 from ssl_lab import methods
 from ssl_lab.batch import At, Style
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.features import OnlineAccuracy
 from ssl_lab.features.projector import first_layer

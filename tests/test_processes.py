@@ -12,9 +12,9 @@ import pytest
 import torch
 from small_runs import ROOT, finish, start, train
 
-from ssl_lab.config import exit_with_status
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.errors import RunFailedError
+from ssl_lab.exits import exit_with_status
 from ssl_lab.processes import PARENT, out_of_memory, stopping_signals
 
 TOO_MUCH = 2**60  # bytes
@@ -32,7 +32,7 @@ def until(holds, seconds=60):
 
 
 def test_a_child_ends_with_a_parent_that_is_killed(tmp_path):
-    child = ("import sys, time; from pathlib import Path; from ssl_lab.config import exit_with_status\n"
+    child = ("import sys, time; from pathlib import Path; from ssl_lab.exits import exit_with_status\n"
              "def wait():\n"
              f"    Path({str(tmp_path)!r}, 'begun').touch()\n"
              "    try: time.sleep(60)\n"
@@ -48,7 +48,7 @@ def test_a_child_ends_with_a_parent_that_is_killed(tmp_path):
 
 
 def test_what_no_parent_is_named_for_goes_on_by_itself():
-    script = ("import os, subprocess, sys, time; from ssl_lab.config import exit_with_status\n"
+    script = ("import os, subprocess, sys, time; from ssl_lab.exits import exit_with_status\n"
               f"exit_with_status(lambda: (time.sleep(0.7), print(os.environ.get('{PARENT}'))))")
     assert finish(start("-c", script)) == (0, "None\n", "")
     assert finish(start("-c", script, **{PARENT: str(os.getpid())})) == (0, "None\n", "")  # its children are not told
@@ -59,7 +59,7 @@ def test_what_no_parent_is_named_for_goes_on_by_itself():
 
 def test_a_closed_terminal_is_a_request_to_stop(tmp_path):
     script = ("import sys, time; from pathlib import Path; from ssl_lab.engine.signals import StopRequest\n"
-              "from ssl_lab.config import exit_with_status\n"
+              "from ssl_lab.exits import exit_with_status\n"
               "def run():\n"
               "    with StopRequest() as stop:\n"
               f"        Path({str(tmp_path)!r}, 'begun').touch()\n"
@@ -101,7 +101,7 @@ def test_under_nohup_a_closed_terminal_is_no_request(request):
     "(print('a line', flush=True), time.sleep(0.3), torn())",
 ])
 def test_a_reader_who_has_seen_enough_is_no_error(said, tmp_path):
-    script = ("import sys, time; from ssl_lab.config import exit_with_status; from ssl_lab.errors import UsageError\n"
+    script = ("import sys, time; from ssl_lab.exits import exit_with_status; from ssl_lab.errors import UsageError\n"
               "def torn():\n    raise UsageError('nobody reads this')\n"
               f"exit_with_status(lambda: {said})")
     command = '"$0" -c "$1" 2>&1 | head -1; echo "status ${PIPESTATUS[0]}"'

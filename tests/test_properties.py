@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from ssl_lab import schedule
 from ssl_lab.batch import At
-from ssl_lab.config import Settings, parse
+from ssl_lab.command_line import parse
+from ssl_lab.config import Settings
 from ssl_lab.data import Ledger, Pool, Sampler
 from ssl_lab.data.ledger import SPLIT
 from ssl_lab.errors import UsageError

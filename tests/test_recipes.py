@@ -12,7 +12,7 @@ import yaml
 from small_runs import ROOT, assert_same_run, finish, rows, start
 
 import ssl_lab as sl
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 

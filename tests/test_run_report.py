@@ -20,6 +20,7 @@ import ssl_lab as sl
 from ssl_lab import advise as advise_module
 from ssl_lab import afterwards
 from ssl_lab.cli import main
+from ssl_lab.config import ReadingSettings
 from ssl_lab.data import Pool
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.errors import Interrupted, UsageError
@@ -375,7 +376,7 @@ def test_suggested_commands_run_as_they_are_printed(tmp_path: Path, monkeypatch:
     commands = [each for _, each in suggestions(StoredRun.read(run))]
     names = [each.split()[1] for each in commands]
     assert names == ["predict"] * classifies + ["label", "advise", "labels", "export"]
-    assert f"ssl-lab label '{data}' --image-size 8 --model {run}" in commands
+    assert f"ssl-lab label '{data}' --image-size 8 --flip off --model {run}" in commands
 
     called: dict[str, dict[str, object]] = {}
     for module, name in ((label_command, "label"), (advise_module, "advise")):  # these take long, or wait for people
@@ -387,8 +388,9 @@ def test_suggested_commands_run_as_they_are_printed(tmp_path: Path, monkeypatch:
     monkeypatch.chdir(tmp_path)
     for each in commands:
         main(shlex.split(each.replace("PATH/TO/IMAGES", shlex.quote(str(data / "test"))))[1:])
-    assert called["label"] | {"data": str(data), "image_size": 8, "model": str(run)} == called["label"]
-    assert called["advise"] | {"data": str(data), "image_size": 8, "flip": "off", "labels": 4} == called["advise"]
+    read = ReadingSettings(image_size=8, flip="off")
+    assert called["label"] | {"data": str(data), "read": read, "model": str(run)} == called["label"]
+    assert called["advise"] | {"data": str(data), "read": read, "labels": 4} == called["advise"]
     assert called["advise"].get("backbones") == (None if classifies else (str(run),))
     assert len((tmp_path / "labels.csv").read_text().splitlines()) == 5
     assert not classifies or len((tmp_path / "predictions.csv").read_text().splitlines()) == 9

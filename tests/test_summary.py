@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 import ssl_lab as sl
-from ssl_lab.config import exit_with_status
 from ssl_lab.data import Pool, images, load
 from ssl_lab.data.images import ArrayImages, Concat, Resized, content_of
 from ssl_lab.data.remarks import MIRRORED
+from ssl_lab.exits import exit_with_status
 from ssl_lab.methods import Supervised
 from ssl_lab.notes import at_most, tell
 

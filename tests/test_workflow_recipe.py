@@ -10,7 +10,7 @@ import torch
 from small_runs import assert_equal, digits
 from test_recipes import recipe
 
-from ssl_lab.config import parse
+from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.engine import Trainer
 from ssl_lab.errors import UsageError

@@ -13,10 +13,8 @@ from rich.console import Console
 from ssl_lab.auditing.findings import Audit, audit
 from ssl_lab.auditing.page import counts_table, page
 from ssl_lab.auditing.written import ISSUES, LABELS, write_files
-from ssl_lab.config import reading_of
+from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import announce, load
-from ssl_lab.data.reading import Background
-from ssl_lab.data.sizes import Resize
 from ssl_lab.engine.folder import alone_in
 
 PAGE = "report.html"
@@ -26,11 +24,8 @@ def audit_command(data: Annotated[str, tyro.conf.Positional], net: str | None = 
                   pretrained: bool = False,
                   learner: Literal["auto", "knn", "probe"] = "auto",
                   out: Path | None = None, labels: Path | None = None, correct: bool = False,
-                  image_size: int | None = None,
-                  path_column: str | None = None, label_column: str | None = None,
-                  split_column: str | None = None, class_level: int = 1, resize: Resize = "crop",
-                  value_range: str = "auto", background: Background = "white",
-                  data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
+                  read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL,
+                  seed: int = 0, device: str = "auto") -> None:
     """What is wrong with a data set: labels, duplicates, leaks, foreign, blank and odd images; on one page.
 
     Nothing is changed. The folder holds report.html, issues.csv (all that was found), labels.csv (the labels of train,
@@ -45,29 +40,18 @@ def audit_command(data: Annotated[str, tyro.conf.Positional], net: str | None = 
     out: folder of the audit (default: runs/audit-NAME).
     labels: audit these labels: a CSV of path (or id) and label, e.g. of `ssl-lab labels`, or a split.json.
     correct: in labels.csv put the likelier class in place of labels that are likely wrong.
-    image_size: side in pixels to which a folder's images are resized.
-    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
-    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
-    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
-    class_level: 2 if the classes of a folder are the sub-folders of its folders.
-    resize: crop, pad or squash images that are not square, or none.
-    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
-    background: what shows through where images are transparent.
-    data_dir: where data sets and caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+    read: how images are listed and read.
     seed: of what is drawn to compare by.
     device: cpu, cuda, or auto.
     """
-    read = {"data_dir": data_dir, "image_size": image_size, "path_column": path_column, "label_column": label_column,
-            "split_column": split_column, "class_level": class_level, "resize": resize, "value_range": value_range,
-            "background": background}
-    pool = load(data, **reading_of(read))
+    pool = load(data, **read.reading())
     if labels is not None:
         pool = pool.split(labeled=labels)
     announce(pool)
     folder = out or Path("runs") / f"audit-{pool.name}"
     with alone_in(folder):
-        found = audit(pool, net, learner=learner, weights=weights, pretrained=pretrained, data_dir=data_dir, seed=seed,
-                      device=device, say=_say)
+        found = audit(pool, net, learner=learner, weights=weights, pretrained=pretrained, data_dir=read.data_dir,
+                      seed=seed, device=device, say=_say)
         for line in write_files(found, folder, correct):
             _say(line)
         steps = next_steps(found, data, folder, correct)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from numbers import Integral, Real
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +14,13 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, to_indices, to_labels
+from ssl_lab.data.dealing import begun, dealt, require_among
 from ssl_lab.data.images import Images
-from ssl_lab.data.label_file import read_labels
-from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
+from ssl_lab.data.ledger import IGNORED, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
 from ssl_lab.data.reading import AS_BYTES, MAX_PIXELS, Background, Reading
 from ssl_lab.data.sizes import Resize
-from ssl_lab.data.split import Balance, draw_labeled, draw_valid, long_tail, read_rows
+from ssl_lab.data.split import Balance
 from ssl_lab.data.summary import summary
 from ssl_lab.data.values import Range, parse_range
 from ssl_lab.errors import UsageError
@@ -95,7 +94,7 @@ class Pool:
         train or a label is out of range; nothing is recorded then.
         """
         rows = to_indices(indices, len(self), "record: indices")
-        self._check(rows, self.train, "record: indices", "is not a train row")
+        require_among(self, rows, self.train, "record: indices", "is not a train row")
         values = np.asarray(labels)
         to_labels(np.where(values == IGNORED, UNLABELED, values), len(rows), self.classes, "record: labels")
         self.ledger.append(indices, values, source)
@@ -128,69 +127,7 @@ class Pool:
         label, which brings the labels (`ssl-lab labels`). ledger: a file that holds the
         labels; if it exists, it must have begun with this very split, and its later labels count.
         """
-        if labeled is not None and labels is not None:
-            raise UsageError(f"labels={labels} and labeled={_brief(labeled)} both choose labels; give one "
-                             "(--labels, --split-file)")
-        if labeled is not None and imbalance is not None:
-            raise UsageError(f"imbalance={imbalance:g} chooses train rows, perhaps not those of labeled="
-                             f"{_brief(labeled)}; give one (a manifest brings its long tail with it)")
-        manifest = {} if labeled is None else self._manifest_of(labeled)
-        rows = np.union1d(np.union1d(self.train, self.valid), self.dropped)
-        chosen = to_indices(manifest["labeled"], len(self), "labeled") if manifest else None
-
-        if valid is None:
-            valid = manifest.get("valid", self.valid)
-        known, held = rows[self.truth[rows] >= 0], rows[:0]
-        if not isinstance(valid, Real):
-            held = to_indices(read_rows(valid, "valid")["valid"], len(self), "valid")
-            self._check(held, rows, "valid", "is a test row")
-            self._check(held, known, "valid", "has no known label")
-        dropped = np.setdiff1d(to_indices(manifest.get("dropped", []), len(self), "dropped"), self.test)
-        if imbalance is not None:
-            dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed, held))
-        if chosen is None and labels is not None:
-            chosen = draw_labeled(np.setdiff1d(known, dropped), self.truth, labels, self.class_names, seed, balance,
-                                  imbalance is not None, held)
-        if isinstance(valid, Real):  # from what the labels leave, so that they stay
-            amount = int(valid) if isinstance(valid, Integral) else float(valid)
-            held = draw_valid(known, self.truth, amount, seed, rows[:0] if chosen is None else chosen)
-            if imbalance is not None:
-                dropped = np.setdiff1d(known, long_tail(known, self.truth, imbalance, self.class_names, seed, held,
-                                                        chosen))
-        train = np.setdiff1d(rows, np.concatenate([held, dropped]))
-        dropped, known = np.setdiff1d(dropped, held), train[self.truth[train] >= 0]
-        chosen = known if chosen is None else chosen
-        self._check(chosen, train, "labeled", "is a valid or test row")
-        if "labels" in manifest:
-            from ssl_lab.data.dataset import as_numbered
-
-            names = tuple(manifest.get("class_names", self.class_names))
-            values = to_labels(manifest["labels"], len(chosen), len(names), "the manifest's labels")
-            values = as_numbered(values, names, self.class_names, f"the manifest {_brief(labeled)}", self.name)
-            values = values[np.argsort(manifest["labeled"])]
-        else:
-            self._check(chosen, known, "labeled", "has no known label")
-            values = self.truth[chosen]
-        ignored = np.setdiff1d(to_indices(manifest.get("ignored", []), len(self), "ignored"), chosen)
-        ignored = np.intersect1d(ignored, train)
-        values = np.concatenate([values, np.full(len(ignored), IGNORED)])
-        return replace(self, train=train, valid=held, seed=seed, balance=None if labels is None else balance,
-                       imbalance=manifest.get("imbalance", imbalance), dropped=dropped,
-                       ledger=_begin(Ledger(ledger), np.concatenate([chosen, ignored]), values))
-
-    def _manifest_of(self, labeled: ArrayLike | str | os.PathLike[str]) -> dict[str, Any]:
-        if isinstance(labeled, str | os.PathLike) and Path(labeled).suffix.lower() in (".csv", ".tsv"):
-            return read_labels(Path(labeled), self)
-        manifest = read_rows(labeled, "labeled")
-        if "pixels" in manifest and manifest["pixels"] != self.images.fingerprint():
-            raise UsageError(f"the manifest {_brief(labeled)} belongs to other images than {self.name}'s")
-        return manifest
-
-    def _check(self, rows: IntArray, allowed: IntArray, what: str, otherwise: str) -> None:
-        """UsageError that names the first of `rows` which is not `allowed`, and says what it is instead."""
-        wrong = np.setdiff1d(rows, allowed)
-        if len(wrong):
-            raise UsageError(f"{what}: row {wrong[0]} of {self.name} {otherwise} ({len(wrong)} such rows)")
+        return dealt(self, labels, valid, seed, balance, labeled, imbalance, ledger)
 
     def manifest(self) -> dict[str, Any]:
         """What this split is, ready for JSON: name, seed, balance, imbalance, counts, rows, labels, and two hashes.
@@ -287,19 +224,4 @@ def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, 
     train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]
     return Pool(name, images, truth, class_names, style, train, valid, test,
-                _begin(Ledger(), known, truth[known]), notes, files, root, passed_over or {}, reading)
-
-
-def _begin(ledger: Ledger, rows: IntArray, labels: IntArray) -> Ledger:
-    """Give a new ledger its first entry, or check that an old one began with the same."""
-    if not ledger.entries:
-        ledger.append(rows, labels, SPLIT)
-    first = ledger.entries[0]
-    if not (np.array_equal(first.indices, rows) and np.array_equal(first.labels, labels)):
-        raise UsageError(f"{ledger.path} began with another split: {len(first.indices)} labels, not these "
-                         f"{len(rows)}. Split with the same arguments as then, or name another ledger.")
-    return ledger
-
-
-def _brief(given: object) -> str:
-    return str(given) if isinstance(given, str | os.PathLike) else "..."
+                begun(Ledger(), known, truth[known]), notes, files, root, passed_over or {}, reading)

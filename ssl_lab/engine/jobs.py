@@ -17,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from ssl_lab.config import BUSY
 from ssl_lab.engine.folder import is_taken, same
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.exits import BUSY
 from ssl_lab.files import write_text
 from ssl_lab.processes import PARENT
 

@@ -11,11 +11,9 @@ import tyro
 from ssl_lab.active.answers import read_json
 from ssl_lab.active.carry import carried
 from ssl_lab.active.plugins import make_query
-from ssl_lab.at_hand import size_for
+from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import announce, load
 from ssl_lab.data.files import data_folder
-from ssl_lab.data.reading import Background
-from ssl_lab.data.sizes import Resize
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.folder import alone_in
 from ssl_lab.features import FeatureStore
@@ -29,10 +27,9 @@ from ssl_lab.nets.start import start_net
 
 def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", first_query: str = "typiclust",
           model: str | None = None, net: str = "pixels", weights: Path | None = None, pretrained: bool = False,
-          out: Path | None = None, port: int = 8765, twice: float = 0.0, image_size: int | None = None,
-          path_column: str | None = None, label_column: str | None = None, split_column: str | None = None,
-          class_level: int = 1, resize: Resize = "crop", value_range: str = "auto", background: Background = "white",
-          data_dir: Path | None = None, seed: int = 0, device: str = "auto") -> None:
+          out: Path | None = None, port: int = 8765, twice: float = 0.0,
+          read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL, seed: int = 0,
+          device: str = "auto") -> None:
     """Label images in a browser, with a keyboard; the next image is chosen by a query, its class guessed by a model.
 
     The page is for this machine alone. Each answer is on the disk before the next image shows; started again, the same
@@ -48,22 +45,11 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     out: folder of the labels (default: runs/label-NAME).
     port: of the page; if another program has it, the next free one.
     twice: share of images that are given to a second person, to see how far people agree.
-    image_size: side in pixels to which a folder's images are resized.
-    path_column: column of a CSV file that holds the paths of images (default: path, or a usual name).
-    label_column: column of a CSV file that holds the labels (default: label, or a usual name).
-    split_column: column of a CSV file that says train, valid or test (default: split, or a usual name).
-    class_level: 2 if the classes of a folder are the sub-folders of its folders.
-    resize: crop, pad or squash images that are not square, or none.
-    value_range: the values of black and of white in images that do not hold bytes, e.g. 0-1.
-    background: what shows through where images are transparent.
-    data_dir: where data sets and caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+    read: how images are listed and read.
     seed: of the query.
     device: cpu, cuda, or auto.
     """
-    image_size = image_size or size_for({"net": model or net, "resize": resize})
-    pool = load(data, data_dir, image_size, path_column=path_column, label_column=label_column,
-                split_column=split_column, class_level=class_level, resize=resize, value_range=value_range,
-                background=background)
+    pool = load(data, **read.reading(net=model or net))
     announce(pool)
     folder = out or Path("runs") / f"label-{pool.name}"
     classes = max(2, pool.classes)
@@ -71,7 +57,7 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
            named(net, classes, pool.style, pretrained=pretrained, weights=weights, seed=seed))
     with alone_in(folder):
         pool, _ = carried(pool, folder)
-        store = FeatureStore.build(eye, pool, data_folder(data_dir) / "features", Runtime.start(device))
+        store = FeatureStore.build(eye, pool, data_folder(read.data_dir) / "features", Runtime.start(device))
         session = Session(pool, folder, store.features[pool.train], twice)
         before = read_json(folder / "server.json", {})
         server = Server(session, before.get("port", port), before.get("token"))

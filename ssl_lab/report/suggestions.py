@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import fields
 
-from ssl_lab.config import READING, Settings
+from ssl_lab.config import said_of
 from ssl_lab.report.html import Report
 from ssl_lab.report.stored import StoredRun
-
-DEFAULTS = {field.name: field.default for field in fields(Settings)}
 
 
 def add_suggestions(page: Report, run: StoredRun) -> None:
@@ -33,7 +30,7 @@ def suggestions(run: StoredRun) -> list[tuple[str, str]]:
     if isinstance(data, str) and labeled < train:
         found.append((f"{train - labeled:,} of the {train:,} training images have no label in this run. Label some in "
                       "a browser, with a keyboard, those first from which most is to be learned; this model's features "
-                      "choose and compare them:", f"ssl-lab label {_data(run, 'flip')} --model {folder}"))
+                      "choose and compare them:", f"ssl-lab label {_data(run)} --model {folder}"))
     if isinstance(data, str) and labeled:
         few = f" --labels {labeled}" if labeled < train else ""
         backbone = "" if run.class_names else f" --backbones {folder}"
@@ -46,11 +43,8 @@ def suggestions(run: StoredRun) -> list[tuple[str, str]]:
     return found
 
 
-def _data(run: StoredRun, *without: str) -> str:
-    """The run's data and how they are read, as flags; `without` those that a command does not have."""
-    words = [str(run.settings["data"])]
-    for name in (name for name in READING if name not in without):
-        value = run.settings.get(name)
-        if value is not None and value != DEFAULTS[name]:
-            words += [f"--{name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
+def _data(run: StoredRun) -> str:
+    """The run's data and how they are read, as flags."""
+    flags = [word for name, value in said_of(run.settings).items()
+             for word in (f"--{name.replace('_', '-')}", str(value))]
+    return shlex.join([str(run.settings["data"]), *flags])

@@ -1,0 +1,197 @@
+"""From a command line to settings: defaults, then a YAML file, then flags. Imports no torch.
+
+`launch(main, Settings)` is the last line of a recipe: it parses, runs, and ends as `exits` says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import inspect
+import io
+import os
+import re
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ssl_lab.config import Settings
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.exits import exit_with_status
+
+S = TypeVar("S", bound=Settings)
+
+
+def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
+    """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
+    import tyro
+
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    file, argv = _take(argv, "--config", "FILE")
+    show = "--print-config" in argv
+    argv = [argument for argument in argv if argument != "--print-config"]
+    if file is not None:
+        argv = _from_yaml(settings, Path(file), given=argv) + argv
+    description = (sys.modules[settings.__module__].__doc__ or "") + (
+        "\nAlso: --config FILE reads settings from YAML (flags win); --print-config prints them and exits.")
+    with _one_line_errors():
+        parsed, left = tyro.cli(settings, args=_negative(argv), description=description, return_unknown_args=True)
+    if left:
+        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]
+        raise unknown("flag", left[0].partition("=")[0], [*flags, "--config", "--print-config"], "See --help.")
+    if parsed.steps is not None and parsed.minutes is not None:
+        raise UsageError(f"--steps {parsed.steps} and --minutes {parsed.minutes} exclude each other; give one")
+    if show:
+        import yaml
+
+        print(yaml.safe_dump(parsed.plain(), sort_keys=False), end="")
+        raise SystemExit(0)
+    if parsed.steps is None and parsed.minutes is None:
+        raise UsageError("how long to train? Give --steps N or --minutes M")
+    _check_beginning(parsed)
+    return parsed
+
+
+def _check_beginning(settings: Settings) -> None:
+    """UsageError for a run that would begin from the run in its own folder, which makes way for it."""
+    for name in ("start", "teacher", "weights", "also") if settings.steps != 0 else ():  # 0: nothing is trained
+        given = getattr(settings, name, None)
+        for each in given if isinstance(given, tuple) else str(given or "").split(","):
+            path = Path(each)
+            if each and settings.out == (path.parent if path.suffix == ".safetensors" else path):
+                raise UsageError(f"{each} lies in --out {settings.out}, where the new run is written: name another "
+                                 "--out")
+
+
+def launch(main: Callable[[S], object], settings: type[S]) -> None:
+    """Runs a recipe from the command line. Of several ranks only the first one prints to stdout."""
+    with contextlib.redirect_stdout(io.StringIO() if os.environ.get("RANK", "0") != "0" else sys.stdout):
+        exit_with_status(lambda: main(parse(settings)))
+
+
+def run_command(commands: Mapping[str, Callable[..., object]], program: str, description: str,
+                arguments: Sequence[str] | None = None) -> None:
+    """Runs the subcommand that the command line names; its arguments become flags."""
+    import tyro
+
+    chosen: list[Callable[[], object]] = []
+
+    def later(command: Callable[..., object]) -> Callable[..., None]:
+        """Takes the command's arguments, so that only the parsing happens while stderr is held back."""
+        command.__doc__ = _by_argument(command)  # tyro reads that of the innermost function
+
+        @functools.wraps(command)
+        def choose(*args: Any, **kwargs: Any) -> None:
+            chosen.append(functools.partial(command, *args, **kwargs))
+        return choose
+
+    with _one_line_errors():
+        tyro.extras.subcommand_cli_from_dict({name: later(command) for name, command in commands.items()},
+                                             prog=program, description=description,
+                                             args=_negative(sys.argv[1:] if arguments is None else arguments))
+    chosen[0]()
+
+
+def _by_argument(command: Callable[..., object]) -> str:
+    """A command's docstring with the lines on its arguments where tyro looks for them, under "Args:"."""
+    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
+    names = "|".join(inspect.signature(command).parameters)
+    first = next((row for row, line in enumerate(lines) if re.match(f"({names}): ", line)), None)
+    if not names or first is None:
+        return "\n".join(lines)
+    each = re.sub(rf"\. ({names}): ", r".\n\1: ", "\n".join(lines[first:])).splitlines()  # several may share a line
+    return "\n".join([*lines[:first], "Args:", *(f"    {line}" for line in each)])
+
+
+@contextlib.contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turns tyro's boxed message into a UsageError of one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            yield
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        # The first row is a title; where tyro is not sure of the encoding, it draws rules of "-" and no sides.
+        rows = [row.strip("│ ") for row in box.getvalue().splitlines()[1:]]
+        parts = " ".join(row if row.strip("╰─╯-") else "─" for row in rows).split("─")
+        words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
+        raise UsageError("; ".join(words)) from None
+
+
+def _negative(argv: Sequence[str]) -> list[str]:
+    """The command line with values that begin with a minus sign and a digit, as in `--value-range -1-1`, joined to
+    their flags: else they would pass for flags."""
+    joined: list[str] = []
+    for argument in argv:
+        if joined and re.match(r"-\d", argument) and re.fullmatch(r"--[\w-]+", joined[-1]):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+def _take(argv: list[str], flag: str, what: str) -> tuple[str | None, list[str]]:
+    """The value of `flag`, and argv without it."""
+    for i, argument in enumerate(argv):
+        if argument == flag:
+            if i + 1 == len(argv):
+                raise UsageError(f"{flag} needs a value: {flag} {what}")
+            return argv[i + 1], argv[:i] + argv[i + 2 :]
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2], argv[:i] + argv[i + 1 :]
+    return None, argv
+
+
+def _leaves(value: object) -> Iterator[object]:
+    """The texts and numbers in what YAML holds."""
+    if isinstance(value, Mapping):
+        yield from (leaf for pair in value.items() for each in pair for leaf in _leaves(each))
+    elif isinstance(value, list):
+        yield from (leaf for each in value for leaf in _leaves(each))
+    else:
+        yield value
+
+
+def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[str]:
+    """The YAML file's settings as flags, to stand before the given ones."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(file.read_text()) or {}
+    except OSError as error:
+        raise UsageError(f"cannot read --config {file}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"--config {file} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"--config {file} holds a {type(content).__name__}; expected lines of `name: value`")
+    fields = {field.name: field for field in dataclasses.fields(settings)}
+    flags = {argument.partition("=")[0] for argument in given}
+    arguments = []
+    for name, value in content.items():
+        if name not in fields:
+            raise unknown("setting", str(name), fields, f"It stands in --config {file}.")
+        if name in ("steps", "minutes") and flags & {"--steps", "--minutes"}:
+            continue  # a flag for one of the two replaces both
+        flag = f"--{name.replace('_', '-')}"
+        runs = fields[name].metadata.get("runs")
+        if runs and flag not in flags and any(re.search(runs, str(each)) for each in _leaves(value)):
+            raise UsageError(f"{name}: {value!r} in --config {file} would run a program or import a module, which a "
+                             "file of settings may not; if you trust it, give it on the command line: "
+                             f"{flag} {shlex.quote(str(value))}")
+        if isinstance(fields[name].default, bool):
+            if not isinstance(value, bool):
+                raise UsageError(f"{name}: {value} in --config {file}: expected true or false")
+            arguments.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, dict):
+            if value and flag not in flags:  # a flag replaces the whole of it
+                arguments += [flag, *(str(part) for pair in value.items() for part in pair)]
+        else:
+            words = {True: "on", False: "off"}  # YAML reads a bare on or off as a truth value
+            arguments.append(f"{flag}={words[value] if isinstance(value, bool) else value}")
+    return arguments
+
