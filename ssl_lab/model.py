@@ -26,9 +26,11 @@ from torch import Tensor
 
 from ssl_lab.batch import At
 from ssl_lab.calibration import prediction_sets
-from ssl_lab.data.pictures import Batch, Pictures, batches, find_pictures
+from ssl_lab.data.decode import decoding
+from ssl_lab.data.pictures import Batch, Pictures, batches, find_pictures, groups, read_batch
 from ssl_lab.data.values import BYTES_AND_UNIT
 from ssl_lab.engine import Runtime
+from ssl_lab.engine.abreast import abreast, lanes
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.weights import place
@@ -109,12 +111,12 @@ class Model:
 
     card: what is known of it. classes: the names of its classes, () if it learned none. net: for those who want to go
     on in PyTorch; None of an ensemble. reading: how new images are read. see: from their pixels to logits and features.
-    batch: images that pass at a time.
+    batch: images that pass at a time. lanes: batches that pass side by side.
     """
 
-    def __init__(self, card: Card, see: See, batch: int, net: Net | None = None) -> None:
+    def __init__(self, card: Card, see: See, batch: int, net: Net | None = None, lanes: int = 1) -> None:
         self.card, self.net = card, net
-        self.see, self.batch = see, batch
+        self.see, self.batch, self.lanes = see, batch, lanes
         style, reading = card.style, card.reading
         square = style.height == style.width and reading.resize != "none"
         self.reading = replace(reading, image_size=style.height if square else None, gray=style.channels == 1,
@@ -168,8 +170,18 @@ class Model:
         found = images if isinstance(images, Pictures) else find_pictures(images, self.card.style.channels)
         shape = self.card.style.channels, self.card.style.height, self.card.style.width
         nothing = np.empty((0, len(self.classes))), np.empty((0, 0), np.float32)
-        for batch in batches(found.stream, self.reading, shape, self.batch):
-            yield batch, self.see(batch.pixels) if len(batch.pixels) else nothing
+
+        def saw(batch: Batch) -> tuple[Batch, tuple[FloatArray, FloatArray]]:
+            return batch, self.see(batch.pixels) if len(batch.pixels) else nothing
+
+        if self.lanes == 1:
+            yield from map(saw, batches(found.stream, self.reading, shape, self.batch))
+            return
+        # Few images are shared out too; and who decodes a batch passes it, so that no processor waits for another.
+        size = self.batch if found.known is None else min(self.batch, max(1, -(-found.known // self.lanes)))
+        with decoding():
+            yield from abreast(self.lanes, lambda group: saw(read_batch(group, self.reading, shape)),
+                               groups(found.stream, size))
 
     def _least(self, coverage: float) -> float:
         """The least probability of a class in a prediction set."""
@@ -191,7 +203,7 @@ def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -
     card = Card.read(folder)
     if card.kind == "ensemble":
         members = [open(folder / "members" / name, device, precision) for name in card.members]
-        return Model(card, _mean([member.see for member in members]), members[0].batch)
+        return Model(card, _mean([each.see for each in members]), members[0].batch, lanes=members[0].lanes)
     net = named(card.net, card.class_names or 2, card.style, weights=folder / "model.safetensors")
     model = around(net, card, device, precision)
     if card.kind == "neighbors":
@@ -204,7 +216,7 @@ def around(net: Net, card: Card, device: str = "auto", precision: Precision = "a
     """The model of a net that was trained, of which the card says what it is; the net is moved to the device."""
     runtime = Runtime.start(device, precision)
     place(net.eval(), runtime.device)
-    return Model(card, _seeing(net, card, runtime), batch_of(card.style, runtime), net)
+    return Model(card, _seeing(net, card, runtime), batch_of(card.style, runtime), net, lanes(runtime))
 
 
 def _seeing(net: Net, card: Card, runtime: Runtime) -> See:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import tarfile
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -67,6 +68,39 @@ def test_it_says_what_was_measured_at_the_end_of_training(run, photos, pool):
     assert found.labels == [pool.class_names[logits[row].argmax()] for row in range(len(files))]
     assert model.card.calibration.source == "36 validation images"
     assert found.confidence == pytest.approx(found.probabilities.max(axis=1))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_side_by_side_is_one_after_another(run, photos, tmp_path, batch):
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    files = [*sorted((photos / "test").rglob("*.png"))[:7], tmp_path / "bad.png"]
+    one, several = sl.open(run, precision="fp32"), sl.open(run, precision="fp32")
+    one.lanes, several.lanes, several.batch = 1, 2, batch
+    expected, found = one.predict(files), several.predict(files)
+    assert found.names == expected.names
+    assert found.reasons == expected.reasons
+    np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=1e-5)
+    np.testing.assert_allclose(several.embed(iter(files)), one.embed(files), rtol=1e-4, atol=1e-5)
+
+
+def test_who_stops_reading_leaves_the_threads_as_they_were(run, photos):
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        model = sl.open(run)
+        assert model.lanes == 3
+        model.batch = 2
+        parts = model.stream(photos / "test")
+        assert len(next(parts)) == 2
+        parts.close()
+        seen = []
+        asking = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        asking.start()
+        asking.join()
+        assert [torch.get_num_threads(), *seen] == [3, 3]
+        assert not [each for each in threading.enumerate() if each.name.startswith("abreast")]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_the_data_need_not_be_there(run, photos, tmp_path):

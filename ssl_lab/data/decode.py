@@ -33,6 +33,8 @@ _GRAY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _OF_THE_FILE = (None, errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EINVAL)
 _BYTES: Survey = {"bytes": Seen(0, 255)}  # what else they hold, decoding them tells
 
+_ORIENTATION = 0x0112  # of EXIF
+
 _lock = threading.Lock()
 _inside = 0
 _restore = ExitStack()
@@ -137,7 +139,7 @@ def read_image(source: Path | BytesIO, reading: Reading) -> Pixels:
 def from_picture(image: Image.Image, reading: Reading) -> Pixels:
     """As `read_image`, of a PIL image."""
     plain, clear = upright(image, reading.values or BYTES_AND_UNIT, reading.background)
-    pixels = np.asarray(fit_picture(plain, reading.image_size, reading.resize).convert("L" if reading.gray else "RGB"))
+    pixels = np.asarray(as_mode(fit_picture(plain, reading.image_size, reading.resize), "L" if reading.gray else "RGB"))
     return Pixels(pixels[None] if reading.gray else np.ascontiguousarray(pixels.transpose(2, 0, 1)), clear)
 
 
@@ -155,7 +157,7 @@ def is_deep(image: Image.Image) -> bool:
 
 def _turned_size(image: Image.Image) -> tuple[int, int]:
     with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError):
-        if image.getexif().get(0x0112) in (5, 6, 7, 8):
+        if image.getexif().get(_ORIENTATION) in (5, 6, 7, 8):
             return image.height, image.width
     return image.size
 
@@ -166,7 +168,8 @@ def turned(image: Image.Image) -> Image.Image:
 
     # Damaged EXIF says nothing of the pixels: whether these are good, loading them below tells.
     with suppress(ValueError, SyntaxError, KeyError, TypeError, OverflowError):
-        image = ImageOps.exif_transpose(image)
+        if image.getexif().get(_ORIENTATION, 1) != 1:  # of an upright one it would make a copy
+            image = ImageOps.exif_transpose(image)
     image.load()
     return image
 
@@ -184,7 +187,12 @@ def upright(image: Image.Image, values: Values = BYTES_AND_UNIT, background: Bac
         extrema: Any = image.getchannel("A").getextrema()
         clear = bool(extrema[0] < 255)
         image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
-    return Upright(_in_range(image.convert(mode), values.bytes), clear)
+    return Upright(_in_range(as_mode(image, mode), values.bytes), clear)
+
+
+def as_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in this mode: itself, where it has it, of which Pillow would make a copy."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def _in_range(image: Image.Image, white: Range) -> Image.Image:

@@ -7,9 +7,9 @@ import io
 import os
 import sys
 import tarfile
-from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_lab.data.ahead import in_order
 from ssl_lab.data.arrays import channels_first
 from ssl_lab.data.decode import SUFFIXES, decoding, from_picture, read_image, reason
 from ssl_lab.data.reading import Reading
@@ -31,8 +32,6 @@ from ssl_lab.errors import UsageError
 
 Read = tuple[str, NDArray[np.uint8] | str]
 """A picture's name, with its pixels [C, H, W] or with the reason why there are none."""
-AHEAD = 64
-"""Images that are decoded ahead of those that are wanted: bounds the memory."""
 
 
 class Picture(NamedTuple):
@@ -166,28 +165,33 @@ def _of_array(array: NDArray[Any], what: str, channels: int) -> Pictures:
 
 
 def batches(pictures: Iterable[Picture], reading: Reading, shape: tuple[int, int, int], size: int) -> Iterator[Batch]:
-    """The pictures as a net takes them, `size` at a time, in order; decoded ahead of time, by threads.
+    """The pictures as a net takes them, `size` at a time, in order; the next ones are decoded meanwhile, by threads.
 
     reading: as decided for the data that the net learned (see `resolve`). shape: (C, H, W) of the images that it takes.
     Nothing that an image holds raises; what cannot be read has a reason.
     """
     with decoding(), ThreadPoolExecutor(os.cpu_count() or 1) as threads:
-        decoded = _ahead(threads, pictures, partial(_read, reading=reading, shape=shape))
+        decoded = in_order(threads, partial(_read, reading=reading, shape=shape), pictures, ahead=2 * size)
         while part := list(islice(decoded, size)):
-            good = [pixels for _, pixels in part if not isinstance(pixels, str)]
-            yield Batch([name for name, _ in part], [pixels if isinstance(pixels, str) else None for _, pixels in part],
-                        torch.from_numpy(np.stack(good)) if good else torch.empty(0))
+            yield _batch(part)
 
 
-def _ahead(threads: ThreadPoolExecutor, pictures: Iterable[Picture], read: Callable[[Picture], Read]) -> Iterator[Read]:
-    """What is read of each picture, in order."""
-    waiting: deque[Future[Read]] = deque()
-    for picture in pictures:
-        waiting.append(threads.submit(read, picture))
-        if len(waiting) > AHEAD:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()
+def groups(pictures: Iterable[Picture], size: int) -> Iterator[list[Picture]]:
+    """The pictures, `size` at a time, for `read_batch`."""
+    rest = iter(pictures)
+    while part := list(islice(rest, size)):
+        yield part
+
+
+def read_batch(pictures: Iterable[Picture], reading: Reading, shape: tuple[int, int, int]) -> Batch:
+    """These pictures as `batches` gives them, read one after another, within `decoding`."""
+    return _batch([_read(picture, reading, shape) for picture in pictures])
+
+
+def _batch(part: list[Read]) -> Batch:
+    good = [pixels for _, pixels in part if not isinstance(pixels, str)]
+    return Batch([name for name, _ in part], [pixels if isinstance(pixels, str) else None for _, pixels in part],
+                 torch.from_numpy(np.stack(good)) if good else torch.empty(0))
 
 
 def _read(picture: Picture, reading: Reading, shape: tuple[int, int, int]) -> Read:

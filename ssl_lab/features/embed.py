@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from ssl_lab.batch import At, Style
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
+from ssl_lab.engine.abreast import abreast, lanes
 from ssl_lab.engine.weights import place, whole
 from ssl_lab.features.search import FloatArray
 from ssl_lab.nets import Net
@@ -28,14 +32,22 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     # Outside of inference mode, in which weights that move could never be trained again.
     place(net.eval(), runtime.device)
     features = np.empty((len(indices), net.features_dim), dtype=np.float32)
-    with whole(net), torch.inference_mode():
-        for start in range(0, len(indices), batch):
-            rows = indices[start:start + batch]
-            images = pool.images.take(rows).to(runtime.device)
-            pixels = see(images, At(int(rows[0]), len(pool)).draw("embed", len(rows), runtime.device))
-            with runtime.autocast():
-                found = net(pixels.to(memory_format=torch.channels_last)).features
-            features[start:start + len(rows)] = found.float().cpu().numpy()
+
+    def part(start: int) -> tuple[int, IntArray, Tensor]:
+        rows = indices[start:start + batch]
+        return start, rows, pool.images.take(rows)
+
+    @torch.inference_mode()
+    def passed(given: tuple[int, IntArray, Tensor]) -> None:
+        start, rows, images = given
+        draw = At(int(rows[0]), len(pool)).draw("embed", len(rows), runtime.device)
+        pixels = see(images.to(runtime.device), draw)
+        with runtime.autocast():
+            found = net(pixels.to(memory_format=torch.channels_last)).features
+        features[start:start + len(rows)] = found.float().cpu().numpy()
+
+    with whole(net):
+        deque(abreast(lanes(runtime), passed, map(part, range(0, len(indices), batch))), maxlen=0)
     net.train(was_training)
     return features
 

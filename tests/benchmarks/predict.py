@@ -17,32 +17,51 @@ import numpy as np
 
 import ssl_lab as sl
 from ssl_lab.data.pictures import batches, find_pictures
+from ssl_lab.engine.abreast import abreast
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run")
     parser.add_argument("folder")
+    parser.add_argument("--images", type=int, help="so many of them (default: all)")
+    parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     model = sl.open(options.run)
     style = model.card.style
     shape = style.channels, style.height, style.width
-    found = find_pictures(options.folder)
-    held = [batch.pixels for batch in batches(found.stream, model.reading, shape, model.batch)]
-    images = sum(map(len, held))
+    files = list(find_pictures(options.folder).stream)[: options.images]
+    paths = [picture.content for picture in files]
+    held = [batch.pixels for batch in batches(files, model.reading, shape, model.batch)]
+    images = len(files)
     model.see(held[0])
-    alone, whole = [], []
-    for _ in range(3):
-        begun = time.perf_counter()
+
+    def one_by_one() -> None:
         for pixels in held:
             model.see(pixels)
-        alone.append(images / (time.perf_counter() - begun))
-        begun = time.perf_counter()
-        rows = sum(len(part) for part in model.stream(options.folder))
-        whole.append(rows / (time.perf_counter() - begun))
-    ratios = np.array(whole) / np.array(alone)
-    print(f"{images:,} images of {style.width} px, {model.card.net}: the net alone {np.mean(alone):,.0f} images/s, "
-          f"predict {np.mean(whole):,.0f}; ratio {ratios.mean():.2f} ({ratios.min():.2f} to {ratios.max():.2f})")
+
+    def side_by_side() -> None:
+        for _ in abreast(model.lanes, model.see, held):
+            pass
+
+    def predicted() -> None:
+        assert sum(len(part) for part in model.stream(paths)) == images
+
+    ways = {"the net alone": one_by_one, "the net alone, side by side": side_by_side, "predict": predicted}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    cores: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(options.turns):
+        for name, way in ways.items():
+            begun, busy = time.perf_counter(), time.process_time()
+            way()
+            speeds[name].append(images / (time.perf_counter() - begun))
+            cores[name].append(1000 * (time.process_time() - busy) / images)
+    print(f"{images:,} images of {style.width} px, {model.card.net}, {model.lanes} batches at a time")
+    for name, found in speeds.items():
+        ratios, busy = (np.array(each["predict"]) / np.array(each[name]) for each in (speeds, cores))
+        print(f"{name:28} {np.mean(found):6,.0f} images/s, {np.mean(cores[name]):5.2f} ms of a core each; predict's "
+              f"ratio to it {ratios.mean():.2f} ({ratios.min():.2f} to {ratios.max():.2f}), in core time "
+              f"{1 / busy.mean():.2f}", flush=True)
 
 
 if __name__ == "__main__":
