@@ -16,6 +16,7 @@ MNIST, 40 labels, 1,000 steps, test accuracy (%) over seeds 0 and 1, 41 to 312 s
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -57,25 +58,27 @@ def main(settings: Settings) -> None:
     require_same(settings.out, pool, f"the runs in {settings.out} are of")
     shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
 
-    def job(recipe: str, name: str, method: str | None = None, **changes: object) -> jobs.Job:
-        given = {} if method is None else {"method": method}
+    def job(recipe: str, name: str, view: Sequence[str], method: str | None = None, **changes: object) -> jobs.Job:
+        given = ({} if method is None else {"method": method}) | ({"view": list(view)} if view else {})
         return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=given)
 
     valid = comparison.validation_images(pool, settings)
     names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
-    methods = {name: [job("consistency", f"{as_file_name(name)}-{seed}", name, preset=settings.preset, seed=seed)
-                      for seed in seeds] for name in names}
-    tuning = [job("supervised", f"tuning/{view}-{lr}", view=view, lr=lr, seed=TUNING_SEED, valid=valid)
-              for view, lr in GRID]
+    methods = {name: [job("consistency", f"{as_file_name(name)}-{seed}", settings.view, name, seed=seed,
+                          preset=settings.preset) for seed in seeds] for name in names}
+    views = {each.partition("=")[0].strip(): each.partition("=")[2].strip() for each in settings.view}
+    grid = [(views.get(name, name), lr) for name, lr in GRID]
+    tuning = [job("supervised", f"tuning/{as_file_name(view)}-{lr}", [view], lr=lr, seed=TUNING_SEED, valid=valid)
+              for view, lr in grid]
     failed = comparison.tune(tuning, settings.processes, then=itertools.chain(*methods.values()))
     best = jobs.best(tuning, "valid_accuracy")
-    view, lr = best.settings["view"], best.settings["lr"]
+    (view,), lr = best.settings["view"], best.settings["lr"]
 
-    supervised = [job("supervised", f"supervised-{seed}", view=view, lr=lr, seed=seed) for seed in seeds]
+    supervised = [job("supervised", f"supervised-{seed}", [view], lr=lr, seed=seed) for seed in seeds]
     by_seed = [each for runs in zip(supervised, *methods.values(), strict=True) for each in runs]
     failed += jobs.run_all(by_seed, settings.processes)
     note = (f"The baseline is cross-entropy on the labeled images under the {view} view with a learning rate of {lr}, "
-            f"the best of {len(GRID)} settings by {best.settings['valid']} validation images of another split.")
+            f"the best of {len(grid)} settings by {best.settings['valid']} validation images of another split.")
     if settings.imbalance is not None:
         note = f"The largest class has {settings.imbalance:g} times the training images of the smallest. {note}"
     comparison.show(pool, comparison.Runs("supervised", supervised),

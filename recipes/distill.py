@@ -45,7 +45,6 @@ from ssl_lab.engine.folder import make_way
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.features.stored import stored_logits
 from ssl_lab.methods.distillation import Distillation, Teacher, load_teacher
-from ssl_lab.views import VIEWS
 
 
 @dataclass
@@ -64,7 +63,6 @@ class Settings(sl.Settings):
     teacher_size: int | None = None
     """Side of its images, where not the data's or its run's."""
     teacher_steps: int = 200
-    view: Literal["weak", "strong", "eval"] = "weak"
     images: Literal["all", "labeled"] = "all"
     labeled: int = 32
     unlabeled: int = 128
@@ -72,6 +70,7 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
+    views = sl.views.by_name(settings.view)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
@@ -91,12 +90,12 @@ def main(settings: Settings) -> None:
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
     distills = sl.methods.get(settings.method)
     by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
-    if settings.view == "eval" and by_logits and not teacher.fixed:
+    if set(views.values()) == {sl.Eval} and by_logits and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     arguments = {"teacher": taught, **settings.arguments}
-    method = presets.build(settings.method, net, pool, arguments, {"view": VIEWS[settings.view]})
+    method = presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
     print(comparison(method.predictor(), teacher, pool, runtime))
 

@@ -79,6 +79,8 @@ class Evaluated:
 
 
 def main(settings: Settings) -> None:
+    if settings.view:
+        raise sl.UsageError(f"--view {settings.view[0]}: features are of images as they are; nothing is trained here")
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     queries = images_to_ask_about(pool)

@@ -57,6 +57,8 @@ def main(settings: Settings) -> None:
     from ssl_lab.nets.start import start_net
     from ssl_lab.notes import tell
 
+    if settings.view:
+        raise sl.UsageError(f"--view {settings.view[0]}: features are of images as they are; nothing is trained here")
     if settings.resume is None:
         make_way(settings.out)
     pool = sl.load(settings.data, **settings.reading())

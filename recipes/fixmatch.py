@@ -45,6 +45,7 @@ def main(settings: Settings) -> None:
     net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
+    method.with_views(*settings.view)
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
     trainer = sl.Trainer(optimizer=optimizer, **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

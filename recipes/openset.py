@@ -47,7 +47,7 @@ def main(settings: Settings) -> None:
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
-    method = sl.FixMatch(net)
+    method = sl.FixMatch(net).with_views(*settings.view)
     if settings.method == "opencos":
         targets = torch.from_numpy(pool.labels[pool.labeled])
         check_labels(targets, pool.classes)  # before an encoder is trained
@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
         known = pool.labels[pool.unlabeled] >= 0
         found = split_open_set(*map(torch.from_numpy, (features, features[known])), targets, pool.classes)
         print(f"{int(found.in_class.sum()):,} of {len(found.in_class):,} unlabeled images count as of a known class")
-        method = OpenCoS(net, *found.by_index(torch.from_numpy(pool.unlabeled), len(pool)))
+        method = OpenCoS(net, *found.by_index(torch.from_numpy(pool.unlabeled), len(pool))).with_views(*settings.view)
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 
 

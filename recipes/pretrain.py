@@ -69,7 +69,7 @@ def main(settings: Settings) -> None:
     net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
     method = presets.build(settings.method, net, pool,
-                           settings.arguments, {**preset.arguments, "seed": settings.seed})
+                           settings.arguments, {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
     monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
     trainer = sl.Trainer(optimizer=preset.optimizer(lr), monitors=monitors, **settings.trainer())
     result = trainer.fit(method, pool, unlabeled=preset.unlabeled)

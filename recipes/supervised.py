@@ -7,15 +7,12 @@ about a minute and a half on one core); with --view strong 90.3 ± 1.8%.
 """
 
 from dataclasses import dataclass
-from typing import Literal
 
 import ssl_lab as sl
 
 
 @dataclass
 class Settings(sl.Settings):
-    view: Literal["weak", "strong"] = "weak"
-    """How labeled images are augmented."""
     labeled: int = 32
     """Labeled images per step."""
     lr: float = 0.03
@@ -30,8 +27,7 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
-    view = {"weak": sl.Weak, "strong": sl.Strong}[settings.view]
-    method = sl.Supervised(net, view=view, ema=settings.ema)
+    method = sl.Supervised(net, ema=settings.ema).with_views(*settings.view)
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled))

@@ -43,7 +43,7 @@ class Settings(sl.Settings):
     agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
     """What counts where several people say different things of an image; see recipes/active.py."""
     method: str = may_run("fixmatch", ":")
-    """Semi-supervised method, of the teacher --net."""
+    """Semi-supervised method, of the teacher --net; --view is of it."""
     distill: str = may_run("kd", ":")
     student: str = "tiny_8"
     """The net that is distilled and exported."""
@@ -56,10 +56,11 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**split)
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 
-    def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, **arguments: object) -> sl.Result:
+    def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float,
+              views: tuple[str, ...] = (), **arguments: object) -> sl.Result:
         own = replace(settings, net=net.name, out=out / stage, resume="auto")  # later stages read there which net it is
         trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(lr)), **own.trainer())
-        return trainer.fit(presets.build(method, net, pool, arguments), pool, labeled=32, unlabeled=128)
+        return trainer.fit(presets.build(method, net, pool, arguments).with_views(*views), pool, 32, 128)
 
     stages, weights = {}, settings.weights
     if not (settings.pretrained or weights):
@@ -68,7 +69,7 @@ def main(settings: Settings) -> None:
     start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
     oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
                          agreement=settings.agreement, data=settings.data)
-    loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, lr=0.03),
+    loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, 0.03, settings.view),
                          sl.make_query(settings.query), oracle, settings.labels, rounds=1, out=out / "labels",
                          seed=settings.seed, backbone=start(), device=settings.device, precision=settings.precision)
     loop.run()

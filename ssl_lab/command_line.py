@@ -16,7 +16,9 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
+
+import tyro
 
 from ssl_lab.config import Settings
 from ssl_lab.errors import UsageError, unknown
@@ -27,8 +29,6 @@ S = TypeVar("S", bound=Settings)
 
 def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
-    import tyro
-
     argv = list(sys.argv[1:] if arguments is None else arguments)
     file, argv = _take(argv, "--config", "FILE")
     show = "--print-config" in argv
@@ -75,8 +75,6 @@ def launch(main: Callable[[S], object], settings: type[S]) -> None:
 def run_command(commands: Mapping[str, Callable[..., object]], program: str, description: str,
                 arguments: Sequence[str] | None = None) -> None:
     """Runs the subcommand that the command line names; its arguments become flags."""
-    import tyro
-
     chosen: list[Callable[[], object]] = []
 
     def later(command: Callable[..., object]) -> Callable[..., None]:
@@ -171,6 +169,7 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
         raise UsageError(f"--config {file} holds a {type(content).__name__}; expected lines of `name: value`")
     fields = {field.name: field for field in dataclasses.fields(settings)}
     flags = {argument.partition("=")[0] for argument in given}
+    hints = get_type_hints(settings, include_extras=True)
     arguments = []
     for name, value in content.items():
         if name not in fields:
@@ -187,6 +186,10 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
             if not isinstance(value, bool):
                 raise UsageError(f"{name}: {value} in --config {file}: expected true or false")
             arguments.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list) and isinstance(fields[name].default, tuple):
+            if value and flag not in flags:  # as with a mapping
+                repeats = tyro.conf.UseAppendAction in getattr(hints[name], "__metadata__", ())
+                arguments += [f"{flag}={each}" for each in value] if repeats else [flag, *map(str, value)]
         elif isinstance(value, dict):
             if value and flag not in flags:  # a flag replaces the whole of it
                 arguments += [flag, *(str(part) for pair in value.items() for part in pair)]

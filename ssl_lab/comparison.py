@@ -118,6 +118,7 @@ def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
         try:
             for few in pools:
                 method = presets.build(name, copy.deepcopy(built), few, {}, {"ema": preset.ema, **preset.arguments})
+                method.with_views(*settings.view)
                 Feed(few, method.views, preset.labeled, preset.unlabeled, 0, torch.device("cpu"), parts=parts)
         except UsageError as error:
             if getattr(settings, "methods", "") != "all":

@@ -6,9 +6,20 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from ssl_lab.at_hand import size_for
+
+Texts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
+"""Of a flag that is given as often as one likes."""
+
+
+def may_run(default: Any, text: str) -> Any:
+    """A field of settings whose value can name a program or a module to run, where the pattern `text` is found in it:
+    only the command line may give such a value, as files of settings come from strangers too."""
+    return dataclasses.field(default=default, metadata={"runs": text})
 
 
 @dataclass
@@ -55,7 +66,7 @@ class ReadingSettings:
 
     def plain(self) -> dict[str, Any]:
         """Names and values as YAML has them."""
-        return {name: str(value) if isinstance(value, Path) else value
+        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
                 for name, value in dataclasses.asdict(self).items()}
 
 
@@ -66,6 +77,10 @@ AS_USUAL = ReadingSettings()
 class Settings(ReadingSettings, Data):
     """The settings that every recipe shares."""
 
+    view: Texts = may_run((), ":")  # noqa: RUF009 - it is a field
+    """Another view in place of one that the method has, as often as you like: weak=simclr, "strong=strong(ops=3)",
+    strong=mypackage.views:Mine (not in a --config file); without a name where the method has but one. See `ssl-lab list
+    views`."""
     labels: int | float | None = None
     """Labeled training images, drawn by the seed: a count, or a fraction of those whose label is known (default: all of
     these)."""
@@ -119,12 +134,6 @@ class Settings(ReadingSettings, Data):
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
                  "micro_batches", "forward", "track")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
-
-
-def may_run(default: Any, text: str) -> Any:
-    """A field of settings whose value can name a program or a module to run, where the pattern `text` is found in it:
-    only the command line may give such a value, as files of settings come from strangers too."""
-    return dataclasses.field(default=default, metadata={"runs": text})
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

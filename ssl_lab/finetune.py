@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -24,16 +24,17 @@ RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 class FineTuning:
     """How a pretrained net is trained on.
 
-    method, arguments: by which method. learn: what of the backbone learns; lora: updates of `rank` (needs the extra
-    `peft`). train_blocks: of "all", only the last so many blocks, 0: the head alone. backbone_rate: the backbone's
-    learning rate, relative to `lr`, the head's. head: begins as a linear probe of the labels, or as the net's own.
-    statistics: what BatchNorm of the backbone normalizes by: its running statistics as they are ("frozen"), or the
-    batch's. labeled, unlabeled: images per step. ema: decay of the averaged weights. What is None follows from the
-    method, see `filled`.
+    method, arguments: by which method. view: texts of views in place of the method's (see `Method.with_views`). learn:
+    what of the backbone learns; lora: updates of `rank` (needs the extra `peft`). train_blocks: of "all", only the last
+    so many blocks, 0: the head alone. backbone_rate: the backbone's learning rate, relative to `lr`, the head's. head:
+    begins as a linear probe of the labels, or as the net's own. statistics: what BatchNorm of the backbone normalizes
+    by: its running statistics as they are ("frozen"), or the batch's. labeled, unlabeled: images per step. ema: decay
+    of the averaged weights. What is None follows from the method, see `filled`.
     """
 
     method: str = "supervised"
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    view: Sequence[str] = ()
     learn: Literal["all", "biases", "lora"] = "all"
     train_blocks: int | None = None
     rank: int = 8
@@ -77,7 +78,7 @@ class FineTuning:
         if with_all.statistics == "frozen":
             freeze_statistics(net)
         self._choose_what_learns(net, pool, seed)
-        method = presets.build(self.method, net, pool, self.arguments, {"ema": self.ema})
+        method = presets.build(self.method, net, pool, self.arguments, {"ema": self.ema}).with_views(*self.view)
         if self.learn == "lora":
             learner = method.predictor
             method.predictor = lambda: merged(learner())  # type: ignore[method-assign]

@@ -15,14 +15,14 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import torch
 
-from ssl_lab import methods, schedule, texts
+from ssl_lab import methods, schedule
 from ssl_lab.data import Pool, hierarchy
-from ssl_lab.errors import UsageError, unknown
+from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, Schedule, linear, ramp_up
 from ssl_lab.texts import Call
-from ssl_lab.views import VIEWS, ViewFactory
+from ssl_lab.views import ViewFactory, named
 
 Kind = Literal["paper", "short"]
 LONG = 2**16  # steps from which the papers' settings are the better ones
@@ -191,7 +191,7 @@ def _read(method: str, parameter: inspect.Parameter | None, value: Any) -> Any:
     """An argument's value as the method takes it: what a text or a Call stands for, anything else as it is."""
     annotation = "" if parameter is None else _annotation(parameter.annotation)
     if "ViewFactory" in annotation and isinstance(value, Call | str):
-        return _view(value)
+        return named(value, modules=isinstance(value, Call))  # settings from a file may not import one
     if isinstance(value, Call):
         value = _described(value, annotation)
     elif isinstance(value, str):
@@ -224,23 +224,3 @@ def _described(value: Call, annotation: str) -> Any:
                 raise _unknown_argument(call.name, word, dict.fromkeys(known))
         return partial(inner, **{word: _read(call.name, kinds[word], given) for word, given in words.items()})
     return schedule.parse(str(value)) if value.called else value.name
-
-
-def _view(value: Call | str) -> ViewFactory:
-    """A view's factory. Only the text of a method, which is a Call here, may import a module."""
-    call = value if isinstance(value, Call) else texts.read(value, "view", "strong(ops=3)")
-    if isinstance(value, Call) and ":" in call.name:
-        found: Any = texts.imported(call.name, object, "view")
-        factory: ViewFactory = found
-    elif call.name in VIEWS:
-        factory = VIEWS[call.name]
-    else:
-        raise unknown("view", call.name, VIEWS, "See `ssl-lab list views`.")
-    if call.args or any(isinstance(each, Call) for each in call.named.values()):
-        raise UsageError(f"{call}: a view's arguments have names and plain values, as in strong(ops=3)")
-    try:
-        inspect.signature(factory).bind(None, **call.named)
-    except TypeError as error:
-        known = ", ".join(list(inspect.signature(factory).parameters)[1:])
-        raise UsageError(f"{call}: {error}; its arguments are ({known})") from None
-    return partial(factory, **call.named) if call.named else factory

@@ -15,7 +15,7 @@ import yaml
 
 from ssl_lab.advise import CHOOSING, Advice, backbone, compared, fine_tuned, smaller, worth_tuning
 from ssl_lab.at_hand import PRETRAINED, here
-from ssl_lab.config import AS_USUAL, ReadingSettings
+from ssl_lab.config import AS_USUAL, ReadingSettings, Texts
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.files import data_folder
 from ssl_lab.engine import Runtime, checkpoint
@@ -33,7 +33,7 @@ ORDER = ("self_training", "probe", "prototype", "knn", "propagation")
 
 def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 10.0,
           out: Path = Path("runs/latest"), recipe: Recipe | None = None, net: str | None = None,
-          method: str | None = None, weights: Path | None = None, pretrained: bool = False,
+          method: str | None = None, view: Texts = (), weights: Path | None = None, pretrained: bool = False,
           valid: float | None = None, split_file: Path | None = None,
           read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL, seed: int = 0,
           device: str = "auto", resume: Literal["auto"] | None = None) -> Path:
@@ -51,6 +51,8 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
     method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
         prototype, probe, propagation, self_training.
+    view: with --method, another view in place of one of its views, as often as you like: strong=simclr,
+        strong=mypackage.views:Mine (see `ssl-lab list views`).
     weights: a file with weights of the net.
     pretrained: take the published weights of a timm net.
     valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
@@ -75,7 +77,11 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     runtime = Runtime.start(device)
     groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes,
                                  runtime)
-    plan = _plan_of(out, method) if resume else None
+    if view and (method is None or method in LEARNERS):
+        raise UsageError(f"--view {view[0]}: views are those of a method that trains a net; name it too, as in "
+                         "--method fixmatch --view strong=simclr")
+    trainings = [replace(plan, view=view) for plan in trainings]
+    plan = _plan_of(out, method, view) if resume else None
     if plan is None:
         plan = _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime)
     if plan.image_size not in (None, pool.images.shape[1]):
@@ -83,7 +89,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         pool = load(data, **read.reading()).split(**how)
     config = {name: str(value) if isinstance(value, Path) else value for name, value in
               (settings | read.plain() | {"minutes": minutes, "recipe": plan.recipe, "net": plan.net,
-                                          "method": plan.method, "weights": plan.weights,
+                                          "method": plan.method, "view": list(plan.view), "weights": plan.weights,
                                           "pretrained": plan.pretrained}).items()}
     if plan.recipe == "features":
         summary = _learn(plan, pool, method, config, out, end, seed, runtime, read.data_dir)
@@ -177,20 +183,21 @@ def _kind(way: Way) -> tuple[str, str]:
     return (way.plan.recipe, way.plan.net) if way.plan else ("", way.name)
 
 
-def _plan_of(out: Path, method: str | None) -> Plan | None:
-    """The way of the training that was stopped in this folder, if there is one. UsageError for one whose method is a
-    module's, unless `method` says so too: folders of runs come from strangers as well."""
+def _plan_of(out: Path, method: str | None, view: tuple[str, ...]) -> Plan | None:
+    """The way of the training that was stopped in this folder, if there is one. UsageError for one whose method or view
+    is a module's, unless `method` or `view` says so too: folders of runs come from strangers as well."""
     if not checkpoint.exists(out / "checkpoint.pt"):
         return None
     try:
         content = yaml.safe_load((out / "config.yaml").read_text())
         weights = Path(content["weights"]) if content["weights"] else None
-        named = str(content["method"])
-        if ":" in named and named != method:  # before the plan looks for it
-            raise UsageError(f"{out} is trained by {named}, which would import a module; if you trust it, say so: "
-                             f"--method {shlex.quote(named)}")
-        return Plan(content["recipe"], content["net"], content["method"], content["image_size"], weights,
-                    content["pretrained"])
+        named, views = str(content["method"]), tuple(map(str, content["view"]))
+        for flag, text, said in [("method", named, named == method), *(("view", each, each in view) for each in views)]:
+            if ":" in text and not said:  # before the plan looks for it
+                raise UsageError(f"{out} is trained by {text}, which would import a module; if you trust it, say so: "
+                                 f"--{flag} {shlex.quote(text)}")
+        return Plan(content["recipe"], content["net"], named, content["image_size"], weights, content["pretrained"],
+                    view or views)
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         raise UsageError(f"{out} holds a run that `ssl-lab train` did not begin; choose another --out") from None
 

@@ -50,7 +50,7 @@ class Way:
 class Plan:
     """recipe: "features", the learner `method` on frozen features of `net`; "finetune", training it on by `method`; or
     "scratch", training a fresh one. net: a name, or what `start_net` takes. weights, pretrained: of a timm net.
-    image_size: side in pixels; None: that of the data."""
+    image_size: side in pixels; None: that of the data. view: texts of views in place of the method's."""
 
     recipe: Recipe
     net: str
@@ -58,6 +58,7 @@ class Plan:
     image_size: int | None = None
     weights: Path | None = None
     pretrained: bool = False
+    view: tuple[str, ...] = ()
 
     @classmethod
     def of_backbone(cls, name: str, net: str, size: int | None, weights: Path | None, pretrained: bool) -> Plan:
@@ -109,10 +110,11 @@ class Plan:
         """Trains, and leaves a run; not for "features"."""
         shared = {"device": str(runtime.device), "precision": runtime.precision, **trainer}
         if self.recipe == "finetune":
-            return FineTuning(self.method).fit(self.build(pool, seed), pool, runtime, seed, **shared)
+            return FineTuning(self.method, view=self.view).fit(self.build(pool, seed), pool, runtime, seed, **shared)
         preset = presets.preset(get(self.method).name, pool.name, "short")
         net = self.build(pool, seed, preset.bn_momentum)
         method = presets.build(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
+        method.with_views(*self.view)
         optimizer = SGD(cosine_7_16(preset.lr), preset.weight_decay)
         return Trainer(optimizer=optimizer, seed=seed, **shared).fit(method, pool, preset.labeled, preset.unlabeled)
 

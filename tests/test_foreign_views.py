@@ -1,5 +1,7 @@
 """Kornia's and torchvision's augmentations as views: the contract, and that what breaks it is refused."""
 
+from dataclasses import replace
+
 import kornia.augmentation as K
 import pytest
 import torch
@@ -8,6 +10,7 @@ from torchvision.transforms import v2
 import ssl_lab as sl
 from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.notes import once
 from ssl_lab.testing import check_views
 from ssl_lab.views import kornia, torchvision
 
@@ -87,7 +90,7 @@ def test_images_that_it_does_not_take_are_refused_before_a_run():
     with pytest.raises(UsageError, match=r"makes images of \[3, 8, 8\] out of \[3, 12, 12\]"):
         kornia(crop((8, 8)))(STYLE)
     with pytest.raises(UsageError, match="cannot take images of 1 channels"):
-        kornia(K.ColorJitter(0.4, 0.4, 0.4, 0.1))(Style(1, 12, 12, (0.5,), (0.5,)))
+        kornia(K.RandomRGBShift(p=1.0))(Style(1, 12, 12, (0.5,), (0.5,)))
 
 
 def test_crops_resample_and_leave_the_given_module_alone():
@@ -99,9 +102,34 @@ def test_crops_resample_and_leave_the_given_module_alone():
     assert given.flags["cropping_mode"] == "slice"
 
 
-def test_it_says_whether_it_mirrors():
-    assert kornia(crop(), K.RandomHorizontalFlip())(STYLE).mirrors
+OTHERS = v2.RandomChoice([v2.RandomApply([v2.RandomHorizontalFlip(p=1.0)]), v2.RandomHorizontalFlip(p=1.0)])
+
+
+@pytest.mark.parametrize("view", [kornia(crop(), K.RandomHorizontalFlip(p=1.0)), torchvision(v2.Compose([OTHERS]))])
+def test_it_mirrors_where_it_may_and_says_so(view, capsys):
+    assert view(STYLE).mirrors
+    one_way = torch.arange(12, dtype=torch.uint8).expand(4, 3, 12, 12).contiguous()
+    once.cache_clear()
+    kept = view(replace(STYLE, flip=False))
+    assert not kept.mirrors
+    assert "RandomHorizontalFlip is left out of views" in capsys.readouterr().err
+    assert view(STYLE).mirrors, "the given transform is left alone"
+    for step in range(3):
+        assert (kept(one_way, At(step, 3).draw("x", 4)).diff(dim=3) >= -1e-6).all()
+
+
+def test_it_says_if_it_cannot_say_whether_it_mirrors():
     assert not kornia(crop())(STYLE).mirrors
+    assert torchvision(v2.TrivialAugmentWide())(STYLE).mirrors is False
+    assert torchvision(lambda image: image.flip(2))(STYLE).mirrors is None
+
+
+def test_gray_images_pass_what_changes_colors():
+    gray = Style(1, 12, 12, (0.5,), (0.5,))
+    images = torch.randint(0, 256, (4, 1, 12, 12), dtype=torch.uint8)
+    for module in (K.RandomGrayscale(p=1.0), K.RandomHue((-0.5, 0.5), p=1.0), K.ColorJitter(0, 0, (0.1, 0.9), 0.4)):
+        assert torch.allclose(kornia(module)(gray)(images, At(0, 1).draw("x", 4)), images / 255, atol=1e-5)
+    check_views(kornia(K.ColorJitter(0.4, 0.4, 0.4, 0.1)), sizes=[(8, 8)], channels=[1])
 
 
 @pytest.mark.parametrize("transform", [v2.RandomHorizontalFlip(), v2.TrivialAugmentWide(), v2.Compose(

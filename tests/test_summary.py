@@ -10,7 +10,6 @@ from PIL import Image
 import ssl_lab as sl
 from ssl_lab.data import Pool, images, load
 from ssl_lab.data.images import ArrayImages, Concat, Resized, content_of
-from ssl_lab.data.remarks import MIRRORED
 from ssl_lab.exits import exit_with_status
 from ssl_lab.methods import Supervised
 from ssl_lab.notes import at_most, tell
@@ -155,6 +154,6 @@ def test_notes_follow(capsys, tmp_path):
     held = load(tmp_path / "photos" / "train", data_dir=tmp_path / "caches")
     assert held.notes
     sl.announce(held)
-    assert capsys.readouterr().err.splitlines()[-2 - len(held.notes):] == [
-        repr(held), *(f"note: {note}" for note in (*held.notes, MIRRORED))]
+    assert capsys.readouterr().err.splitlines()[-1 - len(held.notes):] == [
+        repr(held), *(f"note: {note}" for note in held.notes)]
     assert pool.notes == ()

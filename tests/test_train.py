@@ -131,7 +131,7 @@ def test_the_folder_of_a_run_imports_no_module_by_itself(tmp_path):
     settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "out": tmp_path, "resume": "auto"}
     (tmp_path / "checkpoint.pt").touch()
     content = {"recipe": "scratch", "net": "tiny_4", "method": "evil:X", "image_size": None, "weights": None,
-               "pretrained": False}
+               "pretrained": False, "view": []}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError, match=r"is trained by evil:X, which would import a module; .* --method evil:X"):
         train("digits", **settings)

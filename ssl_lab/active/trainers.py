@@ -81,18 +81,18 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
     if from_backbone and settings.weights is None and not settings.pretrained:
         raise UsageError(f"trainer {trainer} starts from a backbone: give --weights FILE, or --pretrained and a timm "
                          "net")
-    shared = {field.name: getattr(settings, field.name) for field in fields(TrainSettings)}
+    shared = {field.name for field in fields(TrainSettings)}
     lr = rate if settings.lr is None else settings.lr
 
     def fit(pool: Pool, round: int) -> Result:
         start = backbone(settings, pool.style, pool.class_names) if from_backbone else None
         learner = method(start or net(settings.net, pool.class_names, pool.style, seed=settings.seed,
-                                      bn_momentum=settings.bn_momentum), ema=settings.ema)
+                                      bn_momentum=settings.bn_momentum), ema=settings.ema).with_views(*settings.view)
         folder = training_folder(out, round)
         split = folder / "split.json"
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
             _remove(folder)  # labels were changed while it was cut off
-        config = {name: str(value) if isinstance(value, Path) else value for name, value in shared.items()}
+        config = {name: value for name, value in settings.plain().items() if name in shared}
         # of the class: recipes/active.py has a setting of the method's name
         arguments: dict[str, Any] = Settings.trainer(replace(settings, out=folder, resume="auto"))
         arguments |= {"config": config | {"trainer": trainer}, "optimizer": SGD(cosine_7_16(lr), settings.weight_decay)}

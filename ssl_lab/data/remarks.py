@@ -8,7 +8,6 @@ from ssl_lab.data.pool import Pool
 from ssl_lab.data.summary import summary
 from ssl_lab.notes import tell
 
-MIRRORED = "views mirror images left-right; --flip off if that can change a class (letters, arrows, left and right)"
 NAMED = 5  # classes, where there are many to name
 
 
@@ -24,12 +23,10 @@ def loaded(pool: Pool) -> list[str]:
 
 
 def remarks(pool: Pool) -> tuple[str, ...]:
-    """The pool's notes, that views mirror images if nobody said so, and which classes the labels that there are now
-    leave out; a line each."""
-    notes = (*pool.notes, MIRRORED) if pool.style.flip and pool.reading.flip is None else pool.notes
+    """The pool's notes, and which classes the labels that there are now leave out; a line each."""
     without = np.setdiff1d(np.arange(pool.classes), pool.labels[pool.labeled])
     if not 0 < len(without) < pool.classes:  # without any label, no class lacks more than another
-        return notes
+        return pool.notes
     named = ", ".join(repr(pool.class_names[label]) for label in without[:NAMED]) + ", ..." * (len(without) > NAMED)
-    return (*notes, f"{len(without)} of the {pool.classes} classes have no labeled train image: {named}"
+    return (*pool.notes, f"{len(without)} of the {pool.classes} classes have no labeled train image: {named}"
             + "; --balance covered draws one of each first" * (pool.balance == "natural"))

@@ -14,6 +14,7 @@ from ssl_lab.data import IntArray, Pool, Sampler
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
 from ssl_lab.views import ViewFactory
+from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
 
 
 class Feed:
@@ -25,6 +26,7 @@ class Feed:
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
                  world: int = 1, parts: int = 1) -> None:
         """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows."""
+        self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {
             "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world, parts),
             "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world, parts),
@@ -32,6 +34,14 @@ class Feed:
 
     def __call__(self, at: At) -> Batch:
         return Batch(**{name: stream(at) for name, stream in self.streams.items()})
+
+    @property
+    def said(self) -> str:
+        """A line for a person: which views there are, and whether they mirror images, with what to do about it unless
+        somebody said that they may."""
+        views = {kind: stream.views for kind, stream in self.streams.items()}
+        mirrored = any(mirrors(view) for _, view in all_views(views))
+        return said_of(self.declared.by_kind, views) + (f"; {MIRRORED}" if mirrored and not self.asked else "")
 
     @property
     def images_per_step(self) -> int:
@@ -56,7 +66,7 @@ class Stream:
             raise UsageError(f"the batch of {batch} {kind} images does not divide into {parts} micro-batches "
                              f"on each of {world} ranks")
         self.rows = self.batch // world
-        self.views = {name: factory(pool.style) for name, factory in views.items()}
+        self.views = {name: built(name, factory, pool.style) for name, factory in views.items()}
         self.sampler = Sampler(indices, batch, seed, kind) if views else None
         self.read = self._bytes if device.type == "cpu" else Ahead(self._bytes)
 

@@ -61,7 +61,7 @@ class Job:
     recipe: Path
     settings: Mapping[str, Any]
     out: Path
-    flags: Mapping[str, str] = field(default_factory=dict)
+    flags: Mapping[str, str | Sequence[str]] = field(default_factory=dict)
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -90,7 +90,8 @@ class Job:
         that one finished is not run again.
         """
         command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml"),
-                   *(f"--{name}={value}" for name, value in self.flags.items())]
+                   *(f"--{name}={each}" for name, value in self.flags.items()
+                     for each in ([value] if isinstance(value, str) else value))]
         waits = False
         while not children.stopping.is_set():
             status = BUSY if is_taken(self.out) else children.run(command, self.out / "log.txt")

@@ -48,6 +48,7 @@ from ssl_lab.engine.trackers import Track, chosen
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
+from ssl_lab.notes import once
 from ssl_lab.optim import SGD, Optimizer, Update, plain
 
 ROWS = 200  # of metrics in a run, at most
@@ -156,9 +157,9 @@ class _Run:
 
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
-        own = {"method": self.method.name, **arguments(self.method), "seed": self.trainer.seed, "labeled": labeled,
-               "unlabeled": unlabeled, "forward": self.trainer.forward, "optimizer": repr(self.trainer.optimizer),
-               "clip": self.trainer.clip, "shard": self.trainer.shard}
+        own = {"method": self.method.name, **arguments(self.method), "views": self.method.views.texts,
+               "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled, "forward": self.trainer.forward,
+               "optimizer": repr(self.trainer.optimizer), "clip": self.trainer.clip, "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
                 "micro_batches": self.micro_batches, "compile": self.compile}
@@ -210,6 +211,8 @@ class _Run:
         if runtime.main:
             write_inventory(self.folder.path, inventory(self.pool))
             announce(self.pool)
+            if trainer.callbacks is None or trainer.callbacks:
+                once(self.feed.said)
         callbacks = Together(chosen(trainer.callbacks, trainer.track) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
             watching.start(self.method.name, self.folder.path, self.start, self.steps)
@@ -286,7 +289,7 @@ class _Run:
                    "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
                    "selection": SELECTION, "precision": self.runtime.precision,
                    "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"],
-                   "class_names": list(self.learned), "loaded": loaded(pool)}
+                   "class_names": list(self.learned), "loaded": [*loaded(pool), self.feed.said]}
         card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
         self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,8 @@ from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Ema, Net, Output
 from ssl_lab.schedule import Scalar
-from ssl_lab.views import ViewFactory
+from ssl_lab.views import ViewFactory, by_name, named
+from ssl_lab.views.naming import replaced, text_of
 
 Forward = Literal["joint", "split"]
 
@@ -28,6 +29,16 @@ class Views:
 
     labeled: Mapping[str, ViewFactory] = field(default_factory=dict)
     unlabeled: Mapping[str, ViewFactory] = field(default_factory=dict)
+
+    @property
+    def texts(self) -> dict[str, dict[str, str]]:
+        """What they are, by kind and name."""
+        return {kind: {name: text_of(view) for name, view in views.items()} for kind, views in self.by_kind.items()}
+
+    @property
+    def by_kind(self) -> dict[str, Mapping[str, ViewFactory]]:
+        """Those of "labeled" and of "unlabeled" images."""
+        return {"labeled": self.labeled, "unlabeled": self.unlabeled}
 
 
 class Method(nn.Module):
@@ -66,6 +77,17 @@ class Method(nn.Module):
     def predictor(self) -> Net:
         """The net that is evaluated and exported."""
         return self.ema.net
+
+    def with_views(self, *texts: str, **views: ViewFactory | str) -> Self:
+        """This method, under other views from now on: `with_views(strong=sl.views.kornia(...))`.
+
+        views: by the names that the method has for them, of labeled and unlabeled images alike, where `weak` is weak_1,
+        weak_2 and so on too; a text describes one, see `views.named`. texts: as --view has them, "strong=simclr" or,
+        for a method whose views are all the same, "strong". UsageError for a name that it does not have.
+        """
+        made = {name: named(view) if isinstance(view, str) else view for name, view in views.items()}
+        self.views = Views(**replaced(self.name, self.views.by_kind, by_name(texts) | made))
+        return self
 
     def joint(self, *views: Tensor, constant: int | None = None) -> tuple[Output, ...]:
         """One pass of the net over all views together, so that BatchNorm sees them as one batch.

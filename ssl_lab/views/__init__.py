@@ -9,9 +9,9 @@ from ssl_lab.views.contrastive import VICREG as VICREG
 from ssl_lab.views.contrastive import SimCLRView as SimCLRView
 from ssl_lab.views.foreign import kornia as kornia
 from ssl_lab.views.foreign import torchvision as torchvision
+from ssl_lab.views.naming import VIEWS as VIEWS
+from ssl_lab.views.naming import by_name as by_name
+from ssl_lab.views.naming import named as named
 from ssl_lab.views.presets import Eval as Eval
 from ssl_lab.views.presets import Strong as Strong
 from ssl_lab.views.presets import Weak as Weak
-
-VIEWS: dict[str, type] = {"weak": Weak, "strong": Strong, "simclr": SimCLRView, "eval": Eval}
-"""The named views; `ssl-lab list views` prints each with the first line of its docstring."""

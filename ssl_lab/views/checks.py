@@ -38,45 +38,62 @@ def check_views(
 
 def _check_view(view_factory: ViewFactory, style: Style) -> None:
     view = view_factory(style)
-    name = f"{view!r} on {style.channels} x {style.height} x {style.width} images"
+    check_pixels(view, style)
+    check_rows(view, style)
+    _check_device(view, _images(style), _name(view, style))
 
-    def run(images: Tensor, rank: int = 0, world: int = 1) -> Tensor:
-        at = At(step=3, total=10, rank=rank, world=world)
-        return view(images, at.draw("check", len(images)))
 
-    shape = (ROWS, style.channels, style.height, style.width)
-    images = torch.randint(0, 256, shape, generator=generator("check_views"), dtype=torch.uint8)
-    original = images.clone()
-    result = run(images)
-
+def check_pixels(view: View, style: Style) -> None:
+    """What a view must do for anything to be trained on it: images of the right kind, and its input left alone."""
+    images, name = _images(style), _name(view, style)
+    result = _run(view, images)
+    assert isinstance(result, Tensor), f"{name}: the result is a {type(result).__name__}, expected a tensor"
     assert result.shape == images.shape, f"{name}: the result has shape {list(result.shape)}"
     assert result.dtype == torch.float32, f"{name}: the result is {result.dtype}, expected float32"
     assert result.device == images.device, f"{name}: the result is on {result.device}, not with the images"
     assert bool(((result >= 0) & (result <= 1)).all()), (
         f"{name}: values from {result.min():g} to {result.max():g}, expected [0, 1]; nets normalize"
     )
-    assert torch.equal(images, original), f"{name}: it modified its input"
-    assert torch.equal(run(images), result), (
+    assert torch.equal(images, _images(style)), f"{name}: it modified its input"
+
+
+def check_rows(view: View, style: Style) -> None:
+    """The result is a function of the images and of the drawn numbers alone, each row of its own."""
+    images, name = _images(style), _name(view, style)
+    result = _run(view, images)
+    assert torch.equal(_run(view, images), result), (
         f"{name}: two calls with the same random numbers differ; take all randomness from `draw`"
     )
 
     others = images.clone()
     others[1:] = 255 - others[1:]
-    assert torch.equal(run(others)[0], result[0]), f"{name}: row 0 changes with another image of the batch"
+    assert torch.equal(_run(view, others)[0], result[0]), f"{name}: row 0 changes with another image of the batch"
 
     half = ROWS // 2
-    ranks = torch.cat([run(images[:half], rank=0, world=2), run(images[half:], rank=1, world=2)])
+    ranks = torch.cat([_run(view, images[:half], rank=0, world=2), _run(view, images[half:], rank=1, world=2)])
     assert torch.equal(ranks, result), (
         f"{name}: two ranks with half of the batch each see other pixels than one; draw per row, with `draw`"
     )
 
     try:
-        empty = run(images[:0])
+        empty = _run(view, images[:0])
     except Exception as error:
         raise AssertionError(f"{name}: it fails on a batch of 0 rows") from error
     assert empty.shape == images[:0].shape, f"{name}: a batch of 0 rows gives shape {list(empty.shape)}"
-    _check_rows(view, images, name)
-    _check_device(view, images, name)
+    _check_own_numbers(view, images, name)
+
+
+def _images(style: Style) -> Tensor:
+    shape = (ROWS, style.channels, style.height, style.width)
+    return torch.randint(0, 256, shape, generator=generator("check_views"), dtype=torch.uint8)
+
+
+def _name(view: View, style: Style) -> str:
+    return f"{view!r} on {style.channels} x {style.height} x {style.width} images"
+
+
+def _run(view: View, images: Tensor, rank: int = 0, world: int = 1) -> Tensor:
+    return view(images, At(step=3, total=10, rank=rank, world=world).draw("check", len(images)))
 
 
 class _Exchanged(Draw):
@@ -105,7 +122,7 @@ class _Exchanged(Draw):
         return self.draw.rows_of(values)[self.order]
 
 
-def _check_rows(view: View, images: Tensor, name: str) -> None:
+def _check_own_numbers(view: View, images: Tensor, name: str) -> None:
     """Every row decides for itself: by its own numbers, and not once for the batch."""
     same = images[:1].expand_as(images).contiguous()
     draws = [At(step, STEPS).draw("check", ROWS) for step in range(STEPS)]

@@ -53,6 +53,10 @@ class SimCLRView:
                              "0.5, and shares in [0, 1]")
 
     @property
+    def mirrors(self) -> bool:
+        return self.style.flip
+
+    @property
     def _small(self) -> bool:
         return min(self.style.height, self.style.width) <= SMALL
 

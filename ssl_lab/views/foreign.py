@@ -5,7 +5,7 @@
 
 Both give what a method declares: a callable from a `Style`. What they draw is drawn for the global batch, from the
 step's own seed, and each rank takes its rows: so they are as reproducible, and as independent of the number of ranks,
-as the views that are written here.
+as the views that are written here. Where images must not be mirrored (`Style.flip`, --flip off), no flip is left in.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,14 @@ from torch import Tensor, nn
 
 from ssl_lab.batch import Draw, Style, generator
 from ssl_lab.errors import UsageError
+from ssl_lab.notes import once
 from ssl_lab.views.base import ViewFactory, check_images, to_unit
 
+FLIP = "RandomHorizontalFlip"  # the name of it in both libraries
+LEFT_OUT = f"note: {FLIP} is left out of views, as mirrored images may be of another class here; --flip on keeps it"
 _NOT_BY_ROW = {"order", "forward_input_shape"}  # parameters without a row for each image
 _ALIKE = {"Resize", "CenterCrop", "PadTo", "LongestMaxSize", "SmallestMaxSize"}  # nothing of theirs is random
+_OF_COLORS = {"ColorJitter", "ColorJiggle", "RandomGrayscale", "RandomHue", "RandomSaturation"}  # of three channels
 
 
 def kornia(*augmentations: Any) -> ViewFactory:
@@ -32,6 +37,7 @@ def kornia(*augmentations: Any) -> ViewFactory:
     Each image draws for itself, on the host; pixels are computed on the device of the batch, in [0, 1], and nothing is
     read back. `RandomResizedCrop` resamples, whatever its cropping_mode, because slices are cut image by image. The
     order of `ColorJitter`'s four changes is one for the batch, as Kornia has it; their strengths are each image's own.
+    What changes colors takes gray images as three equal channels.
 
     UsageError for what decides once for a batch (kornia.augmentation.auto, random_apply, same_on_batch), what mixes
     images or wants labels, and a pipeline that cannot take the images of a style or gives them another size.
@@ -40,17 +46,20 @@ def kornia(*augmentations: Any) -> ViewFactory:
     if not modules:
         raise UsageError("kornia() was given no augmentation; give modules of kornia.augmentation")
     checked = tuple(_checked(module) for module in modules)
-    return lambda style: Kornia(style, checked)
+    return partial(Kornia, modules=checked)
 
 
 @dataclass(frozen=True)
 class Kornia:
-    """See `kornia`. mirrors: whether it may mirror an image left-right."""
+    """See `kornia`. modules: without those that mirror images left-right where the style forbids it."""
 
     style: Style
     modules: tuple[Any, ...]  # of Kornia, which has types of its own
 
     def __post_init__(self) -> None:
+        if self.mirrors and not self.style.flip:
+            once(LEFT_OUT)
+            object.__setattr__(self, "modules", tuple(each for each in self.modules if type(each).__name__ != FLIP))
         shape = (4, self.style.channels, self.style.height, self.style.width)
         images = torch.randint(0, 256, shape, generator=generator("kornia"), dtype=torch.uint8)
         try:
@@ -72,7 +81,7 @@ class Kornia:
 
     @property
     def mirrors(self) -> bool:
-        return any(type(module).__name__ == "RandomHorizontalFlip" for module in self.modules)
+        return any(type(module).__name__ == FLIP for module in self.modules)
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
@@ -84,7 +93,10 @@ class Kornia:
         for module, parameters in zip(self.modules, drawn, strict=True):
             own = {name: _rows(name, value, draw) for name, value in parameters.items()}
             own["forward_input_shape"] = torch.tensor(images.shape)
-            pixels = module(pixels, params=own)
+            if pixels.shape[1] == 1 and type(module).__name__ in _OF_COLORS:
+                pixels = module(pixels.expand(-1, 3, -1, -1), params=own)[:, :1]
+            else:
+                pixels = module(pixels, params=own)
         return pixels.clamp(0, 1).contiguous()
 
 
@@ -134,7 +146,7 @@ def torchvision(transform: Callable[[Tensor], Tensor]) -> ViewFactory:
     Image by image, each with a seed of its own, on the host, to which pixels of a GPU are read back: slow, and not for
     long runs. UsageError where it changes the shape of images.
     """
-    return lambda style: Torchvision(style, transform)
+    return partial(Torchvision, transform=transform)
 
 
 @dataclass(frozen=True)
@@ -143,6 +155,27 @@ class Torchvision:
 
     style: Style
     transform: Callable[[Tensor], Tensor]
+
+    def __post_init__(self) -> None:
+        if not self.style.flip and self._flips():
+            once(LEFT_OUT)
+            object.__setattr__(self, "transform", copy.deepcopy(self.transform))
+            for flip in self._flips():
+                flip.p = 0.0
+
+    def __repr__(self) -> str:
+        return f"torchvision({', '.join(type(each).__name__ for each in _parts(self.transform))})"
+
+    @property
+    def mirrors(self) -> bool | None:
+        """None where it is a function, of which nobody knows."""
+        if self._flips():
+            return self.style.flip
+        known = all(type(each).__module__.startswith("torchvision.") for each in _parts(self.transform))
+        return False if known else None
+
+    def _flips(self) -> list[Any]:
+        return [each for each in _parts(self.transform) if type(each).__name__ == FLIP]
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
@@ -161,3 +194,13 @@ class Torchvision:
             raise UsageError(f"the transform makes images of {list(view.shape)} out of {list(image.shape)}; give its "
                              "crops and resizes the size of the images")
         return to_unit(view) if view.dtype == torch.uint8 else view.float().clamp(0, 1)
+
+
+def _parts(transform: Any) -> Iterable[Any]:
+    """The transforms within a transform of torchvision, or itself."""
+    inner = getattr(transform, "transforms", None)
+    if inner is None:
+        yield transform
+    else:
+        for each in inner:
+            yield from _parts(each)

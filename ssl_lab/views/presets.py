@@ -20,6 +20,7 @@ class Eval:
     """The image as it is, scaled to [0, 1]."""
 
     style: Style
+    mirrors = False
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
@@ -31,6 +32,10 @@ class Weak:
     """Horizontal flip in half of the images (where the style allows it), then a small shift."""
 
     style: Style
+
+    @property
+    def mirrors(self) -> bool:
+        return self.style.flip
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
@@ -48,6 +53,10 @@ class Strong:
     style: Style
     ops: int = 2
     cutout: float = 0.5
+
+    @property
+    def mirrors(self) -> bool:
+        return self.style.flip
 
     def __post_init__(self) -> None:
         if self.ops < 0 or not 0 <= self.cutout <= 1:

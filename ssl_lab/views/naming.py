@@ -1,0 +1,168 @@
+"""Views by name: `weak`, `strong(ops=3, cutout=0.25)`, `mypackage.views:Mine`; and what a run says of its own."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from ssl_lab import texts
+from ssl_lab.batch import Style
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.notes import once
+from ssl_lab.texts import Call
+from ssl_lab.views import checks
+from ssl_lab.views.base import View, ViewFactory
+from ssl_lab.views.contrastive import SimCLRView
+from ssl_lab.views.foreign import Kornia, Torchvision
+from ssl_lab.views.presets import Eval, Strong, Weak
+
+VIEWS: dict[str, ViewFactory] = {"weak": Weak, "strong": Strong, "simclr": SimCLRView, "eval": Eval}
+"""The named views; `ssl-lab list views` prints each with the first line of its docstring."""
+FOREIGN = {Kornia: "kornia", Torchvision: "torchvision"}
+MIRRORED = "--flip off if that can change a class (letters, arrows, left and right)"
+
+
+def named(text: str | Call, modules: bool = True) -> ViewFactory:
+    """The view that a text describes: a name of `VIEWS`, or package.module:MyView, a callable from a `Style` to a
+    `View`; with arguments by name if there are any, as in strong(ops=3).
+
+    modules: whether the text may import a module, which one from a file of settings may not. UsageError for what is no
+    view, and for arguments that it does not have.
+    """
+    call = texts.read(text, "view", "strong(ops=3)") if isinstance(text, str) else text
+    if modules and ":" in call.name:
+        found: Any = texts.imported(call.name, object, "view")
+        if isinstance(found, nn.Module):
+            raise UsageError(f"{call.name} is a module, and no view: write sl.views.kornia(...) around augmentations "
+                             "of Kornia, sl.views.torchvision(...) around others")
+        factory: ViewFactory = found
+    elif call.name in VIEWS:
+        factory = VIEWS[call.name]
+    else:
+        raise unknown("view", call.name, VIEWS, "See `ssl-lab list views`; your own is package.module:MyView.")
+    if call.args or any(isinstance(each, Call) for each in call.named.values()):
+        raise UsageError(f"{call}: a view's arguments have names and plain values, as in strong(ops=3)")
+    try:
+        inspect.signature(factory).bind(None, **call.named)
+    except TypeError as error:
+        known = ", ".join(list(inspect.signature(factory).parameters)[1:])
+        raise UsageError(f"{call}: {error}; its arguments are ({known})") from None
+    return partial(factory, **call.named) if call.named else factory
+
+
+def by_name(given: Sequence[str]) -> dict[str, ViewFactory]:
+    """The views that texts give to names, as in strong=simclr; a text alone stands for the name "".
+
+    UsageError where one name is given two, and see `named`.
+    """
+    found: dict[str, ViewFactory] = {}
+    for text in given:
+        split = re.fullmatch(r"\s*(\w+)\s*=\s*(.*)", text, re.DOTALL)
+        name, view = split.groups() if split else ("", text)
+        if name in found:
+            raise UsageError(f"--view {text}: {name or 'the view'} is given twice")
+        found[name] = named(view)
+    return found
+
+
+def replaced(method: str, kinds: Mapping[str, Mapping[str, ViewFactory]],
+             changes: Mapping[str, ViewFactory]) -> dict[str, dict[str, ViewFactory]]:
+    """A method's views of each kind of images, with others under some of their names, in all kinds alike; `weak` is
+    weak_1, weak_2 and so on too, and "" any name.
+
+    UsageError for a name that no view has, and for one view in place of several different ones.
+    """
+    views = [pair for kind in kinds.values() for pair in kind.items()]
+    stems = list(dict.fromkeys(_stem(name) for name, _ in views))
+    for name in changes:
+        if not name and len({text_of(factory) for _, factory in views}) > 1:
+            raise UsageError(f"{method} has the views {', '.join(stems)}; say which one to replace, as in "
+                             f"--view {stems[-1]}=simclr")
+        if name and name not in {*stems, *(each for each, _ in views)}:
+            raise unknown(f"view of {method}", name, stems)
+    return {kind: {name: changes.get(name, changes.get(_stem(name), changes.get("", factory)))
+                   for name, factory in views.items()} for kind, views in kinds.items()}
+
+
+def _stem(name: str) -> str:
+    return re.sub(r"_\d+$", "", name)
+
+
+def text_of(factory: ViewFactory) -> str:
+    """How `named` has this view; of one that it does not know, what tells it from others."""
+    for name, known in (*VIEWS.items(), *((name, kind) for kind, name in FOREIGN.items())):
+        if factory is known:
+            return name
+    if isinstance(factory, partial):
+        words = [*map(repr, factory.args), *(f"{name}={value!r}" for name, value in factory.keywords.items())]
+        return _without_addresses(f"{text_of(factory.func)}({', '.join(words)})")
+    if hasattr(factory, "__qualname__"):
+        return f"{factory.__module__}:{factory.__qualname__}"
+    return _without_addresses(repr(factory))
+
+
+def _without_addresses(text: str) -> str:
+    """What a resumed run says too."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(text.split()))
+
+
+def built(name: str, factory: ViewFactory, style: Style) -> View:
+    """The view for these images. One that is not the house's is tried first: UsageError if what it makes are no images
+    of [0, 1], and a word where it breaks the rest of the contract."""
+    try:
+        view = factory(style)
+    except UsageError as error:
+        raise UsageError(f"view {name}: {error}") from error
+    except Exception as error:
+        raise UsageError(f"view {name}: {text_of(factory)} is no view of a style: {type(error).__name__}: "
+                         f"{error}") from error
+    if type(view).__module__.startswith("ssl_lab."):
+        return view
+    try:
+        checks.check_pixels(view, style)
+    except Exception as error:
+        raise UsageError(f"view {name}: {_said(error)}") from error
+    try:
+        checks.check_rows(view, style)
+    except AssertionError as error:
+        once(f"note: view {_said(error)}. It is used all the same; ssl_lab.testing.check_views holds it to the "
+             "contract")
+    return view
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+
+
+def said_of(factories: Mapping[str, Mapping[str, ViewFactory]], views: Mapping[str, Mapping[str, View]]) -> str:
+    """In a line which views a run has of each kind of images, and which of them may mirror images."""
+    kinds = [f"{kind} {', '.join(_shown(name, made[name], views[kind][name]) for name in made)}"
+             for kind, made in factories.items() if made]
+    names = {answer: [name for name, view in all_views(views) if mirrors(view) is answer] for answer in (True, None)}
+    yes, unsaid = (" and ".join(dict.fromkeys(names[answer])) for answer in (True, None))
+    words = [*([f"{yes} may mirror images left-right"] if yes else []),
+             *([f"{unsaid} does not say whether it mirrors images"] if unsaid else [])]
+    return f"views: {'; '.join([*kinds, *(words or ['none mirrors images'])])}"
+
+
+def all_views(views: Mapping[str, Mapping[str, View]]) -> list[tuple[str, View]]:
+    """Name and view, of all kinds."""
+    return [pair for kind in views.values() for pair in kind.items()]
+
+
+def mirrors(view: View) -> bool | None:
+    """Whether a view may mirror an image left-right; None if it does not say."""
+    answer: bool | None = getattr(view, "mirrors", None)
+    return answer
+
+
+def _shown(name: str, factory: ViewFactory, view: View) -> str:
+    """weak, or strong=simclr."""
+    long = isinstance(factory, partial) and factory.func in FOREIGN
+    text = repr(view) if long else text_of(factory)
+    return name if text == name else f"{name}={text}"
