@@ -194,6 +194,51 @@ def test_train_and_test_on_different_scales_are_refused():
     assert pool.images.take(pool.test).max() == 13, "dark test images are read as the train images"
 
 
+def pool_with_test(path, folder, train, test):
+    """The pool of these arrays of two classes in turn, train and test, by one of the paths."""
+    labels, images = np.arange(len(train)) % 2, [*train, *test]
+    each = np.concatenate([labels, np.arange(len(test)) % 2]).tolist()
+    parts = ["train"] * len(train) + ["test"] * len(test)
+    files = [f"{part}/{label}/{row:03}.tif" for row, (part, label) in enumerate(zip(parts, each, strict=True))]
+    if path == "npz":
+        np.savez(folder / "all.npz", images=np.stack(train), labels=labels, test_images=np.stack(test),
+                 test_labels=each[len(train):])
+        return load(folder / "all.npz", folder / "data")
+    if path == "arrays":
+        return Pool.from_arrays(np.stack(train), labels, np.stack(test), each[len(train):])
+    if path in ("tensors", "pictures"):
+        rows = [torch.from_numpy(image) if path == "tensors" else Image.fromarray(image) for image in images]
+        pairs = list(zip(rows, each, strict=True))
+        return Pool.from_dataset(pairs[:len(train)], pairs[len(train):])
+    for file, image, label in zip(files, images, each, strict=True):
+        (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "images" / file).write_bytes(encoded(Image.fromarray(image)))
+        if path == "shards":
+            with tarfile.open(folder / f"{file.partition('/')[0]}.tar", "a") as out:
+                out.add(folder / "images" / file, file[-7:])
+                info = tarfile.TarInfo(f"{file[-7:-4]}.cls")
+                info.size = 1
+                out.addfile(info, io.BytesIO(str(label).encode()))
+    if path == "csv":
+        (folder / "list.csv").write_text("path,label,split\n" + "".join(
+            f"images/{file},{label},{part}\n" for file, label, part in zip(files, each, parts, strict=True)))
+        return load(folder / "list.csv", folder / "data")
+    return load(str(folder / "{train,test}.tar") if path == "shards" else folder / "images", folder / "data")
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("train", "test", "white"), [(1000, 4000, 4095), (4000, 1000, 4095), (16000, 60000, 65535)])
+def test_parts_of_different_bits_are_read_alike(tmp_path, path, train, test, white):
+    train, test = images_of(train, np.uint16), images_of(test, np.uint16)
+    pool = pool_with_test(path, tmp_path, train, test)
+    assert (len(pool.train), len(pool.test)) == (6, 6)
+    assert pool.reading.values.of("whole numbers") == (0, white)
+    expected = np.rint(np.stack([*train, *test]).astype(np.float64) * 255 / white)
+    for rows, part in ((pool.train, expected[:6]), (pool.test, expected[6:])):
+        found = np.sort(pool.images.take(rows).numpy().reshape(6, -1).max(axis=1))
+        assert np.array_equal(found, np.sort(part.reshape(6, -1).max(axis=1))), "each as bright as it was"
+
+
 def test_memory_maps_of_bytes_stay_mapped_and_are_not_read_through(tmp_path, monkeypatch):
     np.save(tmp_path / "a.npy", np.full((5000, 4, 4), 7, np.uint8))
     mapped = np.load(tmp_path / "a.npy", mmap_mode="r")

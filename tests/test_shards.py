@@ -24,6 +24,7 @@ from small_runs import assert_same_run, digit_files, signal_at, start, tiny_net,
 
 from ssl_lab.batch import At
 from ssl_lab.data import ArrayImages, load
+from ssl_lab.data.words import LABEL_NAMES
 from ssl_lab.engine import Feed
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
@@ -151,6 +152,36 @@ def test_labels(tmp_path):
     assert [entry["file"] for entry in skipped] == [f"a.tar/{n}" for n in range(11, 15)]
     assert skipped[2]["reason"] == "the label is 0.5, expected a text or a whole number"
     assert "4 samples or shards could not be read" in " ".join(pool.notes)
+
+
+def test_labels_in_json_stand_under_the_names_that_columns_have(tmp_path):
+    def shard(name, *contents):
+        write(tmp_path / f"{name}.tar", [{"__key__": f"{n:02}", "png": encoded(n), "json": json.dumps(content).encode()}
+                                         for n, content in enumerate(contents)])
+        return tmp_path / f"{name}.tar"
+
+    for name in ("label", *LABEL_NAMES, "Class Name", "category-id"):
+        pool = load(shard("usual", {"width": 4, name: "b"}, {name: "a"}, {name: None}, {"width": 4}), tmp_path / "data")
+        assert (pool.class_names, pool.truth.tolist()) == (("a", "b"), [1, 0, -1, -1])
+        told = f"labels stand in json under {name!r} (of width, {name}); --label-column names another key"
+        assert (told in pool.notes) == (name != "label")
+
+    both = shard("both", {"species": "cat", "label": "b"}, {"species": "dog", "label": "a"}, {"species": "cat"})
+    pool = load(both, tmp_path / "data")
+    assert (pool.class_names, pool.truth.tolist()) == (("a", "b", "cat"), [1, 0, 2])
+    assert "labels stand in json under 'label' and 'species'" in " ".join(pool.notes)
+    pool = load(both, tmp_path / "data", label_column="species")
+    assert (pool.class_names, pool.truth.tolist()) == (("cat", "dog"), [0, 1, 0])
+    assert not any("json" in note for note in pool.notes)
+
+    write(tmp_path / "named.tar", [{"__key__": str(n), "png": encoded(n), "cls": str(n % 2),
+                                    "json": json.dumps({"kind": f"k{n}"}).encode()} for n in range(2)])
+    assert load(tmp_path / "named.tar", tmp_path / "data").class_names == ("0", "1"), "cls comes first"
+    assert load(tmp_path / "named.tar", tmp_path / "data", label_column="kind").class_names == ("k0", "k1")
+    with pytest.raises(UsageError, match=r"unknown label column 'specie'. Did you mean species"):
+        load(both, tmp_path / "data", label_column="specie")
+    with pytest.raises(UsageError, match=r"name columns of a CSV file.*also be a key of json"):
+        load(both, tmp_path / "data", path_column="label")
 
 
 def test_members_that_are_no_samples_are_passed_over(tmp_path):

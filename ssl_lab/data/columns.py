@@ -10,13 +10,11 @@ from pathlib import Path
 from ssl_lab.data.decode import SUFFIXES
 from ssl_lab.data.delimited import Row
 from ssl_lab.data.reading import Reading
-from ssl_lab.data.words import missing, part_of
+from ssl_lab.data.words import LABEL_NAMES, missing, part_of, plain_name
 from ssl_lab.errors import UsageError, unknown
 
 _PATHS = ("path", "file", "filepath", "file_path", "image_path", "img_path", "imagepath", "filename", "file_name",
           "fname", "image", "img", "image_file", "image_name", "picture", "photo", "image_id", "img_id", "id", "name")
-_LABELS = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "y", "label_name",
-           "class_id", "category_id", "label_id", "diagnosis", "breed")
 _SPLITS = ("split", "part", "partition", "set", "subset", "phase", "usage", "fold", "stage", "data_set", "dataset")
 _FLAGS = {"is_valid": "valid", "is_val": "valid", "is_validation": "valid", "valid": "valid", "val": "valid",
           "is_test": "test", "test": "test"}
@@ -59,9 +57,9 @@ def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, not
     """The columns of a table, by the names that `reading` gives, else by usual ones. Where the first row is of the kind
     of the others, it becomes the first of `rows`. What was chosen is added to `notes`. UsageError if it is not clear.
     """
-    plain = [_plain(name) for name in header]
+    plain = [plain_name(name) for name in header]
     given = any((reading.path_column, reading.label_column, reading.split_column))
-    if not given and len(header) > 1 and not {*plain} & {*_PATHS, *_LABELS} and _is_image(header):
+    if not given and len(header) > 1 and not {*plain} & {*_PATHS, *LABEL_NAMES} and _is_image(header):
         return _without_header(path, header, rows, notes)
     repeated = [name for name in header if header.count(name) > 1]
     image = _named(path, header, reading.path_column, "path")
@@ -70,7 +68,7 @@ def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, not
     if image is None:
         image = _first(plain, _PATHS, exclude=(label, split))
     if label is None:
-        label = _first(plain, _LABELS, exclude=(image, split))
+        label = _first(plain, LABEL_NAMES, exclude=(image, split))
     image, label = _by_content(plain, rows, image, label, split)
     chosen = [header[number] for number in (image, label, split) if number is not None]
     if twice := [name for name in chosen if name in repeated]:
@@ -87,14 +85,10 @@ def choose(path: Path, header: list[str], rows: list[Row], reading: Reading, not
         words = ["paths", "labels", "parts"]
         said = ", ".join(f"{what} in column {name!r}" for what, name in zip(words, usual, strict=False))
         others = [name for number, name in enumerate(header) if number not in (image, label, columns.split)
-                  and plain[number] in _LABELS]
+                  and plain[number] in LABEL_NAMES]
         notes.append(f"{path.name}: {said}{f' (not {others[0]!r})' if others else ''}; --path-column, --label-column "
                      "and --split-column name others")
     return columns
-
-
-def _plain(name: str) -> str:
-    return "_".join(name.lower().replace("-", " ").replace("_", " ").split())
 
 
 def _named(path: Path, header: Sequence[str], wanted: str | None, what: str) -> int | None:

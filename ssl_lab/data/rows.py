@@ -16,12 +16,11 @@ import torch
 from ssl_lab.class_names import Names, shown
 from ssl_lab.data.decode import decoding, opened, reason
 from ssl_lab.data.reading import MAX_PIXELS
-from ssl_lab.data.words import part_of
+from ssl_lab.data.words import LABEL_NAMES, named_like, part_of
 from ssl_lab.errors import UsageError, unknown
 
 _IMAGES = ("image", "img", "images", "pixel_values", "picture", "photo", "pixels", "jpg", "jpeg", "png", "webp", "x",
            "input", "data", "path", "file", "filename", "file_name", "image_path")
-_LABELS = ("label", "labels", "class", "target", "category", "y", "fine_label", "cls", "class_name", "species")
 
 
 class Fields(NamedTuple):
@@ -88,8 +87,9 @@ def fields_of(dataset: Any, image: str | None, label: str | None, notes: list[st
     for wanted, what in ((image, "image"), (label, "label")):
         if wanted is not None and wanted not in names:
             raise unknown(f"{what} column", wanted, names, "It was asked for in the data set.")
-    of_images = _usual(names, _IMAGES, [name for name in names if type(features.get(name)).__name__ == "Image"])
-    of_labels = _usual(names, _LABELS, [name for name in names if type(features.get(name)).__name__ == "ClassLabel"])
+    types = {name: type(features.get(name)).__name__ for name in names}
+    of_images = _usual(names, _IMAGES, [name for name in names if types[name] == "Image"])
+    of_labels = _usual(names, LABEL_NAMES, [name for name in names if types[name] == "ClassLabel"])
     image = image or next((name for name in of_images if name != label), None)
     if image is None:
         raise UsageError(f"the data set has the columns {shown(names)}, and it is not clear which one holds images. "
@@ -105,7 +105,7 @@ def fields_of(dataset: Any, image: str | None, label: str | None, notes: list[st
 
 def _usual(names: Sequence[str], usual: Sequence[str], typed: Sequence[str]) -> list[str]:
     """The columns that may be meant: of the right type first, among them those of usual names first."""
-    ranked = sorted((name for name in names if name.lower() in usual), key=lambda name: usual.index(name.lower()))
+    ranked = named_like(names, usual)
     if typed:
         return [*(name for name in ranked if name in typed), *(name for name in typed if name not in ranked)]
     return ranked

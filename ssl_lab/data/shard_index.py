@@ -24,10 +24,12 @@ from ssl_lab.data.images import Contents, content_of
 from ssl_lab.data.reading import Facts
 from ssl_lab.data.values import Seen
 from ssl_lab.data.walk import suffix_of
+from ssl_lab.data.words import LABEL_NAMES, named_like
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
-_LABELS = ("cls", "json", "txt")
+_MEMBERS = ("cls", "json", "txt")
+"""Members that hold labels; the first that is there counts."""
 WORKERS = min(32, os.cpu_count() or 1)
 
 
@@ -59,7 +61,7 @@ class Scan(NamedTuple):
     """What one shard holds. places: int64 [n, 2] of (offset, size). labels: of each image, None without one. probes: of
     each image. clear: how many are transparent somewhere. digest: of the images' bytes. contents: a hash of each
     image's bytes. skipped: (sample or shard, reason). passed_over: how many members are neither images nor labels, by
-    what they are."""
+    what they are. keys: under which keys of json how many labels stand. fields: the keys of a json."""
 
     places: IntArray
     labels: list[str | None]
@@ -69,12 +71,14 @@ class Scan(NamedTuple):
     contents: list[int]
     skipped: list[tuple[str, str]]
     passed_over: dict[str, int]
+    keys: dict[str, int]
+    fields: list[str]
 
 
 class Index(NamedTuple):
     """All images of some shards. members: int64 [n, 4] of (shard, offset, size, label), memory-mapped; label counts
     in `labels`, texts as they stand there, -1 = none. facts: of all images. skipped: (sample or shard, reason).
-    passed_over: as of `Scan`. hold: keeps the index."""
+    passed_over, keys, fields: as of `Scan`. hold: keeps the index."""
 
     members: IntArray
     labels: list[str]
@@ -83,15 +87,18 @@ class Index(NamedTuple):
     contents: Contents
     skipped: list[tuple[str, str]]
     passed_over: dict[str, int]
+    keys: dict[str, int]
+    fields: list[str]
     folder: Path
     hold: Hold
 
 
-def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int) -> Index:
+def open_index(root: Path, files: Sequence[str], caches: Path, max_pixels: int, label_key: str | None) -> Index:
     """The index of the shards, from a folder of `caches` (shards often lie where nothing can be written), where it is
-    made first if it is not there or damaged. UsageError if no image is readable."""
-    folder = caches / key_of(root, files, ("index", max_pixels))
-    return open_or_make(folder, lambda: _read_index(folder), lambda: _write_index(folder, root, files, max_pixels),
+    made first if it is not there or damaged. label_key: see `scan_shard`. UsageError if no image is readable."""
+    folder = caches / key_of(root, files, ("index", max_pixels, label_key))
+    return open_or_make(folder, lambda: _read_index(folder),
+                        lambda: _write_index(folder, root, files, max_pixels, label_key),
                         f"{len(files)} shards of {root} are indexed")
 
 
@@ -106,20 +113,21 @@ def _read_index(folder: Path) -> Index | None:
         contents = np.load(folder / "contents.npy")
         whole = list(members.shape) == meta["shape"] and len(contents) == len(members)
         return Index(members, meta["labels"], Facts.read(meta), meta["sha256"], contents, skipped,
-                     meta["passed_over"], folder, hold) if whole else None
+                     meta["passed_over"], meta["keys"], meta["fields"], folder, hold) if whole else None
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
 
 
-def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int) -> None:
+def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int,
+                 label_key: str | None) -> None:
     rows: list[IntArray] = []
     labels: dict[str, int] = {}
     probes: list[Probe] = []
     contents: list[int] = []
     skipped: list[tuple[str, str]] = []
-    clear, digest, passed_over = 0, hashlib.sha256(), Counter[str]()
+    clear, digest, passed_over, keys, fields = 0, hashlib.sha256(), Counter[str](), Counter[str](), list[str]()
     with decoding(), ThreadPoolExecutor(WORKERS) as threads:
-        scan = partial(scan_shard, max_pixels=max_pixels)
+        scan = partial(scan_shard, max_pixels=max_pixels, label_key=label_key)
         for number, (file, found) in enumerate(outcomes(threads, scan, root, files, "indexing shards")):
             if isinstance(found, str):
                 skipped.append((file, found))
@@ -131,6 +139,8 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
             digest.update(found.digest)
             contents += found.contents
             passed_over.update(found.passed_over)
+            keys.update(found.keys)
+            fields = fields or found.fields
             skipped += [(f"{file}/{name}" if name else file, why) for name, why in found.skipped]
     if not probes:
         file, why = skipped[0] if skipped else (files[0], "it holds no image")
@@ -138,7 +148,8 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
                          f"{file!r}: {why}")
     members = np.concatenate(rows)
     meta = {"root": str(root.resolve()), "shape": list(members.shape), "labels": list(labels),
-            "format": FORMAT, "sha256": digest.hexdigest(), "passed_over": passed_over} | facts_of(
+            "format": FORMAT, "sha256": digest.hexdigest(), "passed_over": passed_over, "keys": keys,
+            "fields": fields} | facts_of(
                 probes)._replace(clear=clear).plain()
     with new_folder(folder) as target:
         np.save(target / "members.npy", members)
@@ -148,9 +159,9 @@ def _write_index(folder: Path, root: Path, files: Sequence[str], max_pixels: int
         write_text(target / "meta.json", json.dumps(meta, indent=1) + "\n")
 
 
-def scan_shard(path: Path, max_pixels: int) -> Scan:
-    """Read a shard from end to end, decoding its images. Never raises for what the shard holds: see `Scan.skipped`.
-    What `is_passing` is raised."""
+def scan_shard(path: Path, max_pixels: int, label_key: str | None = None) -> Scan:
+    """Read a shard from end to end, decoding its images. label_key: under which labels stand in json, None: a usual one
+    of each. Never raises for what the shard holds: see `Scan.skipped`. What `is_passing` is raised."""
     images: list[Image] = []
     labels: dict[str, dict[str, bytes]] = {}
     passed_over: Counter[str] = Counter()
@@ -160,7 +171,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
     try:
         for member in members_of(path, passed_over):
             last = member.stem
-            if member.suffix in _LABELS:
+            if member.suffix in _MEMBERS:
                 labels.setdefault(member.stem, {})[member.suffix] = member.content
                 continue
             try:
@@ -185,9 +196,12 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
         damage = reason(error)
         images = [image for image in images if sample_of(image.stem) != sample_of(last)]  # may have lost its label
     chosen: list[tuple[Image, str | None]] = []
+    keys, fields = Counter[str](), list[str]()
     for image, given in _samples(images, labels, broken, passed_over):
         try:
-            chosen.append((image, _label(given)))
+            value, key = _label(given, label_key, fields)
+            chosen.append((image, value))
+            keys.update([] if key is None else [key])
         except Exception as error:
             skipped.append((image.stem, reason(error)))
     if damage:
@@ -196,7 +210,7 @@ def scan_shard(path: Path, max_pixels: int) -> Scan:
     digest = hashlib.sha256(b"".join(image.digest for image, _ in chosen)).digest()
     return Scan(places, [label for _, label in chosen], [image.probe for image, _ in chosen],
                 sum(image.clear for image, _ in chosen), digest,
-                [image.content for image, _ in chosen], skipped, passed_over)
+                [image.content for image, _ in chosen], skipped, passed_over, keys, fields)
 
 
 def sample_of(stem: str) -> str:
@@ -247,7 +261,7 @@ def members_of(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
                 passed_over["hidden files"] += 1
             elif name in seen:
                 passed_over["names that are there twice"] += 1
-            elif suffix in _LABELS or f".{suffix}" in SUFFIXES:
+            elif suffix in _MEMBERS or f".{suffix}" in SUFFIXES:
                 seen.add(name)
                 file.seek(info.offset_data)
                 content = file.read(info.size)
@@ -261,17 +275,25 @@ def members_of(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
             raise ValueError(f"no file and no end mark at byte {tar.offset}")
 
 
-def _label(given: Mapping[str, bytes]) -> str | None:
-    """The text of a label as it stands there; None without one."""
-    suffix = next((suffix for suffix in _LABELS if suffix in given), None)
+def _label(given: Mapping[str, bytes], key: str | None, fields: list[str]) -> tuple[str | None, str | None]:
+    """The text of a label as it stands there, None without one; and under which key of json it stands, if it does.
+
+    key: the one to look under, which then comes before other members. fields: takes the keys, if it is empty.
+    """
+    order = _MEMBERS if key is None else ("json", *_MEMBERS)
+    suffix = next((suffix for suffix in order if suffix in given), None)
     if suffix is None:
-        return None
+        return None, None
     text = given[suffix].decode()
     value = json.loads(text) if suffix == "json" else text.strip()
     if isinstance(value, dict):
-        value = value.get("label")
+        fields.extend([] if fields else value)
+        key = next(iter(named_like(value, LABEL_NAMES)), None) if key is None else key
+        key, value = (key, value[key]) if key in value else (None, None)
+    else:
+        key = None
     if isinstance(value, float) and (value != value or value.is_integer()):  # as pandas writes them
-        return None if value != value else str(value)
+        return None if value != value else str(value), key
     if value is not None and type(value) not in (str, int):
         raise ValueError(f"the label is {value!r}, expected a text or a whole number")
-    return None if value is None else str(value)
+    return None if value is None else str(value), key

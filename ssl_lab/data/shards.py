@@ -35,6 +35,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ssl_lab.class_names import shown
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.decode import decoding, read_image, reason
@@ -46,7 +47,7 @@ from ssl_lab.data.reading import AS_BYTES, Reading, resolve
 from ssl_lab.data.shard_index import WORKERS, Index, open_index
 from ssl_lab.data.split import shuffled
 from ssl_lab.data.words import part_of
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import UsageError, unknown
 
 _STATISTICS_BYTES = 2**25
 
@@ -142,14 +143,21 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
 
     files: paths relative to `root`. passed_over: what lies beside them. A shard with a word for `valid` or `test` in
     its path holds images of that part, one with a word for `unlabeled` train images whose labels do not count, every
-    other one train images. The label is the text of a member `cls`, or else the `label` of a `json` (or all of it, if
-    it is a number or a text), or, without either, the text of a `txt`. What holds for labels and parts: see `settle`.
+    other one train images. The label is the text of a member `cls`, or else the `label` of a `json` (or what stands
+    there under another usual name, or all of it, if it is a number or a text), or, without either, the text of a `txt`.
+    Where `reading` names a label_column, that is the key in the `json`, which then comes first. What holds for labels
+    and parts: see `settle`.
 
     Samples whose image or label cannot be read, and what follows a damaged place of a shard, are left out, listed
     with their reasons in skipped.json beside the index, and noted.
     """
-    index = open_index(root, files, caches, reading.max_pixels)
+    index = open_index(root, files, caches, reading.max_pixels, reading.label_column)
+    if reading.label_column is not None and not index.keys:
+        raise unknown("label column", reading.label_column, index.fields, f"No json member of {root} has such a key.")
     notes = [_on_skipped(index)] if index.skipped else []
+    if reading.label_column is None and index.keys.keys() - {"label"}:
+        notes.append(f"labels stand in json under {' and '.join(map(repr, index.keys))} (of {shown(index.fields)}); "
+                     "--label-column names another key")
     labels = np.array(index.members[:, 3])
     counts = np.bincount(labels[labels >= 0], minlength=len(index.labels)).tolist()
     gone, more = unlabeled_texts(dict(zip(index.labels, counts, strict=True)))

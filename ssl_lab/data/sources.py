@@ -61,7 +61,8 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     of black and white in images that do not hold bytes, by default decided by all of them (see `decide`) and noted.
     background: "white" or "black", where images are transparent. flip: whether views may mirror images; False where a
     mirrored image is of another class. path_column, label_column, split_column: the columns of a CSV file, where they
-    have other names than usual; the first two also of a data set that is at hand. class_level: 2 if the classes of
+    have other names than usual; the first two also of a data set that is at hand, the label's also the key of it in the
+    json of shards. class_level: 2 if the classes of
     a folder are the sub-folders of its folders. Every known label of a train image is given until `split` takes some
     away. UsageError says what is wrong with the name, the files or their content.
     """
@@ -75,22 +76,23 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
                          "other values")
     caches = data_folder(data_dir) / "cache"
     is_table = path.name.lower().endswith(TABLES) and path.is_file()
-    if any(reading.columns) and not is_table:
+    found = walk(path) if name not in DATASETS and path.is_dir() else None
+    is_shards = path.suffix == ".tar" if found is None else bool(found.shards and not found.top)
+    if any((reading.path_column, reading.split_column, None if is_shards else label_column)) and not is_table:
         raise UsageError("--path-column, --label-column and --split-column name columns of a CSV file, which "
-                         f"{name} is not")
+                         f"{name} is not" + (" (the label column may also be a key of json in shards)" * is_shards))
     if class_level != 1 and not path.is_dir():
         raise UsageError(f"--class-level {class_level} is for a folder of class folders, which {name} is not")
     if name == "digits":
         return _resized(_digits(), reading)
     if name in DATASETS:
         return _resized(_fetched(name, data_dir), reading)
-    if path.is_dir():
-        found = walk(path)
-        if found.shards and not found.top:
+    if found is not None:
+        if is_shards:
             beside = found.passed_over - Counter({".tar": len(found.shards)})
             return load_shards(path, found.shards, caches, reading, beside)
         return load_folder(path, found, caches, reading)
-    if path.suffix == ".tar":
+    if is_shards:
         return load_shards(*shards_of(path), caches, reading)
     if is_table:
         return load_csv(path, caches, reading)

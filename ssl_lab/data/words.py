@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 
 _MISSING = frozenset(["", "-1", "-1.0", "nan", "-nan", "<na>", "#n/a", "#na", "nat", "?", "??", "???", "unlabeled",
                       "unlabelled", "not labeled", "no label", "no_label", "nolabel"])
@@ -13,6 +13,10 @@ _MISSING = frozenset(["", "-1", "-1.0", "nan", "-nan", "<na>", "#n/a", "#na", "n
 _DOUBTFUL = frozenset(["None", "NULL", "null", "NA", "N/A", "n/a"])
 """As programs write a missing value, but a class may bear the name: as they are written here only. A person's `none`
 is a class, which is how pandas reads it too."""
+
+LABEL_NAMES = ("label", "labels", "class", "class_name", "classname", "category", "target", "species", "y",
+               "label_name", "class_id", "category_id", "label_id", "fine_label", "cls", "diagnosis", "breed")
+"""What people call the column of labels, in tables, data sets and json, the likeliest first; see `plain_name`."""
 
 _PARTS = {"train": "train", "training": "train", "trainval": "train", "labeled": "labeled", "labelled": "labeled",
           "valid": "valid", "val": "valid", "validation": "valid", "validate": "valid", "validating": "valid",
@@ -40,6 +44,17 @@ def missing(texts: Iterable[str], names: Collection[str] = ()) -> frozenset[str]
     given = {text for text in texts if not text.strip() or same(text) not in known}
     sure = frozenset(text for text in given if same(text) in _MISSING)
     return sure or frozenset(text for text in given if text.strip() in _DOUBTFUL)
+
+
+def plain_name(column: str) -> str:
+    """The name of a column in one spelling: class_name for `Class Name`."""
+    return "_".join(column.lower().replace("-", " ").replace("_", " ").split())
+
+
+def named_like(columns: Iterable[str], usual: Sequence[str]) -> list[str]:
+    """The columns that have one of the usual names, in whatever spelling, the likeliest first."""
+    found = [column for column in columns if plain_name(column) in usual]
+    return sorted(found, key=lambda column: usual.index(plain_name(column)))
 
 
 def may_mean_missing(text: str) -> bool:

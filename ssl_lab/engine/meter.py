@@ -41,7 +41,10 @@ class Meter:
                 self._host.append(named)
 
     def mean(self, runtime: Runtime) -> dict[str, float]:
-        """The averages since the last call, over ranks too, without what a step left out or reported as NaN."""
+        """The averages since the last call, over ranks too, without what a step left out or reported as NaN.
+
+        Each step of each rank counts alike: of shares of rows (accuracies) also where it knew more rows than another.
+        """
         self.check()
         rows, self._host = self._host, []
         names = list(dict.fromkeys(name for row in rows for name in row))
