@@ -86,7 +86,7 @@ def main(settings: Settings) -> None:
         teacher = Teacher(trained.predictor(), classifies=trained.classifies)
     else:
         teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
-                               settings.teacher_size, len(pool))
+                               settings.teacher_size, len(pool), pool.reading)
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
     distills = sl.methods.get(settings.method)
     by_logits = issubclass(distills, Distillation) and distills.reads == "logits"

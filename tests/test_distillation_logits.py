@@ -6,6 +6,7 @@ import math
 import statistics
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +14,9 @@ from small_runs import assert_same_run, digits, train, with_teacher
 from torch import nn
 
 from ssl_lab.batch import At, Batch, Rows, Style
+from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
+from ssl_lab.methods import Supervised
 from ssl_lab.methods.distillation import (
     DIST,
     DISTILLATION,
@@ -275,6 +278,36 @@ def test_load_teacher_reads_files(tmp_path):
                              ("no such file", (tmp_path / "nothing.pt", CLASSES, STYLE, "tiny_6"))):
         with pytest.raises(UsageError, match=words):
             load_teacher(*arguments)
+
+
+def test_a_teacher_of_a_run_takes_its_images_and_says_where_they_were_read_otherwise(tmp_path, capsys):
+    wide = np.random.default_rng(0).integers(0, 4000, (16, 8, 12)).astype(np.uint16)
+    labels = np.arange(16) % 2
+
+    def pool(**options):
+        return Pool.from_arrays(wide, labels, wide[:4], labels[:4], **options)
+
+    there = pool(image_size=10, resize="pad", flip=False)
+    config = {"net": "tiny_4", "data": "of that time"}
+    learner = Supervised(net("tiny_4", there.class_names, there.style))
+    result = train(tmp_path / "run", learner, there, 4, 0, steps=1, config=config)
+
+    here = pool(image_size=8, value_range="0-65535")
+    capsys.readouterr()
+    for source, name in ((result.out, ""), (result.out / "model.safetensors", "tiny_4")):
+        teacher = load_teacher(source, here.class_names, here.style, name, reading=here.reading)
+        assert teacher.image_size == (10, 10)
+        assert teacher(here.images.take(np.arange(2)) / 255, torch.arange(2)).logits.shape == (2, 2)
+    assert capsys.readouterr().err == (
+        f"note: the teacher {result.out} learned from images that were read otherwise: --resize pad (here crop), "
+        "--value-range 0-4095 (here 0-65535), --flip off (here on); the same flags here read them so\n")
+
+    again = pool(image_size=8, resize="pad", flip=False)
+    assert load_teacher(result.out, again.class_names, again.style, image_size=6, reading=again.reading).image_size == 6
+    same = load_teacher(result.out, there.class_names, there.style, reading=there.reading)
+    assert (same.image_size, capsys.readouterr().err) == (None, "")
+    (result.out / "model.json").write_text("{}")  # it says nothing of its images
+    assert load_teacher(result.out, here.class_names, here.style, reading=here.reading).image_size is None
 
 
 # --- KD ------------------------------------------------------------------------------------------

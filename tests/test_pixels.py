@@ -194,7 +194,7 @@ def test_train_and_test_on_different_scales_are_refused():
     assert pool.images.take(pool.test).max() == 13, "dark test images are read as the train images"
 
 
-def pool_with_test(path, folder, train, test):
+def pool_with_test(path, folder, train, test, **options):
     """The pool of these arrays of two classes in turn, train and test, by one of the paths."""
     labels, images = np.arange(len(train)) % 2, [*train, *test]
     each = np.concatenate([labels, np.arange(len(test)) % 2]).tolist()
@@ -203,13 +203,13 @@ def pool_with_test(path, folder, train, test):
     if path == "npz":
         np.savez(folder / "all.npz", images=np.stack(train), labels=labels, test_images=np.stack(test),
                  test_labels=each[len(train):])
-        return load(folder / "all.npz", folder / "data")
+        return load(folder / "all.npz", folder / "data", **options)
     if path == "arrays":
-        return Pool.from_arrays(np.stack(train), labels, np.stack(test), each[len(train):])
+        return Pool.from_arrays(np.stack(train), labels, np.stack(test), each[len(train):], **options)
     if path in ("tensors", "pictures"):
         rows = [torch.from_numpy(image) if path == "tensors" else Image.fromarray(image) for image in images]
         pairs = list(zip(rows, each, strict=True))
-        return Pool.from_dataset(pairs[:len(train)], pairs[len(train):])
+        return Pool.from_dataset(pairs[:len(train)], pairs[len(train):], **options)
     for file, image, label in zip(files, images, each, strict=True):
         (folder / "images" / file).parent.mkdir(parents=True, exist_ok=True)
         (folder / "images" / file).write_bytes(encoded(Image.fromarray(image)))
@@ -222,8 +222,8 @@ def pool_with_test(path, folder, train, test):
     if path == "csv":
         (folder / "list.csv").write_text("path,label,split\n" + "".join(
             f"images/{file},{label},{part}\n" for file, label, part in zip(files, each, parts, strict=True)))
-        return load(folder / "list.csv", folder / "data")
-    return load(str(folder / "{train,test}.tar") if path == "shards" else folder / "images", folder / "data")
+        return load(folder / "list.csv", folder / "data", **options)
+    return load(str(folder / "{train,test}.tar") if path == "shards" else folder / "images", folder / "data", **options)
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -237,6 +237,18 @@ def test_parts_of_different_bits_are_read_alike(tmp_path, path, train, test, whi
     for rows, part in ((pool.train, expected[:6]), (pool.test, expected[6:])):
         found = np.sort(pool.images.take(rows).numpy().reshape(6, -1).max(axis=1))
         assert np.array_equal(found, np.sort(part.reshape(6, -1).max(axis=1))), "each as bright as it was"
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(("train", "test"), [
+    (images_of(4000, np.uint16), images_of(65000, np.uint16)), (images_of(65000, np.uint16), images_of(200, np.uint16)),
+    (images_of(200.5, np.float32), images_of(0.9, np.float32)),
+])
+def test_parts_on_different_scales_are_refused(tmp_path, path, train, test):
+    with pytest.raises(UsageError, match=r"images on different scales. Bring them to one, or say .*--value-range"):
+        pool_with_test(path, tmp_path, train, test)
+    (tmp_path / "said").mkdir()
+    assert len(pool_with_test(path, tmp_path / "said", train, test, value_range="0-65535")) == 12
 
 
 def test_memory_maps_of_bytes_stay_mapped_and_are_not_read_through(tmp_path, monkeypatch):

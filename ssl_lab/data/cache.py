@@ -22,7 +22,7 @@ from ssl_lab.data.files import Hold, alone, new_folder
 from ssl_lab.data.images import Contents, content_of
 from ssl_lab.data.reading import Facts, Reading, resolve
 from ssl_lab.data.sizes import Sizes
-from ssl_lab.data.values import Seen, merged
+from ssl_lab.data.values import Seen, Survey, merged, spans_of
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 
@@ -38,6 +38,7 @@ class Decoded(NamedTuple):
     """Images in a cache. pixels: uint8 [n, C, S, S], memory-mapped. rows: int64 [n], which of the files they
     are. skipped: (file, reason) of the others. contents: a hash of each image. folder: where pixels and skipped.json
     lie. reading: as it was decided for these images. notes: what a person should be told of it. hold: keeps the cache.
+    spans: what `spans_of` says of each image. survey: of all.
     """
 
     pixels: NDArray[np.uint8]
@@ -49,6 +50,8 @@ class Decoded(NamedTuple):
     reading: Reading
     notes: tuple[str, ...]
     hold: Hold
+    spans: NDArray[np.float64]
+    survey: Survey
 
 
 def decode_files(root: Path, files: Sequence[str], caches: Path, reading: Reading) -> Decoded:
@@ -115,14 +118,16 @@ def _open(folder: Path, files: Sequence[str], reading: Reading) -> Decoded | Non
         pixels = np.load(folder / "images.npy", mmap_mode="r")
         contents = np.load(folder / "contents.npy")
         shape, fingerprint, notes = tuple(meta["shape"]), str(meta["sha256"]), tuple(meta["notes"])
-        resolved = resolve(reading, Facts.read(meta))[0]
+        facts = Facts.read(meta)
+        resolved, spans = resolve(reading, facts)[0], np.load(folder / "spans.npy")
     except (OSError, ValueError, KeyError, TypeError, EOFError):
         return None
     left_out = {file for file, _ in skipped}
     rows = np.array([row for row, file in enumerate(files) if file not in left_out], dtype=np.int64)
-    if pixels.shape != shape or len(rows) != len(pixels) or len(contents) != len(pixels):
+    if pixels.shape != shape or {len(rows), len(contents), len(spans)} != {len(pixels)}:
         return None
-    return Decoded(pixels, rows, skipped, fingerprint, contents, folder, resolved, notes, hold)
+    return Decoded(pixels, rows, skipped, fingerprint, contents, folder, resolved, notes, hold, spans,
+                   facts.survey)
 
 
 def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Reading) -> None:
@@ -145,6 +150,8 @@ def _decode_into(folder: Path, root: Path, files: Sequence[str], reading: Readin
         if not written.shape[0]:
             raise _nothing_readable(root, reasons)
         facts = facts._replace(clear=written.clear)
+        spans = spans_of([found.survey for file, found in good.items() if file not in written.reasons])
+        np.save(target / "spans.npy", spans)
         skipped = [{"file": file, "reason": reasons[file]} for file in files if file in reasons]
         meta = {"root": str(root.resolve()), "shape": written.shape, "sha256": written.sha256, "format": FORMAT,
                 "notes": resolve(reading, facts)[1]} | facts.plain()

@@ -16,7 +16,7 @@ from ssl_lab.errors import UsageError
 
 OLD_DAYS = 30
 _FILES = {"images.npy": "decoded images", "members.npy": "index of shards", "features.npy": "features"}
-_OURS = {*_FILES, "meta.json", "skipped.json", "contents.npy", "index.faiss", "index.json"}
+_OURS = {*_FILES, "meta.json", "skipped.json", "contents.npy", "spans.npy", "index.faiss", "index.json"}
 
 
 class Kept(NamedTuple):

@@ -17,6 +17,7 @@ from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.split import hold_out
+from ssl_lab.data.values import check_spans
 from ssl_lab.data.words import same
 from ssl_lab.errors import UsageError
 
@@ -143,9 +144,11 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
     kept = [useful[row] for row in decoded.rows]
     texts: dict[str | None, int] = {None: -1}
     labels = np.array([texts.setdefault(entry.label, len(texts) - 1) for entry in kept], dtype=np.int64)
-    settled = settle(str(root), labels, [text for text in texts if text is not None],
-                     np.array([entry.part for entry in kept]), notes, len(listing.entries) - len(useful),
-                     listing.class_names, listing.test_share)
+    parts = np.array([entry.part for entry in kept])
+    settled = settle(str(root), labels, [text for text in texts if text is not None], parts, notes,
+                     len(listing.entries) - len(useful), listing.class_names, listing.test_share)
+    if reading.value_range is None:
+        check_spans(decoded.spans, parts, decoded.survey)
     images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents, decoded.hold)
     style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26), reading.flips())
     return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid,

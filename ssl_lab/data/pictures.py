@@ -133,7 +133,7 @@ def _at_path(path: str, channels: int) -> Pictures:
 
 
 def _of_tar(path: Path) -> Iterator[Picture]:
-    from ssl_lab.data.shard_index import members_of
+    from ssl_lab.data.shard_scan import members_of
 
     try:
         for member in members_of(path, Counter()):

@@ -46,6 +46,7 @@ from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import AS_BYTES, Reading, resolve
 from ssl_lab.data.shard_index import WORKERS, Index, open_index
 from ssl_lab.data.split import shuffled
+from ssl_lab.data.values import check_spans
 from ssl_lab.data.words import part_of
 from ssl_lab.errors import UsageError, unknown
 
@@ -173,6 +174,8 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
     if not settled.names:
         notes.append("no sample has a label: none has a member cls, json or txt that says one")
     resolved, said = resolve(reading, index.facts)
+    if reading.value_range is None:
+        check_spans(index.spans[useful], parts[useful], index.facts.survey)
     members = index.members[:, :3] if len(useful) == len(index.members) else index.members[useful, :3]
     images = ShardImages([root / file for file in files], members, index.facts.sizes.first, resolved, index.sha256,
                          index.contents[useful], index.hold)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ Range = tuple[float, float]
 """The values that become black (0) and white (255)."""
 
 Kind = Literal["bytes", "whole numbers", "floats"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _LIMITS = (1, 255, 1023, 4095, 16383, 65535)
 _BITS = {1023: 10, 4095: 12, 16383: 14, 65535: 16}
@@ -154,6 +155,20 @@ def merged(surveys: Iterable[Survey]) -> dict[Kind, Seen]:
     return found
 
 
+def spans_of(surveys: Sequence[Survey]) -> NDArray[np.float64]:
+    """Of each image file the values that it spans, [n, 2], one a row; NaN where they are bytes."""
+    wide = [next((seen for kind, seen in each.items() if kind != "bytes"), None) for each in surveys]
+    return np.array([(math.nan, math.nan) if seen is None else seen[:2] for seen in wide]).reshape(-1, 2)
+
+
+def check_spans(spans: NDArray[np.float64], parts: NDArray[np.str_], values: Survey) -> None:
+    """UsageError where the images of one part are on another scale than those of another, as `decide` finds it where it
+    sees parts. spans: [n, 2], see `spans_of`. parts: [n]. values: of all images."""
+    found = [spans[(parts == part) & np.isfinite(spans[:, 0])] for part in np.unique(parts)]
+    for kind in [kind for kind in values if kind != "bytes"][:1]:
+        _check_parts(kind, [Seen(float(each[:, 0].min()), float(each[:, 1].max())) for each in found if len(each)])
+
+
 def decide(parts: Sequence[Survey], given: Range | None = None) -> tuple[Values, list[str]]:
     """How the values of a data set are read, and what to say of that. parts: of train and of test images, say.
 
@@ -171,7 +186,7 @@ def decide(parts: Sequence[Survey], given: Range | None = None) -> tuple[Values,
             _check_parts(kind, [part[kind] for part in parts if kind in part])
             note = _on_guess(kind, seen, ranges[kind])
         notes += [note] if note else []
-    return Values(*(ranges.get(kind, BYTES_AND_UNIT.of(kind)) for kind in ("bytes", "whole numbers", "floats"))), notes
+    return Values(*(ranges.get(kind, BYTES_AND_UNIT.of(kind)) for kind in KINDS)), notes
 
 
 def _guess(kind: Kind, seen: Seen) -> Range:

@@ -23,7 +23,8 @@ class SoftMatch(Method):
     serves the weight only, not the pseudo-label. Mean and (unbiased) variance are moving averages, from
     1 / classes and 1 on, of the confidence max q_b *before* alignment (the authors' code takes it after). All
     averages move after the step (in that code just before they are used), so that micro-batches and ranks see
-    the same weights.
+    the same weights; the mean prediction begins with the first step's, as there, so that only the weights of that
+    very step are not aligned.
 
     n_sigma: how sharply the weight falls; a standard deviation below the mean it is exp(-n_sigma^2 / 2).
     momentum: of the averages. weight: of the unlabeled loss.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,14 @@ from torch import Tensor, nn
 from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style
 from ssl_lab.class_names import Names, order_of, shown
+from ssl_lab.data.reading import AS_BYTES, Reading
+from ssl_lab.data.values import BYTES_AND_UNIT, KINDS
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.nets import Net, net
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.nets.weights import in_order, whole_net
+from ssl_lab.notes import once
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +139,7 @@ class StoredLogits(Teacher):
 
 
 def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style, name: str = "",
-                 image_size: int | None = None, images: int | None = None) -> Teacher:
+                 image_size: int | None = None, images: int | None = None, reading: Reading = AS_BYTES) -> Teacher:
     """The teacher that `source` names, for images of this style; several with commas between them are an ensemble.
 
     source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
@@ -144,12 +148,14 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no
     classes, such as pretraining, only features can teach. image_size: side that the teacher takes, where it is not that
     of the style. classes: their names, or how many. What the teacher says is brought into their order; the log says so,
-    or that the teacher's names are unknown. UsageError for a teacher of other classes.
+    or that the teacher's names are unknown. reading: how the images of this style were read; where a run knows that
+    its own were read otherwise, a line says so. UsageError for a teacher of other classes.
     """
     from ssl_lab import methods  # which imports this file
 
     if "," in str(source):
-        several = [load_teacher(part, classes, style, name, image_size, images) for part in str(source).split(",")]
+        several = [load_teacher(part, classes, style, name, image_size, images, reading)
+                   for part in str(source).split(",")]
         if any(each.fixed for each in several) or len({each.image_size for each in several}) > 1:
             raise UsageError(f"the teachers {source} are no ensemble: expected nets that take images of the same size")
         return Teacher(*(each.net for each in several), image_size=several[0].image_size,
@@ -166,6 +172,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
         name, image_size = name or config.get("net", ""), image_size or config.get("image_size")
         source = source / "model.safetensors"
     state = read_weights(source)
+    size = image_size or _as_trained(source.parent, style, reading)
     names = None if isinstance(classes, int) else tuple(classes)
     count = classes if isinstance(classes, int) else len(classes)
     if list(state) == ["logits"]:
@@ -188,12 +195,39 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
         if len(whole["head.weight"]) != count:
             raise UsageError(f"the teacher {source} tells {len(whole['head.weight'])} classes apart, the data have "
                              f"{count}")
-    return Teacher(net(name, classes, _resized(style, image_size), weights=source),
-                   image_size=image_size, classifies=classifies)
+    return Teacher(net(name, classes, _resized(style, size), weights=source), image_size=size, classifies=classifies)
 
 
-def _resized(style: Style, image_size: int | None) -> Style:
-    return style if image_size is None else replace(style, height=image_size, width=image_size)
+def _resized(style: Style, image_size: int | tuple[int, int] | None) -> Style:
+    if image_size is None:
+        return style
+    height, width = (image_size,) * 2 if isinstance(image_size, int) else image_size
+    return replace(style, height=height, width=width)
+
+
+def _as_trained(run: Path, style: Style, reading: Reading) -> tuple[int, int] | None:
+    """Height and width of the images that a run was trained on, if they are not those of `style`. Where they were read
+    otherwise than `reading` says, which no teacher can make good, a line tells it, and the flags that do.
+
+    Of a folder that says nothing of its images (model.json), None.
+    """
+    try:
+        card = json.loads((run / "model.json").read_text(encoding="utf-8"))
+        theirs, height, width = Reading.read(card["reading"]), int(card["style"]["height"]), int(card["style"]["width"])
+        flips = bool(card["style"]["flip"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    words = {True: "on", False: "off"}
+    there, here = ([f"{low:g}-{high:g}" for low, high in map((each.values or BYTES_AND_UNIT).of, KINDS)]
+                   for each in (theirs, reading))
+    pairs = [("resize", theirs.resize, reading.resize), ("background", theirs.background, reading.background),
+             *(("value-range", *pair) for pair in zip(there, here, strict=True)),
+             ("flip", words[flips], words[style.flip])]
+    apart = [f"--{flag} {one} (here {other})" for flag, one, other in pairs if one != other]
+    if apart:
+        once(f"note: the teacher {run} learned from images that were read otherwise: {', '.join(apart)}; the same "
+             "flags here read them so")
+    return None if (height, width) == (style.height, style.width) else (height, width)
 
 
 def _config(folder: Path) -> Mapping[str, Any]:
