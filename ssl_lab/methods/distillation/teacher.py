@@ -161,8 +161,8 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
         return Teacher(*(each.net for each in several), image_size=several[0].image_size,
                        classifies=all(each.classifies for each in several))
     if known := PRETRAINED.get(str(source)):
-        size = image_size or known.size
-        return Teacher(net(known.name, classes, _resized(style, size)), image_size=size, classifies=False)
+        side = image_size or known.size
+        return Teacher(net(known.name, classes, _resized(style, side)), image_size=side, classifies=False)
     if str(source).startswith("timm/"):
         return Teacher(net(str(source), classes, _resized(style, image_size), pretrained=True),
                        image_size=image_size, classifies=False)
