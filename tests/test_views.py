@@ -16,8 +16,8 @@ from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.errors import UsageError
 from ssl_lab.testing import check_views
 from ssl_lab.views import VIEWS, Eval, Strong, ViewFactory, Weak, ops
-from ssl_lab.views.presets import cutout, flip_and_shift
 from ssl_lab.views.randaugment import OPERATIONS, rand_augment
+from ssl_lab.views.shift import cutout, flip_and_shift
 
 SIZES = [(8, 8), (28, 28), (32, 32), (33, 47), (2, 5), (1, 1)]
 CHANNELS = [1, 3]

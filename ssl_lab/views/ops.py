@@ -16,6 +16,10 @@ from torch import Tensor
 # levels, or sample other pixels than Pillow, and at best take the same time.
 
 
+LUMA = 19595, 38470, 7471
+"""Pillow's weights of red, green and blue, of 65536 (Kornia's are of 32768)."""
+
+
 def auto_contrast(images: Tensor, values: Tensor) -> Tensor:
     """Stretch each channel so that its darkest pixel becomes 0 and its brightest 255.
 
@@ -30,12 +34,12 @@ def auto_contrast(images: Tensor, values: Tensor) -> Tensor:
 
 def brightness(images: Tensor, values: Tensor) -> Tensor:
     """Blend with black. values: 0 is black, 1 the image itself, more is brighter."""
-    return _blend(0.0, images, values)
+    return blend(0.0, images, values)
 
 
 def color(images: Tensor, values: Tensor) -> Tensor:
     """Blend with the gray image. values: 0 is gray, 1 the image itself, more is more saturated."""
-    return images if images.shape[1] == 1 else _blend(_gray(images), images, values)
+    return images if images.shape[1] == 1 else blend(_gray(images), images, values)
 
 
 def contrast(images: Tensor, values: Tensor) -> Tensor:
@@ -43,7 +47,7 @@ def contrast(images: Tensor, values: Tensor) -> Tensor:
     gray = _gray(images).flatten(1)
     pixels = gray.shape[1]
     mean = (gray.sum(1) * 2 + pixels) // (2 * pixels)  # of whole numbers, rounded half up
-    return _blend(_per_row(mean, images), images, values)
+    return blend(_per_row(mean, images), images, values)
 
 
 def equalize(images: Tensor, values: Tensor) -> Tensor:
@@ -74,7 +78,7 @@ def sharpness(images: Tensor, values: Tensor) -> Tensor:
     columns = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     total = columns[..., :-2] + columns[..., 1:-1] + columns[..., 2:] + 4 * x[:, :, 1:-1, 1:-1]
     x[:, :, 1:-1, 1:-1] = (total / 13).round()  # border pixels stay as they are
-    return _blend(x, images, values)
+    return blend(x, images, values)
 
 
 def solarize(images: Tensor, values: Tensor) -> Tensor:
@@ -93,13 +97,29 @@ def move(images: Tensor, values: Tensor, kinds: Tensor) -> Tensor:
 
     kinds: int64 [R] on the CPU: row i undergoes MOVES[kinds[i]] by values[i], so that one pass serves all of them.
     """
-    height, width = images.shape[2:]
-    degrees, shear_x, shear_y, left, up = values.new_zeros(len(MOVES), len(values)).scatter_(
+    fixed = coefficients(values, kinds, *images.shape[2:]).to(images.device, non_blocking=True)
+    return _affine(images, fixed[:, :, None, None])
+
+
+def coefficients(values: Tensor, kinds: Tensor, height: int, width: int) -> Tensor:
+    """int32 [6, ...]: from where MOVES take each pixel, in 16-bit fixed point like Pillow's, hence the same pixels.
+
+    values: float64 [...]; kinds: int64 [...], see `move`. The pixel in line v and column u comes from column
+    (c0*u + c1*v + c2) >> 16 and line (c3*u + c4*v + c5) >> 16.
+    """
+    degrees, shear_x, shear_y, left, up = values.new_zeros(len(MOVES), *values.shape).scatter_(
         0, kinds[None], values[None])
     cos, sin = torch.cos(torch.deg2rad(degrees)), torch.sin(torch.deg2rad(degrees))
     x, y = width / 2, height / 2
-    return _affine(images, cos, shear_x - sin, x - cos * x + sin * y + (left * width).trunc(),
-                   shear_y + sin, cos, y - sin * x - cos * y + (up * height).trunc())
+    xx, xy, x0 = cos, shear_x - sin, x - cos * x + sin * y + (left * width).trunc()
+    yx, yy, y0 = shear_y + sin, cos, y - sin * x - cos * y + (up * height).trunc()
+    # of the centers of pixels
+    return fixed_point(torch.stack([xx, xy, x0 + (xx + xy) / 2, yx, yy, y0 + (yx + yy) / 2]))
+
+
+def fixed_point(values: Tensor) -> Tensor:
+    """int32: 65536 times float64 values, rounded."""
+    return (values * 65536 + 0.5).floor().int()
 
 
 def _per_row(values: Tensor, images: Tensor) -> Tensor:
@@ -107,29 +127,22 @@ def _per_row(values: Tensor, images: Tensor) -> Tensor:
     return values.to(images.device, non_blocking=True).view(-1, 1, 1, 1)
 
 
-def _blend(base: Tensor | float, images: Tensor, factors: Tensor) -> Tensor:
+def blend(base: Tensor | float, images: Tensor, factors: Tensor) -> Tensor:
     """base + factor * (image - base) in float32, limited to 0..255 and truncated, as Pillow does."""
     return ((images - base) * _per_row(factors.float(), images) + base).clamp(0, 255).to(torch.uint8)
 
 
 def _gray(images: Tensor) -> Tensor:
-    """int32 [R, 1, H, W]: Pillow's luma, in 16-bit fixed point (Kornia's has 15 bits)."""
+    """int32 [R, 1, H, W]: Pillow's luma, in 16-bit fixed point."""
     if images.shape[1] == 1:
         return images.int()
-    red, green, blue = images.int().tensor_split(3, dim=1)
-    return (red * 19595 + green * 38470 + blue * 7471 + 32768) >> 16
+    red, green, blue = (part * weight for part, weight in zip(images.int().tensor_split(3, dim=1), LUMA, strict=True))
+    return (red + green + blue + 32768) >> 16
 
 
-def _affine(images: Tensor, xx: Tensor, xy: Tensor, x0: Tensor, yx: Tensor, yy: Tensor, y0: Tensor) -> Tensor:
-    """Nearest sampling with black beyond the border.
-
-    The pixel whose center is (x, y) comes from where (xx*x + xy*y + x0, yx*x + yy*y + y0) lies; each
-    coefficient is float64 [R] on the CPU. In 16-bit fixed point like Pillow's, hence the same pixels.
-    """
+def _affine(images: Tensor, fixed: Tensor) -> Tensor:
+    """Nearest sampling with black beyond the border. fixed: int32 [6, R, 1, 1], see `coefficients`."""
     channels, height, width = images.shape[1:]
-    start_x, start_y = x0 + (xx + xy) / 2, y0 + (yx + yy) / 2
-    fixed = (torch.stack([xx, xy, start_x, yx, yy, start_y]) * 65536 + 0.5).floor().int()
-    fixed = fixed.to(images.device, non_blocking=True)[:, :, None, None]
     columns = torch.arange(width, dtype=torch.int32, device=images.device)
     lines = torch.arange(height, dtype=torch.int32, device=images.device)[:, None]
     x = (fixed[0] * columns + fixed[2] + fixed[1] * lines).bitwise_right_shift_(16).clamp_(-1, width)

@@ -62,18 +62,25 @@ def rand_augment(images: Tensor, draw: Draw, count: int = 2) -> Tensor:
 
     images: uint8 [B, C, H, W]; returns the same shape and type. An operation may come twice.
     """
-    applied = draw.uniform(count) < 0.5
-    numbers = draw.integers(0, len(OPERATIONS), count)
-    values = VALUES[numbers, draw.integers(1, LEVELS, count)]
-    signs = draw.integers(0, 2, count) * 2 - 1
-    values = torch.where(SIGNED[numbers], values * signs, values)
-    places = torch.where(applied, PLACES[numbers], 0)
+    numbers, _, values = drawn_operations(draw, count)
+    places = PLACES[numbers]
     rows = torch.arange(len(images))  # where each image was; they stay sorted by the last turn's operations
     for place, value in zip(places.unbind(1), values.unbind(1), strict=True):
         order = place[rows].argsort()
         rows = rows[order]
         images = _turn(images.index_select(0, order.to(images.device, non_blocking=True)), place[rows], value[rows])
     return images.index_select(0, rows.argsort().to(images.device, non_blocking=True))
+
+
+def drawn_operations(draw: Draw, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """int64 [B, count] each, but for the last: which of OPERATIONS (0, the identity, in half of the cases), at which
+    level, and its value, float64."""
+    applied = draw.uniform(count) < 0.5
+    numbers = draw.integers(0, len(OPERATIONS), count)
+    levels = draw.integers(1, LEVELS, count)
+    signs = draw.integers(0, 2, count) * 2 - 1
+    values = VALUES[numbers, levels]
+    return torch.where(applied, numbers, 0), levels, torch.where(SIGNED[numbers], values * signs, values)
 
 
 def _turn(images: Tensor, places: Tensor, values: Tensor) -> Tensor:
