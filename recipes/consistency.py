@@ -52,6 +52,7 @@ def main(settings: Settings) -> None:
     pool = presets.noted(pool, asked, kind)
     net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
+    net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool, settings.arguments,
                            {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
     optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)

@@ -78,7 +78,7 @@ def main(settings: Settings) -> None:
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too
             sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
-                        resume=settings.resume and "auto", config=None)
+                        resume=settings.resume and "auto", config=None, techniques=())
         name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
         suited = presets.preset(name, settings.data, kind).arguments
         learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {}, suited)
@@ -94,10 +94,12 @@ def main(settings: Settings) -> None:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    net = sl.prepared(net, settings.techniques, pool, settings.seed)
     arguments = {"teacher": taught, **settings.arguments}
     method = presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
-    print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
-    print(comparison(method.predictor(), teacher, pool, runtime))
+    result = trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
+    print(result)
+    print(comparison(result.method.predictor(), teacher, pool, runtime))
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ from ssl_lab.report.map import Layout
 
 @dataclass
 class Settings(sl.Settings):
+    trains = False
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/pretrain"
     """What to evaluate: a run, a file of weights, timm/MODEL, init or pixels."""
     against: str | None = None

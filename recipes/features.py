@@ -37,6 +37,7 @@ import ssl_lab as sl
 
 @dataclass
 class Settings(sl.Settings):
+    trains = False
     learner: Literal["all", "knn", "prototype", "probe", "propagation", "self_training"] = "all"
     """Which learner to run."""
     also: tuple[str, ...] = ()

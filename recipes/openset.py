@@ -46,6 +46,7 @@ def main(settings: Settings) -> None:
         pool = open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    net = sl.prepared(net, settings.techniques, pool, settings.seed)
     trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
     method = sl.FixMatch(net).with_views(*settings.view)
     if settings.method == "opencos":
@@ -54,7 +55,7 @@ def main(settings: Settings) -> None:
         if sl.methods.is_described(settings.encoder):
             learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
-                            resume=settings.resume and "auto", config=None)
+                            resume=settings.resume and "auto", config=None, techniques=())
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)

@@ -68,6 +68,7 @@ def main(settings: Settings) -> None:
     pool = presets.noted(pool, asked, kind)
     net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
                  pretrained=settings.pretrained, weights=settings.weights)
+    net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool,
                            settings.arguments, {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
     monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]

@@ -19,7 +19,7 @@ from ssl_lab.afterwards import AFTERWARDS
 from ssl_lab.processes import quiet_imports
 
 if TYPE_CHECKING:
-    from ssl_lab import losses, methods, schedule, testing, views
+    from ssl_lab import losses, methods, schedule, techniques, testing, views
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.auditing import Audit, audit
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from ssl_lab.model import Model, Predictions, open
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW
+    from ssl_lab.techniques import *  # noqa: F403
     from ssl_lab.views import Eval, Strong, Weak
 
 quiet_imports()
@@ -64,10 +65,11 @@ _HOMES = {
     "model": ("Model", "Predictions", "open"),
     "nets": ("Ema", "Net", "Output", "net"),
     "optim": ("SGD", "AdamW"),
+    "techniques": ("prepared",),
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("losses", "methods", "schedule", "testing", "views")
+_MODULES = ("losses", "methods", "schedule", "techniques", "testing", "views")
 
 
 def write_report(run: str | Path, pool: Any = None) -> Path:
@@ -89,11 +91,13 @@ def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"ssl_lab.{name}")
     if name[0].isupper():
-        methods = importlib.import_module("ssl_lab.methods")
-        if name in methods.__all__:
-            return getattr(methods, name)
+        for room in ("methods", "techniques"):
+            home = importlib.import_module(f"ssl_lab.{room}")
+            if name in home.__all__:
+                return getattr(home, name)
     raise AttributeError(f"module 'ssl_lab' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*_HOME, *_MODULES, *importlib.import_module("ssl_lab.methods").__all__]
+    rooms = [importlib.import_module(f"ssl_lab.{room}").__all__ for room in ("methods", "techniques")]
+    return [*_HOME, *_MODULES, *(name for names in rooms for name in names if name[0].isupper())]

@@ -8,7 +8,7 @@ run on other ranks see the same pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -186,3 +186,12 @@ class Loss:
         numbers = {"loss": self.total.detach()}
         numbers |= {f"loss/{name}": term.detach() for name, term in self.terms.items()}
         return numbers | {name: value.detach() for name, value in self.logs.items()}
+
+
+def mean_loss(losses: Sequence[Loss]) -> Loss:
+    """What a step of these parts, of equal size, reports; itself if it is one."""
+    if len(losses) == 1:
+        return losses[0]
+    terms = {name: torch.stack([loss.terms[name].detach() for loss in losses]).mean() for name in losses[0].terms}
+    logs = {name: torch.stack([loss.logs[name] for loss in losses]).nanmean() for name in losses[0].logs}
+    return Loss(terms, logs)

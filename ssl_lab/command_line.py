@@ -40,7 +40,7 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     with _one_line_errors():
         parsed, left = tyro.cli(settings, args=_negative(argv), description=description, return_unknown_args=True)
     if left:
-        flags = [f"--{field.name.replace('_', '-')}" for field in dataclasses.fields(settings)]
+        flags = [_flag(field.name) for field in dataclasses.fields(settings)]
         raise unknown("flag", left[0].partition("=")[0], [*flags, "--config", "--print-config"], "See --help.")
     if parsed.steps is not None and parsed.minutes is not None:
         raise UsageError(f"--steps {parsed.steps} and --minutes {parsed.minutes} exclude each other; give one")
@@ -52,6 +52,9 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     if parsed.steps is None and parsed.minutes is None:
         raise UsageError("how long to train? Give --steps N or --minutes M")
     _check_beginning(parsed)
+    if parsed.techniques and not parsed.trains:
+        raise UsageError(f"--with {shlex.quote(parsed.techniques[0])} changes how a method trains, and this recipe "
+                         "trains none; leave it out")
     return parsed
 
 
@@ -121,6 +124,11 @@ def _one_line_errors() -> Iterator[None]:
         raise UsageError("; ".join(words)) from None
 
 
+def _flag(name: str) -> str:
+    """The flag of a setting."""
+    return "--with" if name == "techniques" else f"--{name.replace('_', '-')}"
+
+
 def _negative(argv: Sequence[str]) -> list[str]:
     """The command line with values that begin with a minus sign and a digit, as in `--value-range -1-1`, joined to
     their flags: else they would pass for flags."""
@@ -176,7 +184,7 @@ def _from_yaml(settings: type[Settings], file: Path, given: list[str]) -> list[s
             raise unknown("setting", str(name), fields, f"It stands in --config {file}.")
         if name in ("steps", "minutes") and flags & {"--steps", "--minutes"}:
             continue  # a flag for one of the two replaces both
-        flag = f"--{name.replace('_', '-')}"
+        flag = _flag(name)
         runs = fields[name].metadata.get("runs")
         if runs and flag not in flags and any(re.search(runs, str(each)) for each in _leaves(value)):
             raise UsageError(f"{name}: {value!r} in --config {file} would run a program or import a module, which a "

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
@@ -75,7 +75,9 @@ AS_USUAL = ReadingSettings()
 
 @dataclass
 class Settings(ReadingSettings, Data):
-    """The settings that every recipe shares."""
+    """The settings that every recipe shares. trains: whether a method is trained by them."""
+
+    trains: ClassVar[bool] = True
 
     view: Texts = may_run((), ":")  # noqa: RUF009 - it is a field
     """Another view in place of one that the method has, as often as you like: weak=simclr, "strong=strong(ops=3)",
@@ -119,6 +121,9 @@ class Settings(ReadingSettings, Data):
     """Under torchrun, spread every weight over the processes (FSDP2): for nets that are too large for one device."""
     micro_batches: int | Literal["auto"] = 1
     """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
+    techniques: Annotated[Texts, tyro.conf.arg(name="with")] = may_run((), ":")  # noqa: RUF009
+    """What else changes how the method trains (see `ssl-lab list techniques`), as in --with "sam(rho=0.1)", any number
+    of times; or package.module:Thing (not in a --config file)."""
     forward: Literal["joint", "split"] = "joint"
     """split: views that only make targets pass the net by themselves, without gradient."""
     track: Literal["tensorboard", "mlflow", "wandb"] | None = None
@@ -132,7 +137,7 @@ class Settings(ReadingSettings, Data):
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
-                 "micro_batches", "forward", "track")
+                 "micro_batches", "techniques", "forward", "track")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
 
 

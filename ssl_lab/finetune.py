@@ -16,6 +16,7 @@ from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
 from ssl_lab.optim import SGD, Optimizer, with_rates
 from ssl_lab.schedule import cosine
+from ssl_lab.techniques import WeightsTechnique, together
 
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 
@@ -72,7 +73,11 @@ class FineTuning:
 
         runtime: embeds for the probe. seed: of LoRA. trainer: further arguments of `Trainer`.
         """
-        with_all = self.filled()
+        with_all, techniques = self.filled(), together(trainer.get("techniques", ()))
+        if self.learn == "lora" and (averages := techniques.of(WeightsTechnique)):
+            raise UsageError(f"--learn lora merges its updates into the net at the end, and {averages[0].text} puts "
+                             "weights of its own there; leave out one of the two")
+        net = techniques.net(net, pool, seed)
         if self.head == "probe":
             probe_head(net, pool, runtime)
         if with_all.statistics == "frozen":

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from ssl_lab.active.checks import check_query
 from ssl_lab.batch import At, Batch, Loss, Rows, Style, generator
+from ssl_lab.engine.contract import check_technique
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net, net
 from ssl_lab.views.checks import check_views
 
-__all__ = ["check_method", "check_query", "check_views"]
+__all__ = ["check_method", "check_query", "check_technique", "check_views"]
 
 ROWS = 8
 CLASSES = 4

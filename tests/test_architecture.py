@@ -9,6 +9,7 @@ LEVELS = [
      "class_names", "notes", "processes", "at_hand", "afterwards", "texts"},
     {"data", "views", "nets", "optim"},
     {"methods"},
+    {"techniques"},
     {"engine", "presets", "pretraining_presets"},
     {"features", "report"},
     {"active"},

@@ -37,7 +37,7 @@ def test_one_image_is_enough_for_others_and_the_trial_leaves_no_trace(
     pool = digits()
     build = with_teacher(METHODS[name]) if name == "kd" else METHODS[name]
     train(tmp_path / "trial", build(net("tiny_4", style=pool.style)), pool, steps=2, **ONE)
-    monkeypatch.setattr(trainer._Run, "_resolved", lambda *_: (1, 2))
+    monkeypatch.setattr(trainer.Timed, "settle", lambda timed, _: vars(timed).update(micro_batches=1, steps=2))
     train(tmp_path / "plain", build(net("tiny_4", style=pool.style)), pool, steps=2, **ONE)
     assert_same_run(tmp_path / "trial", tmp_path / "plain")
 

@@ -202,7 +202,7 @@ def test_a_lora_run_exports_a_plain_net(start, tmp_path, method):
 def test_a_stopped_lora_run_goes_on_exactly(start, tmp_path, monkeypatch):
     settings = ("--learn", "lora", "--steps", 6, "--lr", 0.02)
     run(start, tmp_path / "whole", *settings)
-    step = sl.engine.trainer._Run._step
+    step = sl.engine.trainer.Run.step
 
     def stop(self, at, parts):
         if at.step == 3:
@@ -210,7 +210,7 @@ def test_a_stopped_lora_run_goes_on_exactly(start, tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return step(self, at, parts)
 
-    monkeypatch.setattr(sl.engine.trainer._Run, "_step", stop)
+    monkeypatch.setattr(sl.engine.trainer.Run, "step", stop)
     with pytest.raises(KeyboardInterrupt):
         run(start, tmp_path / "cut", *settings)
     monkeypatch.undo()
@@ -389,7 +389,7 @@ def test_the_recipe_tunes_on_validation_images_and_fits_on_all(start, tmp_path, 
     assert summary["test_accuracy"] is not None
 
     seen.clear()  # killed in the second trial, then in the last run
-    step = sl.engine.trainer._Run._step
+    step = sl.engine.trainer.Run.step
 
     def stop(self, at, parts):
         if at.step == 2 and len(seen) in (2, 5):
@@ -397,7 +397,7 @@ def test_the_recipe_tunes_on_validation_images_and_fits_on_all(start, tmp_path, 
             raise KeyboardInterrupt
         return step(self, at, parts)
 
-    monkeypatch.setattr(sl.engine.trainer._Run, "_step", stop)
+    monkeypatch.setattr(sl.engine.trainer.Run, "step", stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             run(start, tmp_path / "cut", *settings, "--resume", "auto")

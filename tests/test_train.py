@@ -110,7 +110,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     of_steps(monkeypatch, 4)
     settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "net": "tiny_4", "method": "supervised"}
     whole = train("digits", out=tmp_path / "whole", **settings)
-    step = sl.engine.trainer._Run._step
+    step = sl.engine.trainer.Run.step
 
     def stop(run, at, parts):
         if at.step == 2:
@@ -118,10 +118,10 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
             raise Interrupted("stopped")
         return step(run, at, parts)
 
-    monkeypatch.setattr(sl.engine.trainer._Run, "_step", stop)
+    monkeypatch.setattr(sl.engine.trainer.Run, "step", stop)
     with pytest.raises(Interrupted):
         train("digits", out=tmp_path / "cut", **settings)
-    monkeypatch.setattr(sl.engine.trainer._Run, "_step", step)
+    monkeypatch.setattr(sl.engine.trainer.Run, "step", step)
     monkeypatch.setattr(training, "_chosen", lambda *_: pytest.fail("it chose again"))
     cut = train("digits", out=tmp_path / "cut", resume="auto", **settings)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()

@@ -92,7 +92,7 @@ def test_one_report_has_all_of_it(whole):
 
 def test_finished_stages_are_not_trained_again(whole, monkeypatch, capsys):
     before, steps = weights(whole), []
-    monkeypatch.setattr("ssl_lab.engine.trainer._Run._step", lambda *arguments: steps.append(1))
+    monkeypatch.setattr("ssl_lab.engine.trainer.Run.step", lambda *arguments: steps.append(1))
     run(whole)
     assert not steps
     assert weights(whole) == before

@@ -20,6 +20,7 @@ from ssl_lab.methods.learning_loss import LearningLoss
 from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD
 from ssl_lab.schedule import cosine_7_16
+from ssl_lab.techniques import prepared
 
 
 def _learning_loss(net: Net, ema: float) -> Method:
@@ -86,8 +87,10 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
 
     def fit(pool: Pool, round: int) -> Result:
         start = backbone(settings, pool.style, pool.class_names) if from_backbone else None
-        learner = method(start or net(settings.net, pool.class_names, pool.style, seed=settings.seed,
-                                      bn_momentum=settings.bn_momentum), ema=settings.ema).with_views(*settings.view)
+        begun = start or net(settings.net, pool.class_names, pool.style, seed=settings.seed,
+                             bn_momentum=settings.bn_momentum)
+        learner = method(prepared(begun, settings.techniques, pool, settings.seed), ema=settings.ema)
+        learner.with_views(*settings.view)
         folder = training_folder(out, round)
         split = folder / "split.json"
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:

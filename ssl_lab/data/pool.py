@@ -37,7 +37,8 @@ class Pool:
     each row's image below the folder `root`, where images come from files. passed_over: how many files were left out,
     by what they are (".heic": 60). reading: how images were read, with what was decided from them. seed, balance: how
     the labels were chosen (None: they were not drawn). imbalance: of the long tail that train rows were cut to, if they
-    were; dropped: int64, sorted, the rows that it left out.
+    were; dropped: int64, sorted, the rows that it left out. drawn: int64, the rows that labeled batches are drawn from,
+    some perhaps several times, where these are not `labeled`.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Pool:
     balance: str | None = None
     imbalance: float | None = None
     dropped: IntArray = field(default_factory=lambda: np.empty(0, np.int64))
+    drawn: IntArray | None = None
 
     def __len__(self) -> int:
         return len(self.images)

@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from ssl_lab.class_names import apart
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+
+if TYPE_CHECKING:
+    from ssl_lab.engine.trainer import Trainer
+
+
+def check_settings(trainer: Trainer) -> None:
+    """UsageError for a run of no length or of two, and for settings that no run can have."""
+    steps, minutes = trainer.steps, trainer.minutes
+    if (steps is None) == (minutes is None):
+        raise UsageError(f"give either steps or minutes (--steps, --minutes), not steps={steps} and minutes={minutes}")
+    if (steps is not None and steps < 1) or (minutes is not None and minutes <= 0):
+        raise UsageError(f"steps={steps}, minutes={minutes}: a run needs a positive length")
+    if trainer.evaluations < 1 or (trainer.clip is not None and trainer.clip <= 0):
+        raise UsageError(f"evaluations={trainer.evaluations}, clip={trainer.clip}: both must be positive")
 
 
 def check_classes(method: Method, pool: Pool) -> None:

@@ -9,44 +9,57 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.batch import At, Batch, Loss, mean_loss, seed_of
 from ssl_lab.engine.runtime import Runtime
+from ssl_lab.errors import UsageError
 from ssl_lab.nets import frozen_statistics
 
 
 class StepClosure:
-    """Leaves the mean gradient of the micro-batches `parts` in `.grad`; see `optim.Closure`.
+    """Leaves the mean gradient of the micro-batches `batches` in `.grad`; see `optim.Closure`.
 
     Each call draws the same random numbers, other ones for each micro-batch: it draws as a rank of its own.
     module: the method, or DDP around it. clip: largest norm of the gradient, None for no limit.
+    part: which of how many parts of a step this is.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime,
-                 parts: Sequence[Batch], at: At, clip: float | None) -> None:
+                 batches: Sequence[Batch], at: At, clip: float | None, part: tuple[int, int] = (0, 1)) -> None:
         self.module, self.optimizer, self.runtime = module, optimizer, runtime
-        self.parts, self.at, self.clip = parts, at, clip
+        self.at, self.clip = at, clip
+        self._batches, self._part, self._parts = batches, *part
         self._called = False
 
     def __call__(self) -> Loss:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         with frozen_statistics(self.module) if self._called else nullcontext():
-            for i, part in enumerate(self.parts):
-                at = replace(self.at, rank=self.at.rank * len(self.parts) + i, world=self.at.world * len(self.parts))
+            for i, batch in enumerate(self._batches):
+                at = as_rank(as_rank(self.at, i, len(self._batches)), self._part, self._parts)
                 torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like in the nets
-                with self.runtime.no_sync(self.module, last=i + 1 == len(self.parts)):
+                with self.runtime.no_sync(self.module, last=i + 1 == len(self._batches)):
                     with self.runtime.autocast():
-                        loss: Loss = self.module(part, at)
-                    (loss.total / len(self.parts)).backward()  # type: ignore[no-untyped-call]
+                        loss: Loss = self.module(batch, at)
+                    (loss.total / len(self._batches)).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self._called = True
-        return losses[0] if len(losses) == 1 else _mean(losses)
+        return mean_loss(losses)
+
+    def parts(self, count: int) -> Sequence[StepClosure]:
+        """See `optim.Closure`. Part i has the i-th part of each micro-batch."""
+        if count == 1:
+            return [self]
+        sizes = {len(rows) for batch in self._batches for rows in (batch.labeled, batch.unlabeled)}
+        if any(size % count for size in sizes):
+            raise UsageError(f"a micro-batch of {' and '.join(map(str, sorted(sizes - {0})))} images does not divide "
+                             f"into {count} parts")
+        cut = [batch.chunk(count) for batch in self._batches]
+        return [StepClosure(self.module, self.optimizer, self.runtime, [each[i] for each in cut], self.at, self.clip,
+                            (i, count)) for i in range(count)]
 
 
-def _mean(losses: list[Loss]) -> Loss:
-    """What a step with these micro-batches reports."""
-    terms = {name: torch.stack([loss.terms[name].detach() for loss in losses]).mean() for name in losses[0].terms}
-    logs = {name: torch.stack([loss.logs[name] for loss in losses]).nanmean() for name in losses[0].logs}
-    return Loss(terms, logs)
+def as_rank(at: At, number: int, parts: int) -> At:
+    """Where a part of a rank's rows is: it draws as one of so many more ranks."""
+    return replace(at, rank=at.rank * parts + number, world=at.world * parts)

@@ -56,7 +56,8 @@ class Stream:
                  device: torch.device, world: int, parts: int) -> None:
         self.pool, self.kind, self.device = pool, kind, device
         self.batch = batch if views else 0
-        indices = pool.labeled if kind == "labeled" else pool.unlabeled
+        labeled = pool.labeled if pool.drawn is None else pool.drawn
+        indices = labeled if kind == "labeled" else pool.unlabeled
         if views and batch < 1:
             raise UsageError(f"a batch of {batch} {kind} images was asked for; this method needs 1 or more")
         if views and len(indices) == 0:

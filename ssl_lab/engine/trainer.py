@@ -1,11 +1,12 @@
-"""The loop. Every method, every update rule, any number of ranks:
+"""The loop. Every method, every technique, any number of ranks:
 
+    pool = data techniques(pool); method = terms and weights techniques around the method
     for step in start .. steps:
         set learning rate and weight decay of this step
         batch = feed(step)                          # indices -> bytes -> device -> views
         closure = forward and backward of the method over the batch, in micro-batches
         loss = update(closure)                      # plain: closure(), optimizer.step()
-        method.after_step(step)                     # averages, queues, thresholds
+        method.after_step(step)                     # averages, queues, thresholds; what it edits has no momenta
         every log_every steps:     a row of metrics, means over the steps since the last
         every evaluate_every:      accuracy of the averaged and of the plain weights
         now and then, and at the end or a signal: a checkpoint
@@ -17,7 +18,6 @@ never stopped.
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -30,26 +30,26 @@ import torch
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool, announce
 from ssl_lab.data.inventory import inventory, write_inventory
-from ssl_lab.data.remarks import loaded
 from ssl_lab.engine import checkpoint, evaluate, weights
 from ssl_lab.engine.callbacks import Callback, Together
 from ssl_lab.engine.card import card_of
-from ssl_lab.engine.checks import check_classes, explaining_single_images
+from ssl_lab.engine.checks import check_classes, check_settings
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, check_same, check_same_split, make_way
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
-from ssl_lab.engine.result import SELECTION, Result, arguments
+from ssl_lab.engine.resolve import Timed
+from ssl_lab.engine.result import Result, arguments, summary_of
 from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.signals import StopRequest
-from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
 from ssl_lab.engine.trackers import Track, chosen
-from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
+from ssl_lab.errors import Interrupted, NonFiniteLossError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.notes import once
-from ssl_lab.optim import SGD, Optimizer, Update, plain
+from ssl_lab.optim import SGD, Optimizer, Update
+from ssl_lab.techniques import Technique, Techniques, together
 
 ROWS = 200  # of metrics in a run, at most
 
@@ -59,8 +59,10 @@ class Trainer:
     """Trains a method on a pool; one object is good for one or many runs.
 
     steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete. out: folder
-    of the run. seed: of everything drawn in training. resume: None starts afresh, in a folder without a run (see
-    `make_way`), "auto" goes on if `out` has a checkpoint, a folder continues the run in it (`out` then plays no part).
+    of the run. seed: of everything drawn in training. update: a rule of your own for a step. techniques: what else
+    changes how methods train, see `ssl_lab.techniques`; texts describe them. resume: None starts afresh, in a folder
+    without a run (see `make_way`), "auto" goes on if `out` has a checkpoint, a folder continues the run in it (`out`
+    then plays no part).
     micro_batches: parts of a step that pass the net one after another, each with its own batch statistics, their
     gradients averaged; "auto" times a few steps and records how many were fastest. forward: "split" passes the views
     that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
@@ -75,7 +77,8 @@ class Trainer:
     out: str | Path = LATEST
     seed: int = 0
     optimizer: Optimizer = field(default_factory=SGD)
-    update: Update = plain
+    update: Update | None = None
+    techniques: Sequence[Technique | str] = ()
     device: str = "auto"
     precision: Precision = "auto"
     compile: Compile = "off"
@@ -97,16 +100,7 @@ class Trainer:
         Raises UsageError for bad settings, NonFiniteLossError when the loss is NaN or infinite, Interrupted
         after a signal, once the checkpoint is saved.
         """
-        if (self.steps is None) == (self.minutes is None):
-            raise UsageError(f"give either steps or minutes (--steps, --minutes), not steps={self.steps} and "
-                             f"minutes={self.minutes}")
-        if (self.steps is not None and self.steps < 1) or (self.minutes is not None and self.minutes <= 0):
-            raise UsageError(f"steps={self.steps}, minutes={self.minutes}: a run needs a positive length")
-        if self.evaluations < 1 or (self.clip is not None and self.clip <= 0):
-            raise UsageError(f"evaluations={self.evaluations}, clip={self.clip}: both must be positive")
-        if method.classifies:
-            check_classes(method, pool)
-        runtime = Runtime.start(self.device, self.precision, self.shard)
+        techniques, runtime = self.begun(method, pool)
         style = pool.style
         work = f" in steps of {labeled} labeled and {unlabeled} unlabeled images of {style.height} x {style.width}"
         explaining = runtime.explaining_failures(work, min(style.height, style.width))
@@ -117,7 +111,17 @@ class Trainer:
             runtime.from_first(lambda: until_the_end.enter_context(alone_in(self.folder)))
             if saved and self.precision == "auto":
                 runtime = replace(runtime, precision=saved["precision"])
-            return _Run(self, runtime, method, pool, labeled, unlabeled, saved).train()
+            return Run(self, techniques, runtime, method, pool, labeled, unlabeled, saved).train()
+
+    def begun(self, method: Method, pool: Pool) -> tuple[Techniques, Runtime]:
+        """What trains, and where, once settings, method, pool and techniques are known to fit each other."""
+        check_settings(self)
+        techniques = together(self.techniques)
+        if method.classifies:
+            check_classes(method, pool)
+        runtime = Runtime.start(self.device, self.precision, self.shard)
+        techniques.check(method, pool, self.update, self.shard and runtime.world > 1)
+        return techniques, runtime
 
     @property
     def folder(self) -> Path:
@@ -132,21 +136,27 @@ class Trainer:
         return checkpoint.load(path)
 
 
-class _Run:
+class Run:
     """One run of a trainer: everything that `fit` sets up, and the loop."""
 
-    def __init__(self, trainer: Trainer, runtime: Runtime, method: Method, pool: Pool, labeled: int,
-                 unlabeled: int, saved: dict[str, Any] | None) -> None:
-        self.trainer, self.runtime, self.method, self.pool = trainer, runtime, method, pool
+    def __init__(self, trainer: Trainer, techniques: Techniques, runtime: Runtime, method: Method, pool: Pool,
+                 labeled: int, unlabeled: int, saved: dict[str, Any] | None) -> None:
+        self.trainer, self.techniques, self.runtime, self.pool = trainer, techniques, runtime, pool
         self.folder = RunFolder(trainer.folder, writes=runtime.main)
         parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
-        self.feed = Feed(pool, method.views, labeled, unlabeled, trainer.seed, runtime.device, runtime.world, parts)
-        method.set_forward(trainer.forward)
-        self.compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
-        self.forward = runtime.wrap(method, self.compile != "off")
-        self.optimizer = trainer.optimizer.build(method)
+        self.plain, self.method = method, techniques.around(method, pool, trainer.seed)
+        self.feed = Feed(techniques.pool(pool, trainer.seed), self.method.views, labeled, unlabeled, trainer.seed,
+                         runtime.device, runtime.world, parts)
+        self.method.set_forward(trainer.forward)
+        compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
+        self.forward = runtime.wrap(self.method, compile != "off")
+        self.update = trainer.update or techniques.update(self.method, runtime.device)
+        self.optimizer = trainer.optimizer.build(self.method)
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
-        self.micro_batches, self.steps = self._resolved(saved)
+        timed = Timed(trainer, runtime, self.plain, self.method, pool, self.feed, self.step, compile)
+        if timed.settle(saved):
+            self.optimizer = trainer.optimizer.build(self.method)
+        self.micro_batches, self.steps, self.compile = timed.micro_batches, timed.steps, timed.compile
         self.config = self._config(labeled, unlabeled)
         self.manifest = pool.manifest()
         self.learned = pool.class_names if method.classifies else ()
@@ -157,12 +167,12 @@ class _Run:
 
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
-        own = {"method": self.method.name, **arguments(self.method), "views": self.method.views.texts,
+        own = {"method": self.plain.name, **arguments(self.plain), "views": self.method.views.texts,
                "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled, "forward": self.trainer.forward,
                "optimizer": repr(self.trainer.optimizer), "clip": self.trainer.clip, "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
-                "micro_batches": self.micro_batches, "compile": self.compile}
+                "micro_batches": self.micro_batches, "compile": self.compile, "techniques": self.techniques.texts}
 
     def _restore(self, saved: dict[str, Any]) -> None:
         now = self.config | {"steps": self.trainer.steps or self.steps, "class_names": list(self.learned)}
@@ -175,36 +185,6 @@ class _Run:
         self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
         self.folder.rows = saved["rows"]
 
-    def _resolved(self, saved: dict[str, Any] | None) -> tuple[int, int]:
-        """Micro-batches and steps: those recorded or asked for, else by timing some steps, which leave no trace.
-
-        Decides about `compile` too."""
-        trainer, runtime, begun = self.trainer, self.runtime, time.perf_counter()
-        parts, steps = trainer.micro_batches, trainer.steps
-        if saved:
-            return int(saved["config"]["micro_batches"] if parts == "auto" else parts), int(saved["steps"])
-        rows = [stream.rows for stream in self.feed.streams.values()]
-        single = (1 if parts == "auto" else parts) in rows
-        if parts != "auto" and steps and self.compile != "auto" and not single:
-            return parts, steps
-        before = copy.deepcopy(self.method.state_dict())
-        at = At(799, 1000, trainer.seed, runtime.rank, runtime.world)  # late: some methods begin with cheaper steps
-        if single:
-            with explaining_single_images(self.method):
-                self._step(at, 1 if parts == "auto" else parts)
-        if parts == "auto":
-            parts = fastest_micro_batches(rows, runtime, lambda parts: self._step(at, parts))
-        if self.compile == "auto":
-            pays = compiling_pays(lambda: self._step(at, parts), steps, 60 * (trainer.minutes or 0), runtime)
-            self.compile = "on" if pays else "off"
-            if not pays:
-                runtime.uncompile(self.method)
-        steps = steps or steps_within(60 * (trainer.minutes or 0), begun, lambda: self._step(at, parts),
-                                      self.method, self.pool, runtime, trainer.evaluations, self.feed.images_per_step)
-        self.method.load_state_dict(before)
-        self.optimizer = trainer.optimizer.build(self.method)
-        return parts, steps
-
     def train(self) -> Result:
         trainer, runtime = self.trainer, self.runtime
         self.folder.begin(self.config, self.manifest, self.start)
@@ -215,12 +195,12 @@ class _Run:
                 once(self.feed.said)
         callbacks = Together(chosen(trainer.callbacks, trainer.track) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
-            watching.start(self.method.name, self.folder.path, self.start, self.steps)
+            watching.start(self.plain.name, self.folder.path, self.start, self.steps)
             begun, saved_at = time.perf_counter() - self.seconds, time.perf_counter()
             self.method.train()
             for step in range(self.start, self.steps):
                 at = At(step, self.steps, trainer.seed, runtime.rank, runtime.world)
-                loss = self._step(at, self.micro_batches)
+                loss = self.step(at, self.micro_batches)
                 self.meter.add(step, loss.detached())
                 done = step + 1
                 watching.step(done)
@@ -241,14 +221,16 @@ class _Run:
             watching.finish(result.out, self.pool)
             return result
 
-    def _step(self, at: At, micro_batches: int) -> Loss:
+    def step(self, at: At, micro_batches: int) -> Loss:
         """One step of training."""
         self.trainer.optimizer.set(self.optimizer, at)
         parts = self.feed(at).chunk(micro_batches)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, self.trainer.clip)
-        loss = self.trainer.update(closure, self.optimizer, at)
+        loss = self.update(closure, self.optimizer, at)
         self.runtime.share_statistics(self.method)  # before averages and teachers take them over
         self.method.after_step(at)
+        for parameter in self.method.edited():
+            self.optimizer.state.pop(parameter, None)
         return loss
 
     def _row(self, done: int, at: At) -> dict[str, float]:
@@ -279,17 +261,11 @@ class _Run:
 
     def _finish(self) -> Result:
         pool, predictor = self.pool, self.method.predictor()
-        nothing = dict.fromkeys(("valid_accuracy", "valid_accuracy_plain", "test_accuracy", "test_accuracy_plain"))
         predicted: dict[str, evaluate.Predictions] = {}
         measured = self._measure({"valid": pool.valid, "test": pool.test}, predicted)
-        images = self.feed.images_per_step * self.steps
-        summary = {"method": self.method.name, "data": pool.name, "labels": len(pool.labeled),
-                   "valid_images": len(pool.valid), "seed": self.trainer.seed, "steps": self.steps,
-                   "seconds": round(self.seconds, 2), "images_per_second": round(images / self.seconds, 1),
-                   "peak_memory_bytes": self.runtime.peak_memory_bytes(), **nothing, **measured,
-                   "selection": SELECTION, "precision": self.runtime.precision,
-                   "device": str(self.runtime.device), "ranks": self.runtime.world, "split": self.manifest["hash"],
-                   "class_names": list(self.learned), "loaded": [*loaded(pool), self.feed.said]}
+        summary = summary_of(self.plain.name, self.techniques.texts, pool, self.runtime, measured,
+                             self.manifest["hash"], self.learned, self.trainer.seed, self.steps, self.seconds,
+                             self.feed.said, self.feed.images_per_step * self.steps)
         card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
         self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()

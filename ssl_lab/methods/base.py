@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self, get_args
 
@@ -73,6 +73,10 @@ class Method(nn.Module):
     def after_step(self, at: At) -> None:
         """After the optimizer's step: moves averages, queues and thresholds."""
         self.ema.update(self.net, at)
+
+    def edited(self) -> Sequence[nn.Parameter]:
+        """The parameters that learn into which `after_step` has just written: the optimizer forgets their momenta."""
+        return ()
 
     def predictor(self) -> Net:
         """The net that is evaluated and exported."""

@@ -27,11 +27,12 @@ class Net(nn.Module):
 
     backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
     they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
-    order; None if nobody said.
+    order; None if nobody said. prepared: the techniques that it was prepared by, as texts.
     """
 
     mean: Tensor
     std: Tensor
+    prepared: tuple[str, ...] = ()
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float],
                  name: str = "custom", class_names: Names | None = None) -> None:

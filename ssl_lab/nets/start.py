@@ -86,6 +86,11 @@ def freeze_statistics(net: Net) -> None:
             module.register_forward_pre_hook(_evaluating)
 
 
+def are_frozen(norm: nn.Module) -> bool:
+    """Whether `freeze_statistics` froze the running statistics of this BatchNorm."""
+    return _evaluating in norm._forward_pre_hooks.values()
+
+
 def _evaluating(module: nn.Module, given: object) -> None:
     module.training = False
 

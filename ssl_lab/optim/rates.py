@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -22,7 +23,7 @@ class _WithRates(Optimizer):
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         optimizer = self.base.build(module)
-        names = {parameter: name for name, parameter in module.named_parameters()}
+        names = {parameter: re.sub(r"^(base\.)+", "", name) for name, parameter in module.named_parameters()}
         groups = []
         for group in optimizer.param_groups:
             for part in (None, *self.rates):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -17,6 +18,11 @@ class Closure(Protocol):
     """
 
     def __call__(self) -> Loss: ...
+
+    def parts(self, count: int) -> Sequence[Closure]:
+        """Closures for as many equal parts of the batch, each normalized and cleared by itself; itself for one part.
+        UsageError where it does not divide."""
+        ...
 
 
 class Update(Protocol):

@@ -1,0 +1,139 @@
+"""The contract of techniques, to be run on your own too: `check_technique`."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssl_lab.batch import At
+from ssl_lab.data import Pool
+from ssl_lab.engine.callbacks import Callback
+from ssl_lab.engine.trainer import Run, Trainer
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import KD, FixMatch, Method, SimCLR
+from ssl_lab.nets import Net, net
+from ssl_lab.techniques import Technique, prepared
+
+STEPS = 4
+
+
+@functools.cache
+def _pool() -> Pool:
+    """64 random images of 4 classes, of which some have more labels than others."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 8, 8), dtype=np.uint8)
+    labels = np.arange(64) % 4
+    pool = Pool.from_arrays(pixels, labels, test_images=pixels[:8], test_labels=labels[:8], name="contract")
+    return pool.split(labeled=[0, 1, 2, 3, 4, 8, 12, 5])
+
+
+METHODS: Mapping[str, Callable[[Net], Method]] = {
+    "fixmatch": lambda net: FixMatch(net, threshold=0.3),
+    "simclr": lambda net: SimCLR(net, hidden=8, dim=4),
+    "kd": lambda student: KD(student, net("tiny_4", 4, _pool().style, seed=9)),
+}
+
+
+def check_technique(technique: Technique, off: Technique | None = None) -> None:
+    """Hold a technique to the contract of `ssl_lab.techniques`; raises AssertionError.
+
+    Checked in runs of four steps on small random images: it trains FixMatch, SimCLR and KD, or says by UsageError, with
+    its name, why not; losses are finite, also in micro-batches and under bf16 autocast; a run that ends in its middle
+    and is resumed is the run that was not, weights and all; the object itself is good for many runs. off: the technique
+    with arguments that turn it off: it is then the plain run, bit by bit.
+    Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
+    """
+    name = type(technique).__name__
+    for attribute in ("kind", "name", "paper", "arxiv"):
+        assert hasattr(technique, attribute), f"{name}: it has no `{attribute}`, which `ssl-lab list` prints"
+    with tempfile.TemporaryDirectory() as folder:
+        _check(technique, off, name, Path(folder))
+
+
+def _check(technique: Technique, off: Technique | None, name: str, out: Path) -> None:
+    before = vars(technique).keys() | set()
+    refused = {}
+    for method in METHODS:
+        try:
+            _steps(method, technique)
+        except UsageError as error:
+            refused[method] = str(error)
+    for method, said in refused.items():
+        assert technique.name in said, f"{name}: with {method} it fails without its name: {said}"
+    trained = [method for method in METHODS if method not in refused]
+    assert trained, f"{name}: it trains none of {', '.join(METHODS)}"
+    method = trained[0]
+    _steps(method, technique, micro_batches=2)
+    _steps(method, technique, precision="bf16")
+    whole = _run(out / "whole", method, technique)
+    with suppress(_StoppedError):
+        _run(out / "cut", method, technique, checkpoint_seconds=0, callbacks=[_Stop()])
+    resumed = _run(out / "cut", method, technique, resume="auto")
+    assert resumed == whole, f"{name}: resumed in its middle, a run of {method} is another; state outside state_dict?"
+    assert vars(technique).keys() == before, f"{name}: a run leaves something in the technique that it was given"
+    if off is not None:
+        plain, found = _plain(method), _run(out / "off", method, off)
+        for ours, theirs in zip(found.losses, plain.losses, strict=True):
+            assert {key: ours[key] for key in theirs} == theirs, f"{name}: turned off ({off.text}), losses are others"
+        assert found.weights == plain.weights, f"{name}: turned off ({off.text}), the weights of {method} are others"
+
+
+class _Trained(NamedTuple):
+    """The losses of a run's steps, and the bytes of the weights that it reports."""
+
+    losses: list[dict[str, float]]
+    weights: bytes
+
+
+def _run(out: Path, method: str, *techniques: Technique, **settings: Any) -> _Trained:
+    trainer = _trainer(techniques, **{"out": out, "checkpoint_seconds": 60, "callbacks": []} | settings)
+    trainer.fit(_learner(method, techniques), _pool(), labeled=4, unlabeled=4)
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return _Trained([{key: value for key, value in row.items() if key.startswith("loss")} for row in rows],
+                    (out / "model.safetensors").read_bytes())
+
+
+@functools.cache
+def _plain(method: str) -> _Trained:
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(Path(folder), method)
+
+
+def _steps(method: str, technique: Technique, micro_batches: int = 1, **settings: Any) -> None:
+    """The first and the last of the steps, which leave nothing on the disk; AssertionError for a loss not finite."""
+    trainer, learner = _trainer([technique], **settings), _learner(method, [technique])
+    run = Run(trainer, *trainer.begun(learner, _pool()), learner, _pool(), labeled=4, unlabeled=4, saved=None)
+    for step in (0, STEPS - 1):
+        losses = run.step(At(step, STEPS), micro_batches).detached()
+        assert all(math.isfinite(value) for key, value in losses.items() if key.startswith("loss")), (
+            f"{technique.text}: {method}, micro_batches={micro_batches}, {settings}: {losses}")
+    run.method.predictor()
+
+
+def _trainer(techniques: Sequence[Technique], **settings: Any) -> Trainer:
+    given: dict[str, Any] = {"precision": "fp32"} | settings
+    return Trainer(steps=STEPS, device="cpu", techniques=techniques, evaluations=1, **given)
+
+
+def _learner(method: str, techniques: Sequence[Technique]) -> Method:
+    pool = _pool()
+    return METHODS[method](prepared(net("tiny_4", 4, pool.style), techniques, pool))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+class _Stop(Callback):
+    """Ends a run as a kill would, after the checkpoint of its second step."""
+
+    def step(self, done: int) -> None:
+        if done == 3:
+            raise _StoppedError

@@ -1,0 +1,93 @@
+"""Techniques: what changes how any method trains, one file per paper. A new one is a file and its lines here."""
+
+from collections.abc import Callable, Sequence
+
+from ssl_lab import texts
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError, unknown
+from ssl_lab.nets import Net
+from ssl_lab.schedule import MAKERS, Schedule
+from ssl_lab.techniques.base import (
+    Around,
+    DataTechnique,
+    Kind,
+    NetTechnique,
+    StepTechnique,
+    Technique,
+    TermTechnique,
+    WeightsTechnique,
+)
+from ssl_lab.techniques.data.oversample import Oversample
+from ssl_lab.techniques.net.drop_path import DropPath
+from ssl_lab.techniques.step.sam import SAM
+from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
+from ssl_lab.techniques.together import Techniques
+from ssl_lab.techniques.weights.swa import SWA
+
+_ALL: tuple[type[Technique], ...] = (
+    DropPath,
+    NoiseConsistency,
+    SAM,
+    SWA,
+    Oversample,
+)
+TECHNIQUES = {technique.name: technique for technique in _ALL}
+
+
+def technique(text: str) -> Technique:
+    """The technique that a text describes: a name, or "mypackage.mymodule:Thing", with arguments in parentheses, as in
+    sam(rho=0.1), of which any scalar may be a schedule.
+
+    A module is looked for in the current folder too. Raises UsageError with the nearest names, for arguments that it
+    does not take, and for what cannot be imported or is no technique.
+    """
+    made = texts.make(texts.read(text, "technique", "sam(rho=0.1)"), _maker)
+    if not isinstance(made, Technique):
+        raise unknown("technique", text, TECHNIQUES, "See `ssl-lab list techniques`.")
+    return made
+
+
+def _maker(name: str) -> Callable[..., Technique | Schedule]:
+    if ":" in name:
+        found = texts.imported(name, Technique, "technique")
+        if not (hasattr(found, "kind") and hasattr(found, "name")):
+            raise UsageError(f"{name} needs a kind and a name: derive it from StepTechnique, TermTechnique or another "
+                             "one of ssl_lab.techniques, and give it a name")
+        return found
+    if name in MAKERS:  # of a schedule, among the arguments
+        return MAKERS[name]
+    if name not in TECHNIQUES:
+        raise unknown("technique", name, TECHNIQUES, "See `ssl-lab list techniques`; your own is package.module:Class.")
+    return TECHNIQUES[name]
+
+
+def together(given: Sequence[Technique | str]) -> Techniques:
+    """These techniques, or those that texts describe. UsageError where two of them exclude each other."""
+    return Techniques([technique(each) if isinstance(each, str) else each for each in given])
+
+
+def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: int = 0) -> Net:
+    """The net as the net techniques among `techniques` make it, to build a method around. The same techniques are then
+    given to the `Trainer`, which records them and does what the others ask for."""
+    return together(techniques).net(net, pool, seed)
+
+
+__all__ = [
+    "SAM",
+    "SWA",
+    "Around",
+    "DataTechnique",
+    "DropPath",
+    "Kind",
+    "NetTechnique",
+    "NoiseConsistency",
+    "Oversample",
+    "StepTechnique",
+    "Technique",
+    "Techniques",
+    "TermTechnique",
+    "WeightsTechnique",
+    "prepared",
+    "technique",
+    "together",
+]

@@ -1,0 +1,147 @@
+"""What a technique is: it changes how any method's run trains. Five kinds, by where it acts."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal, Self
+
+import torch
+from torch import nn
+
+from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.data import Pool
+from ssl_lab.methods import Method
+from ssl_lab.methods.base import Forward
+from ssl_lab.nets import Ema, Net
+from ssl_lab.optim import Closure
+
+Kind = Literal["net", "term", "step", "weights", "data"]
+
+
+class Technique:
+    """Base of the five kinds. The arguments of a technique's `__init__` are kept as attributes of the same names.
+
+    excludes: techniques that it may not be combined with, by name, and why. shards: whether it works where each rank
+    holds a part of every weight.
+    """
+
+    kind: ClassVar[Kind]
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    arxiv: ClassVar[str]
+    excludes: ClassVar[Mapping[str, str]] = {}
+    shards: ClassVar[bool] = False
+
+    @property
+    def text(self) -> str:
+        """The text that describes it, with all arguments that are not the defaults: sam(rho=0.1)."""
+        said, own = [], type(self)
+        name = self.name if own.__module__.startswith("ssl_lab.") else f"{own.__module__}:{own.__qualname__}"
+        for word, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, word, parameter.default)
+            if value is not parameter.default and value != parameter.default:
+                said.append(f"{word}={value!r}")
+        return f"{name}({', '.join(said)})" if said else name
+
+    def check(self, method: Method, pool: Pool) -> None:
+        """UsageError where it cannot act on this method or this pool."""
+
+
+class NetTechnique(Technique):
+    """Before the method is built: initializes, wraps or reparametrizes the net. What it gives loads and saves the
+    weights of the plain net."""
+
+    kind = "net"
+
+    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+        """The net to train; `net` may be changed in place. Randomness from the seed alone."""
+        raise NotImplementedError
+
+
+class DataTechnique(Technique):
+    """Which rows are drawn, with which labels. The run's split stays the pool's own."""
+
+    kind = "data"
+    shards = True
+
+    def __call__(self, pool: Pool, seed: int) -> Pool:
+        """The pool that batches are drawn from. Randomness from the seed alone."""
+        raise NotImplementedError
+
+
+class StepTechnique(Technique, nn.Module):
+    """An update rule (see `optim.Update`) that may call the closure again; what it keeps from step to step are buffers
+    and parameters, so that it is saved. Randomness from (seed, purpose, step): `at.draw`, or `generator(at.seed, ...)`.
+    """
+
+    kind = "step"
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def begin(self, method: Method) -> None:
+        """Before the first step, and before the optimizer is built over the parameters of `method` and its own."""
+
+    def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
+        """One step: calls the closure, steps the optimizer, returns the loss to report."""
+        raise NotImplementedError
+
+
+class Around(Method):
+    """A method around a method, `base`, that does as it does. Terms and weights techniques override what they change;
+    state is kept in buffers, parameters and modules, so that it is saved. DDP wraps all of it."""
+
+    base: Method
+
+    def __init__(self) -> None:
+        nn.Module.__init__(self)
+
+    def around(self, base: Method, pool: Pool, seed: int) -> Self:
+        """This, around `base`, which trains on `pool`."""
+        self.base = base
+        self.views, self.classifies = base.views, base.classifies  # type: ignore[misc]
+        self.begin(pool, seed)
+        return self
+
+    def begin(self, pool: Pool, seed: int) -> None:
+        """Before the first step: makes the state that depends on `self.base` or the pool."""
+
+    @property
+    def net(self) -> Net:  # type: ignore[override]
+        return self.base.net
+
+    @property
+    def ema(self) -> Ema[Net]:  # type: ignore[override]
+        return self.base.ema
+
+    def forward(self, batch: Batch, at: At) -> Loss:
+        loss: Loss = self.base(batch, at)
+        return loss
+
+    def after_step(self, at: At) -> None:
+        self.base.after_step(at)
+
+    def edited(self) -> Sequence[nn.Parameter]:
+        return self.base.edited()
+
+    def predictor(self) -> Net:
+        return self.base.predictor()
+
+    def set_forward(self, policy: Forward) -> None:
+        self.base.set_forward(policy)
+
+
+class TermTechnique(Technique, Around):
+    """Adds terms to the loss of the method, or replaces some: overrides `forward`."""
+
+    kind = "term"
+
+
+class WeightsTechnique(Technique, Around):
+    """Averages weights, or edits them while they are trained: overrides `after_step`, `edited` and `predictor`.
+
+    What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta.
+    """
+
+    kind = "weights"

@@ -1,0 +1,1 @@
+"""Techniques that change a net before the method is built around it."""

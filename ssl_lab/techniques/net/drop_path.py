@@ -1,0 +1,78 @@
+"""Stochastic depth (Huang et al. 2016, arXiv 1603.09382): residual branches are left out at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.nets import Net
+from ssl_lab.nets.residual import Residual, WideBlock
+from ssl_lab.techniques.base import NetTechnique
+
+PLACES = ("drop_path", "drop_path1", "drop_path2")  # where blocks of timm have theirs, or room for it
+
+
+class DropPath(NetTechnique):
+    """x_(l+1) = shortcut(x_l) + b_l / p_l branch(x_l),    b_l ~ Bernoulli(p_l),    p_l = 1 - (l / L) rate
+
+    for each row of the batch by itself, l = 1 ... L; in evaluation b_l = p_l = 1. The paper drops a branch for the
+    whole batch and scales by p_l in evaluation; per row, and scaled in training, is timm's form of the same mean.
+    Weights have the names that they have without.
+
+    rate: how often the last block's branch is left out, 1 - p_L in the paper. Checked against timm's `drop_path`.
+    """
+
+    name = "drop_path"
+    paper = "Deep Networks with Stochastic Depth"
+    arxiv = "1603.09382"
+
+    def __init__(self, rate: float = 0.5) -> None:
+        if not 0 <= rate < 1:
+            raise UsageError(f"drop_path: rate={rate}; expected 0 to below 1")
+        self.rate = rate
+
+    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+        places = list(branches(net))
+        if not places:
+            raise UsageError(f"drop_path leaves out residual branches, and {net.name} has none that it knows")
+        last = places[-1][0]
+        for number, branch in places:
+            branch.register_forward_hook(Dropping(self.rate * number / last))
+        return net
+
+
+class Dropping:
+    """What a branch's output goes through. A hook, so that no module and no weight gets another name."""
+
+    def __init__(self, rate: float) -> None:
+        self.rate = rate
+
+    def __call__(self, branch: nn.Module, given: Any, output: Tensor) -> Tensor:
+        return drop_rows(output, self.rate) if branch.training and self.rate else output
+
+
+def drop_rows(x: Tensor, rate: float) -> Tensor:
+    """Each row of x [B, ...] is 0 with this probability, else x / (1 - rate)."""
+    kept = torch.empty(len(x), *[1] * (x.ndim - 1), device=x.device, dtype=x.dtype).bernoulli_(1 - rate)
+    return x * kept / (1 - rate)
+
+
+def branches(net: Net) -> Iterator[tuple[int, nn.Module]]:
+    """The number of each residual block, from 1, and a module whose output is (one of) its branch(es)."""
+    number = 0
+    for block in [*net.backbone.modules()]:
+        if isinstance(block, Residual | WideBlock):
+            number += 1
+            yield number, block.branch if isinstance(block, Residual) else block.conv2
+            continue
+        found = [name for name in PLACES if hasattr(block, name)]
+        number += bool(found)
+        for name in found:
+            if not isinstance(getattr(block, name), nn.Module):  # None in blocks of timm's residual nets
+                setattr(block, name, nn.Identity())
+            yield number, getattr(block, name)

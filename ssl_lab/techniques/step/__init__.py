@@ -1,0 +1,1 @@
+"""Techniques that turn gradients into new weights in another way."""

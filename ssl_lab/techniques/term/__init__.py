@@ -1,0 +1,1 @@
+"""Techniques that add terms to the loss of a method."""

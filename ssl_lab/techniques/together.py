@@ -1,0 +1,105 @@
+"""Several techniques as a run has them: read, in order, and checked against each other."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from collections.abc import Sequence
+from typing import TypeVar, cast
+
+import torch
+
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Method
+from ssl_lab.nets import Net
+from ssl_lab.optim import Update, plain
+from ssl_lab.techniques.base import (
+    Around,
+    DataTechnique,
+    NetTechnique,
+    StepTechnique,
+    Technique,
+    TermTechnique,
+    WeightsTechnique,
+)
+
+T = TypeVar("T", bound=Technique)
+
+
+class Techniques:
+    """The techniques of a run. The picture:
+
+        pool -> data techniques -> net -> net techniques -> method -> terms -> weights -> update rule
+
+    Within a kind they act in the order in which they are given. UsageError where two exclude each other.
+    """
+
+    def __init__(self, given: Sequence[Technique]) -> None:
+        self.given = tuple(given)
+        for one, other in itertools.combinations(self.given, 2):
+            if one.name == other.name:
+                raise UsageError(f"{one.text} and {other.text} are the same technique; give one of them")
+            if one.kind == other.kind == "step":
+                raise UsageError(f"{one.text} and {other.text} are both rules for a whole step; give one of them")
+            why = one.excludes.get(other.name) or other.excludes.get(one.name)
+            if why:
+                raise UsageError(f"{one.text} and {other.text} exclude each other: {why}")
+
+    @property
+    def texts(self) -> list[str]:
+        """What describes each."""
+        return [each.text for each in self.given]
+
+    def of(self, kind: type[T]) -> list[T]:
+        """Those of this class."""
+        return [each for each in self.given if isinstance(each, kind)]
+
+    def net(self, net: Net, pool: Pool, seed: int) -> Net:
+        """The net after the net techniques; it remembers them."""
+        for each in self.of(NetTechnique):
+            before = net.prepared
+            net = each(net, pool, seed)
+            net.prepared = (*before, each.text)
+        return net
+
+    def pool(self, pool: Pool, seed: int) -> Pool:
+        """The pool that batches are drawn from."""
+        for each in self.of(DataTechnique):
+            pool = each(pool, seed)
+        return pool
+
+    def check(self, method: Method, pool: Pool, update: Update | None, sharded: bool) -> None:
+        """UsageError where one of them cannot act on this method, this pool, beside this update rule or on sharded
+        weights, and where a net technique was not applied."""
+        if update is not None and (rules := self.of(StepTechnique)):
+            raise UsageError(f"{rules[0].text} and update={update} are both rules for a whole step; give one of them")
+        found = {text for part in method.modules() for text in getattr(part, "prepared", ())}
+        for each in self.given:
+            if sharded and not each.shards:
+                raise UsageError(f"{each.text} needs whole weights, of which a sharded run holds parts; leave out "
+                                 "--shard")
+            if isinstance(each, NetTechnique) and each.text not in found:
+                raise UsageError(f"{each.text} changes the net before a method is built around it: build the method "
+                                 "around sl.prepared(net, techniques, pool, seed)")
+            each.check(method, pool)
+
+    def around(self, method: Method, pool: Pool, seed: int) -> Method:
+        """The method with terms and weights techniques around it; itself, if there are none. The techniques stay as
+        they are, for other runs."""
+        layers: list[Around] = [*self.of(TermTechnique), *self.of(WeightsTechnique)]
+        if self.of(StepTechnique):  # has a place for its state
+            layers.append(Around())
+        for each in layers:
+            method = copy.deepcopy(each).around(method, pool, seed)
+        return method
+
+    def update(self, method: Method, device: torch.device) -> Update:
+        """The update rule for what `around` gave, which keeps its state, and which has been wrapped for ranks: they
+        share no gradients of the rule's own parameters."""
+        for each in self.of(StepTechnique):
+            rule = copy.deepcopy(each)
+            rule.begin(method)
+            method.add_module("update", rule.to(device))
+            return cast(Update, rule)
+        return plain

@@ -1,0 +1,1 @@
+"""Techniques that average or edit weights while they are trained."""

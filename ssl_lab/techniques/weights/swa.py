@@ -1,0 +1,108 @@
+"""SWA (Izmailov et al. 2018) and Gadam (Granziol et al. 2020, arXiv 2003.01247): the mean of the last weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from ssl_lab.batch import At, generator
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.nets import Net
+from ssl_lab.nets.start import are_frozen
+from ssl_lab.techniques.base import WeightsTechnique
+
+IMAGES, BATCH = 2048, 256  # that BatchNorm's statistics are of, at most
+
+
+class SWA(WeightsTechnique):
+    """average <- (n average + w) / (n + 1),    from the fraction `start` of training on, every so many steps
+
+    The average, and no longer the method's moving average, is what is evaluated and exported. BatchNorm's statistics
+    are made anew for it, from up to 2048 training images under the method's first view, whenever it is asked for: they
+    are a function of weights, pool and seed alone.
+
+    With AdamW it is the paper's Gadam, with Padam GadamX. The paper keeps the learning rate high while it averages:
+    give a constant or slowly falling one. Checked against torch.optim.swa_utils.
+    """
+
+    name = "swa"
+    paper = "Iterate Averaging in the Quest for Best Test Error"
+    arxiv = "2003.01247"
+    points: Tensor  # how many weights the average is of
+
+    def __init__(self, start: float = 0.75, every: int = 1) -> None:
+        super().__init__()
+        if not 0 <= start < 1 or every < 1:
+            raise UsageError(f"swa: start={start}, every={every}; expected a start from 0 to below 1, and 1 step or "
+                             "more")
+        self.start, self.every = start, every
+
+    def begin(self, pool: Pool, seed: int) -> None:
+        self.average = copy.deepcopy(self.net).requires_grad_(False).eval()
+        self.register_buffer("points", torch.zeros((), dtype=torch.int64))
+        self._pool, self._seed, self._stale = pool, seed, True
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        self.average.eval()
+        return self
+
+    @torch.no_grad()
+    def after_step(self, at: At) -> None:
+        super().after_step(at)
+        points, rest = divmod(at.step - math.ceil(self.start * at.total), self.every)
+        if points < 0 or rest:
+            return
+        averages, sources = ([p.data for p in net.parameters()] for net in (self.average, self.net))
+        torch._foreach_lerp_(averages, sources, 1 / (points + 1))
+        for ours, theirs in zip(self.average.buffers(), self.net.buffers(), strict=True):
+            ours.copy_(theirs)
+        self.points.fill_(points + 1)
+        self._stale = True
+
+    def predictor(self) -> Net:
+        if not int(self.points):
+            return super().predictor()
+        if self._stale:
+            renew_statistics(self.average, self._images())
+            self._stale = False
+        return self.average
+
+    @torch.no_grad()
+    def _images(self) -> list[Tensor]:
+        """Batches of training images, as the method sees them."""
+        kind, rows = (("unlabeled", self._pool.unlabeled) if self.views.unlabeled else ("labeled", self._pool.labeled))
+        factory = next(iter(getattr(self.views, kind).values()))
+        order = torch.randperm(len(rows), generator=generator(self._seed, "swa"))[:IMAGES].numpy()
+        chosen, device = rows[order], next(self.parameters()).device
+        draw = At(0, 1, self._seed).draw("swa", len(chosen), device)
+        seen: Tensor = factory(self._pool.style)(self._pool.images.take(chosen).to(device), draw)
+        return list(seen.chunk(math.ceil(len(chosen) / BATCH)))
+
+
+@torch.no_grad()
+def renew_statistics(net: Net, batches: list[Tensor]) -> None:
+    """Sets the running statistics of BatchNorm to the mean over these batches, as the net's weights now have them.
+
+    Those that are frozen stay. All other layers act as in evaluation.
+    """
+    norms = [m for m in net.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+             and not are_frozen(m)]
+    if not norms:
+        return
+    momenta, training = [norm.momentum for norm in norms], net.training
+    net.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches
+        norm.train()
+    for batch in batches:
+        net(batch)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    net.train(training)
