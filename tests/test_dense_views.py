@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.bench.launches import launches_of_view
-from ssl_lab.views import Strong, Weak, dense
+from ssl_lab.views import BYOL1, BYOL2, SimCLRView, Strong, ViewFactory, Weak, dense, dense_contrastive
 from ssl_lab.views.randaugment import OPERATIONS
 
 EVERY = 14 * 9  # operations and levels
@@ -82,15 +82,38 @@ def test_layout_ranks_and_empty_batches() -> None:
     assert dense.strong(images[:0], At(0, 1).draw("s", 0), style, 2, 0.5).shape == (0, 3, 16, 16)
 
 
-@pytest.mark.parametrize(("view", "most"), [(Strong, 60), (partial(Strong, ops=3), 84), (Weak, 7)])
+@pytest.mark.parametrize(("view", "most"), [(Strong, 60), (partial(Strong, ops=3), 84), (Weak, 7), (SimCLRView, 57),
+                                            (BYOL2, 59)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("rows", "side"), [(448, 32), (64, 224)])
-def test_launches(view: type[Strong], most: int, rows: int, side: int, channels: int) -> None:
-    """Device operations and copies of a batch; before there was this path, 233 and 20 for strong, and 5 and 1 for weak.
-    """
+def test_launches(view: ViewFactory, most: int, rows: int, side: int, channels: int) -> None:
+    """Device operations and copies of a batch."""
     found = launches_of_view(view, rows, side, channels)
     assert found.operations.total() <= most
     assert found.copies == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (32, 32), (33, 47), (96, 96), (224, 224)])
+@pytest.mark.parametrize("view", [SimCLRView, partial(BYOL2, gray=0.5), partial(SimCLRView, jitter=(1.5, 1.5, 1.5, .5)),
+                                  partial(BYOL1, blur=0.0)])
+def test_simclr_has_the_same_pixels(view: ViewFactory, size: tuple[int, int], channels: int) -> None:
+    rows = max(8, 400 // max(size))
+    style, images = style_of(channels, *size), pictures(rows, channels, *size)
+    made, draws = view(style), [At(1, 2).draw("v", rows) for _ in range(2)]
+    found = made._at_once(images, made._drawn(draws[0], *size))
+    torch.testing.assert_close(found, made(images, draws[1]), atol=1e-5, rtol=0)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert found.is_contiguous()
+
+
+def test_rows_of_simclr_do_not_depend_on_others() -> None:
+    images, view = pictures(8, 3, 40, 40), SimCLRView(Style(height=40, width=40))
+    whole = view._at_once(images, view._drawn(At(0, 1).draw("s", 8), 40, 40))
+    halves = [view._at_once(images[4 * rank : 4 * rank + 4],
+                            view._drawn(At(0, 1, rank=rank, world=2).draw("s", 4), 40, 40)) for rank in range(2)]
+    assert torch.equal(torch.cat(halves), whole)
 
 
 def test_what_is_sent_does_not_grow_with_the_image() -> None:
@@ -105,3 +128,10 @@ def test_the_whole_view_compiles_as_one_graph() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense, "augmented", whole)
         assert torch.equal(dense.strong(images, At(0, 1).draw("s", 32), style, 2, 0.5), plain)
+    view, images = SimCLRView(Style(height=40, width=40)), pictures(4, 3, 40, 40)
+    drawn = view._drawn(At(0, 1).draw("s", 4), 40, 40)
+    plain = view._at_once(images, drawn)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dense_contrastive, "augmented",
+                      torch.compile(dense_contrastive.augmented, fullgraph=True, backend="eager"))
+        assert torch.equal(view._at_once(images, drawn), plain)

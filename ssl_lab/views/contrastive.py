@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ssl_lab.batch import Draw, Style
 from ssl_lab.errors import UsageError
-from ssl_lab.views import color
+from ssl_lab.views import color, dense_contrastive
 from ssl_lab.views.base import check_images, to_unit
 
 SMALL = 32  # pixels up to which an image is small: milder crops and colors, no blur
@@ -70,30 +71,55 @@ class SimCLRView:
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
-        height, width = images.shape[2:]
+        drawn = self._drawn(draw, images.shape[2], images.shape[3])
+        return (self._in_chunks if images.device.type == "cpu" or not len(images) else self._at_once)(images, drawn)
+
+    def _drawn(self, draw: Draw, height: int, width: int) -> _Drawn:
         boxes = random_boxes(draw, height, width, self._area)
         flipped = (draw.uniform() < 0.5) & self.style.flip
         changes = color.Jitter.drawn(draw, self._jitter)
         gray, blurred, solarized = (draw.uniform() < share for share in (self.gray, self.blur, self.solarize))
-        sigmas = draw.uniform(low=SIGMA[0], high=SIGMA[1])
+        return _Drawn(boxes, flipped, changes, gray, blurred & (not self._small), solarized,
+                      draw.uniform(low=SIGMA[0], high=SIGMA[1]))
+
+    def _at_once(self, images: Tensor, drawn: _Drawn) -> Tensor:
+        """On a GPU."""
+        blurs = self.blur > 0 and not self._small
+        return dense_contrastive.simclr(images, drawn.boxes, drawn.flipped, drawn.changes, drawn.gray,
+                                        torch.where(drawn.blurred, drawn.sigmas, 0.0) if blurs else None,
+                                        drawn.solarized if self.solarize else None)
+
+    def _in_chunks(self, images: Tensor, drawn: _Drawn) -> Tensor:
+        """On a CPU."""
+        boxes, flipped, changes, gray, blurred, solarized, sigmas = drawn
         # Rows whose hue changes at the same turn lie beside each other: slices of them are views of the batch.
         order = changes.turn.argsort(stable=True)
-        rows = max(1, CHUNK // max(1, height * width)) if images.device.type == "cpu" else max(1, len(images))
+        rows = max(1, CHUNK // max(1, images.shape[2] * images.shape[3]))
         result = images.new_empty(images.shape, dtype=torch.float32)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            on_device = draw.to_device(chosen)
-            x = resized_crop(to_unit(images.index_select(0, on_device)), boxes[chosen], flipped[chosen])
+            x = resized_crop(to_unit(images.index_select(0, chosen)), boxes[chosen], flipped[chosen])
             if images.shape[1] == 3:
                 color.jitter_(x, changes[chosen])
                 color.to_gray_(x, gray[chosen])
             else:
                 color.jitter_gray_(x, changes[chosen])
-            if not self._small:
-                blur_(x, blurred[chosen], sigmas[chosen])
+            blur_(x, blurred[chosen], sigmas[chosen])
             color.solarize_(x, solarized[chosen])
-            result.index_copy_(0, on_device, x.clamp_(0, 1))
+            result.index_copy_(0, chosen, x.clamp_(0, 1))
         return result
+
+
+class _Drawn(NamedTuple):
+    """What happens to each row; on the CPU."""
+
+    boxes: Tensor
+    flipped: Tensor
+    changes: color.Jitter
+    gray: Tensor
+    blurred: Tensor
+    solarized: Tensor
+    sigmas: Tensor
 
 
 # BYOL's two views, also of MoCo v3 and Barlow Twins. VICReg's paper has one for both; its code has BYOL's.
