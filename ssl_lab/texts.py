@@ -70,15 +70,15 @@ def read(text: str, kind: str, example: str) -> Call:
         raise UsageError(f"{text[:40]!r}... describes no {kind}: it is too deep") from None
 
 
-def split(text: str) -> list[str]:
-    """The descriptions of several things, at the commas outside of parentheses, brackets and quotes."""
+def split(text: str, at: str = ",") -> list[str]:
+    """The descriptions of several things, at commas (or another sign) outside of parentheses, brackets, quotes."""
     parts, depth, quote = [""], 0, ""
     for letter in text:
         if quote or letter in "'\"":
             quote = "" if letter == quote else quote or letter
         else:
             depth += (letter in "([{") - (letter in ")]}")
-        if letter == "," and not depth and not quote:
+        if letter == at and not depth and not quote:
             parts.append("")
         else:
             parts[-1] += letter

@@ -17,7 +17,7 @@ LEVELS = [
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "reporting", "estimator"},
-    {"train"},
+    {"train", "study"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,13 +1,15 @@
-"""Charts of predictions, as SVG in the colors of the page: a confusion matrix, shares with intervals, reliability.
+"""Charts as SVG in the colors of the page: a confusion matrix, shares and differences with intervals, reliability.
 
 Each mark says its numbers under the pointer.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from rich.cells import cell_len
 
@@ -74,6 +76,37 @@ def share_chart(rows: Sequence[tuple[str, int, int]]) -> Markup:
             f'<circle cx="{left + span * share:.1f}" cy="{y:.1f}" r="4.5" fill="{BLUE}"/>'
             f"{_text(WIDTH, y + 4, f'{share:.1%}', FONT, 'end')}</g>")
     return _svg(WIDTH, top + ROW * len(rows) + 6, f"accuracy of {len(rows)} classes", parts)
+
+
+def difference_chart(rows: Sequence[tuple[str, float, float]]) -> Markup:
+    """A dot and its interval for each (name, difference, half of the interval), in points, around 0, in order.
+
+    Blue: above 0, orange: below, gray: 0 lies within, or the half is NaN, of one run.
+    """
+    labels = [shortened(printable(name)) for name, _, _ in rows]
+    known = [(mean, 0.0 if math.isnan(half) else half) for _, mean, half in rows]
+    low = min(0.0, *(mean - half for mean, half in known))
+    high = max(0.0, *(mean + half for mean, half in known))
+    left, right, top = 10 + max(map(_width, labels)), 64.0, 26.0
+    scale = (WIDTH - left - right) / ((high - low) or 1.0)
+    ticks = MaxNLocator(5).tick_values(low, high)
+    bottom = top + ROW * len(rows)
+    parts = [_grid(left + scale * (tick - low), top, bottom, f"{tick:+.4g}" if tick else "0")
+             for tick in ticks if low <= tick <= high]
+    zero = left - scale * low
+    parts.append(f'<line x1="{zero:.1f}" x2="{zero:.1f}" y1="{top:.1f}" y2="{bottom:.1f}" stroke="currentColor" '
+                 'stroke-opacity="0.6"/>')
+    for place, (label, (name, mean, half), (_, width)) in enumerate(zip(labels, rows, known, strict=True)):
+        y, clear = top + ROW * (place + 0.5), abs(mean) > half  # never, where it is NaN
+        color = (BLUE if mean > 0 else ORANGE) if clear else "currentColor"
+        said = f"{name}: {mean:+.1f} points" + ("" if math.isnan(half) else f" ± {half:.1f}")
+        parts.append(
+            f"<g><title>{escape(said)}</title>{_text(left - 8, y + 4, label, FONT, 'end')}"
+            f'<line x1="{zero + scale * (mean - width):.1f}" x2="{zero + scale * (mean + width):.1f}" y1="{y:.1f}" '
+            f'y2="{y:.1f}" stroke="{color}" stroke-width="3" stroke-opacity="0.6" stroke-linecap="round"/>'
+            f'<circle cx="{zero + scale * mean:.1f}" cy="{y:.1f}" r="4.5" fill="{color}"/>'
+            f"{_text(WIDTH, y + 4, f'{mean:+.1f}', FONT, 'end')}</g>")
+    return _svg(WIDTH, bottom + 6, f"differences of {len(rows)}", parts)
 
 
 def reliability_chart(bins: Sequence[Bin]) -> Markup:

@@ -1,0 +1,76 @@
+"""What is each technique worth? One recipe with and without each, on the same splits and seeds; one table, one page.
+
+    python recipes/techniques.py --recipe fixmatch --data mnist --labels 40 --steps 500 --seeds 3
+    python recipes/techniques.py --recipe supervised --try "sam(rho=0.1)" --try "sam + swa" --try lr=0.1 \\
+        --base view strong --data mnist --labels 40 --steps 500 --seeds 5
+
+--try names what is tried: techniques (see `ssl-lab list techniques`) and settings of the recipe as NAME=VALUE, together
+by `+`; `all` is each technique alone. The difference is paired by seed, its interval is Student's, and with fewer than
+3 seeds nothing is ranked. Test images judge; they choose no setting. Each run is a process of the recipe with a folder
+of its own in --out: finished ones are kept and cut ones resumed, so the same command goes on where it stopped.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+import ssl_lab as sl
+from ssl_lab import study
+from ssl_lab.comparison import Runs
+from ssl_lab.config import Texts, may_run
+from ssl_lab.data.inventory import require_same
+from ssl_lab.engine import jobs
+from ssl_lab.texts import as_file_name
+
+HERE = Path(__file__).parent
+
+
+@dataclass
+class Settings(sl.Settings):
+    out: Path = Path("runs/techniques")
+    """Folder of all runs, a folder each, and of the report."""
+    recipe: Literal["fixmatch", "supervised", "consistency", "openset", "finetune", "distill"] = "fixmatch"
+    """The base. Where --with is given too, it is part of the base."""
+    base: dict[str, str] = field(default_factory=dict)
+    """Further settings of the base: NAME VALUE, as often as you like."""
+    tried: Annotated[Texts, tyro.conf.arg(name="try")] = may_run((), ":")  # noqa: RUF009 - it is a field
+    """What is tried beside it, any number of times (default: all)."""
+    seeds: int = 3
+    """Runs of each: seeds 0 and up of split, initial weights and training."""
+    processes: int = 1
+    """Runs at a time."""
+
+
+def main(settings: Settings) -> None:
+    if settings.steps is None:
+        raise sl.UsageError("techniques are compared at equal steps, of different times: give --steps, not --minutes")
+    if min(settings.seeds, settings.processes, settings.steps) < 1:
+        raise sl.UsageError(f"seeds={settings.seeds}, processes={settings.processes}, steps={settings.steps}: all must "
+                            "be positive")
+    tried, seeds = study.arms(settings.tried or ["all"]), range(settings.seeds)
+    pool = sl.load(settings.data, **settings.reading())
+    sl.announce(pool)
+    require_same(settings.out, pool, f"the runs in {settings.out} are of")
+    usual, given = sl.Settings().plain(), settings.plain()
+    shared = {name: given[name] for name in usual if given[name] != usual[name] and name not in ("out", "resume")}
+    shared |= {name: [text] if name == "view" else study.value(text)
+               for name, text in ((name.replace("-", "_"), text) for name, text in settings.base.items())}
+
+    def job(name: str, seed: int, techniques: tuple[str, ...] = (), **changes: Any) -> jobs.Job:
+        own = {"techniques": [*settings.techniques, *techniques]}
+        return jobs.Job(HERE / f"{settings.recipe}.py", {**shared, **own, **changes, "seed": seed},
+                        settings.out / f"{as_file_name(name)}-{seed}", flags={"with": own["techniques"]})
+
+    base = Runs(study.BASE, [job(study.BASE, seed) for seed in seeds])
+    runs = [Runs(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
+    failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], settings.processes)
+    score = "test_balanced_accuracy" if settings.imbalance is not None else "test_accuracy"
+    study.show(f"{settings.recipe} on {pool.name}, {settings.steps:,} steps, {settings.seeds} seeds", base,
+               [study.worth(arm, each, base, score) for arm, each in zip(tried, runs, strict=True)], failed,
+               settings.out, score)
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

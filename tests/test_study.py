@@ -1,0 +1,128 @@
+"""What techniques are worth: what is tried, what is run, and what the numbers may say."""
+
+import json
+import math
+import sys
+
+import pytest
+import yaml
+from test_comparison import finished
+from test_recipes import TINY, recipe
+
+from ssl_lab import study
+from ssl_lab.command_line import parse
+from ssl_lab.errors import RunFailedError, UsageError
+from ssl_lab.report.charts import difference_chart
+from ssl_lab.study import Arm, arms, worth
+from ssl_lab.techniques import TECHNIQUES
+
+
+def test_techniques_and_settings_are_tried_alone_and_together():
+    alone, both, setting, mixed = arms(["sam( rho = 0.1 )", "swa + sam(rho=0.1)", "lr=triangular(0.01, 0.1)",
+                                        "swa+weight-decay = 0.001"])
+    assert (alone.text, alone.kind, alone.techniques) == ("sam(rho=0.1)", "step", ("sam(rho=0.1)",))
+    assert (both.text, both.kind) == ("swa + sam(rho=0.1)", "weights, step")
+    assert (setting.kind, setting.settings, setting.techniques) == ("settings", {"lr": "triangular(0.01, 0.1)"}, ())
+    assert (mixed.techniques, mixed.settings) == (("swa",), {"weight_decay": 0.001})
+    assert [arm.text for arm in arms(["all", "sam"])] == list(TECHNIQUES)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["sma"], "sam"),
+    (["sam + sam"], "same technique"),
+    ([""], "technique"),
+    ([], "nothing to try"),
+    (["lr={"], "no value of a setting"),
+])
+def test_what_cannot_be_tried_is_one_line(given, said):
+    with pytest.raises(UsageError, match=said):
+        arms(given)
+
+
+def of(tmp_path, name, accuracies, base, **numbers):
+    return worth(Arm(name, "step"), finished(tmp_path, name, accuracies, **numbers), base)
+
+
+def test_differences_are_paired_by_seed(tmp_path):
+    base = finished(tmp_path, "base", (0.5, 0.7, 0.9), seconds=2.0)
+    better = of(tmp_path, "better", (0.52, 0.71, 0.93), base, seconds=5.0)
+    assert better.difference.difference == pytest.approx(0.02)
+    assert better.difference.half_width == pytest.approx(4.302653 * 0.01 / math.sqrt(3), rel=1e-5)
+    assert (better.cost, better.verdict) == (pytest.approx(2.5), "cannot be told")
+    assert of(tmp_path, "helped", (0.52, 0.72, 0.92), base).verdict == "helped"
+    assert of(tmp_path, "harmed", (0.48, 0.68, 0.88), base).verdict == "did harm"
+    assert of(tmp_path, "nothing", (0.5, 0.7, 0.9), base).verdict == "cannot be told"
+    failed = of(tmp_path, "failed", (None, None, None), base)
+    assert (failed.verdict, failed.pairs) == ("did not run", ())
+    part = of(tmp_path, "part", (0.6, None, 0.8), base)
+    assert part.pairs == pytest.approx((0.1, -0.1))
+
+
+def test_a_page_and_a_table_say_which_helped(tmp_path, capsys):
+    base = finished(tmp_path, "base", (0.5, 0.7, 0.9), seconds=2.0)
+    found = [of(tmp_path, "worse", (0.4, 0.6, 0.8), base, seconds=2.0),
+             of(tmp_path, "noisy", (0.9, 0.7, 0.6), base, seconds=2.0),
+             of(tmp_path, "good", (0.6, 0.8, 1.0), base, seconds=4.0),
+             of(tmp_path, "broken", (None, None, None), base)]
+    study.show("fixmatch", base, found, ["a note"], tmp_path, "test_accuracy")
+    said = capsys.readouterr().out
+    assert "Helped (1): good." in said
+    assert "Did harm (1): worse." in said
+    assert "Cannot be told from nothing (1): noisy." in said
+    assert "Did not run (1): broken." in said
+    assert "of 3 techniques without any effect, about 0.2 would be told apart by accident" in said
+    rows = [line.split("|")[1].split()[0] for line in (tmp_path / "table.md").read_text().splitlines() if " | " in line]
+    assert rows[-5:] == ["base", "good", "noisy", "worse", "broken"]
+    assert "2.0 x" in said
+    assert "Differences from the base" in (tmp_path / "report.html").read_text()
+
+
+def test_with_two_seeds_nothing_is_ranked(tmp_path, capsys):
+    base = finished(tmp_path, "base", (0.5, 0.7))
+    study.show("t", base, [of(tmp_path, "worse", (0.4, 0.6), base), of(tmp_path, "good", (0.6, 0.8), base)], [],
+               tmp_path, "test_accuracy")
+    said = capsys.readouterr().out
+    assert "With 2 seeds nothing is ranked" in said
+    assert "elped" not in said
+    assert "verdict" not in said
+    table = (tmp_path / "table.md").read_text()
+    assert table.index("worse") < table.index("good")  # as given
+
+
+def test_without_the_base_there_is_no_table(tmp_path):
+    base = finished(tmp_path, "base", (None,))
+    with pytest.raises(RunFailedError, match="no run of the base"):
+        study.show("t", base, [], [], tmp_path, "test_accuracy")
+
+
+def test_the_chart_holds_every_interval():
+    chart = str(difference_chart([("one", 1.0, 0.5), ("two", -3.0, 4.0), ("three", 0.2, math.nan)]))
+    assert "one: +1.0 points ± 0.5" in chart
+    assert "three: +0.2 points<" in chart
+    xs = [float(part.split('"')[0]) for part in chart.split('x1="')[1:]]
+    assert min(xs) >= 0
+
+
+def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
+    module = recipe("techniques")
+    arguments = [*TINY[:4], *TINY[6:], "--recipe", "supervised", "--base", "view", "strong", "--try",
+                 "sam(rho=0.1) + lr=0.05", "--steps", "3", "--seeds", "1", "--out", str(tmp_path)]
+    module.main(parse(module.Settings, arguments))
+    out = capsys.readouterr().out
+    assert "With 1 seed nothing is ranked" in out
+    (other,) = (path for path in tmp_path.iterdir() if path.name.startswith("sam"))
+    base, tried = (yaml.safe_load((path / "config.yaml").read_text()) for path in (tmp_path / "base-0", other))
+    assert {name for name in base if base[name] != tried[name]} == {"techniques", "lr", "out"}
+    assert tried["techniques"] == ["sam(rho=0.1)"]
+    assert base["view"] == ["strong"]
+    splits = {json.loads((path / "summary.json").read_text())["split"] for path in (tmp_path / "base-0", other)}
+    assert len(splits) == 1
+    monkeypatch.setattr(sys, "executable", "/nowhere")  # nothing is left to run
+    module.main(parse(module.Settings, arguments))
+    assert capsys.readouterr().out == out
+
+
+def test_minutes_are_refused(tmp_path):
+    module = recipe("techniques")
+    with pytest.raises(UsageError, match="equal steps"):
+        module.main(parse(module.Settings, ["--minutes", "1", "--out", str(tmp_path)]))
