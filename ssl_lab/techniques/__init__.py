@@ -22,13 +22,23 @@ from ssl_lab.techniques.net.drop_path import DropPath
 from ssl_lab.techniques.step.sam import SAM
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
 from ssl_lab.techniques.together import Techniques
+from ssl_lab.techniques.weights.lookahead import Lookahead
+from ssl_lab.techniques.weights.reinit import Reinit
+from ssl_lab.techniques.weights.shrink_perturb import ShrinkPerturb
+from ssl_lab.techniques.weights.sphere import Sphere
 from ssl_lab.techniques.weights.swa import SWA
+from ssl_lab.techniques.weights.weight_rescaling import WeightRescaling
 
 _ALL: tuple[type[Technique], ...] = (
     DropPath,
     NoiseConsistency,
     SAM,
+    Lookahead,
+    Reinit,
+    ShrinkPerturb,
+    Sphere,
     SWA,
+    WeightRescaling,
     Oversample,
 )
 TECHNIQUES = {technique.name: technique for technique in _ALL}
@@ -79,13 +89,18 @@ __all__ = [
     "DataTechnique",
     "DropPath",
     "Kind",
+    "Lookahead",
     "NetTechnique",
     "NoiseConsistency",
     "Oversample",
+    "Reinit",
+    "ShrinkPerturb",
+    "Sphere",
     "StepTechnique",
     "Technique",
     "Techniques",
     "TermTechnique",
+    "WeightRescaling",
     "WeightsTechnique",
     "prepared",
     "technique",

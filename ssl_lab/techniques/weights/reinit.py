@@ -1,0 +1,49 @@
+"""Re-initialization (Zaidi et al. 2022, arXiv 2206.10011): the last layers, or all, are drawn anew in mid-run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Method
+from ssl_lab.techniques.weights.renewal import Renewal, after_block, blocks_of
+
+
+class Reinit(Renewal):
+    """w <- fresh weights, of the last blocks and the head, after each of several generations of equal length.
+
+    generations: so many parts of the run; 1 never draws anew. blocks: how many blocks of the backbone, beside what
+    comes after them; 0 is the head alone, None the whole net (a restart).
+
+    Ours in detail: only the paper's abstract was read. It finds that this helps where nothing else regularizes, or
+    labels are wrong, and little elsewhere; what is compared with it needs as many steps in all.
+    """
+
+    name = "reinit"
+    paper = "When Does Re-initialization Work?"
+    arxiv = "2206.10011"
+
+    def __init__(self, generations: int = 2, blocks: int | None = 0) -> None:
+        super().__init__(generations)
+        if blocks is not None and blocks < 0:
+            raise UsageError(f"reinit: blocks={blocks}; expected 0 or more, or None for the whole net")
+        self.blocks = blocks
+
+    def check(self, method: Method, pool: Pool) -> None:
+        super().check(method, pool)
+        known = len(blocks_of(method.net))
+        if self.blocks is not None and self.blocks > known:
+            raise UsageError(f"reinit: blocks={self.blocks}; {method.net.name} has {known}")
+        if self.blocks == 0 and not method.classifies:
+            raise UsageError(f"reinit draws the head anew, and {method.name} trains none; give blocks=1 or more")
+
+    def renew(self, generation: int) -> Sequence[nn.Parameter]:
+        kept = None if self.blocks is None else len(blocks_of(self.net)) - self.blocks
+        names = [name for name, _ in self.net.named_parameters()] if kept is None else after_block(self.net, kept)
+        names = [name for name in names if self.net.get_parameter(name).requires_grad]
+        for name in names:
+            self.net.get_parameter(name).copy_(self.fresh(name, generation))
+        return self.settle(names)
