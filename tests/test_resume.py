@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import signal
+import threading
 import time
 from contextlib import nullcontext
 
@@ -26,7 +27,8 @@ from small_runs import (
 )
 
 import ssl_lab as sl
-from ssl_lab.engine.folder import alone_in
+from ssl_lab.engine import checkpoint
+from ssl_lab.engine.folder import RunFolder, alone_in
 from ssl_lab.engine.signals import SAME
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
@@ -300,3 +302,46 @@ def test_a_folder_that_cannot_be_written_says_so_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"^cannot write .*file/run"):
         train(tmp_path / "file" / "run", callbacks=[At(1, lambda: pytest.fail("it trained"))])
+
+
+# Checkpoints that a thread writes, as on a GPU
+
+
+def test_checkpoints_written_behind_are_the_same(tmp_path, monkeypatch):
+    """Stopped and resumed, with a checkpoint after each step: what a later step changes is not in an earlier one."""
+    train(tmp_path / "whole", steps=6)
+    monkeypatch.setattr("ssl_lab.engine.trainer.writes_behind", lambda device: True)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "run", steps=6, checkpoint_seconds=0.0, callbacks=[signal_at(3, signal.SIGTERM)])
+    assert torch.load(tmp_path / "run/checkpoint.pt")["step"] == 3  # on the disk, as the message says
+    assert torch.load(tmp_path / "run/checkpoint.previous.pt")["step"] == 2
+    train(tmp_path / "run", steps=6, checkpoint_seconds=0.0, resume="auto")
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_checkpoint_behind_is_of_the_moment_it_was_asked_for(tmp_path, monkeypatch):
+    weights, go = torch.zeros(3), threading.Event()
+    save = checkpoint.save
+    monkeypatch.setattr(checkpoint, "save", lambda path, state: go.wait(10) and save(path, state))
+    folder = RunFolder(tmp_path, behind=True)
+    folder.save({"step": 1, "method": {"weights": weights}})
+    weights += 1
+    folder.rows += "later"
+    go.set()
+    folder.written()
+    found = checkpoint.load(tmp_path / "checkpoint.pt")
+    assert (found["method"]["weights"].tolist(), found["rows"]) == ([0, 0, 0], "")
+
+
+def test_what_a_thread_could_not_write_is_said_by_the_next_checkpoint(tmp_path, monkeypatch):
+    def full(path, state):
+        raise UsageError("cannot write: the disk is full")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    folder = RunFolder(tmp_path, behind=True)
+    folder.save({"step": 1})
+    with pytest.raises(UsageError, match="the disk is full"):
+        folder.save({"step": 2})
+    folder.save({"step": 3})
+    with pytest.raises(UsageError, match="the disk is full"), folder.naming_last_checkpoint():
+        pass  # nor is a run over before

@@ -6,8 +6,10 @@ import resource
 import shutil
 import signal
 import threading
+from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from small_runs import (
@@ -28,9 +30,16 @@ from torch import nn
 import ssl_lab as sl
 from ssl_lab.batch import At
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
-from ssl_lab.engine.evaluate import LEAST, monitored
-from ssl_lab.engine.feed import Ahead
-from ssl_lab.engine.machine import BF16_WINS, matmul_tflops, resolve_device, resolve_precision, share_processors
+from ssl_lab.engine.evaluate import LEAST, monitored, rows_at_once
+from ssl_lab.engine.feed import Ahead, in_batches
+from ssl_lab.engine.machine import (
+    BF16_WINS,
+    matmul_tflops,
+    resolve_device,
+    resolve_precision,
+    set_up_gpu,
+    share_processors,
+)
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.optim import AdamW
@@ -45,6 +54,19 @@ def test_devices():
     for name in ("cuda:99", "nonsense", ""):
         with pytest.raises(UsageError, match=rf"device '{name}' cannot be used here .*try --device cpu"):
             resolve_device(name)
+
+
+def test_fp32_is_fp32_on_a_gpu():
+    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32"),
+             (torch.backends.cuda.matmul, "allow_tf32")]
+    before = [getattr(*flag) for flag in flags]
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        set_up_gpu()
+        assert [getattr(*flag) for flag in flags] == [True, False, False]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            setattr(*flag, value)
 
 
 def test_a_rank_touches_no_gpu_but_its_own(monkeypatch):
@@ -334,7 +356,7 @@ def test_a_batch_that_does_not_divide_over_ranks_says_so():
 # Reading ahead, for devices other than the CPU
 
 
-def test_the_next_step_is_read_while_this_one_is_computed():
+def test_the_next_steps_are_read_while_this_one_is_computed():
     asked, main = [], threading.get_ident()
 
     def read(step, rank):
@@ -343,13 +365,18 @@ def test_the_next_step_is_read_while_this_one_is_computed():
             raise UsageError("a broken file")
         return torch.tensor([step, rank])
 
-    ahead = Ahead(read)
-    for step in (3, 4, 7, 8):
+    ahead = Ahead(read, depth=2)
+    for step in (3, 4, 5, 8):
         assert ahead(step, 1).tolist() == [step, 1]
-    ahead._thread.shutdown()
-    assert sorted(asked) == [(3, True), (4, False), (5, False), (7, True), (8, False), (9, False)]
+    assert {key for key, _ in ahead._begun} == {9, 10}
     with pytest.raises(UsageError, match="a broken file"):
         ahead(9, 1)
+    ahead._threads.shutdown()
+    here = [step for step, on_main in asked if on_main]
+    assert here == [3, 8]  # the first, and after a jump
+    away = [step for step, on_main in asked if not on_main]
+    assert {4, 5, 9, 10, 11} <= {*away} <= {4, 5, 6, 7, 9, 10, 11}
+    assert len(away) == len({*away})
 
 
 def test_what_is_read_ahead_is_what_would_be_read():
@@ -357,7 +384,30 @@ def test_what_is_read_ahead_is_what_would_be_read():
     here, away = (Feed(pool, views, 8, 16, 0, device).streams["unlabeled"] for device in (CPU, torch.device("meta")))
     for step in (0, 1, 2, 200, 201):  # from one epoch to another
         assert torch.equal(here.read(step, 0), away.read(step, 0))
-    assert away(At(202, 300)).indices.is_meta
+    rows = away(At(202, 300))
+    assert rows.indices.is_meta
+    assert all(view.is_contiguous(memory_format=torch.channels_last) for view in rows.views.values())
+
+
+def test_images_are_read_in_batches_for_any_device(monkeypatch):
+    pool, rows = digits(), np.arange(23)[::-1].copy()
+    here = [*in_batches(pool.images, rows, 10, CPU)]
+    assert [len(part) for part in here] == [10, 10, 3]
+    assert torch.equal(torch.cat(here), pool.images.take(rows))
+    copied = []
+    monkeypatch.setattr("ssl_lab.engine.feed.pinned", lambda tensor, device: copied.append(tensor) or tensor)
+    away = [*in_batches(pool.images, rows, 10, torch.device("meta"))]
+    assert [(part.shape, part.device.type) for part in away] == [(part.shape, "meta") for part in here]
+    assert sorted(int(part.sum()) for part in copied) == sorted(int(part.sum()) for part in here)
+    assert [*in_batches(pool.images, rows[:0], 10, CPU)] == []
+
+
+def test_how_many_images_pass_a_net_that_only_predicts():
+    pool, meta = digits(), torch.device("meta")
+    assert rows_at_once(pool, CPU) == 256
+    for side, most in ((8, 2048), (32, 2048), (224, 334), (2000, 64)):
+        sized = replace(pool, style=replace(pool.style, height=side, width=side))
+        assert rows_at_once(sized, meta) == most
 
 
 # One kernel for all of an optimizer's step

@@ -27,7 +27,8 @@ import re
 import tarfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -84,9 +85,13 @@ class ShardImages:
             pixels[row] = self._read(*members[row].tolist())
 
         on_disk = np.lexsort((members[:, 1], members[:, 0])).tolist()
-        with decoding(), ThreadPoolExecutor(WORKERS) as threads:
-            for _ in threads.map(read, on_disk):
-                pass
+        with decoding():
+            reads = [_threads(os.getpid()).submit(read, row) for row in on_disk]
+            try:
+                for each in reads:
+                    each.result()
+            finally:  # where one failed, the others are not to go on after `decoding`
+                wait([each for each in reads if not each.cancel()])
         return torch.from_numpy(pixels)
 
     def _read(self, shard: int, offset: int, size: int) -> NDArray[np.uint8]:
@@ -106,6 +111,12 @@ class ShardImages:
 
     def contents(self) -> Contents:
         return self._contents
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Those of this process (a fork has none of them) for all batches: to start them for each would cost its time."""
+    return ThreadPoolExecutor(WORKERS)
 
 
 def shards_of(path: Path) -> tuple[Path, list[str]]:

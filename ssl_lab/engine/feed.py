@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
@@ -11,10 +11,15 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Batch, Rows
 from ssl_lab.data import IntArray, Pool, Sampler
+from ssl_lab.data.ahead import in_order
+from ssl_lab.data.images import Images
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
 from ssl_lab.views import ViewFactory
 from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
+from ssl_lab.views.send import send
+
+AHEAD = 3  # batches that are read before they are wanted, where a GPU computes
 
 
 class Feed:
@@ -77,13 +82,13 @@ class Stream:
             return Rows({}, nothing, nothing, nothing)
         images = self.read(at.step, at.rank).to(self.device, non_blocking=True)
         indices = self._indices(at.step, at.rank)
-        views = {name: view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device))
+        views = {name: laid_out(view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device)))
                  for name, view in self.views.items()}
         given = self.pool.labels[indices]
         known = self.pool.truth[indices]
         if self.kind == "unlabeled":  # what training was told says nothing about what it found out
             known = np.where(given >= 0, -1, known)
-        ids, targets, truth = (self._move(torch.from_numpy(values)) for values in (indices, given, known))
+        ids, targets, truth = send([torch.from_numpy(values) for values in (indices, given, known)], self.device)
         return Rows(views, targets, truth, ids)
 
     def _indices(self, step: int, rank: int) -> IntArray:
@@ -92,25 +97,47 @@ class Stream:
 
     def _bytes(self, step: int, rank: int) -> Tensor:
         """uint8 [rows, C, H, W], on the host."""
-        return self._pinned(self.pool.images.take(self._indices(step, rank)))
-
-    def _move(self, tensor: Tensor) -> Tensor:
-        return self._pinned(tensor).to(self.device, non_blocking=True)
-
-    def _pinned(self, tensor: Tensor) -> Tensor:
-        return tensor.pin_memory() if self.device.type == "cuda" else tensor
+        return pinned(self.pool.images.take(self._indices(step, rank)), self.device)
 
 
 class Ahead:
-    """Reads for the next step in a thread of its own, while a GPU is busy with this one."""
+    """Reads for the next steps in threads of its own, while a GPU is busy with this one."""
 
-    def __init__(self, read: Callable[[int, int], Tensor]) -> None:
-        self._read, self._thread = read, ThreadPoolExecutor(1)
+    def __init__(self, read: Callable[[int, int], Tensor], depth: int = AHEAD) -> None:
+        self._read, self._depth, self._threads = read, depth, ThreadPoolExecutor(depth)
         self._begun: dict[tuple[int, int], Future[Tensor]] = {}
 
     def __call__(self, step: int, rank: int) -> Tensor:
         """read(step, rank); what it raised, if it did so ahead, is raised by the step it was read for."""
-        begun, self._begun = self._begun.get((step, rank)), {}
-        found = self._read(step, rank) if begun is None else begun.result()
-        self._begun[step + 1, rank] = self._thread.submit(self._read, step + 1, rank)
-        return found
+        wanted = [(step + i, rank) for i in range(1 + self._depth)]
+        for key in self._begun.keys() - set(wanted):  # a run that jumped
+            self._begun.pop(key).cancel()
+        begun = self._begun.pop(wanted[0], None)
+        for key in wanted[1:]:
+            if key not in self._begun:
+                self._begun[key] = self._threads.submit(self._read, *key)
+        return self._read(step, rank) if begun is None else begun.result()
+
+
+def in_batches(images: Images, indices: IntArray, size: int, device: torch.device) -> Iterator[Tensor]:
+    """The images of `indices`, uint8 [n, C, H, W] on the device, at most `size` at a time, in order.
+
+    For a GPU the next ones are read meanwhile, into pinned memory, from which copies wait for nothing.
+    """
+    parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+    if device.type == "cpu":
+        yield from (images.take(part) for part in parts)
+        return
+    with ThreadPoolExecutor(AHEAD) as threads:
+        for read in in_order(threads, lambda part: pinned(images.take(part), device), parts, AHEAD):
+            yield read.to(device, non_blocking=True)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """In memory from which copies to a GPU wait for nothing."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def laid_out(pixels: Tensor) -> Tensor:
+    """As nets read them: on a GPU a pixel's channels beside each other, as the weights lie. On a CPU nets do that."""
+    return pixels if pixels.device.type == "cpu" else pixels.contiguous(memory_format=torch.channels_last)

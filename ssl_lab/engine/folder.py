@@ -11,15 +11,18 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
 from safetensors.torch import save as safetensors_bytes
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ssl_lab.data import Pool
 from ssl_lab.data.inventory import difference, inventory, read_inventory
@@ -118,14 +121,23 @@ def _locked(handle: int, path: Path) -> bool:
         return True
 
 
+def writes_behind(device: torch.device) -> bool:
+    """Whether a run there has its checkpoints written by a thread: on a CPU that would only take turns with it."""
+    return device.type == "cuda"
+
+
 class RunFolder:
     """Writes the files of one run. `writes` is False on all ranks but the first: then nothing is written.
 
-    rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged one is restored from there.
+    behind: a thread writes checkpoints, of which it gets copies on the host, so that a GPU need not wait for the disk;
+    it does for those of sharded runs. rows: the text of metrics.jsonl, which every checkpoint carries too: a damaged
+    one is restored from there.
     """
 
-    def __init__(self, path: Path, writes: bool = True) -> None:
+    def __init__(self, path: Path, writes: bool = True, behind: bool = False) -> None:
         self.path, self.writes, self.rows = path, writes, ""
+        self._thread = ThreadPoolExecutor(1) if behind and writes else None
+        self._writing: Future[None] | None = None
         self.checkpoint, self.metrics = path / "checkpoint.pt", path / "metrics.jsonl"
 
     def begin(self, config: Mapping[str, Any], manifest: Mapping[str, Any], after_step: int) -> None:
@@ -162,27 +174,45 @@ class RunFolder:
                 raise cannot_write(self.metrics, error) from error
 
     def save(self, state: dict[str, Any]) -> None:
-        """Replaces checkpoint.pt; see `checkpoint.save`."""
-        if self.writes:
-            checkpoint.save(self.checkpoint, {**state, "rows": self.rows})
-            if "sharded" in state:
-                before = checkpoint.sharded_folder(checkpoint.previous(self.checkpoint))
-                checkpoint.keep_only(self.path, before, state["sharded"])
+        """Replaces checkpoint.pt, see `checkpoint.save`; once the one before it is written, whose errors it raises."""
+        self.written()
+        if not self.writes:
+            return
+        state = {**state, "rows": self.rows}
+        if "sharded" in state:
+            checkpoint.save(self.checkpoint, state)
+            before = checkpoint.sharded_folder(checkpoint.previous(self.checkpoint))
+            checkpoint.keep_only(self.path, before, state["sharded"])
+        elif self._thread is not None:
+            kept = tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), state)
+            self._writing = self._thread.submit(checkpoint.save, self.checkpoint, kept)
+        else:
+            checkpoint.save(self.checkpoint, state)
+
+    def written(self) -> None:
+        """Until the last checkpoint is on the disk. UsageError if it could not be written."""
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     @contextmanager
     def naming_last_checkpoint(self) -> Iterator[None]:
-        """Adds to a NonFiniteLossError where the run can be taken up again."""
+        """Adds to a NonFiniteLossError where the run can be taken up again; ends when all is written."""
         try:
             yield
         except NonFiniteLossError as error:
+            self.written()
             saved = self.checkpoint.exists()
             good = f"the last good checkpoint is {self.checkpoint}" if saved else "no checkpoint had been saved yet"
             raise NonFiniteLossError(f"{error}; {good}; a lower learning rate or --precision fp32 may help") from None
+        finally:
+            self.written()
 
     def finish(self, weights: dict[str, Tensor], summary: Mapping[str, Any], predicted: Mapping[str, Predictions],
                card: Card) -> None:
         """Writes model.safetensors (the reported weights, and the classes of the head), model.json, predictions.npz
         (`SPLIT_rows`, `SPLIT_logits`, `SPLIT_truth`) and, last, summary.json, where null stands as in metrics.jsonl."""
+        self.written()
         if self.writes:
             if weights:
                 content = safetensors_bytes(weights, metadata(card.class_names))

@@ -22,6 +22,7 @@ from ssl_lab.engine.machine import (
     keep_freed_memory,
     resolve_device,
     resolve_precision,
+    set_up_gpu,
     share_processors,
 )
 from ssl_lab.engine.weights import MIXED, place
@@ -63,6 +64,8 @@ class Runtime:
         rank = int(os.environ.get("RANK", "0"))
         where = resolve_device(device, int(os.environ.get("LOCAL_RANK", "0")))
         keep_freed_memory()
+        if where.type == "cuda":
+            set_up_gpu()
         share_processors()
         runtime = cls(where, "fp32", "not picked yet", rank, world, shard)
         with runtime.explaining_failures():

@@ -36,7 +36,15 @@ from ssl_lab.engine.card import card_of
 from ssl_lab.engine.checks import check_classes, check_settings
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
-from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, check_same, check_same_split, make_way
+from ssl_lab.engine.folder import (
+    LATEST,
+    RunFolder,
+    alone_in,
+    check_same,
+    check_same_split,
+    make_way,
+    writes_behind,
+)
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.resolve import Timed
@@ -142,7 +150,7 @@ class Run:
     def __init__(self, trainer: Trainer, techniques: Techniques, runtime: Runtime, method: Method, pool: Pool,
                  labeled: int, unlabeled: int, saved: dict[str, Any] | None) -> None:
         self.trainer, self.techniques, self.runtime, self.pool = trainer, techniques, runtime, pool
-        self.folder = RunFolder(trainer.folder, writes=runtime.main)
+        self.folder = RunFolder(trainer.folder, writes=runtime.main, behind=writes_behind(runtime.device))
         parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
         self.plain, self.method = method, techniques.around(method, pool, trainer.seed)
         self.feed = Feed(techniques.pool(pool, trainer.seed), self.method.views, labeled, unlabeled, trainer.seed,
@@ -214,6 +222,8 @@ class Run:
                 if asked or due or done == self.steps:
                     self._save(done)
                     saved_at = time.perf_counter()
+                if asked:
+                    self.folder.written()
                 if asked and done < self.steps:
                     raise Interrupted(f"stopped at step {done} of {self.steps}; {self.folder.checkpoint} is saved, "
                                       "go on with --resume auto")
