@@ -41,7 +41,7 @@ class ReadingSettings:
     path_column: str | None = None
     """Column of a CSV file that holds the paths of images (default: path, or a usual name)."""
     label_column: str | None = None
-    """Column of a CSV file that holds the labels (default: label, or a usual name)."""
+    """Column of a CSV file, or key in the json of shards, that holds the labels (default: label, or a usual name)."""
     split_column: str | None = None
     """Column of a CSV file that says train, valid or test (default: split, or a usual name)."""
     class_level: int = 1
