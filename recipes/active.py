@@ -45,7 +45,7 @@ class Settings(TrainSettings):
     """Who answers: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file (CSV, TSV or
     JSON) of id or path and label, or that Label Studio exported. Except for truth, all labels that the data have count,
     and --initial are asked for only if there are none."""
-    agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
+    agreement: Literal["majority", "first", "newest", "ask-again", "dawid-skene"] = "majority"
     """What counts where several people say different things of an image: what most of them say (of a tie nothing), the
     first or the newest answer, or none until they agree. A person's own correction always counts."""
     noise: float = 0.0

@@ -41,7 +41,7 @@ class Settings(sl.Settings):
     oracle: str = may_run("truth", r"\s*command:")
     """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file of id (or
     path) and label."""
-    agreement: Literal["majority", "first", "newest", "ask-again"] = "majority"
+    agreement: Literal["majority", "first", "newest", "ask-again", "dawid-skene"] = "majority"
     """What counts where several people say different things of an image; see recipes/active.py."""
     method: str = may_run("fixmatch", ":")
     """Semi-supervised method, of the teacher --net; --view is of it."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from ssl_lab.active.annotators import assign, dawid_skene
+from ssl_lab.active.votes import Vote, agree
 from ssl_lab.errors import UsageError
 
 
@@ -81,6 +82,19 @@ def test_nobody_gets_an_image_twice_and_all_get_as_many():
     odd = assign(range(5), ["ann", "ben", "cat"])
     assert sorted(list(odd.values()).count(who) for who in ("ann", "ben", "cat")) == [1, 2, 2]
     assert assign([1], ["ann"], done={1: ["ann"]}) == {}
+
+
+def test_votes_are_weighed_by_who_says_them():
+    truth, said = _answers(skills=(0.95, 0.6, 0.55))
+    votes = [Vote(row, label, who) for row, who, label in said]
+    right = {}
+    for how in ("majority", "dawid-skene"):
+        answers = agree(votes, how).answers
+        right[how] = np.mean([answers.get(row) == truth[row] for row in range(200)])
+    assert right["dawid-skene"] > 0.9 > right["majority"]
+    even = [Vote(0, "ant", "ann"), Vote(0, "bee", "ben"), Vote(1, None, "ann")]
+    assert agree(even, "dawid-skene").open == (0,)
+    assert agree(even[2:], "dawid-skene").answers == {1: None}
 
 
 def test_a_newcomer_counts_as_the_mean():

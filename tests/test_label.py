@@ -144,6 +144,30 @@ def test_a_share_is_given_to_a_second_person_and_agreement_is_counted(session):
     assert session.progress("bob")["both"] == 1
 
 
+def test_images_are_dealt_out_to_those_who_know_them(tmp_path):
+    pool = pool_of([0, 1, *[-1] * 58])
+    x = np.arange(60) / 60
+    session = Session(pool, tmp_path, np.column_stack([np.cos(x), np.sin(x)]), annotators=("ann", "bob"))
+    assert session.dealt() == {}
+    session.thought = Thought(order=(30, 31, 32, 33))
+    assert [session.next(who, 4)[:2] for who in ("ann", "bob")] == [
+        [row for row, owner in session.dealt().items() if owner == who] for who in ("ann", "bob")]
+    for row in range(2, 26):  # ann knows ants alone, bob bees alone, eve both
+        truth = "ant" if row % 2 else "bee"
+        for who, said in (("eve", truth), ("ann", "ant"), ("bob", "bee")):
+            session.answer(who, [row], said)
+    probs = np.full((60, 2), 0.5, dtype=np.float32)
+    probs[[40, 42]], probs[[41, 43]] = (0.95, 0.05), (0.05, 0.95)
+    session.thought = Thought(probs=probs, order=(40, 41, 42, 43))
+    assert session.dealt() == {40: "ann", 41: "bob", 42: "ann", 43: "bob"}
+    assert session.next("bob", 4)[:2] == [41, 43]
+    assert session.next("ann", 4)[:2] == [40, 42]
+    assert not {41, 43} & set(session.next("ann", 60))  # bob's page has them
+    assert Session(pool, tmp_path / "b", session.embeddings, annotators=("ann",)).next("eve", 58)
+    with pytest.raises(UsageError, match="different names"):
+        Session(pool, tmp_path / "c", session.embeddings, annotators=("ann", "ann"))
+
+
 def test_similar_images_are_the_nearest_without_a_label(session):
     assert session.similar(5, 4) == [4, 6, 3, 7]
     session.answer("ann", [4], "bee")

@@ -167,6 +167,28 @@ def test_what_holds_no_labels_is_said(tmp_path):
         main(["labels", str(tmp_path / "empty")])
 
 
+@pytest.mark.parametrize(("how", "expected"), [
+    ("newest", "ant"), ("first", "bee"), ("majority", None), ("ask-again", None), ("dawid-skene", "bee")])
+def test_people_who_disagree_are_settled_as_was_asked(tmp_path, capsys, how, expected):
+    pool = Pool.from_arrays(PIXELS[:40], [0, 1, *[-1] * 38], class_names=["ant", "bee"])
+    session = Session(pool, tmp_path / "out", np.eye(40, dtype=np.float32))
+    for row in range(2, 30):  # cat is right as dan is, bob guesses
+        truth, guess = ("ant", "bee")[row % 2], ("ant", "bee")[row // 2 % 2]
+        for who, said in (("bob", guess), ("cat", truth), ("dan", truth)):
+            session.answer(who, [row], said)
+    session.answer("cat", [30], "bee")
+    session.answer("bob", [30], "bee")
+    session.undo("bob")
+    session.answer("bob", [30], "ant")
+    main(["labels", str(tmp_path / "out"), "--to", str(tmp_path / "labels.csv"), "--agreement", how])
+    labels = {row["id"]: row for row in rows(tmp_path / "labels.csv")}
+    assert labels.get("30", {}).get("label") == expected
+    assert labels.get("2", {}).get("label") == {"first": "bee", "ask-again": None}.get(how, "ant")
+    assert "people disagree on 15 images" in capsys.readouterr().err
+    if expected:
+        assert (labels["30"]["source"], labels["2"]["source"]) == ("bob, cat", "bob, cat, dan")
+
+
 def test_old_ledgers_without_times_are_read(tmp_path):
     ledger = Ledger(tmp_path / "labels.jsonl")
     ledger.append([0, 1], [1, 0])

@@ -9,12 +9,15 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
+from ssl_lab.active.annotators import dawid_skene
 from ssl_lab.active.keys import Answer
 from ssl_lab.errors import UsageError
 
-Agreement = Literal["majority", "first", "newest", "ask-again"]
-"""Which of several people's answers counts: what most of them say (of a tie none), the first or the newest one, or none
-until they agree."""
+Agreement = Literal["majority", "first", "newest", "ask-again", "dawid-skene"]
+"""Which of several people's answers counts: what most of them say (of a tie none), the first or the newest one, none
+until they agree, or what is likeliest if each is as reliable as their answers to all images show (`dawid_skene`)."""
+
+TIE = 1e-6  # of chances
 
 
 @dataclass(frozen=True)
@@ -53,13 +56,16 @@ def agree(votes: Iterable[Vote], how: Agreement = "majority") -> Agreed:
         by_row[vote.row].append(vote)
     answers: dict[int, Answer] = {}
     disagreed, left = [], []
-    for row, said in by_row.items():
-        current = _current(said)
+    now = {row: _current(said) for row, said in by_row.items()}
+    likeliest = _likeliest([vote for current in now.values() for vote in current]) if how == "dawid-skene" else {}
+    for row, current in now.items():
         given = [vote for vote in current if vote.answer is not None]
         different = len({vote.answer for vote in given}) > 1
         if different:
             disagreed.append(row)
-        chosen = _chosen(given, how) if different else current[-1] if not given else given[-1]
+        chosen: Vote | None = (given or current)[-1]
+        if different:
+            chosen = likeliest.get(row) if how == "dawid-skene" else _chosen(given, how)
         if chosen is None:
             left.append(row)
         else:
@@ -103,6 +109,24 @@ def _chosen(votes: Sequence[Vote], how: Agreement) -> Vote | None:
     if how == "ask-again" or counts[0][1] == counts[1][1]:
         return None
     return next(vote for vote in votes if vote.answer == counts[0][0])
+
+
+def _likeliest(votes: Sequence[Vote]) -> dict[int, Vote]:
+    """Of each row a vote for its likeliest answer by `dawid_skene`, of all people's votes; none where two are equally
+    likely. To ignore an image is an answer like the others. Who is not named counts as one person."""
+    given = [vote for vote in votes if vote.answer is not None]
+    if not given:
+        return {}
+    answers = sorted({vote.answer for vote in given}, key=str)
+    number = {answer: place for place, answer in enumerate(answers)}
+    found = dawid_skene([(vote.row, vote.who or "", number[vote.answer]) for vote in given], len(answers))
+    chances = dict(zip(found.rows.tolist(), found.classes, strict=True))
+    chosen: dict[int, Vote] = {}
+    for vote in given:
+        best = sorted(chances[vote.row])[-2:]
+        if chances[vote.row][number[vote.answer]] == best[-1] and (len(best) == 1 or best[1] - best[0] > TIE):
+            chosen[vote.row] = vote
+    return chosen
 
 
 def seconds_of(value: object) -> float | None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ssl_lab.data.cells import csv_text, read_table, safe, unescaped
-from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
+from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Entry, Ledger
 from ssl_lab.errors import UsageError, unknown
 
 if TYPE_CHECKING:
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 COLUMNS = ("label", "source", "when")
 """Beside `path`, or `id` for images without files. when: ISO 8601 in UTC; empty for labels from before it was kept."""
+
+Settle = Callable[[Sequence[Entry]], tuple[dict[int, tuple[int | None, str]], list[str]]]
+"""The entries of a ledger -> row -> its label, None for none, and who said it; and notes."""
 
 
 class Given(NamedTuple):
@@ -30,20 +33,25 @@ class Given(NamedTuple):
     when: str
 
 
-def labels_csv(source: Path, folder: Path) -> tuple[str, list[str]]:
+def labels_csv(source: Path, folder: Path, settle: Settle | None = None) -> tuple[str, list[str]]:
     """The text of the CSV file, and notes on it.
 
     source: the folder of an active-learning loop, or of a run; or a ledger's file. folder: where the file is to lie:
-    paths of images below it are relative to it, others whole. Labels are names of classes; -2 is an image to leave out.
+    paths of images below it are relative to it, others whole. settle: what counts where people disagree (default: what
+    was said last). Labels are names of classes; -2 is an image to leave out.
     UsageError if there are no labels.
     """
     from ssl_lab.data.inventory import read_inventory
 
     home = source if source.is_dir() else source.parent
-    given, names = _of_ledger(source, home) if (home / "labels.jsonl").exists() or source.is_file() else _of_run(home)
+    notes: list[str] = []
+    if (home / "labels.jsonl").exists() or source.is_file():
+        given, names, notes = _of_ledger(source, home, settle)
+    else:
+        given, names = _of_run(home)
     if not given:
         raise UsageError(f"{source} holds no label")
-    images, notes = read_inventory(home), []
+    images = read_inventory(home)
     if images is None or not images.files:
         first, column = [str(each.row) for each in given], "id"
     else:
@@ -58,18 +66,22 @@ def labels_csv(source: Path, folder: Path) -> tuple[str, list[str]]:
     return csv_text((column, *COLUMNS), rows), notes
 
 
-def _of_ledger(source: Path, home: Path) -> tuple[list[Given], Sequence[str]]:
+def _of_ledger(source: Path, home: Path,
+               settle: Settle | None) -> tuple[list[Given], Sequence[str], list[str]]:
     ledger = Ledger(source if source.is_file() else home / "labels.jsonl")
     now: dict[int, Given] = {}
     for entry in ledger.entries:
         for row, label in zip(entry.indices.tolist(), entry.labels.tolist(), strict=True):
             now[row] = Given(row, label, entry.source, entry.when)
+    settled, notes = ({}, []) if settle is None else settle(ledger.entries)
+    for row, (label, who) in settled.items():
+        now[row] = now[row]._replace(label=UNLABELED if label is None else label, source=who)
     given = [now[row] for row in sorted(now) if now[row].label != UNLABELED]
     names: list[str] = []
     if (home / "classes.json").exists():
         classes = json.loads((home / "classes.json").read_text(encoding="utf-8"))
         names = [*classes["names"], *classes["founded"]]
-    return given, names
+    return given, names, notes
 
 
 def _of_run(home: Path) -> tuple[list[Given], Sequence[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -27,7 +28,7 @@ from ssl_lab.nets.start import start_net
 
 def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", first_query: str = "typiclust",
           model: str | None = None, net: str = "pixels", weights: Path | None = None, pretrained: bool = False,
-          out: Path | None = None, port: int = 8765, twice: float = 0.0,
+          out: Path | None = None, port: int = 8765, twice: float = 0.0, annotators: tuple[str, ...] = (),
           read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL, seed: int = 0,
           device: str = "auto") -> None:
     """Label images in a browser, with a keyboard; the next image is chosen by a query, its class guessed by a model.
@@ -45,6 +46,8 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     out: folder of the labels (default: runs/label-NAME).
     port: of the page; if another program has it, the next free one.
     twice: share of images that are given to a second person, to see how far people agree.
+    annotators: names of those who will label: the images are dealt out among them, each to who knows such images best,
+        as far as images that several have labeled (--twice) tell.
     read: how images are listed and read.
     seed: of the query.
     device: cpu, cuda, or auto.
@@ -58,12 +61,16 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     with alone_in(folder):
         pool, _ = carried(pool, folder)
         store = FeatureStore.build(eye, pool, data_folder(read.data_dir) / "features", Runtime.start(device))
-        session = Session(pool, folder, store.features[pool.train], twice)
+        session = Session(pool, folder, store.features[pool.train], twice, annotators)
         before = read_json(folder / "server.json", {})
         server = Server(session, before.get("port", port), before.get("token"))
         write_text(folder / "server.json", json.dumps({"port": server.server_address[1], "token": server.token}) + "\n")
-        thinker = Thinker(session, make_query(query), make_query(first_query), seed=seed)
+        thinker = Thinker(session, make_query(query), make_query(first_query), ahead=max(30, 10 * len(annotators)),
+                          seed=seed)
         thinker.start()
+        if annotators and not twice:
+            print("note: images are dealt out evenly: how reliable each person is, only images tell that several have "
+                  "labeled (--twice 0.1)", file=sys.stderr)
         print(f"{len(pool.train)} images to label, {len(session.pool.labeled)} labeled so far, in {folder}\n"
               f"Open {server.url}\nCtrl-C ends it; the same command goes on.")
         try:

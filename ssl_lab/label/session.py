@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from ssl_lab.active.annotators import Reliability, assign, dawid_skene
 from ssl_lab.active.answers import Answers
+from ssl_lab.active.opinions import UNDO, opinions
 from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray
 from ssl_lab.data import Pool
-from ssl_lab.data.ledger import SPLIT, Entry
+from ssl_lab.data.ledger import Entry
 from ssl_lab.errors import UsageError
 
 HELD = 300.0
 """Seconds for which an image that one labeler was given is not given to another."""
-UNDO = " (undo)"
-"""What follows the labeler's name in the source of an entry that takes an answer back."""
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,23 @@ class Session:
 
     A label is durable when `answer` returns. neighbors: of a row of the pool, those most like it, the nearest first; it
     is asked for more than are shown. twice: share of the images that a person is given although another one has labeled
-    them, to see how far they agree.
+    them, to see how far they agree. annotators: people among whom the chosen images are dealt out (see `assign`),
+    those of them who are here: each gets first what the others know less of.
     """
 
-    def __init__(self, pool: Pool, folder: Path, embeddings: FloatArray, twice: float = 0.0) -> None:
+    def __init__(self, pool: Pool, folder: Path, embeddings: FloatArray, twice: float = 0.0,
+                 annotators: Sequence[str] = ()) -> None:
         if not 0 <= twice < 1:
             raise UsageError(f"twice={twice:g}: expected a share from 0 to below 1")
-        self.folder, self.twice = folder, twice
+        if annotators:
+            assign([], annotators)  # which says what is wrong with them
+        self.folder, self.twice, self.annotators = folder, twice, tuple(annotators)
         self.embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
         self.thought = Thought()
         self.changed = threading.Condition()
         self._answers = Answers(pool, folder, new_classes=True)
         self._people: dict[str, Labeler] = {}
+        self._dealt: tuple[Thought | None, dict[int, str]] = (None, {})
         self._place = {int(row): place for place, row in enumerate(pool.train)}
 
     @property
@@ -127,7 +132,10 @@ class Session:
         skipped = self._person(me).skipped
         train = self.pool.train
         rest = np.random.default_rng(0).permutation(train)  # which no query has ordered yet
+        owner = self.dealt()
         order = [*self.thought.order, *rest.tolist()]
+        if me in owner.values():  # what is dealt to others comes last
+            order.sort(key=lambda row: -1 if owner.get(row) == me else int(row in owner))
         chosen = [row for row in dict.fromkeys(order) if labels[row] == UNLABELED]
         again = iter(self._of_others(me) if self.twice else ())
         owed = 0.0
@@ -142,6 +150,27 @@ class Session:
                     yield other
             yield row
         yield from again
+
+    def dealt(self) -> dict[int, str]:
+        """row -> who should label it, of those that were chosen last; {} without `annotators`."""
+        thought, labels = self.thought, self.pool.labels
+        if self._dealt[0] is not thought:
+            rows = [row for row in thought.order if labels[row] == UNLABELED and row in self._place]
+            probs = None if thought.probs is None else thought.probs[[self._place[row] for row in rows]]
+            now = time.monotonic()
+            here = [who for who in self.annotators if any(until > now for until in self._person(who).held.values())]
+            people = here or self.annotators
+            self._dealt = thought, assign(rows, people, self._reliability(probs), probs) if people and rows else {}
+        return self._dealt[1]
+
+    def _reliability(self, probs: FloatArray | None) -> Reliability | None:
+        """Of those who label, by the images that several of them have labeled; None where there is none."""
+        classes = self.pool.classes if probs is None else probs.shape[1]
+        said = {row: {who: label for who, label in by.items() if 0 <= label < classes}
+                for row, by in self.opinions().items()}
+        if not any(len(by) > 1 for by in said.values()):
+            return None
+        return dawid_skene(((row, who, label) for row, by in said.items() for who, label in by.items()), classes)
 
     def _of_others(self, me: str) -> list[int]:
         """Rows that others have labeled and `me` has not."""
@@ -168,17 +197,8 @@ class Session:
 
     def opinions(self) -> dict[int, dict[str, int]]:
         """row -> who -> what they said last; without those who took it back."""
-        said: dict[int, dict[str, int]] = {}
-        for entry in self.pool.ledger.entries:
-            if entry.source == SPLIT:
-                continue
-            who = entry.source.removesuffix(UNDO)
-            for row, label in zip(entry.indices.tolist(), entry.labels.tolist(), strict=True):
-                if entry.source.endswith(UNDO) or label == UNLABELED:
-                    said.get(row, {}).pop(who, None)
-                else:
-                    said.setdefault(row, {})[who] = label
-        return {row: by for row, by in said.items() if by}
+        return {row: {who: int(vote.answer or 0) for who, vote in by.items()}
+                for row, by in opinions(self.pool.ledger.entries).items()}
 
     def said(self, me: str, rows: Sequence[int]) -> list[int]:
         """Those of `rows` of which `me` has said something."""

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 import ssl_lab as sl
+from ssl_lab import texts
 from ssl_lab.active.arrays import DROPOUT, SAMPLES, VIEWS
-from ssl_lab.active.plugins import make_query, split_queries
+from ssl_lab.active.plugins import make_query
 from ssl_lab.active.query import PoolView
 from ssl_lab.active.statistics import area, paired_t
 from ssl_lab.batch import At, generator
@@ -81,7 +82,7 @@ def main():
     else:
         features = pool.images.take(np.arange(len(pool))).numpy().reshape(len(pool), -1).astype(np.float32)
     areas = {}
-    for name in split_queries(options.queries):
+    for name in texts.split(options.queries):
         curves = [curve(pool, features, make_query(name), seed, options) for seed in range(options.seeds)]
         accuracy = np.array([each for _, each in curves])
         areas[name] = 100 * area(np.array(curves[0][0], dtype=np.float64), accuracy)

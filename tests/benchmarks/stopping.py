@@ -15,7 +15,8 @@ import numpy as np
 from queries import L2, arrays
 
 import ssl_lab as sl
-from ssl_lab.active.plugins import make_query, split_queries
+from ssl_lab import texts
+from ssl_lab.active.plugins import make_query
 from ssl_lab.active.query import PoolView
 from ssl_lab.active.stopping import Estimate, advise, estimate_accuracy, expected_gain
 from ssl_lab.active.watch import RECENT, held_out_estimate
@@ -68,7 +69,7 @@ def main():
     options = parser.parse_args()
     pool = sl.load(options.data)
     features = pool.images.take(np.arange(len(pool))).numpy().reshape(len(pool), -1).astype(np.float32)
-    for name in split_queries(options.queries):
+    for name in texts.split(options.queries):
         runs = [run(pool, features, make_query(name), seed, options) for seed in range(options.seeds)]
         for how in ("loop", "page", "plain share"):
             pairs = [(accuracy, said[how]) for each in runs for _, accuracy, said in each if said[how] is not None]
