@@ -1,4 +1,4 @@
-"""`ssl-lab bench views`: the views beside the same ones made with Pillow, image by image."""
+"""`ssl-lab bench views`: the views beside the same ones made with Kornia, and with Pillow, image by image."""
 
 from __future__ import annotations
 
@@ -52,6 +52,9 @@ def pillow_strong(images: Tensor, draw: Draw, style: Style) -> Tensor:
 PILLOW: dict[str, Callable[[Tensor, Draw, Style], Tensor]] = {
     "eval": pillow_eval, "weak": pillow_weak, "strong": pillow_strong}
 """Equivalents of the views, by name: (uint8 images, the same numbers, style) -> what the view returns."""
+KORNIA = "_kornia"  # at the end of the names of the same views by Kornia
+WHY = {"cpu": "not measured", "cuda": "not measured"}
+"""Why methods take ours, by device: what was measured there (tests/benchmarks/README.md)."""
 
 
 def pillow_operation(image: Image.Image, number: int, v: int, sign: int) -> Image.Image:
@@ -90,12 +93,14 @@ def square(image: Image.Image, x: int, y: int) -> Image.Image:
 
 def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats: int = 5, device: str = "auto",
                 json: bool = False) -> list[dict[str, Any]]:
-    """Times each view and its Pillow equivalent in turn and prints images per second; returns the rows of the JSON.
+    """Times each view, the same by Kornia and by Pillow, in turn, and prints images per second; returns the rows of
+    the JSON.
 
     size: sides of the images, in pixels. rows: images per batch. repeats: of each. device: of the views; Pillow
-    knows only the CPU, of which both have one core. json: print JSON.
+    knows only the CPU, of which all have one core. json: print JSON.
 
-    The results are compared too: `differing` is the share of the values that differ by half a gray level or more.
+    The results are compared with Pillow's too: `differing` is the share of the values that differ by half a gray level
+    or more. `ratio` is ours to the other's.
     """
     if rows < 1 or min(size, default=0) < 1:
         raise UsageError(f"rows={rows}, size={size}: expected 1 or more of each")
@@ -113,9 +118,13 @@ def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats:
             f"batches of {rows} images, {device}, one thread",
             [Column("view"), *(Column(name, "right", format) for name, format in (
                 ("px", ""), ("ms", ".1f"), ("least", ".1f"), ("most", ".1f"), ("images/s", ",.0f"),
-                ("Pillow's", ",.0f"), ("ratio", ".1f"), ("differing", ".3%")))],
+                ("Kornia's", ",.0f"), ("ratio", ".2f"), ("Pillow's", ",.0f"), ("ratio", ".1f"),
+                ("differing", ".3%")))],
             [[row[key] for key in ("view", "size", "ms", "ms_least", "ms_most", "images_per_second",
-                                   "pillow_images_per_second", "ratio", "differing")] for row in found]))
+                                   "kornia_images_per_second", "kornia_ratio", "pillow_images_per_second", "ratio",
+                                   "differing")] for row in found]))
+        kind = resolve_device(device).type
+        print(f"Methods take ours on {kind}: {WHY.get(kind, WHY['cuda'])}. --view strong=strong_kornia takes Kornia's.")
     return found
 
 
@@ -126,9 +135,13 @@ def _views_at(side: int, rows: int, repeats: int, device: torch.device) -> list[
 
     found = []
     for name, factory in VIEWS.items():
-        view, pillow = factory(style), PILLOW.get(name)
+        if name.endswith(KORNIA):
+            continue
+        view, pillow, kornia = factory(style), PILLOW.get(name), VIEWS.get(name + KORNIA)
         ours = partial(_made, view, on_device)
         actions = {"view": partial(seconds, ours, waiting(device))}
+        if kornia:
+            actions["kornia"] = partial(seconds, partial(_made, kornia(style), on_device), waiting(device))
         if pillow:
             theirs = partial(_made, lambda images, draw, pillow=pillow: pillow(images, draw, style), images)
             actions["pillow"] = partial(seconds, theirs)
@@ -137,7 +150,11 @@ def _views_at(side: int, rows: int, repeats: int, device: torch.device) -> list[
         row = {"view": name, "size": side, "rows": rows, "device": str(device),
                "ms": 1e3 * took.median, "ms_least": 1e3 * took.least, "ms_most": 1e3 * took.most,
                "images_per_second": rows / took.median,
+               "kornia_images_per_second": None, "kornia_ratio": None,
                "pillow_images_per_second": None, "ratio": None, "differing": None}
+        if kornia:
+            other = Spread.of(laps["kornia"]).median
+            row |= {"kornia_images_per_second": rows / other, "kornia_ratio": other / took.median}
         if pillow:
             other = Spread.of(laps["pillow"]).median  # of one core
             off = (ours().cpu() - theirs()).abs()
