@@ -20,7 +20,7 @@ from ssl_lab import comparison
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs, interval, verdicts
 from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
-from ssl_lab.engine.folder import alone_in
+from ssl_lab.engine.folder import alone_in, is_taken
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.exits import BUSY
@@ -201,12 +201,29 @@ def test_a_folder_that_another_process_has_is_waited_for(tmp_path, monkeypatch, 
 
     for work in (other, end):
         threading.Thread(target=work, daemon=True).start()
-    while not (theirs.out / ".lock").exists():
+    while not is_taken(theirs.out):
         time.sleep(0.02)
     assert jobs.run_all([mine, theirs], processes=2) == []
     assert (mine.out / "times").read_text() == "x"
     assert not (theirs.out / "times").exists()  # it was finished by the other
     assert theirs.summary["test_accuracy"] == 1.0
+
+
+def test_a_run_that_ends_as_its_folder_is_looked_at_is_not_run_again(tmp_path, monkeypatch):
+    """Taken at the first look; before the second one it has ended and the folder is free."""
+    monkeypatch.setattr(jobs, "PAUSE", 0.0)
+    job = Job(script_of(tmp_path, "raise SystemExit('run again')\n"), {}, tmp_path / "run")
+    looks = []
+
+    def is_taken(folder):
+        looks.append(folder)
+        if len(looks) == 2:
+            (folder / "summary.json").write_text('{"test_accuracy": 1.0, "seconds": 2, "valid_accuracy": 0.5}')
+        return len(looks) == 1
+
+    monkeypatch.setattr(jobs, "is_taken", is_taken)
+    assert jobs.run_all([job], processes=1) == []
+    assert len(looks) == 2
 
 
 def test_a_run_that_finds_the_folder_taken_is_tried_again(tmp_path, monkeypatch, capsys):

@@ -94,15 +94,16 @@ class Job:
                      for each in ([value] if isinstance(value, str) else value))]
         waits = False
         while not children.stopping.is_set():
-            status = BUSY if is_taken(self.out) else children.run(command, self.out / "log.txt")
+            taken = is_taken(self.out)
+            if waits and not taken and self.summary is not None:  # written before the folder is free
+                return
+            status = BUSY if taken else children.run(command, self.out / "log.txt")
             if status != BUSY:
                 break
             if not waits:
                 print(f"note: another process writes into {self.out}; waiting for it", file=sys.stderr)
                 waits = True
             children.stopping.wait(PAUSE)
-            if self.summary is not None:
-                return
         else:
             status = 130
         if status == 130:
