@@ -177,6 +177,8 @@ WITH_BATCH_NORM = {
 }
 WITH_TECHNIQUES = {  # and into how many micro-batches one rank is cut to take the steps of two
     "sam": (["sam(rho=0.5)"], 1), "parts": (["sam(rho=0.5, parts=2)"], 2),
+    "hero": (["hero(radius=0.5, weight=5)"], 1), "entropy_sgd": (["entropy_sgd(steps=2)"], 1),
+    "replicated_sgd": (["replicated_sgd(replicas=2)"], 1), "pof": (["pof"], 2),
     "others": (["noise_consistency(strength=2)", "swa(start=0.3)", "oversample"], 1),
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)

@@ -20,10 +20,22 @@ from ssl_lab.techniques import TECHNIQUES, WeightsTechnique, technique, together
 from ssl_lab.testing import check_technique
 
 # The texts with which a technique does something in four steps, where not its name alone; and what turns it off.
-TEXTS = {"swa": "swa(start=0.5)", "lookahead": "lookahead(k=2)"}
-OFF = {"sam": "sam(rho=0)", "noise_consistency": "noise_consistency(weight=0)", "drop_path": "drop_path(rate=0)",
-       "lookahead": "lookahead(k=2, alpha=1.0)", "reinit": "reinit(generations=1)",
-       "shrink_perturb": "shrink_perturb(keep=1.0, noise=0.0)"}
+TEXTS = {
+    "swa": "swa(start=0.5)",
+    "lookahead": "lookahead(k=2)",
+}
+OFF = {
+    "sam": "sam(rho=0)",
+    "noise_consistency": "noise_consistency(weight=0)",
+    "drop_path": "drop_path(rate=0)",
+    "lookahead": "lookahead(k=2, alpha=1.0)",
+    "reinit": "reinit(generations=1)",
+    "shrink_perturb": "shrink_perturb(keep=1.0, noise=0.0)",
+    "gnp": "gnp(alpha=0)",
+    "replicated_sgd": "replicated_sgd(replicas=1)",
+    "hero": "hero(radius=0, weight=0)",
+    "pof": "pof(after=1)",
+}
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)

@@ -5,11 +5,11 @@ import torch
 from small_runs import digits, flat_net, tiny_net, train
 
 import ssl_lab as sl
-from ssl_lab.batch import At, Loss
+from ssl_lab.batch import At, Loss, generator
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.methods import Supervised
-from ssl_lab.techniques.step.nearby import along, moved
+from ssl_lab.techniques.step.nearby import along, gradients, learning, moved
 
 START = At(0, 10)
 
@@ -40,6 +40,10 @@ class Bowls:
         loss = self.loss_at(flat)
         loss.backward()
         return Loss({"bowl": loss})
+
+    def curvature(self, weights, direction):
+        products = self.matrix @ flat(direction)
+        return [part.view_as(w) for w, part in zip(weights, products.split([w.numel() for w in weights]), strict=True)]
 
     def parts(self, count):
         return [self] if count == 1 else [Bowls(self.weights, centers=c) for c in self.centers.chunk(count)]
@@ -132,3 +136,160 @@ def test_parts_of_a_batch_are_parts_of_each_micro_batch():
         for each in ranks:
             each.parts(2)[part]()
     assert method.passes == [(rows[0:2], 0, 4), (rows[4:6], 2, 4), (rows[2:4], 1, 4), (rows[6:8], 3, 4)]
+
+
+def test_the_product_with_the_hessian_is_that_of_the_whole_batch():
+    """Of two micro-batches, beside rows of the Hessian by differences of the gradient."""
+    method = Supervised(flat_net().double())
+    batch = Feed(digits(), method.views, 8, 8, 0, torch.device("cpu"))(At(0, 1))
+    runtime, optimizer = Runtime(torch.device("cpu"), "fp32", "asked"), sl.SGD().build(method)
+    closure = StepClosure(method, optimizer, runtime, batch.chunk(2), At(0, 1), None)
+    closure()
+    weights = learning(optimizer)
+    draw = torch.Generator().manual_seed(0)
+    direction = [torch.randn(w.shape, generator=draw, dtype=w.dtype) for w in weights]
+    sides = []
+    for sign in (1, -1):
+        with moved(weights, [sign * 1e-3 * d for d in direction]):
+            closure()
+            sides.append([g.double() for g in gradients(weights)])
+    found = closure.curvature(weights, direction)
+    for product, ahead, behind in zip(found, *sides, strict=True):
+        torch.testing.assert_close(product, (ahead - behind) / 2e-3, rtol=5e-2, atol=2e-3)
+
+
+def test_gnp_weighs_both_gradients(weights):
+    bowls, w, radius = Bowls(weights), flat(weights), 0.3
+    g = bowls.gradient_at(w)
+    there = bowls.gradient_at(w + radius * g / g.norm())
+    for alpha in (0.0, 0.3, 1.0):
+        found = step_from(bowls, w, sl.GNP(radius, alpha))
+        torch.testing.assert_close(found, w - 0.1 * ((1 - alpha) * g + alpha * there), rtol=1e-10, atol=1e-10)
+    assert torch.equal(step_from(bowls, w, sl.GNP(radius, 1.0)), step_from(bowls, w, sl.SAM(radius)))
+    assert torch.equal(step_from(bowls, w, sl.GNP(radius, 0.0)), step_from(bowls, w, sl.optim.plain))
+
+
+def test_hero_of_a_bowl():
+    """L = w'Aw / 2 of one tensor with n entries: the direction is A (w + e) + (2 l / n) A A e."""
+    weight = torch.nn.Parameter(torch.randn(2, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    bowls, w = Bowls([weight], centers=torch.zeros(1, 10, dtype=torch.float64)), flat([weight])
+    a, h, strength = bowls.matrix, 0.4, 1.5
+    g = a @ w
+    e = h * w**2 * g / (w.abs() * g).norm()
+    expected = a @ (w + e) + 2 * strength / 10 * a @ a @ e
+    torch.testing.assert_close(step_from(bowls, w, sl.HERO(h, strength)), w - 0.1 * expected, rtol=1e-8, atol=1e-8)
+    adaptive = w - 0.1 * a @ (w + e)
+    torch.testing.assert_close(step_from(bowls, w, sl.HERO(h, 0.0)), adaptive, rtol=1e-8, atol=1e-8)
+    assert torch.equal(step_from(bowls, w, sl.HERO(0.0, strength)), step_from(bowls, w, sl.optim.plain))
+
+
+def test_hero_leaves_vectors_out_of_its_penalty(weights):
+    """Of a bias the change of the gradient does not count, but it moves by what the weights' change does to it."""
+    bowls, w = Bowls(weights), flat(weights)
+    g = bowls.gradient_at(w)
+    e = 0.4 * w**2 * g / (w.abs() * g).norm()
+    change = bowls.gradient_at(w + e) - g
+    change[6:] = 0
+    expected = bowls.gradient_at(w + e) + 2 * 1.5 / 6 * bowls.matrix @ change
+    torch.testing.assert_close(step_from(bowls, w, sl.HERO(0.4, 1.5)), w - 0.1 * expected, rtol=1e-8, atol=1e-8)
+
+
+class Holding(Supervised):
+    """A method whose parameters are some weights."""
+
+    def __init__(self, weights):
+        torch.nn.Module.__init__(self)
+        self.own = torch.nn.ParameterList(weights)
+
+
+def test_entropy_sgd_is_its_loop(weights):
+    bowls, w, method = Bowls(weights), flat(weights), Holding(weights)
+    rule = sl.EntropySGD(steps=3, gamma=0.5, pull=0.8, noise=0.0, average=0.6)
+    rule.begin(method, 0)
+    optimizer = torch.optim.SGD(method.own, lr=0.1, weight_decay=0.01)
+    for number in range(5):  # the last step ends a loop that was begun
+        rule(bowls, optimizer, At(number, 5))
+    x = w
+    for inner in (3, 2):
+        moving = mean = x
+        for _ in range(inner):
+            moving = moving - 0.1 * (bowls.gradient_at(moving) + 0.5 * (moving - x) + 0.01 * moving)
+            mean = 0.6 * mean + 0.4 * moving
+        x = x - 0.8 * (x - mean)
+    torch.testing.assert_close(flat(method.own), x, rtol=1e-6, atol=1e-8)
+
+
+def test_entropy_sgd_without_its_parts_is_gradient_descent(weights):
+    bowls, method, rules = Bowls(weights), Holding(weights), []
+    for rule in (sl.EntropySGD(steps=4, gamma=0.0, noise=0.0, average=0.0), sl.optim.plain):
+        with torch.no_grad():
+            for p in method.own:
+                p.fill_(0.5)
+        if rule is not sl.optim.plain:
+            rule.begin(method, 0)
+        for number in range(6):
+            step(rule, bowls, at=At(number, 6))
+        rules.append(flat(method.own))
+    torch.testing.assert_close(*rules, rtol=1e-12, atol=1e-12)
+
+
+def test_its_noise_has_the_size_of_langevin_dynamics():
+    method = Holding([torch.nn.Parameter(torch.zeros(200, 100))])
+    rule = sl.EntropySGD(steps=1, gamma=0.0, noise=0.5, average=0.0)
+    rule.begin(method, 0)
+
+    def still():
+        method.own[0].grad = torch.zeros(200, 100)
+        return Loss({"none": torch.zeros(())})
+
+    rule(still, torch.optim.SGD(method.own, lr=0.02), At(0, 1))
+    assert method.own[0].std().item() == pytest.approx(0.5 * (2 * 0.02) ** 0.5, rel=0.03)
+
+
+def test_replicas_attract_each_other_and_the_net_is_their_mean(weights):
+    bowls, method, gamma, lr = Bowls(weights), Holding(weights), 0.7, 0.1
+    rule = sl.ReplicatedSGD(replicas=3, gamma=gamma, spread=0.5)
+    rule.begin(method, 0)
+    before = [flat(replica.parameters()) for replica in rule.weights]
+    mean = torch.stack(before).mean(dim=0)
+    torch.testing.assert_close(flat(method.own), mean)
+    assert all((w - before[0]).norm() > 0.1 for w in before[1:])
+    optimizer = torch.optim.SGD([*method.own, *rule.weights.parameters()], lr=lr)
+    loss = rule(bowls, optimizer, START)
+    expected = [w - lr / 3 * (bowls.gradient_at(w) + 2 * gamma * (w - mean)) for w in before]
+    for replica, w in zip(rule.weights, expected, strict=True):
+        torch.testing.assert_close(flat(replica.parameters()), w, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(flat(method.own), torch.stack(expected).mean(dim=0), rtol=1e-10, atol=1e-10)
+    assert loss.total.item() == pytest.approx(sum(bowls.loss_at(w).item() for w in before) / 3)
+
+
+def test_pof_moves_the_head_for_the_features_and_never_trains_it():
+    """L = (f v - c)^2 / 2 of one feature f and one head v, with a target c for each half of the batch."""
+    features, head = (torch.nn.Parameter(torch.tensor([[float(x)]], dtype=torch.float64)) for x in (2.0, 1.0))
+    targets = torch.tensor([1.0, 5.0], dtype=torch.float64)
+    seen = []
+
+    def half(number):
+        def closure():
+            features.grad = head.grad = None
+            seen.append((number, head.item()))
+            loss = (features * head - targets[number]).square().sum() / 2
+            loss.backward()
+            return Loss({"half": loss})
+        return closure
+
+    def whole():
+        raise AssertionError("it needs the halves alone")
+
+    whole.parts = lambda count: [half(i) for i in range(count)]
+    rule = sl.PoF(reach=2.0, first=0.05, searched=4)
+    rule._head = [head]
+    rule(whole, torch.optim.SGD([features, head], lr=0.1, momentum=0.9, weight_decay=0.1), At(3, 10, seed=5))
+    assert head.item() == 1.0
+    tried = [v for number, v in seen if number == 1]
+    assert tried == pytest.approx([1 + rate * 6 for rate in (0, 0.05, 0.1, 0.2, 0.4)])
+    u = torch.rand((), generator=generator(5, "pof", 3)).item()
+    moved_head = 1 + u * 2 * 0.2 * 6  # of these rates 0.2 lowers (2 v - 5)^2 most: 2.2, where 0.1 gives 1.6, 0.4 3.4
+    assert seen[-1] == (0, pytest.approx(moved_head))
+    slope = (2 * moved_head - 1) * moved_head
+    assert features.item() == pytest.approx(2 - 0.1 * (slope + 0.1 * 2))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ssl_lab.batch import At, Batch, Loss, mean_loss, seed_of
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import UsageError
+from ssl_lab.methods.ranks import mean_over_ranks
 from ssl_lab.nets import frozen_statistics
 
 
@@ -34,9 +35,7 @@ class StepClosure:
         self.optimizer.zero_grad(set_to_none=True)
         losses = []
         with frozen_statistics(self.module) if self._called else nullcontext():
-            for i, batch in enumerate(self._batches):
-                at = as_rank(as_rank(self.at, i, len(self._batches)), self._part, self._parts)
-                torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like in the nets
+            for i, (at, batch) in enumerate(self._passes()):
                 with self.runtime.no_sync(self.module, last=i + 1 == len(self._batches)):
                     with self.runtime.autocast():
                         loss: Loss = self.module(batch, at)
@@ -46,6 +45,27 @@ class StepClosure:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self._called = True
         return mean_loss(losses)
+
+    def _passes(self) -> Iterator[tuple[At, Batch]]:
+        """Where each micro-batch draws from, and the micro-batch; seeds what nets draw themselves."""
+        for i, batch in enumerate(self._batches):
+            at = as_rank(as_rank(self.at, i, len(self._batches)), self._part, self._parts)
+            torch.manual_seed(seed_of(at.seed, "step", at.step, at.rank))  # for dropout and the like in the nets
+            yield at, batch
+
+    def curvature(self, weights: Sequence[nn.Parameter], direction: Sequence[Tensor]) -> list[Tensor]:
+        """See `optim.Closure`; by differentiating twice, and the mean over micro-batches and ranks."""
+        method = self.module.module if isinstance(self.module, nn.parallel.DistributedDataParallel) else self.module
+        products = [torch.zeros_like(w) for w in weights]
+        with frozen_statistics(method):
+            for at, batch in self._passes():
+                with self.runtime.autocast():
+                    loss: Loss = method(batch, at)
+                share = loss.total / len(self._batches)
+                slopes = torch.autograd.grad(share, weights, create_graph=True, materialize_grads=True)
+                found = torch.autograd.grad(slopes, weights, direction, materialize_grads=True)
+                torch._foreach_add_(products, list(found))
+        return [mean_over_ranks(each) for each in products]
 
     def parts(self, count: int) -> Sequence[StepClosure]:
         """See `optim.Closure`. Part i has the i-th part of each micro-batch."""

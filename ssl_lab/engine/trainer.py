@@ -158,7 +158,7 @@ class Run:
         self.method.set_forward(trainer.forward)
         compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
         self.forward = runtime.wrap(self.method, compile != "off")
-        self.update = trainer.update or techniques.update(self.method, runtime.device)
+        self.update = trainer.update or techniques.update(self.method, runtime.device, trainer.seed)
         self.optimizer = trainer.optimizer.build(self.method)
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
         timed = Timed(trainer, runtime, self.plain, self.method, pool, self.feed, self.step, compile)

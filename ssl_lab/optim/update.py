@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
+from torch import Tensor, nn
 
 from ssl_lab.batch import At, Loss
 
@@ -22,6 +23,10 @@ class Closure(Protocol):
     def parts(self, count: int) -> Sequence[Closure]:
         """Closures for as many equal parts of the batch, each normalized and cleared by itself; itself for one part.
         UsageError where it does not divide."""
+        ...
+
+    def curvature(self, weights: Sequence[nn.Parameter], direction: Sequence[Tensor]) -> list[Tensor]:
+        """H d, the product of a direction with the Hessian of the batch's loss, at the weights as they are now."""
         ...
 
 

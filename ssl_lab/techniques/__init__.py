@@ -19,6 +19,11 @@ from ssl_lab.techniques.base import (
 )
 from ssl_lab.techniques.data.oversample import Oversample
 from ssl_lab.techniques.net.drop_path import DropPath
+from ssl_lab.techniques.step.entropy_sgd import EntropySGD
+from ssl_lab.techniques.step.gnp import GNP
+from ssl_lab.techniques.step.hero import HERO
+from ssl_lab.techniques.step.pof import PoF
+from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
 from ssl_lab.techniques.together import Techniques
@@ -33,6 +38,11 @@ _ALL: tuple[type[Technique], ...] = (
     DropPath,
     NoiseConsistency,
     SAM,
+    GNP,
+    HERO,
+    EntropySGD,
+    ReplicatedSGD,
+    PoF,
     Lookahead,
     Reinit,
     ShrinkPerturb,
@@ -83,17 +93,22 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
 
 
 __all__ = [
+    "GNP",
+    "HERO",
     "SAM",
     "SWA",
     "Around",
     "DataTechnique",
     "DropPath",
+    "EntropySGD",
     "Kind",
     "Lookahead",
     "NetTechnique",
     "NoiseConsistency",
     "Oversample",
+    "PoF",
     "Reinit",
+    "ReplicatedSGD",
     "ShrinkPerturb",
     "Sphere",
     "StepTechnique",

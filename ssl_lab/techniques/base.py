@@ -80,7 +80,7 @@ class StepTechnique(Technique, nn.Module):
     def __init__(self) -> None:
         nn.Module.__init__(self)
 
-    def begin(self, method: Method) -> None:
+    def begin(self, method: Method, seed: int) -> None:
         """Before the first step, and before the optimizer is built over the parameters of `method` and its own."""
 
     def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:

@@ -94,12 +94,12 @@ class Techniques:
             method = copy.deepcopy(each).around(method, pool, seed)
         return method
 
-    def update(self, method: Method, device: torch.device) -> Update:
+    def update(self, method: Method, device: torch.device, seed: int) -> Update:
         """The update rule for what `around` gave, which keeps its state, and which has been wrapped for ranks: they
         share no gradients of the rule's own parameters."""
         for each in self.of(StepTechnique):
             rule = copy.deepcopy(each)
-            rule.begin(method)
+            rule.begin(method, seed)
             method.add_module("update", rule.to(device))
             return cast(Update, rule)
         return plain

@@ -8,6 +8,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+EDITS = ("lookahead", "weight_rescaling", "sphere", "layerwise_reinit", "reinit", "shrink_perturb", "gradmax")
+KEPT = dict.fromkeys(EDITS, "one keeps copies of the weights from step to step, and the other edits weights")
+"""What rules exclude that keep copies."""
 EPSILON = 1e-12  # keeps a gradient of zeros from being divided by zero
 
 
@@ -49,3 +52,8 @@ def moved(weights: Sequence[nn.Parameter], shifts: Sequence[Tensor]) -> Iterator
     finally:
         with torch.no_grad():
             torch._foreach_copy_(list(weights), before)
+
+
+def copies(weights: Sequence[nn.Parameter], learn: bool) -> nn.ParameterList:
+    """Parameters of the same values, which learn or not."""
+    return nn.ParameterList(nn.Parameter(w.detach().clone(), requires_grad=learn) for w in weights)

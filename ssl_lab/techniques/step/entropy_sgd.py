@@ -1,0 +1,72 @@
+"""Entropy-SGD (Chaudhari et al. 2017), as in Pittorino et al. 2020 (arXiv 2006.07897): towards wide valleys."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from ssl_lab.batch import At, Loss, generator
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Method
+from ssl_lab.optim import Closure
+from ssl_lab.schedule import Scalar, linear
+from ssl_lab.techniques.base import StepTechnique
+from ssl_lab.techniques.step.nearby import KEPT, copies
+
+
+class EntropySGD(StepTechnique):
+    """From x' = mu = x, `steps` times on batches of their own, then x <- x - pull (x - mu):
+
+        x' <- x' - lr (grad L(x') + gamma (x' - x) + decay x') + noise sqrt(2 lr) xi,    xi ~ N(0, I)
+        mu <- average mu + (1 - average) x'
+
+    mu estimates the mean of Langevin dynamics around x, and x - mu is, up to gamma, the gradient of the local entropy.
+    Each training step is one of x'; every `steps` of them, and in the last one, x moves. Learning rate and weight
+    decay are the optimizer's, whose own rule and momenta play no part. The noise is the same on all ranks.
+
+    gamma: how strongly x' is held near x; it is to grow. pull: eta gamma in the paper: 1 goes to mu. noise, average,
+    steps: eps, alpha and L. Checked against the equation of the paper and the constants of its code; that gamma goes
+    from 0.1 to 1, and batches of their own for each inner step, as in Chaudhari et al., are our choice.
+    """
+
+    name = "entropy_sgd"
+    paper = "Entropic gradient descent algorithms and wide flat minima"
+    arxiv = "2006.07897"
+    excludes = KEPT
+
+    def __init__(self, steps: int = 5, gamma: Scalar = linear(0.1, 1.0), pull: float = 1.0, noise: float = 1e-4,
+                 average: float = 0.75) -> None:
+        super().__init__()
+        if steps < 1 or not 0 < pull <= 1 or noise < 0 or not 0 <= average < 1:
+            raise UsageError(f"entropy_sgd: steps={steps}, pull={pull}, noise={noise}, average={average}; expected 1 "
+                             "step or more, a pull above 0 to 1, no negative noise, an average from 0 to below 1")
+        self.steps, self.gamma, self.pull, self.noise, self.average = steps, gamma, pull, noise, average
+
+    def begin(self, method: Method, seed: int) -> None:
+        weights = [p for p in method.parameters() if p.requires_grad]
+        self.centers, self.means = copies(weights, learn=False), copies(weights, learn=False)
+        self._place = {id(weight): place for place, weight in enumerate(weights)}
+
+    @torch.no_grad()
+    def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
+        with torch.enable_grad():
+            loss = closure()
+        gamma, draw = at.value(self.gamma), generator(at.seed, self.name, at.step)
+        begins, ends = at.step % self.steps == 0, self.steps - at.step % self.steps == 1 or at.step + 1 == at.total
+        for group in optimizer.param_groups:
+            lr, decay = group["lr"], group["weight_decay"]
+            for w in (w for w in group["params"] if w.grad is not None):
+                place = self._place[id(w)]
+                center, mean = self.centers[place], self.means[place]
+                if begins:
+                    center.copy_(w)
+                    mean.copy_(w)
+                w.sub_(lr * (w.grad + gamma * (w - center) + decay * w))
+                if self.noise:
+                    xi = torch.randn(w.shape, generator=draw, dtype=w.dtype)
+                    w.add_(xi.to(w.device), alpha=self.noise * math.sqrt(2 * lr))
+                mean.lerp_(w, 1 - self.average)
+                if ends:
+                    w.copy_(torch.lerp(center, mean, self.pull))
+        return loss

@@ -1,0 +1,80 @@
+"""Replicated SGD (Pittorino et al. 2020, arXiv 2006.07897): several nets that attract each other."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ssl_lab.batch import At, Loss, generator, mean_loss
+from ssl_lab.errors import UsageError
+from ssl_lab.methods import Method
+from ssl_lab.optim import Closure
+from ssl_lab.schedule import Scalar, linear
+from ssl_lab.techniques.base import StepTechnique
+from ssl_lab.techniques.step.nearby import KEPT, copies, mean_of
+
+
+class ReplicatedSGD(StepTechnique):
+    """L = (1 / y) sum_a L(w_a) + gamma (1 / y) sum_a ||w_a - mean||^2,    mean = (1 / y) sum_a w_a
+
+    over y replicas of all weights, each with momenta of its own, by any optimizer; the gradient passes the mean, where
+    its parts cancel: replica a has (1 / y) (grad L(w_a) + 2 gamma (w_a - mean)). The net holds the mean, which is
+    evaluated. All replicas see the same batch: a step costs y steps. BatchNorm's running statistics are those of the
+    first replica's passes.
+
+    replicas: y; one is the plain step. gamma: it is to grow. spread: replicas but the first begin with Gaussian noise
+    of so many times the root mean square of each tensor. Checked against the equation of the paper; that replicas begin
+    from one net, as a method is given one, and that gamma goes from 0.1 to 1, are our choice.
+    """
+
+    name = "replicated_sgd"
+    paper = "Entropic gradient descent algorithms and wide flat minima"
+    arxiv = "2006.07897"
+    excludes = KEPT
+
+    def __init__(self, replicas: int = 3, gamma: Scalar = linear(0.1, 1.0), spread: float = 0.1) -> None:
+        super().__init__()
+        if replicas < 1 or spread < 0:
+            raise UsageError(f"replicated_sgd: replicas={replicas}, spread={spread}; expected 1 replica or more, and "
+                             "no negative spread")
+        self.replicas, self.gamma, self.spread = replicas, gamma, spread
+
+    @torch.no_grad()
+    def begin(self, method: Method, seed: int) -> None:
+        self._mean = [p for p in method.parameters() if p.requires_grad]
+        self.weights = nn.ModuleList(copies(self._mean, learn=True) for _ in range(self.replicas))
+        for number, replica in enumerate(self.weights):
+            draw = generator(seed, self.name, number)
+            for w in replica.parameters() if number else ():
+                noise = torch.randn(w.shape, generator=draw, dtype=w.dtype).to(w.device)
+                w.add_(noise * w.square().mean().sqrt(), alpha=self.spread)
+        self._meet()
+
+    def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
+        if any(group.get("part") is not None for group in optimizer.param_groups):
+            raise UsageError("replicated_sgd trains copies of all weights at one learning rate, and some parts have "
+                             "others here; leave it out, or give all parts the same (--backbone-rate 1)")
+        replicas = [list(replica.parameters()) for replica in self.weights]
+        centers = mean_of([[w.detach() for w in replica] for replica in replicas])
+        losses, slopes = [], []
+        for replica in replicas:
+            with torch.no_grad():
+                torch._foreach_copy_(list(self._mean), [w.detach() for w in replica])
+            losses.append(closure())
+            slopes.append([w.grad for w in self._mean])
+        gamma = at.value(self.gamma)
+        with torch.no_grad():
+            for replica, slope in zip(replicas, slopes, strict=True):
+                for w, g, center in zip(replica, slope, centers, strict=True):
+                    w.grad = None if g is None else (g + 2 * gamma * (w - center)) / len(replicas)
+        for w in self._mean:
+            w.grad = None
+        optimizer.step()
+        self._meet()
+        return mean_loss(losses)
+
+    @torch.no_grad()
+    def _meet(self) -> None:
+        """Puts the replicas' mean into the net."""
+        means = mean_of([[w.detach() for w in replica.parameters()] for replica in self.weights])
+        torch._foreach_copy_(list(self._mean), means)
