@@ -201,6 +201,13 @@ def test_only_large_images_are_blurred(side, blurs):
     assert torch.equal(sharp, soft) != blurs
 
 
+def test_boxes_are_of_a_share_between_two():
+    boxes = random_boxes(At(0, 1).draw("x", 500), 100, 100, 0.05, 0.25)
+    shares = boxes[:, 2] * boxes[:, 3] / 1e4
+    assert 0.045 < shares.min() < 0.08
+    assert 0.22 < shares.max() < 0.26
+
+
 def test_small_images_are_cropped_and_colored_less():
     small, large = SimCLRView(_style(32)), SimCLRView(_style(96))
     assert (small._area, small._jitter) == (0.2, (0.4, 0.4, 0.4, 0.1))

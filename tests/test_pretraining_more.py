@@ -259,6 +259,58 @@ def test_the_last_layer_is_frozen_at_first(name):
         assert not torch.equal(method.projector[0].weight, other)
 
 
+# --- Multi-crop ----------------------------------------------------------------------------------
+
+
+def _crops(method, count=2):
+    """The batch with small crops too, and the outputs of the projector for each view."""
+    u = BATCH.unlabeled
+    views = dict(u.views) | {f"crop_{k + 1}": _random(*u["first"].shape, seed=70 + k).sigmoid() for k in range(count)}
+    batch = Batch(BATCH.labeled, Rows(views, u.targets, u.truth, u.indices))
+    copied = copy.deepcopy(method)
+    every = [views[name] for name in method.views.unlabeled]
+    return batch, copied.projector(copied.net(torch.cat(every)).features).chunk(2 + count)
+
+
+def test_dino_learns_small_crops_from_both_large_ones():
+    method = _diverged(_method("dino", temperature=0.2, teacher_temperature=0.05, crops=2))
+    batch, students = _crops(method)
+    center, expected = method.center.tolist(), 0.0
+    for large, taught in enumerate(copy.deepcopy(method).target(_both()).chunk(2)):
+        for view, learning in enumerate(students):
+            for t, s in zip(taught.tolist(), learning.tolist(), strict=True):
+                target = _softmax([x - c for x, c in zip(t, center, strict=True)], 0.05)
+                expected += 0 if view == large else _entropy(target, _softmax(s, 0.2)) / 6 / 6  # pairs, rows
+    assert _loss(method, batch) == pytest.approx(expected, rel=1e-9)
+
+
+def test_swav_assigns_large_crops_only():
+    method = _method("swav", temperature=0.2, crops=2)
+    batch, z = _crops(method)
+    scores = [normalize(each, dim=1) @ method.prototypes.detach().T for each in z]
+    expected = 0.0
+    for large in range(2):
+        for view, learning in enumerate(scores):
+            for q, s in zip(_slow_sinkhorn(scores[large], 0.05, 3).tolist(), learning.tolist(), strict=True):
+                expected += 0 if view == large else _entropy(q, _softmax(s, 0.2)) / 6 / 6
+    assert _loss(method, batch, At(1, 10)) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["dino", "swav"])
+def test_the_contract_with_small_crops(name):
+    check_method(partial(METHODS[name], crops=2), compile=False)
+    method = _method(name, crops=3)
+    style = Style(3, 40, 40)
+    large, *small = [factory(style) for view, factory in method.views.unlabeled.items() if view != "second"]
+    assert len(small) == 3
+    assert all(crop.most <= 0.4 and crop.area == 0.05 for crop in small)
+    assert large.most == 1.0
+    assert set(method.with_views(crop="eval").views.texts["unlabeled"]) == {"first", "second", "crop_1", "crop_2",
+                                                                           "crop_3"}
+    with pytest.raises(UsageError, match="crops=-1"):
+        _method(name, crops=-1)
+
+
 # --- SwAV ----------------------------------------------------------------------------------------
 
 

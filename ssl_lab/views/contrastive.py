@@ -29,13 +29,14 @@ SIGMA = 0.1, 2.0  # of the blur, in pixels
 class SimCLRView:
     """Random resized crop, flip (where the style allows it), color jitter, gray, blur and solarize: SimCLR and BYOL.
 
-    A box of `area` to 1 of the image and a ratio of sides from 3/4 to 4/3 is resized to the image's size. In 0.8 of
-    the images, brightness, contrast, saturation and hue change in random order by factors in 1 +- `jitter` and an
+    A box of `area` to `most` of the image and a ratio of sides from 3/4 to 4/3 is resized to the image's size. In 0.8
+    of the images, brightness, contrast, saturation and hue change in random order by factors in 1 +- `jitter` and an
     angle of +- jitter[3] turns. Gray images have neither saturation nor hue.
 
     area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08. jitter: None: (0.4, 0.4, 0.4, 0.1)
-    up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that. gray, blur, solarize: shares of the images. The
-    Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up to 32 pixels, nothing is blurred.
+    up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that. most: greatest share of the image. gray, blur,
+    solarize: shares of the images. The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up
+    to 32 pixels, nothing is blurred.
     """
 
     style: Style
@@ -44,14 +45,15 @@ class SimCLRView:
     gray: float = 0.2
     blur: float = 0.5
     solarize: float = 0.0
+    most: float = 1.0
 
     def __post_init__(self) -> None:
         shares = (self.gray, self.blur, self.solarize)
-        if not (0 < self._area <= 1 and all(0 <= share <= 1 for share in shares) and min(self._jitter) >= 0
+        if not (0 < self._area <= self.most <= 1 and all(0 <= share <= 1 for share in shares) and min(self._jitter) >= 0
                 and self._jitter[3] <= 0.5):
             raise UsageError(f"SimCLRView(area={self.area}, jitter={self.jitter}, gray={self.gray}, blur={self.blur}, "
-                             f"solarize={self.solarize}): give an area in (0, 1], jitter of at least 0, of hue at most "
-                             "0.5, and shares in [0, 1]")
+                             f"solarize={self.solarize}, most={self.most}): give an area in (0, most], a most of up to "
+                             "1, jitter of at least 0, of hue at most 0.5, and shares in [0, 1]")
 
     @property
     def mirrors(self) -> bool:
@@ -75,7 +77,7 @@ class SimCLRView:
         return (self._in_chunks if images.device.type == "cpu" or not len(images) else self._at_once)(images, drawn)
 
     def _drawn(self, draw: Draw, height: int, width: int) -> _Drawn:
-        boxes = random_boxes(draw, height, width, self._area)
+        boxes = random_boxes(draw, height, width, self._area, self.most)
         flipped = (draw.uniform() < 0.5) & self.style.flip
         changes = color.Jitter.drawn(draw, self._jitter)
         gray, blurred, solarized = (draw.uniform() < share for share in (self.gray, self.blur, self.solarize))
@@ -131,13 +133,13 @@ VICREG = partial(SimCLRView, jitter=BYOL_JITTER, blur=0.5, solarize=0.1)
 MOCO = partial(SimCLRView, area=0.2, jitter=(0.4, 0.4, 0.4, 0.1))
 
 
-def random_boxes(draw: Draw, height: int, width: int, area: float) -> Tensor:
+def random_boxes(draw: Draw, height: int, width: int, area: float, most: float = 1.0) -> Tensor:
     """int64 [B, 4], on the CPU: top, left, height and width of a box within each image.
 
-    The share of the image's area is uniform in [area, 1], the log of the ratio of sides in log 3/4 to log 4/3, until
+    The share of the image's area is uniform in [area, most], the log of the ratio of sides in log 3/4 to log 4/3, until
     a box fits; after ten that do not, it is the largest centered one with such a ratio (torchvision's procedure).
     """
-    shares = draw.uniform(TRIES, low=area, high=1.0).double() * height * width
+    shares = draw.uniform(TRIES, low=area, high=most).double() * height * width
     ratios = draw.uniform(TRIES, low=math.log(3 / 4), high=math.log(4 / 3)).double().exp()
     widths, heights = (shares * ratios).sqrt().round().long(), (shares / ratios).sqrt().round().long()
     fits = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)

@@ -71,16 +71,16 @@ class StrongKornia:
 
 
 def simclr_kornia(style: Style, area: float | None = None, jitter: tuple[float, float, float, float] | None = None,
-                  gray: float = 0.2, blur: float = 0.5, solarize: float = 0.0) -> View:
+                  gray: float = 0.2, blur: float = 0.5, solarize: float = 0.0, most: float = 1.0) -> View:
     """As simclr: random resized crop, flip, color jitter, gray, blur and solarize; modules of kornia.augmentation.
 
     Arguments are those of `SimCLRView`. The order of the jitter's changes is one for the batch.
     """
     from kornia import augmentation as of
 
-    ours = SimCLRView(style, area, jitter, gray, blur, solarize)
+    ours = SimCLRView(style, area, jitter, gray, blur, solarize, most)
     size = style.height, style.width
-    modules = [of.RandomResizedCrop(size, scale=(ours._area, 1.0), ratio=(3 / 4, 4 / 3))]
+    modules = [of.RandomResizedCrop(size, scale=(ours._area, most), ratio=(3 / 4, 4 / 3))]
     modules += [of.RandomHorizontalFlip(p=0.5)] if style.flip else []
     modules += [of.ColorJitter(*ours._jitter, p=JITTERED), of.RandomGrayscale(p=gray)]
     if not ours._small:

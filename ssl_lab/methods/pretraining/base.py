@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method
 from ssl_lab.methods.pretraining.heads import Head
 from ssl_lab.methods.ranks import cat_over_ranks, sum_over_ranks, world
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.views import ViewFactory
 
 
 class Pretraining(Method):
@@ -29,6 +32,20 @@ class Pretraining(Method):
     def __init__(self, net: Net, ema: Scalar = 0.0) -> None:
         super().__init__(net, ema)
         self.net.head.requires_grad_(False)
+
+
+def small_crops(count: int, view: ViewFactory) -> dict[str, ViewFactory]:
+    """So many draws of a view, as crop_1, crop_2 and so on: multi-crop's views beside the two large ones."""
+    if count < 0:
+        raise UsageError(f"crops={count}: expected 0 or more")
+    return {f"crop_{number + 1}": view for number in range(count)}
+
+
+def crossed(targets: Sequence[Tensor], predictions: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Predictions of views and the targets of every other view, row by row; views of which there are targets come
+    first. targets, predictions: [N, K] each; returns [pairs * N, K] twice."""
+    pairs = [(view, other) for view in range(len(predictions)) for other in range(len(targets)) if other != view]
+    return torch.cat([predictions[view] for view, _ in pairs]), torch.cat([targets[other] for _, other in pairs])
 
 
 class Target(torch.nn.Module):

@@ -12,14 +12,16 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
-from ssl_lab.methods.pretraining.base import Pretraining, Target
+from ssl_lab.methods.pretraining.base import Pretraining, Target, crossed, small_crops
 from ssl_lab.methods.pretraining.heads import Head
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, cosine, linear
-from ssl_lab.views import BYOL1, BYOL2
+from ssl_lab.views import BYOL1, BYOL2, SimCLRView
+from ssl_lab.views.contrastive import BYOL_JITTER
 
 MOMENTUM = cosine(0.996, 1.0)
+LARGE = 0.4  # share of the image from which a crop is a large one, in the authors' code
 TEACHER_TEMPERATURE = linear(0.04, 0.07, until=0.1)
 """The paper's warm-up of 30 epochs, of 300."""
 
@@ -32,17 +34,20 @@ class DINO(Pretraining):
     mean of t over both views of all ranks, keeps any of them from taking over. The teacher, a copy of net and
     projector, becomes momentum * teacher + (1 - momentum) * student after each step. Both views pass together.
 
-    There are two views and no small crops; the least area of 0.14 is what the authors' code advises for that.
-    Directions of length 1 are an option there. With the paper's settings it starts slowly: while all images look alike
-    to the net, the centered teacher is uniform, and `teacher_entropy` is near log outputs.
+    With `crops`, so many views of small parts of the image (0.05 to 0.4 of it) learn from both teachers too, the mean
+    being over all pairs of a student's view with another one of the teacher's, which sees parts of 0.4 and more. Here
+    small crops have the size of the others, so that each costs as much. Without, the least area of 0.14 is what the
+    authors' code advises for that. Directions of length 1 are an option there. With the paper's settings it starts
+    slowly: while all images look alike to the net, the centered teacher is uniform, and `teacher_entropy` is near log
+    outputs.
 
-    temperature, teacher_temperature: T and T'. momentum: rises to 1; nearer to it for small batches (the authors advise
-    0.9995 for 256). center_momentum: decay of c. frozen: share of the run in which the last layer does not learn, an
-    epoch in the paper. hidden, dim, outputs: values in the projector's hidden layers and in its bottleneck, and
-    directions. norm: BatchNorm in the hidden layers, an option of the authors' code; it takes away the large part that
-    the features of a convolutional net have in common at first. seed: of the projector. logs: `teacher_entropy`, of P';
-    if it stays at 0 or at log outputs, all images have come to look alike (log outputs: try a lower
-    teacher_temperature, or a higher temperature; 0: a lower center_momentum, or a higher momentum).
+    temperature, teacher_temperature: T and T'. crops: small ones. momentum: rises to 1; nearer to it for small batches
+    (the authors advise 0.9995 for 256). center_momentum: decay of c. frozen: share of the run in which the last layer
+    does not learn, an epoch in the paper. hidden, dim, outputs: values in the projector's hidden layers and in its
+    bottleneck, and directions. norm: BatchNorm in the hidden layers, an option of the authors' code; it takes away the
+    large part that the features of a convolutional net have in common at first. seed: of the projector. logs:
+    `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all images have come to look alike (log outputs: try a
+    lower teacher_temperature, or a higher temperature; 0: a lower center_momentum, or a higher momentum).
     """
 
     name = "dino"
@@ -53,8 +58,13 @@ class DINO(Pretraining):
 
     def __init__(self, net: Net, temperature: Scalar = 0.1, teacher_temperature: Scalar = TEACHER_TEMPERATURE,
                  momentum: Scalar = MOMENTUM, center_momentum: Scalar = 0.9, frozen: float = 0.01, hidden: int = 2048,
-                 dim: int = 256, outputs: int = 65536, norm: bool = False, ema: Scalar = 0.0, seed: int = 0) -> None:
+                 dim: int = 256, outputs: int = 65536, norm: bool = False, ema: Scalar = 0.0, seed: int = 0,
+                 crops: int = 0) -> None:
         super().__init__(net, ema)
+        if crops:
+            self.views = Views(unlabeled={"first": partial(BYOL1, area=LARGE), "second": partial(BYOL2, area=LARGE)}
+                               | small_crops(crops, partial(SimCLRView, area=0.05, most=LARGE, jitter=BYOL_JITTER)))
+        self.crops = crops
         self.temperature, self.teacher_temperature = temperature, teacher_temperature
         self.momentum, self.center_momentum, self.frozen = momentum, center_momentum, frozen
         self.projector = dino_head(net.features_dim, hidden, dim, outputs, norm, seed)
@@ -63,12 +73,14 @@ class DINO(Pretraining):
         self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
-        views = torch.cat([batch.unlabeled["first"], batch.unlabeled["second"]])
-        student = self.projector(self.net(views).features, frozen=at.frac < self.frozen)
-        teacher = self.target(views)
-        with full_precision(views.device):
-            first, second = losses.probabilities(teacher - self.center, at.value(self.teacher_temperature)).chunk(2)
-            prediction = losses.cross_entropy(student / at.value(self.temperature), torch.cat([second, first]))
+        views = [batch.unlabeled[name] for name in self.views.unlabeled]
+        student = self.projector(self.net(torch.cat(views)).features, frozen=at.frac < self.frozen)
+        teacher = self.target(torch.cat(views[:2]))
+        with full_precision(teacher.device):
+            taught = losses.probabilities(teacher - self.center, at.value(self.teacher_temperature)).chunk(2)
+            first, _ = taught
+            predictions, targets = crossed(taught, (student / at.value(self.temperature)).chunk(len(views)))
+            prediction = losses.cross_entropy(predictions, targets)
             entropy = torch.special.entr(first).sum(dim=1).mean()
         self.notes.put(at, teacher.mean(dim=0))
         return Loss({"prediction": prediction}, logs={"teacher_entropy": entropy})

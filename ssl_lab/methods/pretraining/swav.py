@@ -13,7 +13,7 @@ from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.consistency.smoothness import full_precision
-from ssl_lab.methods.pretraining.base import Pretraining, global_places
+from ssl_lab.methods.pretraining.base import Pretraining, crossed, global_places, small_crops
 from ssl_lab.methods.pretraining.dino import hold
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.methods.ranks import Notes, cat_over_ranks
@@ -33,15 +33,17 @@ class SwAV(Pretraining):
     among the prototypes equally: those of all ranks and, with a queue, of the last steps. (The paper sums the two
     directions; the mean is its code's.) Micro-batches share their own rows only. Both views pass the net together.
 
-    There are two views and no small crops. A loss that stays at log K says that assignments are noise; the authors then
-    advise a lower epsilon, 0.03; a higher temperature does more in short runs.
+    With `crops`, so many views of small parts of the image (0.05 to 0.14 of it) learn from both assignments too, the
+    mean being over all pairs; here they have the size of the others, so that each costs as much. A loss that stays at
+    log K says that assignments are noise; the authors then advise a lower epsilon, 0.03; a higher temperature does more
+    in short runs.
 
-    prototypes: their number K, several times that of the classes; many more than images per step need a queue.
-    temperature: T. epsilon, iterations: of Sinkhorn-Knopp; 0.025 at least, for the range of float32. queue: rows of
-    earlier steps, 3840 in the paper for small batches, used once it is full and `queue_from` of the run is over (15 of
-    200 epochs). frozen: share of the run in which prototypes do not learn. hidden, dim: values in the projector's
-    hidden layer and of z. seed: of projector and prototypes. logs: `assignment_agreement`, the share of images whose
-    two views have the same prototype as their first.
+    crops: small ones, six in the paper. prototypes: their number K, several times that of the classes; many more than
+    images per step need a queue. temperature: T. epsilon, iterations: of Sinkhorn-Knopp; 0.025 at least, for the range
+    of float32. queue: rows of earlier steps, 3840 in the paper for small batches, used once it is full and `queue_from`
+    of the run is over (15 of 200 epochs). frozen: share of the run in which prototypes do not learn. hidden, dim:
+    values in the projector's hidden layer and of z. seed: of projector and prototypes. logs: `assignment_agreement`,
+    the share of images whose two views have the same prototype as their first.
     """
 
     name = "swav"
@@ -52,8 +54,12 @@ class SwAV(Pretraining):
 
     def __init__(self, net: Net, prototypes: int = 3000, temperature: Scalar = 0.1, epsilon: float = 0.05,
                  iterations: int = 3, queue: int = 0, queue_from: float = 0.075, frozen: float = 0.01,
-                 hidden: int = 2048, dim: int = 128, ema: Scalar = 0.0, seed: int = 0) -> None:
+                 hidden: int = 2048, dim: int = 128, ema: Scalar = 0.0, seed: int = 0, crops: int = 0) -> None:
         super().__init__(net, ema)
+        if crops:
+            self.views = Views(unlabeled=dict(self.views.unlabeled) | small_crops(crops, partial(CROP, area=0.05,
+                                                                                                 most=0.14)))
+        self.crops = crops
         if epsilon < LEAST_EPSILON:
             raise UsageError(f"epsilon={epsilon}: expected {LEAST_EPSILON} or more; the paper has 0.05")
         self.temperature, self.epsilon, self.iterations = temperature, epsilon, iterations
@@ -65,15 +71,16 @@ class SwAV(Pretraining):
         self.notes = Notes()
 
     def forward(self, batch: Batch, at: At) -> Loss:
-        u = batch.unlabeled
-        projections = self.projector(self.net(torch.cat([u["first"], u["second"]])).features)
-        filled = at.step * at.world * len(u) >= len(self.queue) and at.frac >= self.queue_from
+        seen = [batch.unlabeled[name] for name in self.views.unlabeled]
+        projections = self.projector(self.net(torch.cat(seen)).features)
+        filled = at.step * at.world * len(batch.unlabeled) >= len(self.queue) and at.frac >= self.queue_from
         with full_precision(projections.device):
             z = F.normalize(projections, dim=1)
             scores = z @ hold(self.prototypes, at.frac < self.frozen).T
-            views = torch.stack(z.detach().chunk(2), dim=1)
+            views = torch.stack(z.detach().chunk(len(seen))[:2], dim=1)
             first, second = self._assigned(views, self.queue if filled else self.queue[:0])
-            prediction = losses.cross_entropy(scores / at.value(self.temperature), torch.cat([second, first]))
+            prediction = losses.cross_entropy(*crossed([first, second],
+                                                       (scores / at.value(self.temperature)).chunk(len(seen))))
         self.notes.put(at, views)
         return Loss({"prediction": prediction}, logs={
             "assignment_agreement": losses.accuracy(first.argmax(dim=1), second.argmax(dim=1))})
