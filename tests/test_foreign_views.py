@@ -58,6 +58,15 @@ def test_the_pixels_are_kornias():
     assert torch.equal(kornia(K.RandomInvert(p=1.0))(STYLE)(images, At(0, 1).draw("x", 4)), 1 - images / 255)
 
 
+def test_sequences_of_kornia_are_what_is_in_them():
+    images = torch.randint(0, 256, (4, 3, 12, 12), dtype=torch.uint8)
+    modules = K.RandomInvert(p=0.5), K.RandomAffine(20, p=0.5)
+    given = [modules, [K.AugmentationSequential(*modules, data_keys=["input"])], [[modules[0]], [modules[1]]],
+             [K.ImageSequential(*modules)], [torch.nn.Sequential(*modules)]]
+    first, *others = [kornia(*each)(STYLE)(images, At(0, 1).draw("x", 4)) for each in given]
+    assert all(torch.equal(each, first) for each in others)
+
+
 def test_a_share_of_the_images_is_changed():
     images = torch.randint(0, 256, (1000, 1, 4, 4), dtype=torch.uint8)
     views = kornia(K.RandomHorizontalFlip(p=0.3))(Style(1, 4, 4, (0.5,), (0.5,)))(images, At(0, 1).draw("x", 1000))
@@ -78,6 +87,8 @@ def test_the_global_generator_is_left_alone():
     ([K.auto.TrivialAugment()], "once for the whole batch"),
     ([K.ImageSequential(K.RandomInvert(), K.RandomGrayscale(), random_apply=1)], "random_apply"),
     ([K.RandomInvert(same_on_batch=True)], "leave that out"),
+    ([K.AugmentationSequential(K.RandomInvert(), data_keys=["input"], same_on_batch=True)], "leave that out"),
+    ([K.PatchSequential(K.RandomInvert(), patchwise_apply=False)], "list augmentations of whole images"),
     ([K.RandomMixUpV2()], "mixes images"), ([K.Normalize(0.5, 0.5)], "nets normalize"),
     ([torch.nn.ReLU()], "is no augmentation of images"),
     ([], "was given no augmentation")])

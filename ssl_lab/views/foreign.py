@@ -28,6 +28,7 @@ FLIP = "RandomHorizontalFlip"  # the name of it in both libraries
 LEFT_OUT = f"note: {FLIP} is left out of views, as mirrored images may be of another class here; --flip on keeps it"
 _NOT_BY_ROW = {"order", "forward_input_shape"}  # parameters without a row for each image
 _ALIKE = {"Resize", "CenterCrop", "PadTo", "LongestMaxSize", "SmallestMaxSize"}  # nothing of theirs is random
+_NO_PIPELINES = {"PatchSequential", "VideoSequential"}  # which are sequences of modules all the same
 _OF_COLORS = {"ColorJitter", "ColorJiggle", "RandomGrayscale", "RandomHue", "RandomSaturation"}  # of three channels
 
 
@@ -111,11 +112,14 @@ def _flat(given: Iterable[Any]) -> Iterable[Any]:
         if isinstance(each, nn.Sequential | nn.ModuleList | list | tuple):
             if type(each).__module__.startswith("kornia.augmentation.auto"):
                 raise UsageError(f"Kornia's {type(each).__name__} draws its operations once for the whole batch; take "
-                                 "the view strong, whose RandAugment draws them for each image, or list augmentations "
-                                 "with a p of their own")
+                                 "the view strong or strong_kornia, which draw them for each image, or list "
+                                 "augmentations with a p of their own")
             if getattr(each, "random_apply", False):
                 raise UsageError(f"{type(each).__name__} with random_apply draws which augmentations to apply once for "
                                  "the whole batch; give each its own p")
+            if type(each).__name__ in _NO_PIPELINES:
+                raise UsageError(f"{type(each).__name__} augments parts of an image by themselves, or images together; "
+                                 "list augmentations of whole images")
             yield from _flat(each)
         else:
             yield each
