@@ -20,6 +20,7 @@ from ssl_lab.engine.machine import keep_freed_memory, resolve_device
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table
 from ssl_lab.views import VIEWS, View
+from ssl_lab.views.naming import OURS
 
 Array = NDArray[np.uint8]
 
@@ -53,8 +54,6 @@ PILLOW: dict[str, Callable[[Tensor, Draw, Style], Tensor]] = {
     "eval": pillow_eval, "weak": pillow_weak, "strong": pillow_strong}
 """Equivalents of the views, by name: (uint8 images, the same numbers, style) -> what the view returns."""
 KORNIA = "_kornia"  # at the end of the names of the same views by Kornia
-WHY = {"cpu": "not measured", "cuda": "not measured"}
-"""Why methods take ours, by device: what was measured there (tests/benchmarks/README.md)."""
 
 
 def pillow_operation(image: Image.Image, number: int, v: int, sign: int) -> Image.Image:
@@ -124,7 +123,8 @@ def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats:
                                    "kornia_images_per_second", "kornia_ratio", "pillow_images_per_second", "ratio",
                                    "differing")] for row in found]))
         kind = resolve_device(device).type
-        print(f"Methods take ours on {kind}: {WHY.get(kind, WHY['cuda'])}. --view strong=strong_kornia takes Kornia's.")
+        why = OURS.get(kind, "Kornia's were not measured there")
+        print(f"Methods take ours on {kind}: {why}. --view strong=strong_kornia takes Kornia's.")
     return found
 
 
