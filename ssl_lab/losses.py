@@ -15,6 +15,11 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(_full(logits), targets)
 
 
+def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax(logits)[target] of each row, float [B]. targets: int64 [B], or probabilities [B, C]."""
+    return F.cross_entropy(_full(logits), targets, reduction="none")
+
+
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """softmax(logits / temperature) over the classes: float [B, C], with gradient."""
     return (_full(logits) / temperature).softmax(dim=-1)
@@ -32,8 +37,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     With targets = pseudo-labels and mask = confidence >= threshold, this is the unlabeled loss of FixMatch
     (Sohn et al. 2020, equation 4). targets: int64 [B], or probabilities [B, C]. mask: bool or float [B].
     """
-    per_row = F.cross_entropy(_full(logits), targets, reduction="none")
-    return (per_row * mask).mean()
+    return (cross_entropies(logits, targets) * mask).mean()
 
 
 def squared_error(p: Tensor, q: Tensor) -> Tensor:

@@ -65,10 +65,44 @@ def drops(start: float, factor: float, *at: float) -> Schedule:
                     lambda t: start * factor ** sum(t >= place for place in at))
 
 
-def cyclical(low: float, high: float, cycles: int = 1) -> Schedule:
-    """Triangle waves that start and end at low and reach high in the middle of each cycle (Smith 2015)."""
-    return Schedule(f"cyclical({low}, {high}, cycles={cycles})",
-                    lambda t: high - (high - low) * abs(2 * ((t * cycles) % 1.0) - 1))
+def switch(first: float, then: float, at: float) -> Schedule:
+    """first, and from this fraction on then."""
+    return Schedule(f"switch({first}, {then}, {at})", lambda t: then if t >= at else first)
+
+
+def cyclical(low: float, high: float, cycles: int = 1, factor: float = 2.0) -> Schedule:
+    """From low to high in the first 1 / factor of each cycle, and back to low in the rest of it; with factor 1 it only
+    rises (general cyclical training, Smith 2022, arXiv 2202.08835). With low = high it is the constant.
+
+    value = (1 - eta) high + eta low, eta = 1 - factor t while factor t < 1, then (factor t - 1) / (factor - 1), with t
+    the fraction of the cycle (in the paper's code epoch / (epochs - 1)).
+    """
+    if factor < 1:
+        raise UsageError(f"cyclical: factor={factor}; expected 1 or more")
+    return Schedule(f"cyclical({low}, {high}, cycles={cycles}, factor={factor})",
+                    lambda t: high - (high - low) * _eta(_in_cycle(t, cycles), factor))
+
+
+def triangular(low: float, high: float, cycles: int = 1) -> Schedule:
+    """Straight lines from low to high and back, in each cycle (cyclical learning rates, Smith 2015, arXiv 1506.01186).
+    A cycle is two of the paper's steps, 2 stepsize iterations."""
+    return Schedule(f"triangular({low}, {high}, cycles={cycles})",
+                    lambda t: high - (high - low) * abs(2 * _in_cycle(t, cycles) - 1))
+
+
+def triangular2(low: float, high: float, cycles: int = 4) -> Schedule:
+    """triangular, of which each cycle reaches half as far from low as the last (Smith 2015)."""
+    wave = triangular(0.0, 1.0, cycles)
+    return Schedule(f"triangular2({low}, {high}, cycles={cycles})",
+                    lambda t: low + (high - low) * wave(t) * 0.5 ** _cycle(t, cycles))
+
+
+def exp_range(low: float, high: float, gamma: float = 0.1, cycles: int = 4) -> Schedule:
+    """triangular, of which high comes nearer to low by the factor gamma^t, so that gamma of the distance is left at the
+    end (Smith 2015, whose gamma is per iteration: ours is that to the power of all iterations)."""
+    wave = triangular(0.0, 1.0, cycles)
+    return Schedule(f"exp_range({low}, {high}, gamma={gamma}, cycles={cycles})",
+                    lambda t: low + (high - low) * wave(t) * gamma**t)
 
 
 def warm_up(until: float, then: Scalar) -> Schedule:
@@ -79,7 +113,8 @@ def warm_up(until: float, then: Scalar) -> Schedule:
 
 
 MAKERS: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in (
-    constant, linear, cosine, cosine_7_16, ramp_up, drops, cyclical, warm_up)}
+    constant, linear, cosine, cosine_7_16, ramp_up, drops, switch, cyclical, triangular, triangular2, exp_range,
+    warm_up)}
 """By name, as texts have them."""
 
 
@@ -92,10 +127,27 @@ def parse(text: str) -> Schedule:
         made = texts.make(texts.read(text, "schedule", "linear(0, 1)"), MAKERS.__getitem__)
         if not all(math.isfinite(made(t)) for t in (0.0, 0.5, 0.99)):  # numbers, and as many as it needs
             raise ValueError
-    except (KeyError, ValueError, TypeError, ZeroDivisionError):
+    except (KeyError, ValueError, TypeError, ArithmeticError):
         raise UsageError(f"{text!r} is no schedule; expected e.g. linear(0, 1, until=0.3), by one of "
                          f"{', '.join(MAKERS)}") from None
     return made
+
+
+def _in_cycle(t: float, cycles: int) -> float:
+    """The fraction of its cycle at t; cycles end where the next begins, but for the last."""
+    return t * cycles - _cycle(t, cycles)
+
+
+def _cycle(t: float, cycles: int) -> int:
+    """The number of the cycle at t, from 0."""
+    return min(math.floor(t * cycles), max(math.ceil(cycles), 1) - 1)
+
+
+def _eta(t: float, factor: float) -> float:
+    """From 1 to 0 until t = 1 / factor, and back to 1 at t = 1."""
+    if factor * t < 1 or factor == 1:
+        return 1 - factor * t
+    return (factor * t - 1) / (factor - 1)
 
 
 def _clip(t: float) -> float:

@@ -38,6 +38,41 @@ def test_cycles_touch_both_ends():
     assert [wave(t) for t in (0, 0.25, 0.5, 0.75, 1)] == pytest.approx([0.8, 0.98, 0.8, 0.98, 0.8])
 
 
+def clr(t, low, high, cycles, kind):
+    """The code of Smith's appendix, on 1000 iterations: epochCounter t * 1000, stepsize 500 / cycles."""
+    stepsize, iteration = 500 / cycles, t * 1000
+    cycle = math.floor(1 + iteration / (2 * stepsize))
+    x = abs(iteration / stepsize - 2 * cycle + 1)
+    shrunk = {"triangular": 1, "triangular2": 1 / 2 ** (cycle - 1), "exp_range": 0.1 ** (iteration / 1000)}[kind]
+    return low + (high - low) * max(0, 1 - x) * shrunk
+
+
+@pytest.mark.parametrize("kind", ["triangular", "triangular2", "exp_range"])
+@given(t=st.floats(0, 0.999))
+def test_cyclical_learning_rates_are_those_of_the_paper(kind, t):
+    made = getattr(schedule, kind)(0.1, 0.6, cycles=3)
+    assert made(t) == pytest.approx(clr(t, 0.1, 0.6, 3, kind), abs=1e-9)
+    assert getattr(schedule, kind)(0.3, 0.3)(t) == 0.3
+    assert made(1.0) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4, 1.5])
+def test_general_cycles_are_those_of_the_paper(factor):
+    """Smith's code, but for one epoch at the turn, where it compares with epochs and divides by epochs - 1."""
+    wave = schedule.cyclical(0.2, 0.7, factor=factor)
+    for epoch in range(101):
+        rises = factor == 1 or factor * epoch < 100
+        eta = 1 - factor * epoch / 100 if rises else (factor * epoch / 100 - 1) / (factor - 1)
+        assert wave(epoch / 100) == pytest.approx((1 - eta) * 0.7 + eta * 0.2, abs=1e-9)
+    assert schedule.cyclical(0.2, 0.7, 3, factor)(1.5 / 3) == pytest.approx(wave(0.5))
+    assert all(schedule.cyclical(0.3, 0.3, factor=factor)(t / 9) == 0.3 for t in range(10))
+    assert factor != 2 or all(wave(t / 9) == schedule.triangular(0.2, 0.7)(t / 9) for t in range(10))
+
+
+def test_a_switch_is_the_one_and_then_the_other():
+    assert [schedule.switch(0.0, 0.9, 0.8)(t) for t in (0, 0.79, 0.8, 1)] == [0, 0, 0.9, 0.9]
+
+
 def test_warm_up_is_linear_and_then_runs_the_whole_of_what_follows():
     rate = schedule.warm_up(0.1, schedule.cosine(2.0))
     assert [rate(t) for t in (0.0, 0.05, 0.1, 1.0)] == pytest.approx([0.0, 1.0, 2.0, 0.0])
@@ -51,7 +86,9 @@ def test_a_schedule_prints_how_it_was_made():
 
 @pytest.mark.parametrize("made", [schedule.linear(0.0, 75.0, until=0.3), schedule.cyclical(0.2, 0.8, cycles=4),
                                   schedule.warm_up(0.1, schedule.cosine_7_16(0.03)), schedule.constant(-2.0),
-                                  schedule.drops(0.1, 0.2, 0.3, 0.6)])
+                                  schedule.drops(0.1, 0.2, 0.3, 0.6), schedule.switch(0.0, 1.0, 0.8),
+                                  schedule.cyclical(0.2, 0.8, factor=4), schedule.triangular2(0.0, 1.0),
+                                  schedule.exp_range(0.0, 1.0, 0.5, cycles=2), schedule.triangular(0.1, 0.2, cycles=3)])
 def test_a_schedule_is_read_from_how_it_prints(made):
     again = schedule.parse(repr(made))
     assert repr(again) == repr(made)
@@ -59,7 +96,8 @@ def test_a_schedule_is_read_from_how_it_prints(made):
 
 
 @pytest.mark.parametrize("text", ["linear(0", "linear(0)", "open('x')", "parse('1')", "3", "linear('a', 'b')", "x.y(1)",
-                                  "linear(0, 1, until=0)", "linear(0, 1, 2, 3)"])
+                                  "linear(0, 1, until=0)", "cyclical(0, 1, factor=0.5)", "triangular2(0, 1, 1e999)",
+                                  "linear(0, 1, 2, 3)"])
 def test_what_is_no_schedule_is_refused(text):
     with pytest.raises(UsageError, match="is no schedule; expected"):
         schedule.parse(text)

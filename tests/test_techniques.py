@@ -35,6 +35,12 @@ OFF = {
     "replicated_sgd": "replicated_sgd(replicas=1)",
     "hero": "hero(radius=0, weight=0)",
     "pof": "pof(after=1)",
+    "cyclical_focal": "cyclical_focal(confident=0, hard=0)",
+    "temperature": "temperature(value=1)",
+    "class_weights": "class_weights(power=0)",
+    "ldam": "ldam(margin=0, beta=0)",
+    "vs": "vs(gamma=0, tau=0, beta=0)",
+    "prior_correction": "prior_correction(strength=0)",
 }
 
 

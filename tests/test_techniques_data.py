@@ -10,6 +10,7 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import Feed
 from ssl_lab.methods import FixMatch
 from ssl_lab.techniques.data.oversample import balanced
+from ssl_lab.techniques.data.undersample import fewest
 
 
 @pytest.fixture
@@ -46,3 +47,15 @@ def test_batches_have_them_and_the_split_stays(uneven):
     seen = np.concatenate([feed(At(step, 10)).labeled.targets.numpy() for step in range(10)])  # an epoch of 80
     assert np.bincount(seen).tolist() == [20, 20, 20, 20]
     assert torch.equal(feed(At(3, 10)).unlabeled.indices, plain(At(3, 10)).unlabeled.indices)
+
+
+def test_as_many_are_drawn_of_each_class_as_the_rarest_has(uneven):
+    drawn = sl.Undersample()(uneven, 0).drawn
+    assert np.bincount(uneven.labels[drawn], minlength=5).tolist() == [1, 1, 1, 1, 0]
+    assert len(np.unique(drawn)) == 4
+    chosen = {tuple(sl.Undersample()(uneven, seed).drawn) for seed in range(8)}
+    assert len(chosen) > 4
+    assert chosen <= {(a, b, c, 120) for a in range(20) for b in range(40, 53) for c in range(80, 86)}
+    rows, labels = np.array([1, 3, 4, 8]), np.array([9, 0, 9, 1, 0, 9, 9, 9, 1])
+    assert np.array_equal(fewest(rows, labels, 0), rows)
+    assert len(fewest(rows[:0], labels, 0)) == 0

@@ -74,3 +74,21 @@ def test_frozen_statistics_stay():
     before = copy.deepcopy(dict(net.named_buffers()))
     renew_statistics(net, [torch.rand(8, 1, 8, 8)])
     torch.testing.assert_close(dict(net.named_buffers()), before)
+
+
+def test_prior_correction_divides_probabilities_by_those_of_the_classes():
+    pool = sl.load("digits").split(labeled=[0, 10, 20, 30, 1, 11, 2, 3])  # digits: row r shows r % 10
+    method = Supervised(flat_net())
+    around = sl.PriorCorrection().around(method, pool, 0)
+    priors = torch.bincount(torch.from_numpy(pool.labels[pool.labeled]), minlength=10).clamp(min=1) / len(pool.labeled)
+    x = torch.rand(5, 1, 8, 8)
+    before = method.predictor()(x).logits.softmax(dim=1)
+    expected = before / priors
+    torch.testing.assert_close(around.predictor()(x).logits.softmax(dim=1), expected / expected.sum(1, keepdim=True))
+    assert torch.equal(method.predictor()(x).logits.softmax(dim=1), before)  # what is trained stays
+
+
+def test_equal_priors_change_nothing():
+    method = Supervised(flat_net())
+    even = sl.PriorCorrection().around(method, digits(100), 0)
+    assert torch.equal(even.predictor().head.bias, method.predictor().head.bias)

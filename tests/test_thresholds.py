@@ -461,13 +461,17 @@ def test_uda_without_sharpening_and_annealing_is_kl_and_cross_entropy():
     assert _terms(_method(UDA, threshold=0.0, temperature=0.4), batch=same)["unlabeled"] > 1e-3
 
 
+def annealed(logits, targets, threshold):
+    return thresholds.annealed(losses.cross_entropies(logits, targets), logits, targets, threshold)
+
+
 def test_tsa_averages_over_the_rows_kept_and_is_zero_without_any():
     p = torch.tensor([[0.9, 0.1], [0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
     targets = torch.tensor([0, 0, 0])
     logits = p.log().requires_grad_()
-    loss = thresholds.tsa_cross_entropy(logits, targets, 0.6)
+    loss = annealed(logits, targets, 0.6)
     assert loss.item() == pytest.approx(-(math.log(0.5) + math.log(0.2)) / 2)
-    nothing = thresholds.tsa_cross_entropy(logits, targets, 0.1)
+    nothing = annealed(logits, targets, 0.1)
     nothing.backward()
     assert nothing == 0
     assert (logits.grad == 0).all()
@@ -717,7 +721,7 @@ def test_freematch_gives_the_numbers_of_its_code():
 
 def test_uda_gives_the_numbers_of_its_code():
     targets = torch.tensor([0, 1, 2, 3, 0, 1])
-    assert thresholds.tsa_cross_entropy(WEAK, targets, 0.3).item() == pytest.approx(2.986144946172395, rel=1e-12)
+    assert annealed(WEAK, targets, 0.3).item() == pytest.approx(2.986144946172395, rel=1e-12)
 
     class Fixed(UDA):
         def joint(self, *views, constant=None):

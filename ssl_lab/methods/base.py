@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 
+from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Ema, Net, Output
@@ -17,6 +19,9 @@ from ssl_lab.views import ViewFactory, by_name, named
 from ssl_lab.views.naming import replaced, text_of
 
 Forward = Literal["joint", "split"]
+RowLosses = Callable[[Tensor, Tensor], Tensor]
+"""Logits float [B, C] and targets (int64 [B], or probabilities [B, C]) -> the loss of each row, float [B]."""
+IGNORED = -100  # torch's: a target that does not count
 
 
 @dataclass(frozen=True)
@@ -60,6 +65,7 @@ class Method(nn.Module):
     classifies: ClassVar[bool] = True  # whether the head learns the pool's classes; not so in pretraining
     splits: ClassVar[bool] = False  # whether a view of its joint pass only makes targets; see `set_forward`
     _forward_policy: Forward = "joint"
+    _row_losses: RowLosses | None = None  # in place of cross-entropy; see `labeled_by`
 
     def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
         super().__init__()
@@ -107,6 +113,30 @@ class Method(nn.Module):
         sizes = [len(view) for view in views]
         output = self.net(torch.cat(views))
         return tuple(map(Output, output.features.split(sizes), output.logits.split(sizes)))
+
+    def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """The mean loss of rows by their labels: every method's labeled term. Cross-entropy, unless a technique has
+        something else in its place. targets: int64 [B], of which -100 does not count, or probabilities [B, C]."""
+        if self._row_losses is None:
+            return losses.cross_entropy(logits, targets)
+        if targets.ndim == 2:
+            return self.labeled_losses(logits, targets).mean()
+        counted = targets != IGNORED
+        return (self.labeled_losses(logits, targets.clamp(min=0)) * counted).sum() / counted.sum()
+
+    def labeled_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of each row by itself, float [B]; see `labeled_loss`."""
+        return (self._row_losses or losses.cross_entropies)(logits, targets)
+
+    @contextmanager
+    def labeled_by(self, wrap: Callable[[RowLosses], RowLosses]) -> Iterator[None]:
+        """Within it, what `wrap` makes of the losses of labeled rows takes their place. For methods around methods."""
+        before = self._row_losses
+        self._row_losses = wrap(before or losses.cross_entropies)
+        try:
+            yield
+        finally:
+            self._row_losses = before
 
     def set_forward(self, policy: Forward) -> None:
         """How views pass that only make targets: "joint" with the others, as in the papers, or "split" from them.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
-from ssl_lab.methods.base import Forward, Method
+from ssl_lab.methods.base import Forward, Method, RowLosses
 from ssl_lab.nets import Ema, Net, frozen_statistics
 from ssl_lab.schedule import Scalar
 
@@ -63,6 +66,11 @@ class LearningLoss(Method):
 
     def predictor(self) -> Net:
         return self.base.predictor()
+
+    @contextmanager
+    def labeled_by(self, wrap: Callable[[RowLosses], RowLosses]) -> Iterator[None]:
+        with self.base.labeled_by(wrap):
+            yield
 
     def set_forward(self, policy: Forward) -> None:
         self.base.set_forward(policy)

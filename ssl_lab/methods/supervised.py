@@ -29,5 +29,5 @@ class Supervised(Method):
     def forward(self, batch: Batch, at: At) -> Loss:
         logits = self.net(batch.labeled["view"]).logits
         accuracy = losses.accuracy(logits.detach().argmax(dim=1), batch.labeled.targets)
-        return Loss({"labeled": losses.cross_entropy(logits, batch.labeled.targets)},
+        return Loss({"labeled": self.labeled_loss(logits, batch.labeled.targets)},
                     logs={"train_accuracy": accuracy})

@@ -18,6 +18,7 @@ from ssl_lab.techniques.base import (
     WeightsTechnique,
 )
 from ssl_lab.techniques.data.oversample import Oversample
+from ssl_lab.techniques.data.undersample import Undersample
 from ssl_lab.techniques.net.drop_path import DropPath
 from ssl_lab.techniques.step.entropy_sgd import EntropySGD
 from ssl_lab.techniques.step.gnp import GNP
@@ -25,9 +26,15 @@ from ssl_lab.techniques.step.hero import HERO
 from ssl_lab.techniques.step.pof import PoF
 from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
+from ssl_lab.techniques.term.class_weights import ClassWeights
+from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
+from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
+from ssl_lab.techniques.term.temperature import Temperature
+from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
 from ssl_lab.techniques.weights.lookahead import Lookahead
+from ssl_lab.techniques.weights.prior_correction import PriorCorrection
 from ssl_lab.techniques.weights.reinit import Reinit
 from ssl_lab.techniques.weights.shrink_perturb import ShrinkPerturb
 from ssl_lab.techniques.weights.sphere import Sphere
@@ -37,6 +44,11 @@ from ssl_lab.techniques.weights.weight_rescaling import WeightRescaling
 _ALL: tuple[type[Technique], ...] = (
     DropPath,
     NoiseConsistency,
+    CyclicalFocal,
+    Temperature,
+    ClassWeights,
+    LDAM,
+    VS,
     SAM,
     GNP,
     HERO,
@@ -49,7 +61,9 @@ _ALL: tuple[type[Technique], ...] = (
     Sphere,
     SWA,
     WeightRescaling,
+    PriorCorrection,
     Oversample,
+    Undersample,
 )
 TECHNIQUES = {technique.name: technique for technique in _ALL}
 
@@ -95,9 +109,13 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
 __all__ = [
     "GNP",
     "HERO",
+    "LDAM",
     "SAM",
     "SWA",
+    "VS",
     "Around",
+    "ClassWeights",
+    "CyclicalFocal",
     "DataTechnique",
     "DropPath",
     "EntropySGD",
@@ -107,6 +125,7 @@ __all__ = [
     "NoiseConsistency",
     "Oversample",
     "PoF",
+    "PriorCorrection",
     "Reinit",
     "ReplicatedSGD",
     "ShrinkPerturb",
@@ -114,7 +133,9 @@ __all__ = [
     "StepTechnique",
     "Technique",
     "Techniques",
+    "Temperature",
     "TermTechnique",
+    "Undersample",
     "WeightRescaling",
     "WeightsTechnique",
     "prepared",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -12,7 +13,7 @@ from torch import nn
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.data import Pool
 from ssl_lab.methods import Method
-from ssl_lab.methods.base import Forward
+from ssl_lab.methods.base import Forward, RowLosses
 from ssl_lab.nets import Ema, Net
 from ssl_lab.optim import Closure
 
@@ -130,6 +131,11 @@ class Around(Method):
 
     def set_forward(self, policy: Forward) -> None:
         self.base.set_forward(policy)
+
+    @contextmanager
+    def labeled_by(self, wrap: Callable[[RowLosses], RowLosses]) -> Iterator[None]:
+        with self.base.labeled_by(wrap):
+            yield
 
 
 class TermTechnique(Technique, Around):

@@ -73,9 +73,9 @@ class ABC(Method):
         unlabeled = [losses.masked_cross_entropy(view.logits, q, kept_u) for view in strong]
         return Loss(
             {
-                "plain_labeled": losses.cross_entropy(plain, x.targets),
+                "plain_labeled": self.labeled_loss(plain, x.targets),
                 "plain_unlabeled": at.value(self.weight) * torch.stack(plain_unlabeled).mean(),
-                "labeled": losses.masked_cross_entropy(labeled.logits, x.targets, kept),
+                "labeled": (self.labeled_losses(labeled.logits, x.targets) * kept).mean(),
                 "unlabeled": torch.stack(unlabeled).sum(),
             },
             logs={

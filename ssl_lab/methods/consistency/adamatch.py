@@ -70,7 +70,7 @@ class AdaMatch(Method):
         self.notes.put(at, p.mean(dim=0), q.mean(dim=0))
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets.repeat(2)),
+                "labeled": self.labeled_loss(labeled, x.targets.repeat(2)),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
             },
             logs={

@@ -83,7 +83,7 @@ class CoMatch(Method):
         mask = confidence >= at.value(self.threshold)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled.logits, x.targets),
+                "labeled": self.labeled_loss(labeled.logits, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong.logits, q, mask),
                 "contrast": at.value(self.contrast) * contrast,
             },

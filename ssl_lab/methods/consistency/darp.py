@@ -73,7 +73,7 @@ class DARP(Method):
         self.notes.put(at, u.indices, q)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
             },
             logs={

@@ -78,7 +78,7 @@ class Dash(Method):
         self._rows = len(u) * at.world
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * (per_row * mask).sum() / mask.sum().clamp(min=1),
             },
             logs={

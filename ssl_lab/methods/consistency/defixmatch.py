@@ -38,7 +38,7 @@ class DeFixMatch(Method):
         x_weak, x_strong, u_weak, u_strong = (
             out.logits for out in self.joint(x["weak"], x["strong"], u["weak"], u["strong"], constant=2)
         )
-        supervised = (losses.cross_entropy(x_weak, x.targets) + losses.cross_entropy(x_strong, x.targets)) / 2
+        supervised = (self.labeled_loss(x_weak, x.targets) + self.labeled_loss(x_strong, x.targets)) / 2
         x_confidence, x_pseudo = losses.pseudo_labels(x_weak)
         u_confidence, u_pseudo = losses.pseudo_labels(u_weak)
         threshold, weight = at.value(self.threshold), at.value(self.weight)

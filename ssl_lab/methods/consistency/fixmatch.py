@@ -39,7 +39,7 @@ class FixMatch(Method):
         mask = confidence >= at.value(self.threshold)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
             },
             logs={

@@ -56,7 +56,7 @@ class FlexMatch(Method):
         self.notes.put(at, u.indices, torch.where(confidence >= threshold, pseudo, -1))
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
             },
             logs={

@@ -67,7 +67,7 @@ class FreeMatch(Method):
         self.notes.put(at, confidence.mean(), q.mean(dim=0), histogram)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
                 "fairness": at.value(self.fairness_weight) * fairness,
             },

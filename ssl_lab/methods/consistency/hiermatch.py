@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows, seed_of
 from ssl_lab.errors import UsageError
-from ssl_lab.methods.base import Method
+from ssl_lab.methods.base import Method, RowLosses
 from ssl_lab.methods.consistency.mixmatch import MixMatch
 from ssl_lab.nets import Net, Output
 from ssl_lab.nets.base import linear_head
@@ -88,6 +89,12 @@ class HierMatch(Method):
             return rows
         table = self.parents[level - 1]
         return replace(rows, targets=table[rows.targets], truth=table[rows.truth])
+
+    @contextmanager
+    def labeled_by(self, wrap: Callable[[RowLosses], RowLosses]) -> Iterator[None]:
+        finest: Method = cast(Any, self.bases[0])  # the classes of other levels are others
+        with finest.labeled_by(wrap):
+            yield
 
     def after_step(self, at: At) -> None:
         super().after_step(at)

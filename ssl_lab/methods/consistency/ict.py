@@ -54,7 +54,7 @@ class ICT(Method):
         distance = losses.squared_error(losses.probabilities(between), target)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, mix(label, share_x, order_x)),
+                "labeled": self.labeled_loss(labeled, mix(label, share_x, order_x)),
                 "consistency": at.value(self.weight) * distance,
             },
             logs={"pseudo_label_accuracy": losses.accuracy(teacher.argmax(dim=1), u.truth)},

@@ -45,7 +45,7 @@ class MeanTeacher(Method):
         distance = losses.squared_error(prediction, losses.probabilities(target))
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "consistency": at.value(self.weight) * distance,
             },
             logs={

@@ -57,7 +57,7 @@ class MixMatch(Method):
         distance = losses.squared_error(losses.probabilities(unlabeled), targets[len(x) :])
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, targets[: len(x)]),
+                "labeled": self.labeled_loss(labeled, targets[: len(x)]),
                 "unlabeled": at.value(self.weight) * distance,
             },
             logs={

@@ -64,7 +64,7 @@ class NoisyStudent(Method):
             mask_rate, pseudo_label_accuracy = mask.float().mean(), losses.accuracy(pseudo, u.truth, mask)
         return Loss(
             {
-                "labeled": losses.cross_entropy(logits, x.targets),
+                "labeled": self.labeled_loss(logits, x.targets),
                 "unlabeled": unlabeled,
             },
             logs={

@@ -73,7 +73,7 @@ class OpenCoS(Method):
         soft = self.soft_labels[u.indices[outs]]
         return Loss(
             {
-                "labeled": losses.cross_entropy(torch.cat([labeled, weak]), targets),
+                "labeled": self.labeled_loss(torch.cat([labeled, weak]), targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, mask),
                 "outside": at.value(self.outside) * losses.masked_cross_entropy(foreign, soft, ~inside[outs]),
             },

@@ -44,7 +44,7 @@ class PiModel(Method):
         distance = losses.squared_error(first, losses.probabilities(second))
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "consistency": at.value(self.weight) * distance,
             },
             logs={

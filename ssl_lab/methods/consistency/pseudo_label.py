@@ -40,7 +40,7 @@ class PseudoLabel(Method):
         mask = confidence >= at.value(self.threshold)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(unlabeled, pseudo, mask),
             },
             logs={

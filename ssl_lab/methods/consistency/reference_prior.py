@@ -72,7 +72,7 @@ class ReferencePrior(Method):
         scale = count / (1 - tau**2)
         return Loss(
             {
-                "labeled": count * losses.cross_entropy(labeled.flatten(0, 1), x.targets.repeat_interleave(count)),
+                "labeled": count * self.labeled_loss(labeled.flatten(0, 1), x.targets.repeat_interleave(count)),
                 "conditional": scale * conditional.mean(),
                 "marginal": -scale * at.value(self.alpha) * joint_entropy(log_weak, self.order),
             },

@@ -73,7 +73,7 @@ class ReMixMatch(Method):
         labeled, unlabeled = logits[: len(x)], logits[len(x) :]
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, targets[: len(x)]),
+                "labeled": self.labeled_loss(labeled, targets[: len(x)]),
                 "mixed": at.value(self.mixed) * losses.cross_entropy(unlabeled, targets[len(x) :]),
                 "anchored": at.value(self.anchored) * losses.cross_entropy(anchored, guess),
                 "rotation": at.value(self.rotated) * losses.cross_entropy(turned_logits, turns),

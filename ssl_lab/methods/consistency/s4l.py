@@ -52,7 +52,7 @@ class S4L(Method):
         rotation = (losses.cross_entropy(rotations_x, turns_x) + losses.cross_entropy(rotations_u, turns_u)) / 2
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled.logits, x.targets.repeat(4)),
+                "labeled": self.labeled_loss(labeled.logits, x.targets.repeat(4)),
                 "rotation": at.value(self.weight) * rotation,
             },
             logs={
@@ -102,7 +102,7 @@ class S4LExemplar(Method):
                     for part, rows in ((labeled, x), (unlabeled, u))]  # an image may be in a batch twice
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled.logits, x.targets.repeat(len(x.views))),
+                "labeled": self.labeled_loss(labeled.logits, x.targets.repeat(len(x.views))),
                 "exemplar": at.value(self.weight) * (triplets[0].mean() + triplets[1].mean()) / 2,
             },
             logs={

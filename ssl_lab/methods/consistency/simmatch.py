@@ -80,7 +80,7 @@ class SimMatch(Method):
             self.notes.put(at, self._embed(labeled.features), x.targets, p)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled.logits, x.targets),
+                "labeled": self.labeled_loss(labeled.logits, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong.logits, q, mask),
                 "instance": (at.value(self.instance) if full else 0.0) * instance,
             },

@@ -65,7 +65,7 @@ class SoftMatch(Method):
         self.notes.put(at, powers.sum(dim=0, keepdim=True), q.sum(dim=0, keepdim=True))
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "unlabeled": at.value(self.weight) * losses.masked_cross_entropy(strong, pseudo, weights),
             },
             logs={

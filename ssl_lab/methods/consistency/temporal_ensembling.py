@@ -59,7 +59,7 @@ class TemporalEnsembling(Method):
         self.notes.put(at, u.indices, prediction)
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "consistency": at.value(self.weight) * distance,
             },
             logs={

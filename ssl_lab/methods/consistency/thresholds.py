@@ -97,15 +97,14 @@ def tsa_threshold(schedule: str, t: float, classes: int) -> float:
     return TSA[schedule](t) * (1 - 1 / classes) + 1 / classes
 
 
-def tsa_cross_entropy(logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
-    """Mean of -log p_target over the rows with p_target <= threshold; 0 if there are none; with gradient.
+def annealed(rows: Tensor, logits: Tensor, targets: Tensor, threshold: float) -> Tensor:
+    """Mean of the losses `rows`, float [B], over those with p_target <= threshold; 0 if there are none; with gradient.
 
     logits: [B, C]; targets: int64 [B] (UDA's training-signal annealing).
     """
-    log_p = logits.log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
-    correct = log_p.gather(1, targets[:, None])[:, 0]
-    kept = correct.detach().exp() <= threshold
-    return -(correct * kept).sum() / kept.sum().clamp(min=1)
+    log_p = logits.detach().log_softmax(dim=1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    kept = log_p.gather(1, targets[:, None])[:, 0].exp() <= threshold
+    return (rows * kept).sum() / kept.sum().clamp(min=1)
 
 
 def _normalized(values: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class UDA(Method):
         eta = thresholds.tsa_threshold(self.tsa, at.frac, self.net.classes)
         return Loss(
             {
-                "labeled": thresholds.tsa_cross_entropy(labeled, x.targets, eta),
+                "labeled": thresholds.annealed(self.labeled_losses(labeled, x.targets), labeled, x.targets, eta),
                 "unlabeled": at.value(self.weight) * (divergence * mask).mean(),
             },
             logs={

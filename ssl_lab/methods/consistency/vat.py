@@ -52,7 +52,7 @@ class VAT(Method):
             moved = self.net(u["weak"] + at.value(self.epsilon) * direction * self.net.std).logits
         return Loss(
             {
-                "labeled": losses.cross_entropy(labeled, x.targets),
+                "labeled": self.labeled_loss(labeled, x.targets),
                 "consistency": at.value(self.weight) * divergence(clean, moved),
             },
             logs={

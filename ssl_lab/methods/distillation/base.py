@@ -81,7 +81,7 @@ class Distillation(Method):
         terms, said = {}, student.logits.detach().argmax(dim=1)
         with full_precision(rows["view"].device):
             if len(x):
-                terms["labeled"] = at.value(self.labeled) * losses.cross_entropy(student.logits[: len(x)], x.targets)
+                terms["labeled"] = at.value(self.labeled) * self.labeled_loss(student.logits[: len(x)], x.targets)
             terms["distilled"] = at.value(self.weight) * self.distance(student, teacher, rows, at)
         logs = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
         if self.teacher.classifies:

@@ -55,7 +55,7 @@ class MutualLearning(Method):
         x, rows = batch.labeled, all_rows(batch)
         first, second = (see(net, rows["view"]).logits for net in (self.net, self.peer))
         with full_precision(rows["view"].device):
-            labeled = [losses.cross_entropy(logits[: len(x)], x.targets) for logits in (first, second)]
+            labeled = [self.labeled_loss(logits[: len(x)], x.targets) for logits in (first, second)]
             mutual = kd_loss(first, second.detach()) + kd_loss(second, first.detach())
         said, answered = (logits.detach().argmax(dim=1) for logits in (first, second))
         return Loss({"labeled": labeled[0] + labeled[1], "mutual": at.value(self.weight) * mutual}, logs={

@@ -68,11 +68,11 @@ class SelfDistillation(Method):
             for branch, head, start in zip(self.branches, self.heads, seen.maps, strict=True):
                 features = branch(start)
                 last = head(features)
-                labeled.append(losses.cross_entropy(last[: len(x)], x.targets))
+                labeled.append(self.labeled_loss(last[: len(x)], x.targets))
                 distilled.append(kd_loss(last, seen.logits.detach(), temperature))
                 hints.append((features - seen.features.detach()).square().sum(dim=1).mean())
             terms = {
-                "labeled": losses.cross_entropy(seen.logits[: len(x)], x.targets),
+                "labeled": self.labeled_loss(seen.logits[: len(x)], x.targets),
                 "branches": (1 - alpha) * torch.stack(labeled).sum(),
                 "distilled": alpha * torch.stack(distilled).sum(),
                 "hints": at.value(self.hint) * torch.stack(hints).sum(),

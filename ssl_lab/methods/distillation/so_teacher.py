@@ -59,7 +59,7 @@ class SoTeacher(Method):
         self.notes.put(at, rows.indices, p)
         return Loss(
             {
-                "labeled": losses.cross_entropy(logits[: len(x)], x.targets),
+                "labeled": self.labeled_loss(logits[: len(x)], x.targets),
                 "lipschitz": at.value(self.lipschitz) * lipschitz(self.net),
                 "consistency": at.value(self.consistency) * distance,
             },
