@@ -182,3 +182,11 @@ def test_weights_can_be_given(uneven):
     rows = cross_entropies(around.net(batch.labeled["view"]).logits, y)
     torch.testing.assert_close(around(batch, At(0, 1)).total, (rows * torch.tensor([1.0, 0, 2, *[1] * 7])[y]).mean())
     assert technique(given.text).weights == given.weights
+
+
+def test_a_hierarchy_has_it_at_the_level_of_the_classes(uneven):
+    method = methods.HierMatch(flat_net(), [[c // 2 for c in range(10)]], base=FixMatch)
+    around = sl.CyclicalFocal().around(method, uneven, 0)
+    batch, at = batch_of(uneven, method), At(0, 1)
+    plain, loss = method(batch, at), around(batch, at)
+    assert [name for name in plain.terms if not torch.equal(plain.terms[name], loss.terms[name])] == ["labeled"]
