@@ -18,6 +18,16 @@ from ssl_lab.model import open as open_run
 from ssl_lab.nets import net
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    """A third of the digits: learners that look at all pairs of images take a ninth of the time."""
+    path, pool = tmp_path_factory.mktemp("data") / "few.npz", load("digits")
+    train, test = pool.train[:480], pool.test[:120]
+    np.savez(path, images=pool.images.take(train).numpy(), labels=pool.truth[train],
+             test_images=pool.images.take(test).numpy(), test_labels=pool.truth[test])
+    return path
+
+
 def module(folder, name):
     spec = importlib.util.spec_from_file_location(f"{folder}_{name}", ROOT / folder / f"{name}.py")
     loaded = importlib.util.module_from_spec(spec)
@@ -33,34 +43,34 @@ def run(tmp_path, *arguments):
                                         *map(str, arguments)]))
 
 
-def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys):
-    run(tmp_path, "--labels", 40, "--splits", 2)
+def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys, few):
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 2)
     first = capsys.readouterr().out.splitlines()
     folder = first[0].rpartition(" in ")[2]
-    assert first[0].startswith("digits: 1797 images embedded by tiny_8 in ")
+    assert first[0].startswith("few: 600 images embedded by tiny_8 in ")
     assert first[1] == "40 labels, 2 splits"
     assert [line.split()[0] for line in first[2:-1]] == list(LEARNERS)
     assert first[-1].startswith(f"self_training of seed 0 is in {tmp_path / 'run'}, ")
     table = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in first[2:-1]}
     assert min(table.values()) > 25  # random features, ten classes
     written = (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns
-    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "knn")
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn")
     again = capsys.readouterr().out.splitlines()
     assert again[0] == first[0]  # the same store, with the seconds that it took then
     assert re.fullmatch(r"knn +\d+\.\d% +\d+\.\d s", again[2])
     assert (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns == written
 
 
-def test_several_backbones_are_one_more_learner(tmp_path, capsys):
+def test_several_backbones_are_one_more_learner(tmp_path, capsys, few):
     others = []
     for seed in (1, 2):
         others.append(tmp_path / f"{seed}.safetensors")
-        save_file(net("tiny_8", 10, load("digits").style, seed=seed).state_dict(), others[-1])
-    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "self_training", "--also", *others)
+        save_file(net("tiny_8", 10, load(few).style, seed=seed).state_dict(), others[-1])
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "self_training", "--also", *others)
     lines = capsys.readouterr().out.splitlines()
     assert [line.rpartition(" in ")[0].split(" in ")[0] for line in lines[:3]] == [
-        "digits: 1797 images embedded by tiny_8"] * 3
-    pool = load("digits").split(labels=40)
+        "few: 600 images embedded by tiny_8"] * 3
+    pool = load(few).split(labels=40)
     nets = [net("tiny_8", 10, pool.style, weights=path) for path in (None, *others)]
     train, asked = ([embed(each, pool, rows, Runtime.start("cpu", "fp32")) for each in nets]
                     for rows in (pool.train, pool.test))
@@ -71,13 +81,14 @@ def test_several_backbones_are_one_more_learner(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("learner", "also"), [("knn", False), ("all", False), ("probe", True)])
-def test_it_leaves_a_run_that_predicts(tmp_path, capsys, learner, also):
+def test_it_leaves_a_run_that_predicts(tmp_path, capsys, few, learner, also):
     other = tmp_path / "other.safetensors"
-    save_file(net("tiny_8", 10, load("digits").style, seed=1).state_dict(), other)
-    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", learner, *(("--also", other) if also else ()))
+    save_file(net("tiny_8", 10, load(few).style, seed=1).state_dict(), other)
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", learner,
+        *(("--also", other) if also else ()))
     table = dict(line.split()[:2] for line in capsys.readouterr().out.splitlines()[2:-1] if "%" in line)
     kept = "ensemble" if also else {"all": "self_training"}.get(learner, learner)
-    pool = load("digits")
+    pool = load(few)
     found = open_run(tmp_path / "run", "cpu", "fp32").predict(pool.images.take(pool.test))
     right = np.mean([label == pool.class_names[row] for label, row in
                      zip(found.labels, pool.truth[pool.test], strict=True)])
