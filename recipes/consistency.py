@@ -55,7 +55,8 @@ def main(settings: Settings) -> None:
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool, settings.arguments,
                            {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
-    optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    optimizer = sl.optimizer(settings.optimizer, usual)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 

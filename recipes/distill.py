@@ -73,12 +73,14 @@ def main(settings: Settings) -> None:
     views = sl.views.by_name(settings.view)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
-    trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
+    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr))
+    trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     if sl.methods.is_described(settings.teacher):
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too
             sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
-                        resume=settings.resume and "auto", config=None, techniques=())
+                        resume=settings.resume and "auto", config=None, techniques=(),
+                        optimizer=usual)
         name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
         suited = presets.preset(name, settings.data, kind).arguments
         learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {}, suited)

@@ -47,8 +47,8 @@ def main(settings: Settings) -> None:
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
     method.with_views(*settings.view)
-    optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
-    trainer = sl.Trainer(optimizer=optimizer, **settings.trainer())
+    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 
 

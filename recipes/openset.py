@@ -47,7 +47,8 @@ def main(settings: Settings) -> None:
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)), **settings.trainer())
+    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr))
+    trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     method = sl.FixMatch(net).with_views(*settings.view)
     if settings.method == "opencos":
         targets = torch.from_numpy(pool.labels[pool.labeled])
@@ -55,7 +56,8 @@ def main(settings: Settings) -> None:
         if sl.methods.is_described(settings.encoder):
             learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
-                            resume=settings.resume and "auto", config=None, techniques=())
+                            resume=settings.resume and "auto", config=None, techniques=(),
+                            optimizer=usual)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)

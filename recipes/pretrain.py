@@ -72,7 +72,8 @@ def main(settings: Settings) -> None:
     method = presets.build(settings.method, net, pool,
                            settings.arguments, {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
     monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
-    trainer = sl.Trainer(optimizer=preset.optimizer(lr), monitors=monitors, **settings.trainer())
+    optimizer = sl.optimizer(settings.optimizer, preset.optimizer(lr))
+    trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())
     result = trainer.fit(method, pool, unlabeled=preset.unlabeled)
     said = ("knn_accuracy", "probe_accuracy", "effective_rank")
     print(result, *(f"{name} {result.summary[name]:.4g}" for name in said if name in result.summary))

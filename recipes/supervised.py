@@ -29,7 +29,8 @@ def main(settings: Settings) -> None:
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.Supervised(net, ema=settings.ema).with_views(*settings.view)
-    optimizer = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    optimizer = sl.optimizer(settings.optimizer, usual)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled))
 

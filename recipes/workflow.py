@@ -39,8 +39,7 @@ class Settings(sl.Settings):
     query: str = may_run("typiclust", ":")
     """What chooses the images to label, by embeddings alone (see `ssl-lab list queries`)."""
     oracle: str = may_run("truth", r"\s*command:")
-    """Who labels them: truth, label_studio, "command: PROGRAM ARGUMENTS" (not in a --config file), or a file of id (or
-    path) and label."""
+    """Who labels them; see recipes/active.py."""
     agreement: Literal["majority", "first", "newest", "ask-again", "dawid-skene"] = "majority"
     """What counts where several people say different things of an image; see recipes/active.py."""
     method: str = may_run("fixmatch", ":")
@@ -60,7 +59,8 @@ def main(settings: Settings) -> None:
     def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, *views: str, **more: object) -> sl.Result:
         own = replace(settings, net=net.name, out=out / stage, resume="auto",  # later stages read there which net it is
                       techniques=settings.techniques if stage == "teacher" else ())
-        trainer = sl.Trainer(optimizer=sl.SGD(lr=sl.schedule.cosine_7_16(lr)), **own.trainer())
+        optimizer = sl.optimizer(settings.optimizer, sl.SGD(lr=sl.schedule.cosine_7_16(lr)))
+        trainer = sl.Trainer(optimizer=optimizer, **own.trainer())
         net = sl.prepared(net, own.techniques, pool, settings.seed)
         return trainer.fit(presets.build(method, net, pool, more).with_views(*views), pool, 32, 128)
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.model import Model, Predictions, open
     from ssl_lab.nets import Ema, Net, Output, net
-    from ssl_lab.optim import SGD, AdamW
+    from ssl_lab.optim import SGD, AdamW, optimizer
     from ssl_lab.techniques import *  # noqa: F403
     from ssl_lab.views import Eval, Strong, Weak
 
@@ -64,7 +64,7 @@ _HOMES = {
     "estimator": ("Classifier",),
     "model": ("Model", "Predictions", "open"),
     "nets": ("Ema", "Net", "Output", "net"),
-    "optim": ("SGD", "AdamW"),
+    "optim": ("SGD", "AdamW", "optimizer"),
     "techniques": ("prepared",),
     "views": ("Eval", "Strong", "Weak"),
 }

@@ -17,7 +17,7 @@ import tyro
 from ssl_lab.command_line import run_command
 from ssl_lab.exits import exit_with_status
 
-Kind = Literal["methods", "techniques", "queries", "views", "nets", "data"]
+Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets", "data"]
 
 
 def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int = 1) -> None:
@@ -31,7 +31,7 @@ def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int
 
 
 def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool = False) -> None:
-    """Lists what there is: methods, techniques, queries, views, nets and data sets.
+    """Lists what there is: methods, techniques, optimizers, queries, views, nets and data sets.
 
     kind: only these. json: print JSON.
     """
@@ -96,6 +96,12 @@ def _techniques() -> list[dict[str, str]]:
             for name, each in TECHNIQUES.items()]
 
 
+def _optimizers() -> list[dict[str, str]]:
+    from ssl_lab.optim import OPTIMIZERS
+
+    return _described({name: str(each.__doc__).partition("\n")[0] for name, each in OPTIMIZERS.items()})
+
+
 def _queries() -> list[dict[str, str]]:
     from ssl_lab.active.queries import QUERIES, WRAPPERS
 
@@ -129,8 +135,8 @@ def _described(names: Mapping[str, str]) -> list[dict[str, str]]:
     return [{"name": name, "what": what} for name, what in names.items()]
 
 
-_TABLES: dict[str, Any] = {"methods": _methods, "techniques": _techniques, "queries": _queries, "views": _views,
-                           "nets": _nets, "data": _data}
+_TABLES: dict[str, Any] = {"methods": _methods, "techniques": _techniques, "optimizers": _optimizers,
+                           "queries": _queries, "views": _views, "nets": _nets, "data": _data}
 
 
 def cache(remove: str | None = None, data_dir: Path | None = None) -> None:

@@ -14,7 +14,9 @@ from ssl_lab.features.probe import probe_head
 from ssl_lab.nets import Net
 from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
-from ssl_lab.optim import SGD, Optimizer, with_rates
+from ssl_lab.optim import SGD, with_rates
+from ssl_lab.optim import optimizer as chosen
+from ssl_lab.optim.named import times
 from ssl_lab.schedule import cosine
 from ssl_lab.techniques import WeightsTechnique, together
 
@@ -30,7 +32,8 @@ class FineTuning:
     so many blocks, 0: the head alone. backbone_rate: the backbone's learning rate, relative to `lr`, the head's. head:
     begins as a linear probe of the labels, or as the net's own. statistics: what BatchNorm of the backbone normalizes
     by: its running statistics as they are ("frozen"), or the batch's. labeled, unlabeled: images per step. ema: decay
-    of the averaged weights. What is None follows from the method, see `filled`.
+    of the averaged weights. optimizer: the text of another one than SGD. What is None follows from the method, see
+    `filled`.
     """
 
     method: str = "supervised"
@@ -47,6 +50,7 @@ class FineTuning:
     lr: float | None = None
     weight_decay: float = 0.0
     ema: float = 0.99
+    optimizer: str | None = None
 
     def filled(self) -> FineTuning:
         """With what was not given. Strong views of unlabeled images are too far from those that statistics are of.
@@ -90,9 +94,10 @@ class FineTuning:
         lr, rate = with_all.lr, with_all.backbone_rate
         assert lr is not None
         assert rate is not None
-        optimizer: Optimizer = SGD(lr=cosine(lr), weight_decay=self.weight_decay)
+        optimizer = chosen(self.optimizer, SGD(lr=cosine(lr), weight_decay=self.weight_decay))
         if self.train_blocks != 0:
-            optimizer = with_rates(optimizer, {"net.backbone": cosine(lr * rate)})
+            slower = times(optimizer.lr, rate) if self.optimizer else cosine(lr * rate)
+            optimizer = with_rates(optimizer, {"net.backbone": slower})
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(
             method, pool, labeled=self.labeled, unlabeled=self.unlabeled)
 

@@ -13,10 +13,12 @@ from ssl_lab.data import DATASETS
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 from ssl_lab.nets import NETS
+from ssl_lab.optim import OPTIMIZERS
 from ssl_lab.techniques import TECHNIQUES
 from ssl_lab.views import VIEWS
 
-KNOWN = {"methods": METHODS, "techniques": TECHNIQUES, "queries": QUERIES | WRAPPERS,
+KNOWN = {"methods": METHODS, "techniques": TECHNIQUES, "optimizers": OPTIMIZERS,
+         "queries": QUERIES | WRAPPERS,
          "views": [*VIEWS, "views.kornia(...)", "views.torchvision(...)"], "nets": NETS, "data": DATASETS}
 
 

@@ -175,11 +175,13 @@ WITH_BATCH_NORM = {
     "supervised_tiny": lambda: sl.Supervised(tiny_net(digits())),
     "fixmatch_tiny": lambda: FixMatch(tiny_net(digits()), threshold=0.12),
 }
-WITH_TECHNIQUES = {  # and into how many micro-batches one rank is cut to take the steps of two
-    "sam": (["sam(rho=0.5)"], 1), "parts": (["sam(rho=0.5, parts=2)"], 2),
-    "hero": (["hero(radius=0.5, weight=5)"], 1), "entropy_sgd": (["entropy_sgd(steps=2)"], 1),
-    "replicated_sgd": (["replicated_sgd(replicas=2)"], 1), "pof": (["pof"], 2),
-    "others": (["noise_consistency(strength=2)", "swa(start=0.3)", "oversample"], 1),
+WITH = {  # and into how many micro-batches one rank is cut to take the steps of two
+    "sam": ({"techniques": ["sam(rho=0.5)"]}, 1), "parts": ({"techniques": ["sam(rho=0.5, parts=2)"]}, 2),
+    "hero": ({"techniques": ["hero(radius=0.5, weight=5)"]}, 1),
+    "entropy_sgd": ({"techniques": ["entropy_sgd(steps=2)"]}, 1),
+    "replicated_sgd": ({"techniques": ["replicated_sgd(replicas=2)"]}, 1), "pof": ({"techniques": ["pof"]}, 2),
+    "others": ({"techniques": ["noise_consistency(strength=2)", "swa(start=0.3)", "oversample"]}, 1),
+    "koala": ({"optimizer": sl.optim.KOALA()}, 1), "insgd": ({"optimizer": sl.optim.INSGD()}, 1),
 }
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
@@ -190,14 +192,14 @@ from small_runs import digits, flat_net, keeping, signal_at, train
 from ssl_lab.engine import trainer
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
-from test_runtime import METHODS, READ_STATISTICS, WITH_BATCH_NORM, WITH_TECHNIQUES
+from test_runtime import METHODS, READ_STATISTICS, WITH, WITH_BATCH_NORM
 
 out, pool = Path(sys.argv[1]), digits()
 rank = int(os.environ["RANK"])
 for name, make in (METHODS | WITH_BATCH_NORM).items():
     train(out / name, make(), pool, steps=3, update=keeping(out / f"{name}{rank}.pt"))
-for name, (techniques, _) in WITH_TECHNIQUES.items():
-    train(out / name, METHODS["flat"](), pool, steps=3, techniques=techniques)
+for name, (settings, _) in WITH.items():
+    train(out / name, METHODS["flat"](), pool, steps=3, **settings)
 result = train(out / "tiny", pool=pool, steps=12, labeled=16, unlabeled=16)
 torch.save(result.method.state_dict(), out / f"state{rank}.pt")
 try:
@@ -254,10 +256,10 @@ def test_two_ranks_take_the_steps_of_one(ranks, tmp_path, name):
         assert theirs == pytest.approx(ours, abs=1e-5)  # the averages are those of the global batch
 
 
-@pytest.mark.parametrize("name", WITH_TECHNIQUES)
-def test_two_ranks_with_techniques_take_the_steps_of_one(ranks, tmp_path, name):
-    techniques, parts = WITH_TECHNIQUES[name]
-    one = train(tmp_path, METHODS["flat"](), digits(), steps=3, techniques=techniques, micro_batches=parts)
+@pytest.mark.parametrize("name", WITH)
+def test_two_ranks_with_techniques_and_optimizers_take_the_steps_of_one(ranks, tmp_path, name):
+    settings, parts = WITH[name]
+    one = train(tmp_path, METHODS["flat"](), digits(), steps=3, micro_batches=parts, **settings)
     saved = torch.load(ranks / name / "checkpoint.pt", weights_only=True)["method"]
     torch.testing.assert_close(saved, dict(one.method.state_dict()), atol=1e-5, rtol=0)
     losses = [[row["loss"] for row in rows(out)] for out in (tmp_path, ranks / name)]

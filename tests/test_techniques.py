@@ -188,6 +188,15 @@ def test_recipes_take_them(tmp_path, capsys):
         run("fixmatch", *flags[:-2], "--out", tmp_path / "first", "--resume", "auto")
 
 
+def test_recipes_take_an_optimizer(tmp_path, capsys):
+    run("supervised", "--steps", 2, "--optimizer", "muon(lr=0.25)", "--out", tmp_path / "muon")
+    assert rows(tmp_path / "muon")[0]["lr"] == 0.25
+    config = yaml.safe_load((tmp_path / "muon" / "config.yaml").read_text())
+    assert config["optimizer"] == "muon(lr=0.25)"
+    with pytest.raises(UsageError, match=r"optimizer: 'muon\(lr=0.25\)' -> 'radam'"):
+        run("supervised", "--steps", 2, "--optimizer", "radam", "--out", tmp_path / "muon", "--resume", "auto")
+
+
 @pytest.mark.parametrize("name", ["evaluate", "features"])
 def test_recipes_that_train_no_method_take_none(name):
     with pytest.raises(UsageError, match="--with sam changes how a method trains, and this recipe trains none"):

@@ -18,7 +18,7 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.methods import FixMatch, Method, Supervised
 from ssl_lab.methods.learning_loss import LearningLoss
 from ssl_lab.nets import Net, net
-from ssl_lab.optim import SGD
+from ssl_lab.optim import SGD, optimizer
 from ssl_lab.schedule import cosine_7_16
 from ssl_lab.techniques import prepared
 
@@ -96,9 +96,10 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
             _remove(folder)  # labels were changed while it was cut off
         config = {name: value for name, value in settings.plain().items() if name in shared}
+        usual = SGD(cosine_7_16(lr), settings.weight_decay)
         # of the class: recipes/active.py has a setting of the method's name
         arguments: dict[str, Any] = Settings.trainer(replace(settings, out=folder, resume="auto"))
-        arguments |= {"config": config | {"trainer": trainer}, "optimizer": SGD(cosine_7_16(lr), settings.weight_decay)}
+        arguments |= {"config": config | {"trainer": trainer}, "optimizer": optimizer(settings.optimizer, usual)}
         trains = Trainer(**arguments, evaluations=1, callbacks=[] if quiet else None)
         result = trains.fit(learner, pool, settings.labeled, settings.unlabeled)
         if not keep:

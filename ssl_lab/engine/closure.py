@@ -44,7 +44,10 @@ class StepClosure:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self._called = True
-        return mean_loss(losses)
+        loss = mean_loss(losses)
+        if observe := getattr(self.optimizer, "observe", None):  # of an optimizer that goes by the loss, too
+            observe(mean_over_ranks(loss.total.detach()))
+        return loss
 
     def _passes(self) -> Iterator[tuple[At, Batch]]:
         """Where each micro-batch draws from, and the micro-batch; seeds what nets draw themselves."""

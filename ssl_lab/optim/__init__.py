@@ -1,8 +1,15 @@
 """Optimisers as small specs, parameter groups, and update rules."""
 
+from ssl_lab.optim.adaptive import Muon, Padam, RAdam
+from ssl_lab.optim.inputs import INSGD, NSGD
+from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
+from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
+from ssl_lab.optim.named import OPTIMIZERS, adam_condition, optimizer
 from ssl_lab.optim.rates import with_rates
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups
 from ssl_lab.optim.update import Closure, Update, plain
 
-__all__ = ["LARS", "SGD", "AdamW", "Closure", "Optimizer", "Update", "parameter_groups", "plain", "with_rates"]
+__all__ = ["INSGD", "KOALA", "KOALAM", "LARS", "NSGD", "OPTIMIZERS", "SGD", "AdamW", "Closure", "MiniBlockFisher",
+           "Muon", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "optimizer", "parameter_groups", "plain",
+           "with_rates"]
