@@ -23,11 +23,15 @@ from ssl_lab.testing import check_technique
 TEXTS = {
     "swa": "swa(start=0.5)",
     "lookahead": "lookahead(k=2)",
+    "dropout": "dropout(blocks=0.2)",
+    "gradinit": "gradinit(steps=2)",
 }
 OFF = {
     "sam": "sam(rho=0)",
     "noise_consistency": "noise_consistency(weight=0)",
     "drop_path": "drop_path(rate=0)",
+    "dropout": "dropout(rate=0.0)",
+    "gradinit": "gradinit(steps=0)",
     "lookahead": "lookahead(k=2, alpha=1.0)",
     "reinit": "reinit(generations=1)",
     "shrink_perturb": "shrink_perturb(keep=1.0, noise=0.0)",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab.engine import checkpoint
+from ssl_lab.nets.stored import plain
 
 MIXED = "got mixed torch.Tensor and DTensor"
 """What torch says where sharded weights are read without having been gathered."""
@@ -44,7 +45,7 @@ def whole(net: nn.Module) -> AbstractContextManager[None]:
 def whole_state(net: nn.Module) -> dict[str, Tensor]:
     """The state of `net` with all its weights, on the CPU, for export. All ranks call it."""
     if not is_sharded(net):
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in net.state_dict().items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in plain(net.state_dict()).items()}
     from ssl_lab.engine import sharded
 
     return sharded.whole_state(net)

@@ -58,7 +58,7 @@ def read_weights(path: str | Path) -> Weights:
     except Exception as error:  # torch.load has no exception of its own: a bad file raises any of ten types
         raise UsageError(f"weights {path}: not a whole file of tensors written by torch.save "
                          f"({one_line(error)}); copy it again or convert it to .safetensors") from error
-    found = Weights(_tensors(loaded))
+    found = Weights(plain(dict(_tensors(loaded))))
     if not found:
         keys = f" with the keys {first(map(str, loaded))}" if isinstance(loaded, dict) else ""
         raise UsageError(f"weights {path}: expected a dict of tensors, got a {type(loaded).__name__}{keys}; "
@@ -66,6 +66,18 @@ def read_weights(path: str | Path) -> Weights:
     if isinstance(loaded, dict):
         given = vars(loaded).get(KEY) if isinstance(loaded, OrderedDict) else None
         found.class_names = _names(loaded.get(KEY, loaded.get("classes", given)))
+    return found
+
+
+def plain(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state with weights w = g v / ||v|| in place of the g and v of torch's weight norm, under either of its names;
+    itself where there are none."""
+    found = dict(state)
+    for names in (("parametrizations.weight.original0", "parametrizations.weight.original1"), ("weight_g", "weight_v")):
+        for key in [key for key in found if key == names[0] or key.endswith(f".{names[0]}")]:
+            prefix = key.removesuffix(names[0])
+            if prefix + names[1] in found:
+                found[f"{prefix}weight"] = torch._weight_norm(found.pop(prefix + names[1]), found.pop(key), 0)
     return found
 
 

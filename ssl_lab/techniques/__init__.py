@@ -19,7 +19,12 @@ from ssl_lab.techniques.base import (
 )
 from ssl_lab.techniques.data.oversample import Oversample
 from ssl_lab.techniques.data.undersample import Undersample
+from ssl_lab.techniques.net.autoinit import AutoInit
 from ssl_lab.techniques.net.drop_path import DropPath
+from ssl_lab.techniques.net.dropout import Dropout
+from ssl_lab.techniques.net.gradinit import GradInit
+from ssl_lab.techniques.net.rewire import Rewire
+from ssl_lab.techniques.net.weight_norm import WeightNorm
 from ssl_lab.techniques.step.entropy_sgd import EntropySGD
 from ssl_lab.techniques.step.gnp import GNP
 from ssl_lab.techniques.step.hero import HERO
@@ -42,7 +47,12 @@ from ssl_lab.techniques.weights.swa import SWA
 from ssl_lab.techniques.weights.weight_rescaling import WeightRescaling
 
 _ALL: tuple[type[Technique], ...] = (
+    AutoInit,
     DropPath,
+    Dropout,
+    GradInit,
+    Rewire,
+    WeightNorm,
     NoiseConsistency,
     CyclicalFocal,
     Temperature,
@@ -114,11 +124,14 @@ __all__ = [
     "SWA",
     "VS",
     "Around",
+    "AutoInit",
     "ClassWeights",
     "CyclicalFocal",
     "DataTechnique",
     "DropPath",
+    "Dropout",
     "EntropySGD",
+    "GradInit",
     "Kind",
     "Lookahead",
     "NetTechnique",
@@ -128,6 +141,7 @@ __all__ = [
     "PriorCorrection",
     "Reinit",
     "ReplicatedSGD",
+    "Rewire",
     "ShrinkPerturb",
     "Sphere",
     "StepTechnique",
@@ -136,6 +150,7 @@ __all__ = [
     "Temperature",
     "TermTechnique",
     "Undersample",
+    "WeightNorm",
     "WeightRescaling",
     "WeightsTechnique",
     "prepared",
