@@ -1,6 +1,7 @@
 """`ssl-lab quickstart` at a tiny size: its files, its page and what it says, against the runs' own files."""
 
 import contextlib
+import functools
 import io
 import json
 import re
@@ -22,7 +23,7 @@ from ssl_lab.quickstart import page, stages
 from ssl_lab.quickstart.stages import BEST, STAGES
 
 STEPS = 6
-NAMES = ("supervised", "fixmatch", "chosen", "propagated")
+NAMES = ("supervised", "fixmatch", "chosen", "propagated", "aligned")
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,14 @@ def _quickstart(out, *arguments):
                       json.loads((out / "summary.json").read_text()), _rows(out))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def prepared():
+    """What is prepared for a seed, which takes a second, serves all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(quickstart, "prepare", functools.cache(stages.prepare))
+        yield
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory):
     return _quickstart(tmp_path_factory.mktemp("runs") / "quickstart")
@@ -49,7 +58,7 @@ def done(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def data():
-    return stages.prepare(0)
+    return quickstart.prepare(0)
 
 
 def _rows(folder):
@@ -107,11 +116,12 @@ def test_what_people_gave_stays_and_no_class_takes_more_than_its_share(data):
 
 def test_stages_differ_in_labels_alone(done):
     assert _split(done.out, "supervised") == _split(done.out, "fixmatch")
+    assert _split(done.out, "propagated") == _split(done.out, "aligned")
     splits = [_split(done.out, name) for name in NAMES]
     assert all(split["test"] == splits[0]["test"] for split in splits)
     labels = [_run_summary(done.out, name)["labels"] for name in NAMES]
     assert labels[:3] == [10, 10, 10]
-    assert labels[3] == 10 + done.summary["propagated"][0]["labels"]
+    assert labels[3:] == [10 + done.summary["propagated"][0]["labels"]] * 2
     assert {_run_summary(done.out, name)["steps"] for name in NAMES} == {STEPS}
 
 
@@ -132,7 +142,7 @@ def test_the_summary_is_that_of_the_runs(done):
 
 def test_metrics_are_the_rows_of_all_runs(done):
     assert done.rows == [{"stage": name, "seed": 0} | row for name in NAMES for row in _rows(done.out / f"{name}-0")]
-    assert len(done.rows) == 4 * STEPS
+    assert len(done.rows) == len(NAMES) * STEPS
 
 
 def test_the_page_is_self_contained(done):
@@ -171,7 +181,7 @@ def test_the_page_shows_what_was_drawn_and_asked_and_views_of_it(done, data):
 
 def test_the_mistakes_are_wrong_and_in_order(done):
     pool = sl.load("digits", image_size=16).split(labels=10, seed=0)
-    net = sl.net("tiny_16", style=pool.style, weights=done.out / "propagated-0" / "model.safetensors").eval()
+    net = sl.net("tiny_16", style=pool.style, weights=done.out / f"{BEST.name}-0" / "model.safetensors").eval()
     with torch.no_grad():
         probs = net(pool.images.take(pool.train).float() / 255).logits.double().softmax(1).numpy()
     truth, said = pool.truth[pool.train], probs.argmax(1)
@@ -198,6 +208,8 @@ def test_several_seeds_have_means_and_spreads(tmp_path, monkeypatch):
         assert f"{100 * statistics.mean(accuracies):.1f} ± {100 * statistics.stdev(accuracies):.1f}" in two.stdout
     assert "mean ± standard deviation over 2 seeds" in two.stdout
     assert "95% interval of the whole difference over 2 seeds" in two.page
+    same = len(set(two.summary["asked"][0]) & set(two.summary["asked"][1]))
+    assert f"{same} of the 10 images that the query chooses are the same with every seed" in two.page
 
 
 # The model in use
@@ -232,7 +244,8 @@ def test_the_commands_that_it_prints_work(done, capsys):
         assert all(word in text for word in words if word.startswith("--"))
 
 
-def test_a_second_run_gives_the_same_and_says_where_it_is(done, capsys):
+def test_a_second_run_gives_the_same_and_says_where_it_is(done, capsys, monkeypatch):
+    monkeypatch.setattr(quickstart, "prepare", stages.prepare)
     quickstart.run(done.out, STEPS)
     lines = [line for line in capsys.readouterr().err.splitlines() if not line.startswith("digits: ")]
     assert [line.split()[0] for line in lines] == list(NAMES)

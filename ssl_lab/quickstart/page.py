@@ -29,7 +29,7 @@ def page_of(table: Table, accuracies: Mapping[Stage, Sequence[float]], runs: Map
     report = Report(f"From {LABELS} labels to a model",
                     f"scikit-learn's digits: {LABELS} labeled images, {len(first.drawn.train) - LABELS:,} without a "
                     f"label, {len(first.drawn.test):,} to test on")
-    report.text(_what_one_sees(accuracies))
+    report.text(_what_one_sees(accuracies, data))
     report.table(table)
     report.section("Accuracy during training")
     _add_curves(report, runs, len(data))
@@ -54,7 +54,7 @@ def page_of(table: Table, accuracies: Mapping[Stage, Sequence[float]], runs: Map
     return report
 
 
-def _what_one_sees(accuracies: Mapping[Stage, Sequence[float]]) -> str:
+def _what_one_sees(accuracies: Mapping[Stage, Sequence[float]], data: Sequence[Data]) -> str:
     """What each stage adds to the one before it, and of all of them the interval."""
     means = {stage: float(np.mean(values)) for stage, values in accuracies.items()}
     text = f"With {STAGES[0].said}, and nothing else, the net reaches {means[STAGES[0]]:.1%} of the test images."
@@ -64,9 +64,11 @@ def _what_one_sees(accuracies: Mapping[Stage, Sequence[float]]) -> str:
     pairs = [last - one for one, last in zip(accuracies[STAGES[0]], accuracies[BEST], strict=True)]
     if len(pairs) == 1:
         return text + " This is one seed: a few points either way are chance."
+    same = set.intersection(*(set(each.asked.tolist()) for each in data))
     half, points = 100 * float(half_width(pairs)), 100 * float(np.mean(pairs))
     return text + (f" The 95% interval of the whole difference over {len(pairs)} seeds is {points - half:+.1f} to "
-                   f"{points + half:+.1f} points. The query chooses the same images with every seed.")
+                   f"{points + half:+.1f} points. {len(same)} of the {LABELS} images that the query chooses are the "
+                   "same with every seed.")
 
 
 def _add_curves(report: Report, runs: Mapping[Stage, Sequence[Result]], seeds: int) -> None:
@@ -78,8 +80,9 @@ def _add_curves(report: Report, runs: Mapping[Stage, Sequence[Result]], seeds: i
     for key, title, caption in (
         ("test_accuracy", "test accuracy",
          f"Averaged weights on the test images. {over} The curve chose nothing: the table shows the last step."),
-        ("mask_rate", "mask rate", "Share of the unlabeled images that FixMatch learns from: those whose weak view it "
-                                   "classifies with a confidence of 95% or more."),
+        ("mask_rate", "mask rate", "Share of the unlabeled images that are learned from: those whose weak view is "
+                                   "classified with a confidence of 95% or more by FixMatch, and of 90% or more of "
+                                   "its mean confidence in labeled images by AdaMatch."),
         ("pseudo_label_accuracy", "pseudo-label accuracy",
          "Share of the pseudo-labels in use that are right. Training never sees this number.")):
         report.figure(curves(lines(key), title, percent=True), caption)
@@ -93,8 +96,9 @@ def _add_labeled(report: Report, data: Data) -> None:
     report.images(image_grid(pool.images.take(rows).numpy(), [pool.class_names[label] for label in pool.truth[rows]],
                              columns=LABELS, scale=4, rows=("drawn", "chosen")),
                   "Drawn: one of each class, at random, as if classes were known before. Chosen, in this order: by a "
-                  "query that knows no class. It looks for ten images that all others are near to, along the graph "
-                  f"of images that are alike; they are of {len(set(pool.truth[data.asked].tolist()))} classes.")
+                  "query that knows no class. It looks for images with most others around them, each counted once, "
+                  "where near is who reaches the same images along the graph of images that are alike; they are of "
+                  f"{len(set(pool.truth[data.asked].tolist()))} classes.")
 
 
 def _add_views(report: Report, pool: Pool) -> None:

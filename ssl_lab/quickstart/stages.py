@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 
-from ssl_lab.active.queries import FacilityLocation
+from ssl_lab.active.queries import ProbCover
 from ssl_lab.active.query import FloatArray, PoolView
 from ssl_lab.data import IntArray, Pool, load
 from ssl_lab.engine import Result, ShowProgress, Trainer
@@ -18,15 +18,17 @@ from ssl_lab.engine.folder import clear
 from ssl_lab.errors import UsageError
 from ssl_lab.features.propagation import affinity, diffuse, propagated
 from ssl_lab.features.self_training import balanced
-from ssl_lab.methods import FixMatch, Method, Supervised
+from ssl_lab.methods import AdaMatch, FixMatch, Method, Supervised
 from ssl_lab.nets import net
 from ssl_lab.optim import SGD
+from ssl_lab.presets import SHORT_ARGUMENTS
 from ssl_lab.schedule import cosine_7_16
 
 LABELS, IMAGE_SIZE, NET = 10, 16, "tiny_16"
-LEARNING_RATES: dict[type[Method], float] = {Supervised: 0.03, FixMatch: 0.1}
+LEARNING_RATES: dict[type[Method], float] = {Supervised: 0.03, FixMatch: 0.1, AdaMatch: 0.1}
 NEIGHBORS = 10  # of each image, in the graph of images that are alike
-NEARNESS = 0.9  # alpha of the diffusion whose reach the query sees: smaller, and less is near
+NEARNESS = 0.8  # alpha of the diffusion whose reach the query sees: smaller, and less is near
+COVERED = 0.7  # share of the images that ten balls of the query's radius are to hold
 SURE = 0.4  # share of the training images that may get a propagated label, the surest of each class
 
 
@@ -46,6 +48,8 @@ STAGES = (
     Stage("fixmatch", FixMatch, "the same ten labels, and all images without a label"),
     Stage("chosen", FixMatch, "ten labels that a query asked for, and all images", queried=True),
     Stage("propagated", FixMatch, "these ten labels, spread to the images that are like them, and all images",
+          queried=True, propagated=True),
+    Stage("aligned", AdaMatch, "the same, with guesses that come in the labels' shares of the classes (AdaMatch)",
           queried=True, propagated=True),
 )
 BEST = STAGES[-1]
@@ -93,9 +97,9 @@ def prepare(seed: int) -> Data:
 
 
 def query(reach: FloatArray, ids: IntArray, seed: int) -> IntArray:
-    """int64 [LABELS], in the order of choice: the images that all images are nearest to, where near is who reaches the
-    same images along the graph of neighbors. reach: [N, N]. ids: int [N]."""
-    return FacilityLocation()(PoolView(np.full(len(ids), -1), ids, embeddings=reach), LABELS, seed)
+    """int64 [LABELS], in the order of choice: the images with most others around them, each counted once, where near is
+    who reaches the same images along the graph of neighbors. reach: [N, N]. ids: int [N]."""
+    return ProbCover(share=COVERED)(PoolView(np.full(len(ids), -1), ids, embeddings=reach), LABELS, seed)
 
 
 class Progress(ShowProgress):
@@ -125,7 +129,8 @@ def train(stage: Stage, data: Data, out: Path, steps: int, seeds: Sequence[int])
         steps=steps, out=folder, seed=seed, precision="fp32", evaluations=20,
         optimizer=SGD(lr=cosine_7_16(LEARNING_RATES[stage.method]), weight_decay=5e-4),
         callbacks=[Progress(label, console)] if console.is_terminal else [])
-    learner = stage.method(net(NET, classes=pool.class_names, style=pool.style, seed=seed, bn_momentum=0.05), ema=0.99)
+    learner = stage.method(net(NET, classes=pool.class_names, style=pool.style, seed=seed, bn_momentum=0.05), ema=0.99,
+                           **SHORT_ARGUMENTS.get(stage.method.name, {}))
     result = trainer.fit(learner, pool, labeled=32, unlabeled=96)
     console.print(f"{label:15}  test {result.test_accuracy:6.1%}  {result.summary['seconds']:5.1f} s  {stage.said}",
                   highlight=False, soft_wrap=True)
