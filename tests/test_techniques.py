@@ -44,6 +44,9 @@ OFF = {
     "class_weights": "class_weights(power=0)",
     "ldam": "ldam(margin=0, beta=0)",
     "vs": "vs(gamma=0, tau=0, beta=0)",
+    "deep_supervision": "deep_supervision(weight=0)",
+    "batch_entropy": "batch_entropy(weight=0)",
+    "relay": "relay(reach=9, weight=0)",
     "prior_correction": "prior_correction(strength=0)",
 }
 

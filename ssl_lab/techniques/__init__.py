@@ -31,10 +31,13 @@ from ssl_lab.techniques.step.hero import HERO
 from ssl_lab.techniques.step.pof import PoF
 from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
+from ssl_lab.techniques.term.batch_entropy import BatchEntropy
 from ssl_lab.techniques.term.class_weights import ClassWeights
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
+from ssl_lab.techniques.term.deep_supervision import DeepSupervision
 from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
+from ssl_lab.techniques.term.relay import Relay
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
@@ -53,6 +56,9 @@ _ALL: tuple[type[Technique], ...] = (
     GradInit,
     Rewire,
     WeightNorm,
+    BatchEntropy,
+    DeepSupervision,
+    Relay,
     NoiseConsistency,
     CyclicalFocal,
     Temperature,
@@ -125,9 +131,11 @@ __all__ = [
     "VS",
     "Around",
     "AutoInit",
+    "BatchEntropy",
     "ClassWeights",
     "CyclicalFocal",
     "DataTechnique",
+    "DeepSupervision",
     "DropPath",
     "Dropout",
     "EntropySGD",
@@ -140,6 +148,7 @@ __all__ = [
     "PoF",
     "PriorCorrection",
     "Reinit",
+    "Relay",
     "ReplicatedSGD",
     "Rewire",
     "ShrinkPerturb",
