@@ -22,6 +22,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.nets import describe, net
 from ssl_lab.presets import build
+from ssl_lab.techniques import TECHNIQUES, together
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 SPLITS = [name for name, method in METHODS.items() if method.splits]
@@ -276,6 +277,30 @@ def test_methods_take_turns_and_fixmatch_is_the_unit(capsys):
     assert "gradient" in out
 
 
+def test_a_step_with_techniques_is_beside_the_plain_one(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    plain, sharp, both = found = bench_step("supervised", **TINY, repeats=1, techniques=("sam", "swa + drop_path"))
+    out = capsys.readouterr().out
+    assert [row["method"] for row in found] == ["supervised", "supervised with sam", "supervised with swa + drop_path"]
+    assert [row["to_plain"] for row in found] == [row["step_ms"] / plain["step_ms"] for row in found]
+    assert sharp["flops"] == 2 * plain["flops"]  # two passes; the average costs none
+    assert both["flops"] == plain["flops"]
+    assert "of the plain" in out
+    assert "+ swa + drop_path" in out
+    with pytest.raises(UsageError, match="sam and gnp are both rules for a whole step"):
+        bench_step("supervised", **TINY, repeats=1, techniques=("sam + gnp",))
+
+
+def test_a_step_with_techniques_is_the_trainers(tmp_path):
+    pool, names = random_pool(8, 24), ["sam", "noise_consistency", "oversample"]
+    mine, trained = (FixMatch(net("tiny_4", style=pool.style)) for _ in range(2))
+    step = Step(mine, pool, 8, 16, CPU, 1, False, together(names))
+    step(), step()
+    train(tmp_path, trained, pool, 8, 16, steps=2, techniques=names)
+    state = trained.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in mine.state_dict().items() if "ema" not in name)
+
+
 ALONE = [name for name, method in METHODS.items()
          if name not in {"opencos", "hiermatch", "mae"} and method.family != "distillation"]
 
@@ -299,6 +324,15 @@ def test_no_step_reads_anything_back(name):
         assert step.take(1).total.is_meta
     with pytest.raises(NotImplementedError, match="meta"):
         step.meter.check()  # as the trainer does now and then
+
+
+@pytest.mark.parametrize("name", [name for name, kind in TECHNIQUES.items() if kind.kind == "step"])
+def test_no_update_rule_reads_anything_back(name):
+    pool = random_pool(16, 24)
+    step = Step(FixMatch(net("tiny_4", style=pool.style)), pool, 8, 16,
+                Runtime(torch.device("meta"), "fp32", "a test"), 1, False, together([name]))
+    for _ in range(2):
+        assert step.take(1).total.is_meta
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

@@ -1,5 +1,7 @@
 """Update rules against slow references in float64, and the identities of their papers."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from small_runs import digits, flat_net, tiny_net, train
@@ -283,7 +285,7 @@ def test_pof_moves_the_head_for_the_features_and_never_trains_it():
 
     whole.parts = lambda count: [half(i) for i in range(count)]
     rule = sl.PoF(reach=2.0, first=0.05, searched=4)
-    rule._head = [head]
+    rule.begin(SimpleNamespace(net=SimpleNamespace(head=torch.nn.ParameterList([head]))), 0)
     rule(whole, torch.optim.SGD([features, head], lr=0.1, momentum=0.9, weight_decay=0.1), At(3, 10, seed=5))
     assert head.item() == 1.0
     tried = [v for number, v in seen if number == 1]

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 import json as jsonlib
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+import tyro
 from rich.console import Console
-from torch import Tensor
+from torch import Tensor, nn
 
 import ssl_lab
 from ssl_lab import methods, texts
 from ssl_lab.batch import At, Draw, Loss
 from ssl_lab.bench.measure import Clock, Spread, flops, in_turn, peak_memory, seconds, waiting
+from ssl_lab.config import Texts
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
@@ -29,13 +32,15 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.nets import Net, net
-from ssl_lab.optim import SGD
+from ssl_lab.optim import SGD, Closure
 from ssl_lab.presets import build
 from ssl_lab.report import Column, Table
+from ssl_lab.techniques import Techniques, together
 from ssl_lab.views import View
 
 CLASSES, LABELS = 10, 250
 STEPS = 2**20  # of the run from whose beginning the steps are
+NONE = Techniques(())
 PARTS = ("sampling", "views", "forward without gradient", "forward and backward", "optimizer and EMA", "logging")
 
 
@@ -47,9 +52,11 @@ class Step:
     """
 
     def __init__(self, method: Method, pool: Pool, labeled: int, unlabeled: int, runtime: Runtime,
-                 micro_batches: int | Literal["auto"], compile: bool) -> None:
-        self.method, self.runtime = method.train(), runtime
-        self.feed = Feed(pool, method.views, labeled, unlabeled, 0, runtime.device,
+                 micro_batches: int | Literal["auto"], compile: bool, techniques: Techniques = NONE) -> None:
+        techniques.check(method, pool, update=None, sharded=False)
+        self.method, self.runtime = techniques.around(method, pool, seed=0).train(), runtime
+        method = self.method
+        self.feed = Feed(techniques.pool(pool, seed=0), method.views, labeled, unlabeled, 0, runtime.device,
                          parts=1 if micro_batches == "auto" else micro_batches)
         self.wait, self.clock, self.meter, self.steps = waiting(runtime.device), Clock(), Meter(), 0
         for stream in self.feed.streams.values():
@@ -60,6 +67,7 @@ class Step:
                 module.register_forward_pre_hook(entered)
                 module.register_forward_hook(left)
         self.forward = runtime.wrap(method, compile)
+        self.update = techniques.update(method, runtime.device, seed=0)
         self.spec = SGD()
         self.optimizer = self.spec.build(method)
         rows = [stream.rows for stream in self.feed.streams.values()]
@@ -73,10 +81,9 @@ class Step:
         self.spec.set(self.optimizer, at)
         with self.clock.part("sampling"):
             parts = self.feed(at).chunk(micro_batches)
-        with self.clock.part("forward and backward"):
-            loss = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, None)()
+        closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, None)
         with self.clock.part("optimizer and EMA"):
-            self.optimizer.step()
+            loss = self.update(_Timed(closure, self.clock), self.optimizer, at)
             self.method.after_step(at)
         with self.clock.part("logging"):  # the trainer reads the numbers once in a hundred steps or so
             self.meter.add(at.step, loss.detached())
@@ -107,17 +114,37 @@ class Step:
             self.clock.leave()
 
 
+class _Timed:
+    """A closure whose passes count as such within an update rule."""
+
+    def __init__(self, closure: Closure, clock: Clock) -> None:
+        self.closure, self.clock = closure, clock
+
+    def __call__(self) -> Loss:
+        with self.clock.part("forward and backward"):
+            return self.closure()
+
+    def parts(self, count: int) -> Sequence[Closure]:
+        return [_Timed(part, self.clock) for part in self.closure.parts(count)]
+
+    def curvature(self, weights: Sequence[nn.Parameter], direction: Sequence[Tensor]) -> list[Tensor]:
+        with self.clock.part("forward and backward"):
+            return self.closure.curvature(weights, direction)
+
+
 def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 64, unlabeled: int = 448,
                size: int = 32, micro_batches: int | Literal["auto"] = "auto", forward: Forward = "joint",
                compile: bool = False, repeats: int = 5, reference: bool = False, teacher: str | None = None,
-               device: str = "auto", json: bool = False) -> list[dict[str, Any]]:
+               techniques: Annotated[Texts, tyro.conf.arg(name="with")] = (), device: str = "auto",
+               json: bool = False) -> list[dict[str, Any]]:
     """Times training steps on random images and prints what they cost; returns the rows of the JSON.
 
     method: name, or several with commas: they take turns, and FixMatch's step is the unit. net: name. labeled,
     unlabeled: images per step. size: their side. micro_batches: parts of a step, or auto for the fastest number.
     forward: joint or split, see `Method.set_forward`. compile: the nets. repeats: steps of each, in turn.
     reference: also FixMatch as it is usually written, in turn. teacher: the net of those that distill (default: the
-    same as the student's); its share is the forward without gradient. device: cpu, cuda or auto. json: print JSON.
+    same as the student's); its share is the forward without gradient. techniques: also the step of each method with
+    this, as often as you like, such as sam, or several joined by +. device: cpu, cuda or auto. json: print JSON.
 
     tflops are those of matrix products and convolutions over the time of the whole step; peak_fraction is of the
     speed of a large matrix product, measured between the steps.
@@ -127,9 +154,12 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
         raise UsageError(f"--reference is FixMatch as it is usually written; it says nothing of {method}")
     runtime, pool = Runtime.start(device), random_pool(size, labeled + unlabeled)
     steps, rows = {}, {}
-    for name in names:
-        steps[name], rows[name] = _prepared(name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches,
-                                            forward, compile)
+    for name, given in itertools.product(names, ("", *techniques)):
+        key = f"{name} with {given}" if given else name
+        steps[key], rows[key] = _prepared(name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches,
+                                          forward, compile, together([each for each in given.split(" + ") if each]))
+        if techniques:  # late, when all of them act
+            steps[key].steps = STEPS * 9 // 10
     actions: dict[str, Callable[[], Any]] = dict(steps)
     if reference:
         actions["reference"] = _reference(net, pool, labeled, unlabeled, runtime)
@@ -144,11 +174,13 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
         took = Spread.of([whole for whole, _ in laps[name]])
         tflops = row["flops"] / took.median / 1e12
         parts = {part: Spread.of([each[part] for _, each in laps[name]]).median for part in PARTS}
+        plain = Spread.of([whole for whole, _ in laps[row["method"].partition(" with ")[0]]]).median
         row |= {"step_ms": 1e3 * took.median, "step_ms_least": 1e3 * took.least, "step_ms_most": 1e3 * took.most,
                 "images_per_second": steps[name].feed.images_per_step / took.median, "tflops": tflops,
                 "peak_tflops": peak, "peak_fraction": tflops / peak,
                 "parts_ms": {part: 1e3 * value for part, value in parts.items()},
                 "to_fixmatch": took.median / unit if unit else None,
+                "to_plain": took.median / plain if techniques else None,
                 "reference_step_ms": 1e3 * other if other and name == "fixmatch" else None,
                 "ratio": other / took.median if other and name == "fixmatch" else None}
     found = list(rows.values())
@@ -167,18 +199,21 @@ def random_pool(size: int, batch: int) -> Pool:
 
 
 def _prepared(name: str, net_name: str, teacher: str, pool: Pool, labeled: int, unlabeled: int, runtime: Runtime,
-              micro_batches: int | Literal["auto"], forward: Forward, compile: bool) -> tuple[Step, dict[str, Any]]:
+              micro_batches: int | Literal["auto"], forward: Forward, compile: bool,
+              techniques: Techniques) -> tuple[Step, dict[str, Any]]:
     """The step, and what is known of it before the laps."""
     new = functools.partial(net, classes=CLASSES, style=pool.style)
     needed: dict[str, Callable[[], Any]] = {"teacher": lambda: new(teacher),
                                             "parents": lambda: [[label // 2 for label in range(CLASSES)]]}
     known = inspect.signature(methods.get(name)).parameters
-    method = build(name, new(net_name), pool, {key: make() for key, make in needed.items() if key in known})
+    made = techniques.net(new(net_name), pool, seed=0)
+    method = build(name, made, pool, {key: make() for key, make in needed.items() if key in known})
     method.set_forward(forward)
-    step = Step(method, pool, labeled, unlabeled, runtime, micro_batches, compile)
+    step = Step(method, pool, labeled, unlabeled, runtime, micro_batches, compile, techniques)
     step()  # sets up kernels, and compiles
     memory = peak_memory(step, runtime)
-    return step, {"method": name, "net": net_name, "labeled": labeled, "unlabeled": unlabeled,
+    called = f"{name} with {' + '.join(techniques.texts)}" if techniques.given else name
+    return step, {"method": called, "net": net_name, "labeled": labeled, "unlabeled": unlabeled,
                   "size": pool.style.height, "device": str(runtime.device), "precision": runtime.precision,
                   "threads": torch.get_num_threads(), "compile": compile,
                   "forward": forward, "micro_batches": step.micro_batches,
@@ -198,7 +233,8 @@ def _reference(net_name: str, pool: Pool, labeled: int, unlabeled: int, runtime:
 def _show(rows: list[dict[str, Any]]) -> None:
     first, console = rows[0], Console()
     columns = [("ms", "step_ms", ".1f"), ("least", "step_ms_least", ".1f"), ("most", "step_ms_most", ".1f"),
-               *([("of FixMatch", "to_fixmatch", ".2f")] if len(rows) > 1 else []),
+               *([("of the plain", "to_plain", ".2f")] if first["to_plain"] else []),
+               *([("of FixMatch", "to_fixmatch", ".2f")] if first["to_fixmatch"] and len(rows) > 1 else []),
                ("images/s", "images_per_second", ".0f"), ("TFLOP/s", "tflops", ".3f"),
                ("of peak", "peak_fraction", ".0%"), ("MB", "peak_memory_mb", ".0f"), ("parts", "micro_batches", "")]
     console.print(Table(
@@ -206,12 +242,18 @@ def _show(rows: list[dict[str, Any]]) -> None:
         f"{first['size']} px, {first['forward']}, {first['precision']} on {first['threads']} threads of "
         f"{first['device']}{', compiled' * first['compile']}",
         [Column("method"), *(Column(name, "right", format) for name, _, format in columns)],
-        [[row["method"], *((row | {"peak_memory_mb": row["peak_memory_bytes"] / 1e6})[key] for _, key, _ in columns)]
+        [[_called(row), *((row | {"peak_memory_mb": row["peak_memory_bytes"] / 1e6})[key] for _, key, _ in columns)]
          for row in rows]))
     console.print(Table("Where the time goes, in ms",
                         [Column("method"), *(Column(part, "right", ".1f") for part in PARTS)],
-                        [[row["method"], *row["parts_ms"].values()] for row in rows]))
+                        [[_called(row), *row["parts_ms"].values()] for row in rows]))
     for row in rows:
         if row["ratio"] is not None:
             print(f"FixMatch as it is usually written: {row['reference_step_ms']:.0f} ms a step, "
                   f"{row['ratio']:.1f} times as long")
+
+
+def _called(row: dict[str, Any]) -> str:
+    """The method; with techniques, what they add to the plain one above."""
+    method, _, techniques = row["method"].partition(" with ")
+    return f"+ {techniques}" if techniques else method

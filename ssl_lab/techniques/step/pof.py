@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from ssl_lab.batch import At, Loss, generator
 from ssl_lab.data import Pool
@@ -30,6 +31,7 @@ class PoF(StepTechnique):
     name = "pof"
     paper = "PoF: Post-Training of Feature Extractor for Improving Generalization"
     arxiv = "2207.01847"
+    rates: Tensor
 
     def __init__(self, after: float = 0.0, reach: float = 2.0, first: float = 1.0, searched: int = 6) -> None:
         super().__init__()
@@ -44,6 +46,11 @@ class PoF(StepTechnique):
 
     def begin(self, method: Method, seed: int) -> None:
         self._head = list(method.net.head.parameters())
+        self.register_buffer("rates", torch.tensor([0.0, *self._rates]), persistent=False)
+
+    @property
+    def _rates(self) -> list[float]:
+        return [self.first * 2**k for k in range(self.searched)]
 
     def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
         if at.frac < self.after:
@@ -52,12 +59,10 @@ class PoF(StepTechnique):
         found = [other().total.detach()]
         head = [w for w in self._head if w.grad is not None]
         slope = gradients(head)
-        rates = [self.first * 2**k for k in range(self.searched)]
-        for rate in rates:
+        for rate in self._rates:
             with moved(head, [-rate * g for g in slope]):
                 found.append(other().total.detach())
-        best = mean_over_ranks(torch.stack(found)).argmin()
-        eta = torch.tensor([0.0, *rates], device=best.device)[best]
+        eta = self.rates.gather(0, mean_over_ranks(torch.stack(found)).argmin().view(1))
         u = torch.rand((), generator=generator(at.seed, self.name, at.step)).item()
         with moved(head, [-u * self.reach * eta * g for g in slope]):
             loss = one()
