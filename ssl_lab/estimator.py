@@ -58,6 +58,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     method: its name, see `ssl-lab list methods`, or "mypackage.mymodule:MyMethod", with arguments if wanted,
     "fixmatch(threshold=0.9)"; "supervised" learns from the labeled images alone. net: its name, see `ssl-lab list
     nets`. arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
+    view: other views in place of the method's, as in ("strong=simclr", "weak=mypackage.views:Mine").
     steps, minutes: how long it trains; minutes, if given, in place of steps. labeled, unlabeled: images of each step.
     lr: peak learning rate. seed: of everything drawn. flip: whether views may mirror images; False where a mirrored
     image is of another class. image_shape: of images that are rows of a table, (height, width), or with 1 or 3 channels
@@ -73,14 +74,15 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """
 
     def __init__(self, method: str = "fixmatch", net: str = "tiny_16", *, arguments: Mapping[str, Any] | None = None,
-                 steps: int | None = 500, minutes: float | None = None, labeled: int | None = None,
-                 unlabeled: int | None = None, lr: float | None = None, seed: int = 0, flip: bool | None = None,
-                 image_shape: Sequence[int] | None = None, image_size: int | None = None,
+                 view: Sequence[str] = (), steps: int | None = 500, minutes: float | None = None,
+                 labeled: int | None = None, unlabeled: int | None = None, lr: float | None = None, seed: int = 0,
+                 flip: bool | None = None, image_shape: Sequence[int] | None = None, image_size: int | None = None,
                  value_range: Range | str | None = None, weights: str | Path | None = None, device: str = "auto",
                  out: str | Path | None = None, verbose: bool = False) -> None:
         self.method = method
         self.net = net
         self.arguments = arguments
+        self.view = view
         self.steps = steps
         self.minutes = minutes
         self.labeled = labeled
@@ -165,7 +167,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         net = named(self.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
         usual = {"ema": preset.ema, **preset.arguments}
-        method = presets.build(self.method, net, pool, self.arguments or {}, usual)
+        method = presets.build(self.method, net, pool, self.arguments or {}, usual).with_views(*self.view)
         labeled = preset.labeled if self.labeled is None else self.labeled
         unlabeled = preset.unlabeled if self.unlabeled is None else self.unlabeled
         lr = preset.lr if self.lr is None else self.lr

@@ -9,6 +9,7 @@ import kornia.augmentation as K
 import pytest
 import torch
 import yaml
+from sklearn.datasets import load_digits
 from small_runs import tiny_net
 from test_recipes import recipe
 
@@ -275,6 +276,14 @@ def test_train_takes_views_of_a_named_method(tmp_path, asked):
     for learner in (None, "knn"):
         with pytest.raises(UsageError, match="views are those of a method that trains a net"):
             train("digits", method=learner, view=("strong=simclr",), **given | {"recipe": None})
+
+
+def test_the_estimator_takes_views(asked):
+    images, labels = load_digits(return_X_y=True)
+    learner = sl.Classifier(steps=2, view=["strong=simclr"], image_shape=(8, 8), value_range="0-16")
+    with pytest.raises(AskedError) as found:
+        learner.fit(images[:100], labels[:100])
+    assert found.value.args[0].views.texts["unlabeled"] == {"weak": "weak", "strong": "simclr"}
 
 
 def test_train_goes_on_under_the_same_views(tmp_path):

@@ -199,8 +199,7 @@ class Run:
         if runtime.main:
             write_inventory(self.folder.path, inventory(self.pool))
             announce(self.pool)
-            if trainer.callbacks is None or trainer.callbacks:
-                once(self.feed.said)
+            once(self.feed.said)
         callbacks = Together(chosen(trainer.callbacks, trainer.track) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
             watching.start(self.plain.name, self.folder.path, self.start, self.steps)
