@@ -135,3 +135,18 @@ def test_the_whole_view_compiles_as_one_graph() -> None:
         patch.setattr(dense_contrastive, "augmented",
                       torch.compile(dense_contrastive.augmented, fullgraph=True, backend="eager"))
         assert torch.equal(view._at_once(images, drawn), plain)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("side", [8, 32, 96, 224])
+def test_pixels_on_a_gpu(side: int) -> None:
+    style, images = Style(height=side, width=side), pictures(64, 3, side, side)
+    for view, close in ((Strong, 0.0), (Weak, 0.0), (SimCLRView, 1e-4)):
+        here = view(style)(images, At(0, 1).draw("v", 64))
+        there = view(style)(images.cuda(), At(0, 1).draw("v", 64, "cuda"))
+        torch.testing.assert_close(there.cpu(), here, atol=close, rtol=0)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            view(style)(images.cuda(non_blocking=True), At(1, 2).draw("v", 64, "cuda"))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
