@@ -34,6 +34,7 @@ OFF = {
     "gradinit": "gradinit(steps=0)",
     "lookahead": "lookahead(k=2, alpha=1.0)",
     "reinit": "reinit(generations=1)",
+    "layerwise_reinit": "layerwise_reinit(rounds=0)",
     "shrink_perturb": "shrink_perturb(keep=1.0, noise=0.0)",
     "gnp": "gnp(alpha=0)",
     "replicated_sgd": "replicated_sgd(replicas=1)",

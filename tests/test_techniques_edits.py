@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from small_runs import digits, flat_net, tiny_net
+from small_runs import digits, flat_net, tiny_net, train
 from torch import nn
 
 import ssl_lab as sl
@@ -12,9 +12,11 @@ from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
 from ssl_lab.nets import Net
+from ssl_lab.nets.normed import blocks_of, moments
 from ssl_lab.optim import SGD, AdamW
+from ssl_lab.techniques.images import as_seen
 from ssl_lab.techniques.weights.invariant import free_layers
-from ssl_lab.techniques.weights.renewal import after_block, blocks_of, generations_done
+from ssl_lab.techniques.weights.renewal import after_block, generations_done
 
 
 def moved(net, seed):
@@ -222,6 +224,69 @@ def test_the_optimizer_forgets_what_is_drawn_anew(optimizer):
         torch_optimizer.state.pop(p, None)
     known = set(torch_optimizer.state)
     assert known == {p for name, p in around.net.named_parameters() if not name.startswith("head")}
+
+
+def test_a_normed_net_is_at_first_the_net(tmp_path):
+    style = digits().style
+    plain, net = sl.net("tiny_4", 10, style), sl.net("tiny_4+normed", 10, style)
+    x = torch.rand(4, 1, 8, 8)
+    assert torch.equal(net.eval()(x).logits, plain.eval()(x).logits)
+    extra = net.state_dict().keys() - plain.state_dict().keys()
+    assert extra == {f"backbone.blocks.{i}.fixed_{what}" for i in range(3) for what in ("mean", "sd")}
+    tokens = sl.net("timm/vit_tiny_patch16_224+normed", 10, Style(3, 32, 32))
+    assert tokens.backbone.blocks[0].fixed_mean.shape == (192,)
+
+
+@pytest.mark.parametrize(("rounds", "generation", "kept"), [(1, 1, 1), (1, 3, 3), (2, 3, 2), (2, 2, 1)])
+def test_layerwise_reinit_keeps_blocks_at_their_first_norms(rounds, generation, kept):
+    pool = digits()
+    technique = sl.LayerwiseReinit(rounds).around(Supervised(tiny_net(pool)), pool, 0)
+    net, first = technique.net, tiny_net(pool)
+    assert net.name == technique.ema.net.name == "tiny_8+normed"
+    with torch.no_grad():
+        for p in net.parameters():
+            p.mul_(torch.rand(p.shape, generator=torch.Generator().manual_seed(0)) + 1).add_(0.01)
+    total = 3 * rounds + 1
+    before = copy.deepcopy(net)
+    technique.after_step(At(generation - 1, total))
+    anew = set(after_block(first, kept))
+    for name, p in net.named_parameters():
+        start, now = first.get_parameter(name), before.get_parameter(name)
+        if name in anew:
+            assert torch.equal(p.flatten().sort().values, start.flatten().sort().values), name
+        else:
+            assert float(p.detach().norm()) == pytest.approx(float(start.detach().norm()), rel=1e-5), name
+            torch.testing.assert_close(p / p.norm().clamp(min=1e-9), start.norm().sign() * now / now.norm())
+    assert {id(p) for p in technique.edited()} == {id(p) for p in net.parameters()}
+    images, seen = as_seen(technique, pool, 256, 0, "layerwise_reinit"), []
+    net.get_submodule(f"backbone.blocks.{kept - 1}").register_forward_hook(lambda _, __, output: seen.append(output))
+    net.train()(images)
+    assert len(images) == 100
+    mean, sd = moments(seen[0].detach())
+    alive = sd > 0  # a channel that its rectifier closes stays constant
+    torch.testing.assert_close(mean, torch.zeros(8 * 2 ** (kept - 1)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(sd[alive], torch.ones(int(alive.sum())), rtol=1e-4, atol=1e-4)
+    assert alive.sum() > len(alive) / 2
+    assert torch.equal(technique.ema.net.backbone.blocks[kept - 1].fixed_mean, net.backbone.blocks[kept - 1].fixed_mean)
+    for name, buffer in technique.ema.net.named_buffers():
+        assert "fixed" not in name or torch.equal(buffer, net.get_buffer(name))
+    assert torch.equal(net.backbone.blocks[kept % 3].fixed_sd, torch.ones_like(net.backbone.blocks[kept % 3].fixed_sd))
+
+
+def test_a_net_that_comes_out_of_layerwise_reinit_is_opened_again(tmp_path):
+    result = train(tmp_path, Supervised(tiny_net(digits())), steps=4, evaluations=1, techniques=["layerwise_reinit"])
+    pixels = digits().images.pixels[:6]
+    again = sl.open(tmp_path, device="cpu", precision="fp32")
+    assert again.card.net == "tiny_8+normed"
+    assert (again.net.backbone.blocks[0].fixed_sd != 1).any()
+    x = torch.from_numpy(pixels).float() / 255
+    ours, theirs = (net.eval()(x).logits for net in (again.net, result.method.predictor()))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_a_copy_of_the_net_that_would_not_follow_is_refused():
+    with pytest.raises(UsageError, match="layerwise_reinit: byol keeps a copy of the net"):
+        sl.LayerwiseReinit().check(sl.BYOL(tiny_net(digits()), hidden=8, dim=4), digits())
 
 
 def test_what_cannot_be_drawn_anew():

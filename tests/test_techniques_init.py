@@ -18,10 +18,10 @@ from ssl_lab.methods import Supervised
 from ssl_lab.nets import Net
 from ssl_lab.nets.residual import ResNet
 from ssl_lab.nets.stored import plain
+from ssl_lab.techniques.images import pixels, some
 from ssl_lab.techniques.net.autoinit import initialize
 from ssl_lab.techniques.net.dropout import LeavingOut
 from ssl_lab.techniques.net.gradinit import objective
-from ssl_lab.techniques.net.images import pixels, some
 from ssl_lab.techniques.net.moments import Moments, activated
 from ssl_lab.techniques.net.rewire import attached, drawn_in_order, rewired
 

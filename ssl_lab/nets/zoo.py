@@ -18,6 +18,7 @@ from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
+from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.residual import ResNet, WideResNet
 from ssl_lab.nets.stored import Weights, read_weights
@@ -105,6 +106,7 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
     "{net}+unit": "any of these with features of length 1, as after `features.py`",
+    "{net}+normed": "any of these with fixed normalizations of its blocks' outputs, as after `--with layerwise_reinit`",
 }
 """The families of nets, name pattern -> what they are."""
 
@@ -131,7 +133,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
                          f"{len(style.std)} standard deviations: give one of each per channel")
     if pretrained and weights is not None:
         raise UsageError("pretrained and weights exclude each other: choose one")
-    deeper = re.fullmatch(r"(.+)\+(unit|[1-9]\d*)", name)
+    deeper = re.fullmatch(r"(.+)\+(unit|normed|[1-9]\d*)", name)
     base = deeper[1] if deeper else name
     if known := PRETRAINED.get(base):  # its file is needed only here: the net has timm's name from now on
         weights, pretrained = weights or known.weights(), False
@@ -152,10 +154,13 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             trunk = _trunk(base, style, of_backbone, source)
         if deeper and deeper[2] == "unit":
             trunk = trunk._replace(backbone=Unit(trunk.backbone))
-        elif deeper:
+        elif deeper and deeper[2] != "normed":
             width = int(deeper[2])
             trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
-        built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std, name, names)
+        built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std,
+                    name.removesuffix(NORMED), names)
+    if name.endswith(NORMED):
+        normed(built, style)
     if whole is not None:
         load_net(built, whole, source)
     if bn_momentum is not None:

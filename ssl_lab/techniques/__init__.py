@@ -41,6 +41,7 @@ from ssl_lab.techniques.term.relay import Relay
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
+from ssl_lab.techniques.weights.layerwise_reinit import LayerwiseReinit
 from ssl_lab.techniques.weights.lookahead import Lookahead
 from ssl_lab.techniques.weights.prior_correction import PriorCorrection
 from ssl_lab.techniques.weights.reinit import Reinit
@@ -71,6 +72,7 @@ _ALL: tuple[type[Technique], ...] = (
     EntropySGD,
     ReplicatedSGD,
     PoF,
+    LayerwiseReinit,
     Lookahead,
     Reinit,
     ShrinkPerturb,
@@ -141,6 +143,7 @@ __all__ = [
     "EntropySGD",
     "GradInit",
     "Kind",
+    "LayerwiseReinit",
     "Lookahead",
     "NetTechnique",
     "NoiseConsistency",

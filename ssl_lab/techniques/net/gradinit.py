@@ -16,7 +16,7 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.techniques.base import NetTechnique
-from ssl_lab.techniques.net.images import pixels, some
+from ssl_lab.techniques.images import pixels, some
 
 By = Literal["sgd", "adam"]
 LEAST = 0.01  # of a weight's scale

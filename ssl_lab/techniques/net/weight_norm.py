@@ -13,7 +13,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.techniques.base import NetTechnique
-from ssl_lab.techniques.net.images import pixels, some
+from ssl_lab.techniques.images import pixels, some
 
 IMAGES = 256
 

@@ -9,7 +9,8 @@ from torch import nn
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
-from ssl_lab.techniques.weights.renewal import Renewal, after_block, blocks_of
+from ssl_lab.nets.normed import blocks_of
+from ssl_lab.techniques.weights.renewal import Renewal, after_block
 
 
 class Reinit(Renewal):

@@ -12,6 +12,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Ema, Net
+from ssl_lab.nets.normed import blocks_of
 from ssl_lab.techniques.base import WeightsTechnique
 
 
@@ -88,13 +89,6 @@ def shuffled(x: Tensor, *key: int | str) -> Tensor:
     """The entries of x in an order that the key draws."""
     order = torch.randperm(x.numel(), generator=generator(*key)).to(x.device)
     return x.flatten()[order].view_as(x)
-
-
-def blocks_of(net: Net) -> list[str]:
-    """The names of the net's blocks that have weights, in order: members of `backbone.blocks`, or of the backbone."""
-    parent = "backbone.blocks" if hasattr(net.backbone, "blocks") else "backbone"
-    return [f"{parent}.{name}" for name, part in net.get_submodule(parent).named_children()
-            if any(True for _ in part.parameters())]
 
 
 def after_block(net: Net, count: int) -> list[str]:

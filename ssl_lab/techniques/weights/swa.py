@@ -9,12 +9,13 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import are_frozen
 from ssl_lab.techniques.base import WeightsTechnique
+from ssl_lab.techniques.images import as_seen
 
 IMAGES, BATCH = 2048, 256  # that BatchNorm's statistics are of, at most
 
@@ -69,20 +70,10 @@ class SWA(WeightsTechnique):
         if not int(self.points):
             return super().predictor()
         if self._stale:
-            renew_statistics(self.average, self._images())
+            images = as_seen(self, self._pool, IMAGES, self._seed, "swa")
+            renew_statistics(self.average, list(images.chunk(math.ceil(len(images) / BATCH))))
             self._stale = False
         return self.average
-
-    @torch.no_grad()
-    def _images(self) -> list[Tensor]:
-        """Batches of training images, as the method sees them."""
-        kind, rows = (("unlabeled", self._pool.unlabeled) if self.views.unlabeled else ("labeled", self._pool.labeled))
-        factory = next(iter(getattr(self.views, kind).values()))
-        order = torch.randperm(len(rows), generator=generator(self._seed, "swa"))[:IMAGES].numpy()
-        chosen, device = rows[order], next(self.parameters()).device
-        draw = At(0, 1, self._seed).draw("swa", len(chosen), device)
-        seen: Tensor = factory(self._pool.style)(self._pool.images.take(chosen).to(device), draw)
-        return list(seen.chunk(math.ceil(len(chosen) / BATCH)))
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Images for what initializes a net by data."""
+"""Images for techniques that look at some beside those of the batch."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ssl_lab.batch import At, generator
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.methods import Method
 from ssl_lab.views import Eval
 
 
@@ -21,3 +22,14 @@ def some(rows: IntArray, count: int, *key: int | str) -> IntArray:
     """So many of the rows, drawn by the key; all of them, if there are no more."""
     chosen: IntArray = rows[torch.randperm(len(rows), generator=generator(*key))[:count].numpy()]
     return chosen
+
+
+def as_seen(method: Method, pool: Pool, count: int, seed: int, name: str) -> Tensor:
+    """So many training images as the method sees them under its first view, float [n, C, H, W]: a function of pool,
+    seed and name alone."""
+    views = method.views
+    kind, rows = (views.unlabeled, pool.unlabeled) if views.unlabeled else (views.labeled, pool.labeled)
+    chosen, device = some(rows, count, seed, name), next(method.parameters()).device
+    draw = At(0, 1, seed).draw(name, len(chosen), device)
+    seen: Tensor = next(iter(kind.values()))(pool.style)(pool.images.take(chosen).to(device), draw)
+    return seen
