@@ -60,7 +60,8 @@ def main(settings: Settings) -> None:
 
     def job(recipe: str, name: str, view: Sequence[str], method: str | None = None, **changes: object) -> jobs.Job:
         given = ({} if method is None else {"method": method}) | ({"view": list(view)} if view else {})
-        return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=given)
+        flags = {**given, "with": settings.techniques, "optimizer": settings.optimizer or ()}
+        return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=flags)
 
     valid = comparison.validation_images(pool, settings)
     names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)

@@ -157,9 +157,8 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
     for name, given in itertools.product(names, ("", *techniques)):
         key = f"{name} with {given}" if given else name
         steps[key], rows[key] = _prepared(name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches,
-                                          forward, compile, together([each for each in given.split(" + ") if each]))
-        if techniques:  # late, when all of them act
-            steps[key].steps = STEPS * 9 // 10
+                                          forward, compile, together([each for each in given.split(" + ") if each]),
+                                          begins=STEPS * 9 // 10 if techniques else 0)  # late, when all of them act
     actions: dict[str, Callable[[], Any]] = dict(steps)
     if reference:
         actions["reference"] = _reference(net, pool, labeled, unlabeled, runtime)
@@ -200,7 +199,7 @@ def random_pool(size: int, batch: int) -> Pool:
 
 def _prepared(name: str, net_name: str, teacher: str, pool: Pool, labeled: int, unlabeled: int, runtime: Runtime,
               micro_batches: int | Literal["auto"], forward: Forward, compile: bool,
-              techniques: Techniques) -> tuple[Step, dict[str, Any]]:
+              techniques: Techniques, begins: int) -> tuple[Step, dict[str, Any]]:
     """The step, and what is known of it before the laps."""
     new = functools.partial(net, classes=CLASSES, style=pool.style)
     needed: dict[str, Callable[[], Any]] = {"teacher": lambda: new(teacher),
@@ -210,6 +209,7 @@ def _prepared(name: str, net_name: str, teacher: str, pool: Pool, labeled: int, 
     method = build(name, made, pool, {key: make() for key, make in needed.items() if key in known})
     method.set_forward(forward)
     step = Step(method, pool, labeled, unlabeled, runtime, micro_batches, compile, techniques)
+    step.steps = begins
     step()  # sets up kernels, and compiles
     memory = peak_memory(step, runtime)
     called = f"{name} with {' + '.join(techniques.texts)}" if techniques.given else name
