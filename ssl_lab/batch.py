@@ -73,7 +73,7 @@ class At:
         """Random numbers for this rank's `rows` rows of a batch of `world * rows`."""
         start = self.rank * rows
         key = (self.seed, purpose, self.step)
-        return Draw(key, self.world * rows, slice(start, start + rows), torch.device(device))
+        return Draw(key, self.world * rows, slice(start, start + rows), torch.device(device), self.frac)
 
 
 class Draw:
@@ -84,8 +84,8 @@ class Draw:
     what the pixels need.
     """
 
-    def __init__(self, key: tuple[Key, ...], total: int, rows: slice, device: torch.device) -> None:
-        self.key, self.total, self.rows, self.device = key, total, rows, device
+    def __init__(self, key: tuple[Key, ...], total: int, rows: slice, device: torch.device, frac: float = 0.0) -> None:
+        self.key, self.total, self.rows, self.device, self.frac = key, total, rows, device, frac
         self._generator = generator(*key)
 
     def __len__(self) -> int:
@@ -93,7 +93,11 @@ class Draw:
 
     def child(self, purpose: str) -> Draw:
         """An independent source for the same rows, e.g. one per view."""
-        return Draw((*self.key, purpose), self.total, self.rows, self.device)
+        return Draw((*self.key, purpose), self.total, self.rows, self.device, self.frac)
+
+    def value(self, scalar: Scalar) -> float:
+        """The value of a view's argument now, as `At.value` has it."""
+        return scalar(self.frac) if callable(scalar) else scalar
 
     def uniform(self, *shape: int, low: float = 0.0, high: float = 1.0) -> Tensor:
         """float32 [rows, *shape], uniform in [low, high)."""

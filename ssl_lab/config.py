@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
+from ssl_lab import schedule
 from ssl_lab.at_hand import size_for
 
 Texts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
@@ -129,6 +130,8 @@ class Settings(ReadingSettings, Data):
     of times; or package.module:Thing (not in a --config file)."""
     forward: Literal["joint", "split"] = "joint"
     """split: views that only make targets pass the net by themselves, without gradient."""
+    clip: str | None = None
+    """Largest norm of a step's gradient, a number or a schedule: 2, "cyclical(0.5, 5)"."""
     track: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Also show settings, metrics and summary there (pip install "ssl_lab[mlflow]", or of another name)."""
 
@@ -141,7 +144,8 @@ class Settings(ReadingSettings, Data):
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
                  "micro_batches", "techniques", "forward", "track")
-        return {name: getattr(self, name) for name in names} | {"config": self.plain()}
+        clip = None if self.clip is None else schedule.scalar(self.clip)
+        return {name: getattr(self, name) for name in names} | {"clip": clip, "config": self.plain()}
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

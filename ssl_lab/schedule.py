@@ -133,6 +133,20 @@ def parse(text: str) -> Schedule:
     return made
 
 
+def scalar(text: str) -> Scalar:
+    """The number, or the schedule, that a text is: 0.5, "cyclical(0, 1)". UsageError for anything else."""
+    try:
+        return float(text)
+    except ValueError:
+        return parse(text)
+
+
+def extremes(value: Scalar) -> tuple[float, float]:
+    """The least and the largest value that it has, as far as 1001 moments show, to check it before a run."""
+    values = [value(t / 1000) for t in range(1001)] if callable(value) else [value]
+    return min(values), max(values)
+
+
 def _in_cycle(t: float, cycles: int) -> float:
     """The fraction of its cycle at t; cycles end where the next begins, but for the last."""
     return t * cycles - _cycle(t, cycles)

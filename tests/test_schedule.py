@@ -1,12 +1,18 @@
 import math
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from small_runs import flat_net, train
 
 from ssl_lab import schedule
-from ssl_lab.batch import At
+from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.methods import Supervised
+from ssl_lab.optim import SGD
+from ssl_lab.views import Strong, Weak
+from ssl_lab.views.naming import named, text_of
 
 FRACTION = st.floats(0, 1)
 
@@ -101,3 +107,78 @@ def test_a_schedule_is_read_from_how_it_prints(made):
 def test_what_is_no_schedule_is_refused(text):
     with pytest.raises(UsageError, match="is no schedule; expected"):
         schedule.parse(text)
+
+
+# What takes schedules beside methods and techniques
+
+
+def test_numbers_and_schedules_are_read_from_texts():
+    assert schedule.scalar("2") == 2.0
+    assert schedule.scalar("cyclical(0.5, 5)")(0.5) == 5.0
+    with pytest.raises(UsageError, match="is no schedule"):
+        schedule.scalar("much")
+    assert schedule.extremes(3.0) == (3.0, 3.0)
+    assert schedule.extremes(schedule.triangular(-1.0, 2.0)) == (-1.0, 2.0)
+
+
+def gradient_norms(tmp_path, **settings):
+    """Of three steps, as the update rule sees them; and the weights."""
+    seen = []
+
+    def update(closure, optimizer, at):
+        loss = closure()
+        seen.append(float(torch.nn.utils.get_total_norm(p.grad for p in closure.module.parameters()
+                                                        if p.grad is not None)))
+        optimizer.step()
+        return loss
+
+    result = train(tmp_path, Supervised(flat_net()), steps=4, update=update, evaluations=1, **settings)
+    return seen, result.method.net.state_dict()
+
+
+def test_clipping_follows_its_schedule(tmp_path):
+    norms, _ = gradient_norms(tmp_path / "cycle", clip=schedule.cyclical(0.1, 0.3))
+    assert norms == pytest.approx([0.1, 0.2, 0.3, 0.2], rel=1e-3)
+    assert "cyclical(0.1, 0.3" in (tmp_path / "cycle" / "config.yaml").read_text()
+    flat, weights = gradient_norms(tmp_path / "flat", clip=schedule.cyclical(0.2, 0.2))
+    same, others = gradient_norms(tmp_path / "same", clip=0.2)
+    assert flat == same
+    assert all(torch.equal(weights[name], others[name]) for name in others)
+    with pytest.raises(UsageError, match="both must be positive"):
+        gradient_norms(tmp_path / "none", clip=schedule.cyclical(0.0, 1.0))
+
+
+def test_weight_decay_follows_its_schedule():
+    method = Supervised(flat_net())
+    spec = SGD(weight_decay=schedule.cyclical(1e-4, 5e-4))
+    optimizer = spec.build(method)
+    found = []
+    for step in range(4):
+        spec.set(optimizer, At(step, 4))
+        found.append([group["weight_decay"] for group in optimizer.param_groups])
+    assert found == [[pytest.approx(value), 0] for value in (1e-4, 3e-4, 5e-4, 3e-4)]
+
+
+def views_at(step, total=4, **arguments):
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return Strong(Style(3, 16, 16), **arguments)(images, At(step, total).draw("strong", 64))
+
+
+def test_strength_of_augmentation_follows_its_schedule():
+    chance = schedule.cyclical(0.0, 1.0)
+    for step, now in enumerate((0.0, 0.5, 1.0, 0.5)):
+        assert torch.equal(views_at(step, chance=chance), views_at(step, chance=now))
+        assert torch.equal(views_at(step, cutout=chance), views_at(step, cutout=now))
+    assert torch.equal(views_at(1, chance=schedule.cyclical(0.5, 0.5)), views_at(1))
+    weak = Weak(Style(3, 16, 16))
+    images = torch.randint(0, 256, (64, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(views_at(0, chance=0.0, cutout=0.0), weak(images, At(0, 4).draw("strong", 64)))
+    with pytest.raises(UsageError, match=r"a chance, in \[0, 1\]"):
+        Strong(Style(), chance=schedule.cyclical(0.0, 1.5))
+
+
+def test_a_view_with_a_schedule_has_a_text():
+    made = named("strong(chance=cyclical(0, 0.5), ops=3)")
+    assert repr(named(text_of(made))(Style())) == repr(made(Style()))
+    with pytest.raises(UsageError, match="is no schedule"):
+        named("strong(chance=twice(2))")

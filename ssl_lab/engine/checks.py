@@ -11,6 +11,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.schedule import extremes
 
 if TYPE_CHECKING:
     from ssl_lab.engine.trainer import Trainer
@@ -23,7 +24,7 @@ def check_settings(trainer: Trainer) -> None:
         raise UsageError(f"give either steps or minutes (--steps, --minutes), not steps={steps} and minutes={minutes}")
     if (steps is not None and steps < 1) or (minutes is not None and minutes <= 0):
         raise UsageError(f"steps={steps}, minutes={minutes}: a run needs a positive length")
-    if trainer.evaluations < 1 or (trainer.clip is not None and trainer.clip <= 0):
+    if trainer.evaluations < 1 or (trainer.clip is not None and extremes(trainer.clip)[0] <= 0):
         raise UsageError(f"evaluations={trainer.evaluations}, clip={trainer.clip}: both must be positive")
 
 

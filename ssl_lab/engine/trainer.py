@@ -57,6 +57,7 @@ from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.notes import once
 from ssl_lab.optim import SGD, Optimizer, Update
+from ssl_lab.schedule import Scalar
 from ssl_lab.techniques import Technique, Techniques, together
 
 ROWS = 200  # of metrics in a run, at most
@@ -93,7 +94,7 @@ class Trainer:
     shard: bool = False
     micro_batches: int | Literal["auto"] = 1
     forward: Forward = "joint"
-    clip: float | None = None
+    clip: Scalar | None = None
     resume: str | Path | None = None
     evaluations: int = 10
     checkpoint_seconds: float = 60.0
@@ -175,9 +176,11 @@ class Run:
 
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
+        clip = self.trainer.clip
         own = {"method": self.plain.name, **arguments(self.plain), "views": self.method.views.texts,
                "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled, "forward": self.trainer.forward,
-               "optimizer": repr(self.trainer.optimizer), "clip": self.trainer.clip, "shard": self.trainer.shard}
+               "optimizer": repr(self.trainer.optimizer), "clip": repr(clip) if callable(clip) else clip,
+               "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
                 "micro_batches": self.micro_batches, "compile": self.compile, "techniques": self.techniques.texts}
@@ -234,7 +237,8 @@ class Run:
         """One step of training."""
         self.trainer.optimizer.set(self.optimizer, at)
         parts = self.feed(at).chunk(micro_batches)
-        closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, self.trainer.clip)
+        clip = None if self.trainer.clip is None else at.value(self.trainer.clip)
+        closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, clip)
         loss = self.update(closure, self.optimizer, at)
         self.runtime.share_statistics(self.method)  # before averages and teachers take them over
         self.method.after_step(at)

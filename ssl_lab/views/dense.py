@@ -19,7 +19,7 @@ from torch import Tensor
 from ssl_lab.batch import Draw, Style
 from ssl_lab.views import ops, tables
 from ssl_lab.views.base import to_unit
-from ssl_lab.views.randaugment import OPERATIONS, drawn_operations
+from ssl_lab.views.randaugment import CHANCE, OPERATIONS, drawn_operations
 from ssl_lab.views.send import send
 from ssl_lab.views.shift import GRAY, drawn_shifts, drawn_squares
 from ssl_lab.views.tables import Turn
@@ -50,14 +50,15 @@ def weak(images: Tensor, draw: Draw, style: Style) -> Tensor:
     return strong(images, draw, style, count=0, fraction=0.0)
 
 
-def strong(images: Tensor, draw: Draw, style: Style, count: int, fraction: float) -> Tensor:
+def strong(images: Tensor, draw: Draw, style: Style, count: int, fraction: float, chance: float = CHANCE) -> Tensor:
     """`Strong`'s views of checked images."""
     if not len(images):
         return to_unit(images)
     _, channels, height, width = images.shape
     fixed = constants(channels, height, width, count, images.device)
     shifts = _shifted(*drawn_shifts(draw, height, width, style), width)[:, None]
-    numbers, levels, values = (drawn.T for drawn in drawn_operations(draw, count)) if count else 3 * (torch.empty(0),)
+    operations = drawn_operations(draw, count, chance) if count else 3 * (torch.empty(0),)
+    numbers, levels, values = (each.mT if each.ndim > 1 else each for each in operations)
     squares = [part.bool() for part in drawn_squares(draw, height, width, fraction)] if fraction else []
     if not count:
         sent = send([shifts, *squares], images.device)

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from ssl_lab import texts
+from ssl_lab import schedule, texts
 from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.notes import once
@@ -52,14 +52,16 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
         factory = VIEWS[call.name]
     else:
         raise unknown("view", call.name, VIEWS, "See `ssl-lab list views`; your own is package.module:MyView.")
-    if call.args or any(isinstance(each, Call) for each in call.named.values()):
-        raise UsageError(f"{call}: a view's arguments have names and plain values, as in strong(ops=3)")
+    if call.args:
+        raise UsageError(f"{call}: a view's arguments have names, as in strong(ops=3)")
+    arguments = {name: schedule.parse(str(value)) if isinstance(value, Call) else value
+                 for name, value in call.named.items()}
     try:
-        inspect.signature(factory).bind(None, **call.named)
+        inspect.signature(factory).bind(None, **arguments)
     except TypeError as error:
         known = ", ".join(list(inspect.signature(factory).parameters)[1:])
         raise UsageError(f"{call}: {error}; its arguments are ({known})") from None
-    return partial(factory, **call.named) if call.named else factory
+    return partial(factory, **arguments) if arguments else factory
 
 
 def by_name(given: Sequence[str]) -> dict[str, ViewFactory]:

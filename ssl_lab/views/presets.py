@@ -8,9 +8,10 @@ from torch import Tensor
 
 from ssl_lab.batch import Draw, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.schedule import Scalar, extremes
 from ssl_lab.views import dense
 from ssl_lab.views.base import check_images, to_unit
-from ssl_lab.views.randaugment import rand_augment
+from ssl_lab.views.randaugment import CHANCE, rand_augment
 from ssl_lab.views.shift import cutout, flip_and_shift
 
 
@@ -48,25 +49,27 @@ class Strong:
     """Weak, then RandAugment, then cutout: FixMatch's strong view (Sohn et al. 2020).
 
     ops: how many operations each image draws. cutout: side of the gray square as a fraction of the image's
-    shorter side, in [0, 1]; 0 for none.
+    shorter side, in [0, 1]; 0 for none. chance: of each operation to be done, in [0, 1]. Both may be schedules.
     """
 
     style: Style
     ops: int = 2
-    cutout: float = 0.5
+    cutout: Scalar = 0.5
+    chance: Scalar = CHANCE
 
     @property
     def mirrors(self) -> bool:
         return self.style.flip
 
     def __post_init__(self) -> None:
-        if self.ops < 0 or not 0 <= self.cutout <= 1:
-            raise UsageError(f"Strong(ops={self.ops}, cutout={self.cutout}): give ops >= 0 and a cutout, "
-                             "the square's side as a fraction of the image's, in [0, 1].")
+        if self.ops < 0 or not all(0 <= end <= 1 for each in (self.cutout, self.chance) for end in extremes(each)):
+            raise UsageError(f"Strong(ops={self.ops}, cutout={self.cutout}, chance={self.chance}): give ops >= 0, and "
+                             "a cutout, the square's side as a fraction of the image's, and a chance, in [0, 1].")
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
+        side, chance = draw.value(self.cutout), draw.value(self.chance)
         if images.device.type != "cpu":
-            return dense.strong(images, draw, self.style, self.ops, self.cutout)
+            return dense.strong(images, draw, self.style, self.ops, side, chance)
         shifted = flip_and_shift(images, draw, self.style)
-        return to_unit(cutout(rand_augment(shifted, draw, self.ops), draw, self.cutout))
+        return to_unit(cutout(rand_augment(shifted, draw, self.ops, chance), draw, side))

@@ -15,6 +15,7 @@ from torch import Tensor
 from ssl_lab.batch import Draw
 from ssl_lab.views import ops
 
+CHANCE = 0.5  # of a turn's operation to be done
 LEVELS = 10
 """Strengths are the whole levels 1..9 of these 10."""
 
@@ -57,12 +58,13 @@ VALUES = torch.stack([operation.value(torch.arange(LEVELS).double()) for operati
 SIGNED = torch.tensor([operation.signed for operation in OPERATIONS.values()])
 
 
-def rand_augment(images: Tensor, draw: Draw, count: int = 2) -> Tensor:
-    """Run `count` turns; in each, half of the rows undergo an operation and a level (1..9) drawn for the row.
+def rand_augment(images: Tensor, draw: Draw, count: int = 2, chance: float = CHANCE) -> Tensor:
+    """Run `count` turns; in each, a share `chance` of the rows undergoes an operation and a level (1..9) drawn for the
+    row.
 
     images: uint8 [B, C, H, W]; returns the same shape and type. An operation may come twice.
     """
-    numbers, _, values = drawn_operations(draw, count)
+    numbers, _, values = drawn_operations(draw, count, chance)
     places = PLACES[numbers]
     rows = torch.arange(len(images))  # where each image was; they stay sorted by the last turn's operations
     for place, value in zip(places.unbind(1), values.unbind(1), strict=True):
@@ -72,10 +74,10 @@ def rand_augment(images: Tensor, draw: Draw, count: int = 2) -> Tensor:
     return images.index_select(0, rows.argsort().to(images.device, non_blocking=True))
 
 
-def drawn_operations(draw: Draw, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """int64 [B, count] each, but for the last: which of OPERATIONS (0, the identity, in half of the cases), at which
-    level, and its value, float64."""
-    applied = draw.uniform(count) < 0.5
+def drawn_operations(draw: Draw, count: int, chance: float = CHANCE) -> tuple[Tensor, Tensor, Tensor]:
+    """int64 [B, count] each, but for the last: which of OPERATIONS (0, the identity, in all but a share `chance` of the
+    cases), at which level, and its value, float64."""
+    applied = draw.uniform(count) < chance
     numbers = draw.integers(0, len(OPERATIONS), count)
     levels = draw.integers(1, LEVELS, count)
     signs = draw.integers(0, 2, count) * 2 - 1
