@@ -2,10 +2,11 @@
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from scipy.special import expit, logit
 
 from ssl_lab.active.record import Round
-from ssl_lab.active.stopping import Estimate, advise, estimate_accuracy, expected_gain, kappa
+from ssl_lab.active.stopping import OFFSET, Estimate, advise, estimate_accuracy, expected_gain, kappa
 from ssl_lab.active.watch import held_out_estimate, stop_advice
 from ssl_lab.features import linear_probe
 
@@ -31,11 +32,14 @@ def test_the_chance_of_being_right_is_that_of_a_slow_fit():
     a, b = np.meshgrid(np.linspace(-4, 4, 161), np.linspace(-2, 4, 161), indexing="ij")
     z = a[..., None] + b[..., None] * logit(sure)
     chance = np.exp((right * z - np.logaddexp(0, z)).sum(axis=-1) - a**2 / 8 - (b - 1) ** 2 / 2)
+    step = a[1, 0] - a[0, 0]
+    offsets = np.arange(-40, 41) * step
+    blurred = scipy.ndimage.convolve1d(chance, np.exp(-((offsets / OFFSET) ** 2) / 2), axis=0, mode="constant")
     best = np.unravel_index(chance.argmax(), chance.shape)
     value = expit(a[best] + b[best] * logit(rest)).mean()
     means = expit(a[..., None] + b[..., None] * logit(np.quantile(rest, np.linspace(0.01, 0.99, 50)))).mean(axis=-1)
     order = np.argsort(means.ravel())
-    mass = np.cumsum(chance.ravel()[order]) / chance.sum()
+    mass = np.cumsum(blurred.ravel()[order]) / blurred.sum()
     low, high = (means.ravel()[order][np.searchsorted(mass, each)] for each in (0.025, 0.975))
     assert found == pytest.approx((value, low, high), abs=0.02)
 
