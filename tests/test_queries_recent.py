@@ -105,7 +105,19 @@ def test_view_disagreement_is_the_summed_variance():
     slow = [sum(sum((float(p) - sum(map(float, column)) / 6) ** 2 for p in column) / 6 for column in row.T)
             for row in probs]
     np.testing.assert_allclose(ViewDisagreement().scores(view, np.arange(20)), slow, rtol=1e-5)
-    assert ViewDisagreement()(view, 5).tolist() == np.argsort(slow)[::-1][:5].tolist()
+    assert ViewDisagreement()(view, 1).tolist() == [np.argmax(slow)]
+
+
+def test_batches_are_drawn_by_score():
+    scores = np.array([0.0, 1, 2, 5])
+    views = np.stack([[0.5 - each, 0.5 + each] for each in np.sqrt(scores / 40)])  # of two, +- around a half
+    probs = np.stack([np.stack([views, 1 - views], axis=-1)[:, k] for k in range(2)], axis=1)
+    view = PoolView(np.full(4, -1), view_probs=probs)
+    np.testing.assert_allclose(ViewDisagreement().scores(view, np.arange(4)), scores / 20, atol=1e-6)
+    picks = np.array([ViewDisagreement()(view, 2, seed) for seed in range(3000)])
+    np.testing.assert_allclose(np.bincount(picks[:, 0], minlength=4) / 3000, scores / 8, atol=0.03)
+    assert not (picks == 0).any()  # of score 0: last
+    assert (picks == [ViewDisagreement()(view, 2, seed) for seed in range(3000)]).all()
 
 
 @pytest.fixture

@@ -186,7 +186,13 @@ class Wrapper(Query):
 
 
 class ScoreQuery(Query):
-    """A query that takes the rows of the highest scores. A subclass writes `scores`; wrappers reuse them."""
+    """A query that takes the rows of the highest scores. A subclass writes `scores`; wrappers reuse them.
+
+    drawn: whether a batch of several rows is drawn, p(i) ~ score_i, as `power` does, because the highest scores are of
+    rows that are alike.
+    """
+
+    drawn: ClassVar[bool] = False
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
         """[len(rows)], how much each row is worth: at least 0, and higher is chosen sooner."""
@@ -194,7 +200,10 @@ class ScoreQuery(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         candidates = view.candidates
-        return candidates[highest(self.scores(view, candidates), budget, seed)]
+        scores = self.scores(view, candidates)
+        if self.drawn and budget > 1:
+            scores = log_scores(scores) + rng(seed, "drawn").gumbel(size=len(candidates))
+        return candidates[highest(scores, budget, seed)]
 
 
 def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:
@@ -202,6 +211,13 @@ def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:
     order = rng(seed, "ties").permutation(len(scores))
     best: IntArray = order[np.argsort(-scores[order], kind="stable")[:budget]]
     return best
+
+
+def log_scores(scores: NDArray[Any]) -> NDArray[np.float64]:
+    """log of scores [M] >= 0; -infinity of 0. With Gumbel noise the highest are a draw without replacement, p(i) ~
+    score_i (Kirsch et al. 2023, arXiv 2106.12059)."""
+    values = np.asarray(scores, dtype=np.float64)
+    return np.log(values, out=np.full(len(values), -np.inf), where=values > 0)
 
 
 def check_counts(**numbers: object) -> None:

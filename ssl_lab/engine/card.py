@@ -17,6 +17,10 @@ from ssl_lab.files import write_text
 from ssl_lab.nets import Net
 
 FORMAT = 1
+UNKNOWN = ("not calibrated: a net is surer of images that it was trained on than of others, and no others with a label "
+           "were kept (--valid 50 keeps some)")
+"""Of a trained net without validation images. Labels held out unasked would cost more accuracy than calibration gives,
+and a temperature by shorter trainings on parts of the labels is worse than none: see tests/benchmarks/README.md."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,7 @@ def _tuples(content: dict[str, Any]) -> dict[str, Any]:
 def card_of(net: Net, classifies: bool, pool: Pool, valid: Predictions | None) -> Card:
     """The card of a net that was trained on this pool; calibrated on its predictions of validation images, if there are
     any."""
-    calibration = Calibration(source="not calibrated: no validation images (--valid)")
+    calibration = Calibration(source=UNKNOWN)
     if valid is not None:
         calibration = calibrate(valid.logits, valid.truth, "validation images")
     return Card(net.name, pool.class_names if classifies else (), pool.style, pool.name, len(pool.labeled),

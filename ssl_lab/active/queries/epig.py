@@ -18,6 +18,9 @@ class Epig(ScoreQuery):
     others, which are informative of nothing but themselves, are not chosen for it. The x* are `targets` rows of the
     pool that are not ignored, drawn once and for all, or all of these if there are fewer. Exact for those; time is
     O(N targets S C^2) in matrix products, so with many classes put a `prefilter` around it; memory O(block).
+
+    The paper asks for one label at a time. Of several, the highest scores are alike, and far worse than random; so a
+    batch is drawn, p(i) ~ score_i (see tests/benchmarks/README.md).
     """
 
     name = "epig"
@@ -25,6 +28,7 @@ class Epig(ScoreQuery):
     paper = "Prediction-Oriented Bayesian Active Learning"
     arxiv = "2304.08151"
     needs = frozenset({"mc_probs"})
+    drawn = True
 
     def __init__(self, targets: int = 200) -> None:
         check_counts(targets=targets)

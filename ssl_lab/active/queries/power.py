@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.uncertainty import BALD
-from ssl_lab.active.query import IntArray, PoolView, ScoreQuery, Wrapper, highest, rng
+from ssl_lab.active.query import IntArray, PoolView, ScoreQuery, Wrapper, highest, log_scores, rng
 from ssl_lab.errors import UsageError
 
 
@@ -42,8 +42,7 @@ class Power(_Stochastic):
     name = "power"
 
     def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-        logs = np.log(scores, out=np.full(len(scores), -np.inf), where=scores > 0)
-        return self.beta * logs if self.beta else np.zeros(len(scores))
+        return self.beta * log_scores(scores) if self.beta else np.zeros(len(scores))
 
 
 class Gibbs(_Stochastic):

@@ -14,7 +14,9 @@ class ViewDisagreement(Samples):
     """score = sum_c Var_v p_vc, over V views of an image: itself and augmented ones
 
     The variance is of V values, not V - 1, as in the paper. It fits nets that were trained to be consistent under the
-    same views (fixmatch, mixmatch): what is still inconsistent is what they could not learn without a label.
+    same views (fixmatch, mixmatch): what is still inconsistent is what they could not learn without a label. The paper
+    takes the highest scores; as these are alike, a batch is drawn here, p(i) ~ score_i, which was better by far (see
+    tests/benchmarks/README.md).
     """
 
     name = "view_disagreement"
@@ -22,6 +24,7 @@ class ViewDisagreement(Samples):
     paper = "Consistency-based Semi-supervised Active Learning: Towards Minimizing Labeling Cost"
     arxiv = "1910.07153"
     needs = frozenset({"view_probs"})
+    drawn = True
 
     def of_samples(self, samples: FloatArray) -> NDArray[Any]:
         scores: NDArray[Any] = samples.var(axis=1, dtype="float64").sum(axis=1)
