@@ -25,6 +25,7 @@ TEXTS = {
     "lookahead": "lookahead(k=2)",
     "dropout": "dropout(blocks=0.2)",
     "gradinit": "gradinit(steps=2)",
+    "gradmax": "gradmax(times=2)",
 }
 OFF = {
     "sam": "sam(rho=0)",
@@ -34,6 +35,7 @@ OFF = {
     "gradinit": "gradinit(steps=0)",
     "lookahead": "lookahead(k=2, alpha=1.0)",
     "reinit": "reinit(generations=1)",
+    "gradmax": "gradmax(share=0.0)",
     "layerwise_reinit": "layerwise_reinit(rounds=0)",
     "shrink_perturb": "shrink_perturb(keep=1.0, noise=0.0)",
     "gnp": "gnp(alpha=0)",

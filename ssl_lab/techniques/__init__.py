@@ -41,6 +41,7 @@ from ssl_lab.techniques.term.relay import Relay
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
+from ssl_lab.techniques.weights.gradmax import GradMax
 from ssl_lab.techniques.weights.layerwise_reinit import LayerwiseReinit
 from ssl_lab.techniques.weights.lookahead import Lookahead
 from ssl_lab.techniques.weights.prior_correction import PriorCorrection
@@ -72,6 +73,7 @@ _ALL: tuple[type[Technique], ...] = (
     EntropySGD,
     ReplicatedSGD,
     PoF,
+    GradMax,
     LayerwiseReinit,
     Lookahead,
     Reinit,
@@ -142,6 +144,7 @@ __all__ = [
     "Dropout",
     "EntropySGD",
     "GradInit",
+    "GradMax",
     "Kind",
     "LayerwiseReinit",
     "Lookahead",
