@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import NETS, Ema, Net, describe, net
+from ssl_lab.nets.families import Dense, Padded, PreActivation, cifar_resnet, densenet, preact_resnet, resnext
 from ssl_lab.schedule import constant, linear
 
-OURS = ["tiny_16", "wrn_10_1", "resnet18"]
+OURS = ["tiny_16", "wrn_10_1", "resnet18", "resnet_8_1", "preact_11", "resnext_11_4_4", "densenet_10_4"]
 TIMM = ["timm/resnet18", "timm/vit_tiny_patch16_224"]
 SIZES = [(4, 4), (8, 8), (28, 28), (32, 32), (33, 47)]
 
@@ -69,9 +70,45 @@ def test_shapes_and_gradients(name: str, channels: int) -> None:
     ("wrn_28_10", 36_479_194),  # 36.5M in Zagoruyko and Komodakis 2016, table 4
     ("resnet18", 11_173_962),  # ImageNet's 11,689,512 - 513,000 + 5,130 (head) - 9,408 + 1,728 (stem)
     ("resnet50", 23_520_842),
+    ("resnet_20_1", 269_722), ("resnet_56_1", 853_018),  # 0.27M and 0.85M in He et al. 2016, table 6
+    ("densenet_100_12", 769_162),  # 0.8M in Huang et al. 2017, table 2
+    ("preact_resnet18", 11_172_170),
     ("tiny_16", 78_042)])
 def test_parameter_counts(name: str, parameters: int) -> None:
     assert describe(net(name), Style())[0] == parameters
+
+
+@pytest.mark.parametrize(("build", "millions"), [
+    (lambda: cifar_resnet(3, 110, 1), 1.7), (lambda: preact_resnet(3, [18] * 3, 16, 4), 1.7),  # He et al. 2016
+    (lambda: resnext(3, 29, 8, 64), 34.4), (lambda: resnext(3, 29, 16, 64), 68.2),  # Xie et al. 2016, table 7: 68.1
+    (lambda: densenet(3, 190, 40), 25.6),  # Huang et al. 2017, table 2
+])
+def test_large_nets_have_the_size_of_their_papers(build, millions: float) -> None:
+    with torch.device("meta"):
+        backbone = build()
+    count = sum(p.numel() for p in backbone.parameters()) + 10 * (backbone.features_dim + 1)
+    assert round(count / 1e6, 1) == millions
+
+
+def test_blocks_by_hand() -> None:
+    def norm(x: torch.Tensor) -> torch.Tensor:  # in training, with weight 1 and bias 0
+        return (x - x.mean((0, 2, 3), keepdim=True)) / (x.var((0, 2, 3), unbiased=False, keepdim=True) + 1e-5).sqrt()
+
+    x = torch.randn(4, 6, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    same = PreActivation(6, [(6, 3), (6, 3)], 1).double()
+    first, second = (layer.weight for layer in same.branch if isinstance(layer, torch.nn.Conv2d))
+    hidden = norm(F.conv2d(norm(x).relu(), first, padding=1)).relu()
+    torch.testing.assert_close(same(x), x + F.conv2d(hidden, second, padding=1))  # nothing after the sum
+    halved = PreActivation(6, [(2, 1), (2, 3), (8, 1)], 2).double()
+    assert [layer.stride for layer in halved.branch if isinstance(layer, torch.nn.Conv2d)] == [(1, 1), (2, 2), (1, 1)]
+    projected = F.conv2d(norm(x).relu(), halved.shortcut.weight, stride=2)
+    torch.testing.assert_close(halved(x) - halved.branch(norm(x).relu()), projected)
+    dense = Dense(6, 3).double()
+    assert torch.equal(dense(x)[:, :6], x)
+    hidden = norm(F.conv2d(norm(x).relu(), dense.branch[1].weight)).relu()
+    torch.testing.assert_close(dense(x)[:, 6:], F.conv2d(hidden, dense.branch[3].weight, padding=1))
+    padded = Padded(2, 2)(x)
+    assert torch.equal(padded, torch.cat([x[:, :, ::2, ::2], torch.zeros(4, 2, 4, 4)], dim=1))
 
 
 def test_flops_by_hand_leave_the_net_alone() -> None:

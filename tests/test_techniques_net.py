@@ -25,7 +25,7 @@ def test_rows_are_dropped_as_often_as_asked_and_keep_their_mean():
 
 @pytest.mark.parametrize(("name", "blocks", "places"), [
     ("tiny_4", 3, 3), ("wrn_10_1", 3, 3), ("resnet18", 8, 8), ("timm/vit_tiny_patch16_224", 12, 24),
-    ("timm/resnet18", 8, 8),
+    ("timm/resnet18", 8, 8), ("preact_11", 3, 3),
 ])
 def test_every_residual_block_has_its_rate(name, blocks, places):
     net = sl.net(name, 10, SMALL)

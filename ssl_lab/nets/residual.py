@@ -68,12 +68,13 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 class Residual(nn.Module):
-    """relu(branch(x) + shortcut(x)); a shortcut that changes shape is a projection (He et al. 2016)."""
+    """relu(branch(x) + shortcut(x)); a shortcut that changes shape is a projection (He et al. 2016), or `shortcut`."""
 
-    def __init__(self, branch: nn.Sequential, inputs: int, outputs: int, stride: int) -> None:
+    def __init__(self, branch: nn.Sequential, inputs: int, outputs: int, stride: int,
+                 shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.branch = branch
-        self.shortcut = (nn.Identity() if inputs == outputs and stride == 1 else
+        self.shortcut = (nn.Identity() if inputs == outputs and stride == 1 else shortcut or
                          nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:

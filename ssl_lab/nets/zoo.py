@@ -18,6 +18,7 @@ from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
+from ssl_lab.nets.families import Pooled, cifar_resnet, densenet, preact_resnet, resnext
 from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.residual import ResNet, WideResNet
@@ -36,7 +37,7 @@ class Family:
     description: str
     examples: tuple[str, ...]
     pattern: str
-    build: Callable[..., ResNet | WideResNet | Pixels]
+    build: Callable[..., ResNet | WideResNet | Pooled | Pixels]
 
 
 class Pixels(nn.Sequential):
@@ -76,6 +77,39 @@ def _resnet(style: Style, depth: int) -> ResNet:
     return ResNet(depths, 64, style.channels, bottlenecks=depth >= 50)
 
 
+def _cifar_resnet(style: Style, depth: int, width: int) -> Pooled:
+    if depth < 8 or depth % 6 != 2 or width < 1:
+        raise UsageError(f"unknown net 'resnet_{depth}_{width}': the depth must be 6n + 2 (8, 14, 20, 26, 32, ...) and "
+                         "the width at least 1. Try resnet_20_1")
+    return cifar_resnet(style.channels, depth, width)
+
+
+def _preact(style: Style, depth: int) -> Pooled:
+    if depth < 11 or depth % 9 != 2:
+        raise UsageError(f"unknown net 'preact_{depth}': the depth must be 9n + 2 (11, 20, 29, ...). Try "
+                         "preact_29")
+    return preact_resnet(style.channels, [(depth - 2) // 9] * 3, 16, expansion=4)
+
+
+def _preact_resnet(style: Style, depth: int) -> Pooled:
+    depths = {18: [2, 2, 2, 2], 34: [3, 4, 6, 3], 50: [3, 4, 6, 3]}[depth]
+    return preact_resnet(style.channels, depths, 64, expansion=4 if depth >= 50 else 1)
+
+
+def _resnext(style: Style, depth: int, cardinality: int, width: int) -> Pooled:
+    if depth < 11 or depth % 9 != 2 or cardinality < 1 or width < 1:
+        raise UsageError(f"unknown net 'resnext_{depth}_{cardinality}_{width}': the depth must be 9n + 2 (11, 20, 29, "
+                         "...), cardinality and width at least 1. Try resnext_29_8_64")
+    return resnext(style.channels, depth, cardinality, width)
+
+
+def _densenet(style: Style, depth: int, growth: int) -> Pooled:
+    if depth < 10 or depth % 6 != 4 or growth < 1:
+        raise UsageError(f"unknown net 'densenet_{depth}_{growth}': the depth must be 6n + 4 (10, 16, 22, ...) and the "
+                         "growth at least 1. Try densenet_100_12")
+    return densenet(style.channels, depth, growth)
+
+
 def _tiny(style: Style, width: int) -> ResNet:
     if width < 1:
         raise UsageError(f"unknown net 'tiny_{width}': the width must be at least 1. Try tiny_16")
@@ -94,6 +128,22 @@ _FAMILIES = {
     "resnet{depth}": Family(
         "ResNet-18, -34 or -50 (He et al. 2016) with a 3x3 stem for small images",
         ("resnet18", "resnet34", "resnet50"), r"resnet(18|34|50)", _resnet),
+    "resnet_{depth}_{width}": Family(
+        "ResNet for CIFAR (He et al. 2016), times width; depth = 6n + 2",
+        ("resnet_20_1", "resnet_56_1", "resnet_110_1", "resnet_8_4", "resnet_32_4"), r"resnet_(\d+)_(\d+)",
+        _cifar_resnet),
+    "preact_resnet{depth}": Family(
+        "pre-activation ResNet-18, -34 or -50 (He et al. 2016) with a 3x3 stem for small images",
+        ("preact_resnet18", "preact_resnet34", "preact_resnet50"), r"preact_resnet(18|34|50)", _preact_resnet),
+    "preact_{depth}": Family(
+        "pre-activation ResNet for CIFAR, of bottlenecks; depth = 9n + 2", ("preact_29", "preact_164"),
+        r"preact_(\d+)", _preact),
+    "resnext_{depth}_{cardinality}_{width}": Family(
+        "ResNeXt for CIFAR (Xie et al. 2016); depth = 9n + 2", ("resnext_29_8_64", "resnext_29_16_64"),
+        r"resnext_(\d+)_(\d+)_(\d+)", _resnext),
+    "densenet_{depth}_{growth}": Family(
+        "DenseNet-BC for small images (Huang et al. 2017); depth = 6n + 4", ("densenet_100_12", "densenet_190_40"),
+        r"densenet_(\d+)_(\d+)", _densenet),
     "pixels": Family(
         "no net: the features are the image's values, the baseline of every backbone; its head is softmax regression",
         ("pixels",), "pixels", Pixels),

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
+from ssl_lab.nets.families import PreActivation
 from ssl_lab.nets.residual import Residual, WideBlock
 from ssl_lab.techniques.base import NetTechnique
 
@@ -66,9 +67,9 @@ def branches(net: Net) -> Iterator[tuple[int, nn.Module]]:
     """The number of each residual block, from 1, and a module whose output is (one of) its branch(es)."""
     number = 0
     for block in [*net.backbone.modules()]:
-        if isinstance(block, Residual | WideBlock):
+        if isinstance(block, Residual | PreActivation | WideBlock):
             number += 1
-            yield number, block.branch if isinstance(block, Residual) else block.conv2
+            yield number, block.conv2 if isinstance(block, WideBlock) else block.branch
             continue
         found = [name for name in PLACES if hasattr(block, name)]
         number += bool(found)

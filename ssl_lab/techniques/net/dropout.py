@@ -11,6 +11,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.nets.families import PreActivation
 from ssl_lab.nets.residual import Residual, WideBlock
 from ssl_lab.techniques.base import NetTechnique
 
@@ -40,8 +41,9 @@ class Dropout(NetTechnique):
                              "inputs or blocks")
 
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
-        last = [block.branch[-2] if isinstance(block, Residual) else block.conv2 for block in net.backbone.modules()
-                if isinstance(block, Residual | WideBlock)]
+        last = [block.conv2 if isinstance(block, WideBlock) else
+                [layer for layer in block.branch if isinstance(layer, nn.Conv2d)][-1]
+                for block in net.backbone.modules() if isinstance(block, Residual | PreActivation | WideBlock)]
         if self.blocks and not last:
             raise UsageError(f"dropout(blocks={self.blocks}): {net.name} has no residual blocks that it knows")
         for modules, rate in (([net.head], self.rate), ([net.backbone], self.inputs), (last, self.blocks)):

@@ -15,6 +15,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.distillation.hooks import paths
 from ssl_lab.nets import Net
+from ssl_lab.nets.families import PreActivation
 from ssl_lab.nets.residual import Residual, WideBlock
 from ssl_lab.schedule import Scalar
 from ssl_lab.techniques.term.companions import Inside
@@ -82,7 +83,7 @@ def entropy_layers(net: Net, layers: str | Sequence[str] | None) -> tuple[str, .
         if unknown:
             raise UsageError(f"{net.name} has no layer {', '.join(unknown)} in its backbone")
         return paths(layers)
-    for kinds in ((Residual, WideBlock), ACTIVATIONS):
+    for kinds in ((Residual, PreActivation, WideBlock), ACTIVATIONS):
         found = tuple(name for name, module in modules.items() if isinstance(module, kinds))
         if found:
             return found
