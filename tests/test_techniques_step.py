@@ -10,7 +10,9 @@ import ssl_lab as sl
 from ssl_lab.batch import At, Loss, generator
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
+from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
+from ssl_lab.nets import Net
 from ssl_lab.techniques.step.nearby import along, gradients, learning, moved
 
 START = At(0, 10)
@@ -295,3 +297,65 @@ def test_pof_moves_the_head_for_the_features_and_never_trains_it():
     assert seen[-1] == (0, pytest.approx(moved_head))
     slope = (2 * moved_head - 1) * moved_head
     assert features.item() == pytest.approx(2 - 0.1 * (slope + 0.1 * 2))
+
+
+def moved_by(rule, method, lr=0.1):
+    """What one step of SGD without momentum adds to each parameter, by name."""
+    batch = Feed(digits(), method.views, 8, 8, 0, torch.device("cpu"))(At(0, 1))
+    runtime = Runtime(torch.device("cpu"), "fp32", "asked")
+    optimizer = torch.optim.SGD(method.parameters(), lr=lr)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    rule(StepClosure(method, optimizer, runtime, batch.chunk(2), At(0, 1), None), optimizer, At(0, 1))
+    return {name: p.detach() - before[name] for name, p in method.named_parameters() if p.requires_grad}
+
+
+def layered(*activations):
+    """Linear layers with these activations behind them."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        sizes = [64, *[6] * len(activations)]
+        parts = [part for i, act in enumerate(activations) for part in (torch.nn.Linear(sizes[i], 6), act)]
+        return Net(torch.nn.Sequential(torch.nn.Flatten(), *parts), torch.nn.Linear(6, 10), (0.3,), (0.4,)).double()
+
+
+def test_svi_leaves_out_the_derivative_of_a_layers_own_activation():
+    net = layered(torch.nn.LeakyReLU(0.2), torch.nn.Tanh())
+    method, rule = Supervised(net), sl.SVI()
+    batch = Feed(digits(), method.views, 8, 8, 0, torch.device("cpu"))(At(0, 1)).labeled
+    x0 = ((batch["view"].double() - net.mean) / net.std).flatten(1)
+    _, one, _, two, _ = net.backbone
+    z1 = one(x0)
+    x1 = torch.where(z1 > 0, z1, 0.2 * z1)
+    x2 = two(x1).tanh()
+    p = net.head(x2).softmax(dim=1)
+    error = (p - torch.nn.functional.one_hot(batch.targets, 10)) / len(x0)
+    g2 = error @ net.head.weight
+    g1 = (g2 * (1 - x2**2)) @ two.weight
+    expected = {"net.head.weight": error.T @ x2, "net.backbone.3.weight": g2.T @ x1, "net.backbone.3.bias": g2.sum(0),
+                "net.backbone.1.weight": g1.T @ x0, "net.backbone.1.bias": g1.sum(0)}
+    rule.begin(method, 0)
+    found = moved_by(rule, method)
+    for name, slope in expected.items():
+        torch.testing.assert_close(found[name], -0.1 * slope.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_svi_of_identities_is_gradient_descent():
+    same = layered(torch.nn.LeakyReLU(1.0), torch.nn.LeakyReLU(1.0))
+    plain, rule = moved_by(sl.optim.plain, Supervised(same)), sl.SVI()
+    method = Supervised(layered(torch.nn.LeakyReLU(1.0), torch.nn.LeakyReLU(1.0)))
+    rule.begin(method, 0)
+    torch.testing.assert_close(moved_by(rule, method), plain, rtol=1e-9, atol=1e-12)
+
+
+def test_svi_of_a_residual_net_moves_its_layers_and_not_its_statistics():
+    plain, method, rule = Supervised(tiny_net(digits())), Supervised(tiny_net(digits())), sl.SVI()
+    rule.begin(method, 0)
+    usual, found = moved_by(sl.optim.plain, plain), moved_by(rule, method)
+    others = {name for name in usual if not torch.allclose(usual[name], found[name], atol=1e-7)}
+    assert others == {name for name in usual if ".backbone." in name and usual[name].any()}
+    torch.testing.assert_close(dict(method.net.named_buffers()), dict(plain.net.named_buffers()))
+
+
+def test_svi_needs_layers_that_it_knows():
+    with pytest.raises(UsageError, match=r"svi knows convolutions and linear layers .* pixels has none"):
+        sl.SVI().check(Supervised(sl.net("pixels", 10, digits().style)), digits())

@@ -31,6 +31,7 @@ from ssl_lab.techniques.step.hero import HERO
 from ssl_lab.techniques.step.pof import PoF
 from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
+from ssl_lab.techniques.step.svi import SVI
 from ssl_lab.techniques.term.batch_entropy import BatchEntropy
 from ssl_lab.techniques.term.class_weights import ClassWeights
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
@@ -73,6 +74,7 @@ _ALL: tuple[type[Technique], ...] = (
     EntropySGD,
     ReplicatedSGD,
     PoF,
+    SVI,
     GradMax,
     LayerwiseReinit,
     Lookahead,
@@ -131,6 +133,7 @@ __all__ = [
     "HERO",
     "LDAM",
     "SAM",
+    "SVI",
     "SWA",
     "VS",
     "Around",
