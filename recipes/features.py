@@ -12,12 +12,13 @@ Features are kept in the data folder: the next run starts at once. `--learner pr
 all, self_training; with --also, the ensemble), fitted to the labels of the first split.
 
 The command above and the same with 40 and 4000 labels: test accuracy (%), and seconds per split on one busy core of an
-AMD EPYC, which embeds some 200 images of 128 px per second.
+AMD EPYC, which embeds some 200 images of 128 px per second; the probe later, on a core of an Intel Xeon that ten other
+processes shared.
 
     labels        40                  250                 4000
     knn           59.8 ± 2.6   0.1 s  74.7 ± 0.9   0.2 s  82.0 ± 0.3   1.6 s
     prototype     61.2 ± 3.3   0.0 s  77.1 ± 0.8   0.0 s  79.8 ± 0.3   0.1 s
-    probe         62.7 ± 3.0   0.3 s  77.5 ± 0.1   0.8 s  84.0 ± 0.1  15.9 s
+    probe         62.6 ± 3.0   0.7 s  77.6 ± 0.2   3.5 s  84.2 ± 0.2  38.9 s
     propagation   68.4 ± 1.8  39.1 s  78.0 ± 0.7  40.5 s  78.7 ± 0.5  41.7 s
     self_training 74.6 ± 1.4  25.7 s  79.9 ± 0.5  27.2 s  83.7 ± 0.1  48.2 s
 
