@@ -13,12 +13,15 @@ from test_recipes import recipe, run
 
 import ssl_lab as sl
 from ssl_lab.command_line import parse
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
+from ssl_lab.finetune import FineTuning
 from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.optim import SGD, AdamW
 from ssl_lab.techniques import TECHNIQUES, WeightsTechnique, technique, together
 from ssl_lab.testing import check_technique
 
+CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 # The texts with which a technique does something in four steps, where not its name alone; and what turns it off.
 TEXTS = {
     "swa": "swa(start=0.5)",
@@ -207,6 +210,18 @@ def test_recipes_take_an_optimizer(tmp_path, capsys):
         run("supervised", "--steps", 2, "--optimizer", "radam", "--out", tmp_path / "muon", "--resume", "auto")
 
 
+def test_fine_tuning_takes_them_and_an_optimizer(tmp_path):
+    settings = {"steps": 1, "out": tmp_path, "device": "cpu", "precision": "fp32", "callbacks": [], "evaluations": 1}
+    way = FineTuning(head="start", optimizer="adamw(lr=0.5)", backbone_rate=0.1, labeled=8)
+    result = way.fit(tiny_net(digits()), digits(), CPU, **settings, techniques=["sam", "drop_path"])
+    assert rows(tmp_path)[0]["lr"] == 0.5
+    assert result.method.net.prepared == ("drop_path",)
+    groups = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {(group["part"], group["lr"]) for group in groups} == {(None, 0.5), ("net.backbone", 0.05)}
+    with pytest.raises(UsageError, match="--learn lora merges its updates into the net at the end, and swa puts"):
+        FineTuning(learn="lora").fit(tiny_net(digits()), digits(), CPU, techniques=["swa"])
+
+
 @pytest.mark.parametrize("name", ["evaluate", "features"])
 def test_recipes_that_train_no_method_take_none(name):
     with pytest.raises(UsageError, match="--with sam changes how a method trains, and this recipe trains none"):
@@ -227,6 +242,9 @@ class Louder(sl.techniques.TermTechnique):
         loss = super().forward(batch, at)
         loss.terms["labeled"] = self.factor * loss.terms["labeled"]
         return loss
+
+class Still(sl.SGD):
+    pass
 """
 
 
@@ -236,7 +254,8 @@ def test_a_technique_of_ones_own(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     run("supervised", "--steps", 1, "--out", "plain")
-    run("supervised", "--steps", 1, "--with", "mine:Louder(factor=3)", "--out", "louder")
+    run("supervised", "--steps", 1, "--with", "mine:Louder(factor=3)", "--optimizer", "mine:Still(lr=0)", "--out",
+        "louder")
     plain, louder = (rows(tmp_path / name)[0]["loss"] for name in ("plain", "louder"))
     assert louder == pytest.approx(3 * plain)
     summary = json.loads((tmp_path / "louder" / "summary.json").read_text())
@@ -244,4 +263,6 @@ def test_a_technique_of_ones_own(tmp_path, monkeypatch):
     module = recipe("supervised")
     with pytest.raises(UsageError, match="would run a program or import a module"):
         parse(module.Settings, ["--config", "louder/config.yaml"])
-    parse(module.Settings, ["--config", "louder/config.yaml", "--with", "mine:Louder(factor=3)"])
+    own = ["--with", "mine:Louder(factor=3)", "--optimizer", "mine:Still(lr=0)"]
+    assert parse(module.Settings, ["--config", "louder/config.yaml", *own]).techniques == ("mine:Louder(factor=3)",)
+    assert rows(tmp_path / "louder")[0]["lr"] == 0
