@@ -1,5 +1,5 @@
-"""The `ssl-lab` command: quickstart, fetch, train, predict, label, labels, audit, advise, query, export, list, cache,
-env, bench."""
+"""The `ssl-lab` command: quickstart, fetch, train, predict, label, labels, audit, advise, query, export, find-lr, list,
+cache, env, bench."""
 
 from __future__ import annotations
 
@@ -199,6 +199,7 @@ _ELSEWHERE = {
     "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
     "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
     "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
+    "find-lr": ("find_lr:find_lr", "Which learning rate to take: a test of rising rates, a picture and a number"),
     "bench": ("bench:", "Times steps, nets, views or queries on this machine"),
 }
 """Commands that are imported only when they are asked for: where they are, and what they do."""

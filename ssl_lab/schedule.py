@@ -42,6 +42,11 @@ def linear(start: float, end: float, until: float = 1.0) -> Schedule:
                     lambda t: start + (end - start) * _clip(t / until))
 
 
+def geometric(start: float, end: float) -> Schedule:
+    """start * (end / start)^t: the same factor in every step. Both of one sign."""
+    return Schedule(f"geometric({start}, {end})", lambda t: start * (end / start) ** t)
+
+
 def cosine(start: float, end: float = 0.0, cycles: float = 0.5) -> Schedule:
     """end + (start - end) * (1 + cos(2 pi cycles t)) / 2: with 0.5 cycles, half a wave from start to end."""
     return Schedule(f"cosine({start}, {end}, cycles={cycles})",
@@ -113,8 +118,8 @@ def warm_up(until: float, then: Scalar) -> Schedule:
 
 
 MAKERS: dict[str, Callable[..., Schedule]] = {maker.__name__: maker for maker in (
-    constant, linear, cosine, cosine_7_16, ramp_up, drops, switch, cyclical, triangular, triangular2, exp_range,
-    warm_up)}
+    constant, linear, geometric, cosine, cosine_7_16, ramp_up, drops, switch, cyclical, triangular, triangular2,
+    exp_range, warm_up)}
 """By name, as texts have them."""
 
 

@@ -16,7 +16,7 @@ LEVELS = [
     {"model", "finetune"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
-     "reporting", "estimator"},
+     "find_lr", "reporting", "estimator"},
     {"train", "study"},
     {"cli", "__init__"},
 ]

@@ -56,7 +56,8 @@ class PreActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.first(x)
         shortcut: Tensor = self.shortcut(x if isinstance(self.shortcut, nn.Identity) else hidden)
-        return shortcut + self.branch(hidden)
+        branch: Tensor = self.branch(hidden)
+        return shortcut + branch
 
 
 class Dense(nn.Module):
@@ -116,7 +117,8 @@ def densenet(channels: int, depth: int, growth: int) -> Pooled:
     """DenseNet-BC (Huang et al. 2017, arXiv 1608.06993): depth = 6n + 4, three blocks of n `Dense` layers, after the
     first two of which a transition halves the channels (and the map)."""
     inputs = 2 * growth
-    stem, blocks = conv(channels, inputs, 3), []
+    stem = conv(channels, inputs, 3)
+    blocks: list[nn.Module] = []
     for stage in range(3):
         for _ in range((depth - 4) // 6):
             blocks.append(Dense(inputs, growth))

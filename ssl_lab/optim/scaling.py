@@ -1,0 +1,69 @@
+"""Learning rates for other batch sizes, and the largest that is stable (Granziol et al. 2022, arXiv 2006.09092)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from ssl_lab.batch import generator
+from ssl_lab.errors import UsageError, unknown
+
+Rule = Literal["linear", "sqrt"]
+
+
+def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most: float | None = None) -> float:
+    """The learning rate for steps of `batch` images, from one that suits steps of `base`.
+
+    rule: "linear", rate * batch / base, for SGD; "sqrt", rate * sqrt(batch / base), for Adam and its kin. most: a cap,
+    such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate, and no longer where
+    the curvature of the whole loss does. The paper's two rules, from its abstract; the cap is ours.
+    """
+    if rule not in get_args(Rule):
+        raise unknown("scaling rule", rule, get_args(Rule))
+    if batch < 1 or base < 1:
+        raise UsageError(f"scaled_rate(batch={batch}, base={base}): both are numbers of images, 1 or more")
+    factor = batch / base if rule == "linear" else math.sqrt(batch / base)
+    return rate * factor if most is None else min(rate * factor, most)
+
+
+def stable_rate(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int = 15,
+                seed: int = 0) -> float:
+    """2 / lambda, the largest rate at which gradient descent does not leave a quadratic bowl of largest curvature
+    lambda, by Lanczos' method; infinite where no direction curves upwards. See `largest_eigenvalue`."""
+    curvature = largest_eigenvalue(product, weights, steps, seed)
+    return 2 / curvature if curvature > 0 else math.inf
+
+
+def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int = 15,
+                       seed: int = 0) -> float:
+    """Largest eigenvalue of a symmetric matrix H, from below, by so many steps of Lanczos' method.
+
+    product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
+    Every new direction is made orthogonal to all before it, so that rounding brings no eigenvalue twice.
+    """
+    sizes, like = [w.numel() for w in weights], weights[0]
+    draw = torch.randn(sum(sizes), generator=generator(seed, "lanczos"), dtype=torch.float64)
+    basis = [(draw / draw.norm()).to(like.device, like.dtype)]
+    diagonal: list[float] = []
+    beside: list[float] = []
+    for _ in range(min(steps, sum(sizes))):
+        parts = [part.view_as(w) for part, w in zip(basis[-1].split(sizes), weights, strict=True)]
+        image = torch.cat([each.flatten() for each in product(parts)])
+        diagonal.append(float(image @ basis[-1]))
+        for _ in range(2):  # once is not enough in float32
+            known = torch.stack(basis)
+            image = image - known.T @ (known @ image)
+        length = float(image.norm())
+        if length <= 1e-6 * max(map(abs, diagonal)):
+            break
+        beside.append(length)
+        basis.append(image / length)
+    beside = beside[: len(diagonal) - 1]
+    small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
+    for offset in (1, -1):
+        small += torch.diag(torch.tensor(beside, dtype=torch.float64), offset)
+    return float(torch.linalg.eigvalsh(small)[-1])
