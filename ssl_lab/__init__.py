@@ -12,7 +12,9 @@ Names are loaded when they are first used, so that `--help` does not wait for to
 from __future__ import annotations
 
 import importlib
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ssl_lab.afterwards import AFTERWARDS
@@ -21,6 +23,9 @@ from ssl_lab.processes import quiet_imports
 if TYPE_CHECKING:
     from ssl_lab import losses, methods, schedule, techniques, testing, views
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
+    from ssl_lab.active.command import query_command as query
+    from ssl_lab.active.leaving import labels
+    from ssl_lab.advise import advise
     from ssl_lab.auditing import Audit, audit
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style
     from ssl_lab.command_line import launch
@@ -38,15 +43,21 @@ if TYPE_CHECKING:
         Trainer,
         WandB,
         accuracy,
-        predict,
     )
     from ssl_lab.errors import UsageError
     from ssl_lab.estimator import Classifier
+    from ssl_lab.export import export
+    from ssl_lab.fetch import fetch
+    from ssl_lab.label.command import label
     from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.model import Model, Predictions, open
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW, optimizer
+    from ssl_lab.predict import predict
+    from ssl_lab.quickstart import run as quickstart
+    from ssl_lab.reporting import report
     from ssl_lab.techniques import *  # noqa: F403
+    from ssl_lab.train import train
     from ssl_lab.views import Eval, Strong, Weak
 
 quiet_imports()
@@ -59,7 +70,7 @@ _HOMES = {
     "config": ("Settings",),
     "data": ("Pool", "Sampler", "announce", "load"),
     "engine": ("Callback", "Feed", "MLflow", "PseudoLabels", "Result", "Runtime", "ShowProgress", "TensorBoard",
-               "Trainer", "WandB", "accuracy", "predict"),
+               "Trainer", "WandB", "accuracy"),
     "errors": ("UsageError",),
     "estimator": ("Classifier",),
     "model": ("Model", "Predictions", "open"),
@@ -69,7 +80,33 @@ _HOMES = {
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
+_WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "label": "label.command:label",
+          "labels": "active.leaving:labels", "predict": "predict:predict", "query": "active.command:query_command",
+          "quickstart": "quickstart:run", "report": "reporting:report", "train": "train:train"}
+"""The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
 _MODULES = ("losses", "methods", "schedule", "techniques", "testing", "views")
+
+
+def _function(word: str) -> Any:
+    module, _, name = _WORDS[word].partition(":")
+    return getattr(importlib.import_module(f"ssl_lab.{module}"), name)
+
+
+class _Word(ModuleType):
+    """A module that is called as its word of `ssl-lab` is typed: sl.train("photos", minutes=5)."""
+
+    def __call__(self, *arguments: Any, **named: Any) -> Any:
+        return _function(self.__name__.rpartition(".")[2])(*arguments, **named)
+
+
+class _Package(ModuleType):
+    def __setattr__(self, name: str, value: Any) -> None:  # by which an imported module becomes known here
+        if name in _WORDS and type(value) is ModuleType:
+            value.__class__ = _Word
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def write_report(run: str | Path, pool: Any = None) -> Path:
@@ -88,6 +125,13 @@ AFTERWARDS.append(write_report)
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ssl_lab.{_HOME[name]}"), name)
+    if name in _WORDS:
+        try:
+            return importlib.import_module(f"ssl_lab.{name}")
+        except ModuleNotFoundError as error:
+            if error.name != f"ssl_lab.{name}":
+                raise
+            return _function(name)
     if name in _MODULES:
         return importlib.import_module(f"ssl_lab.{name}")
     if name[0].isupper():

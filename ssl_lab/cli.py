@@ -159,36 +159,6 @@ def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
         print("nothing to remove")
 
 
-def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None,
-           agreement: Literal["majority", "first", "newest", "ask-again", "dawid-skene"] = "newest") -> None:
-    """Takes labels along: a CSV of path,label,source,when, for load, --split-file, --oracle FILE and everything else.
-
-    source: folder of an active-learning loop or of a run, or a ledger's file (labels.jsonl).
-    to: the CSV file (default: printed). Paths are relative to its folder if the images lie below it, else whole; images
-        without files have a column id in place of path. A label of -2 is an image to leave out.
-    agreement: which answer counts where people who labeled together disagree: what most say (of a tie none), the first
-        or the newest, none until they agree, or what is likeliest by how reliable each is (dawid-skene).
-    """
-    from ssl_lab.active.opinions import settled
-    from ssl_lab.data.label_file import labels_csv
-    from ssl_lab.errors import UsageError
-    from ssl_lab.files import write_text
-
-    of_loop = ((source if source.is_dir() else source.parent) / "loop.json").exists()
-    if of_loop and agreement != "newest":
-        raise UsageError(f"{source} is of a loop, which asked one oracle: the loop's own --agreement says what counts "
-                         "where people disagree")
-    text, notes = labels_csv(source, Path() if to is None else to.parent,
-                             None if of_loop else lambda entries: settled(entries, agreement))
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
-    if to is None:
-        sys.stdout.write(text)
-    else:
-        write_text(to, text)
-        print(f"{text.count(chr(10)) - 1} labels are in {to}")
-
-
 _ELSEWHERE = {
     "fetch": ("fetch:fetch", "Brings public data sets and pretrained nets to this machine, verified"),
     "train": ("train:train", "The best classifier that these labels allow, in so many minutes, as a run"),
@@ -198,6 +168,7 @@ _ELSEWHERE = {
     "predict": ("predict:predict", "The classes of new images by a finished run"),
     "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
     "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
+    "labels": ("active.leaving:labels", "Takes labels along: a CSV of path,label,source,when"),
     "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
     "find-lr": ("find_lr:find_lr", "Which learning rate to take: a test of rising rates, a picture and a number"),
     "bench": ("bench:", "Times steps, nets, views or queries on this machine"),
@@ -222,8 +193,7 @@ def _run(argv: list[str]) -> None:
         run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
                     "ssl-lab bench", room.__doc__ or "", argv[1:])
         return
-    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env, "labels": labels,
-                                                  "cache": cache}
+    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env, "cache": cache}
     for name, (place, does) in _ELSEWHERE.items():
         module, _, function = place.partition(":")
         commands[name] = (getattr(importlib.import_module(f"ssl_lab.{module}"), function) if argv[:1] == [name] else

@@ -1,13 +1,15 @@
 """The `ssl-lab` command: what it lists, and what it says to bad usage."""
 
+import importlib
 import json
 import sys
 
 import pytest
 import torch
 
+import ssl_lab as sl
 from ssl_lab.active.queries import QUERIES, WRAPPERS
-from ssl_lab.cli import main
+from ssl_lab.cli import _ELSEWHERE, main
 from ssl_lab.command_line import run_command
 from ssl_lab.data import DATASETS
 from ssl_lab.errors import UsageError
@@ -25,6 +27,23 @@ KNOWN = {"methods": METHODS, "techniques": TECHNIQUES, "optimizers": OPTIMIZERS,
 def _listed(arguments, capsys):
     main(["list", *arguments])
     return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("word", sorted({*_ELSEWHERE, "labels", "quickstart"} - {"bench"}))
+def test_each_word_is_a_function_too(word):
+    assert callable(getattr(sl, word))
+
+
+def test_a_word_in_code_does_what_is_typed(tmp_path):
+    assert sl.train is importlib.import_module("ssl_lab.train")  # whose functions others use
+    for call, match in [(lambda: sl.train("digits", minutes=0), "minutes=0"), (lambda: sl.fetch(()), "fetch what"),
+                        (lambda: sl.predict(tmp_path, ("a.png",)), "is no folder of a finished run"),
+                        (lambda: sl.labels(tmp_path), "holds no labels"),
+                        (lambda: sl.advise("digits", minutes=0), "must be positive"),
+                        (lambda: sl.query("margin", 3), "give the arrays of the pool"),
+                        (lambda: sl.report(tmp_path), "no"), (lambda: sl.export(tmp_path, "onnx"), "no")]:
+        with pytest.raises(sl.UsageError, match=match):
+            call()
 
 
 @pytest.mark.parametrize("kind", KNOWN)

@@ -154,7 +154,7 @@ def advise(labels: Sequence[int], accuracy: Sequence[Estimate | None], kappas: S
              "predictions made before their answers came, weighed by confidence as in the pool.")
     second = (f"What {more} more labels would bring cannot be told yet" if gain is None else
               f"{more} more labels would bring about {100 * gain.value:.1f} points ({100 * gain.low:.1f} to "
-              f"{100 * gain.high:.1f}, where it was within such a range in 2 of 3 trials)")
+              f"{100 * gain.high:.1f}, a rough range: it held in 2 of 3 trials)")
     agreed = f"; predictions of the last two rounds agree by kappa {stable:.3f}" if stable is not None else ""
     verdict = ("stop here" if stop else "go on" if gain is None or gain.value >= worth else
                f"go on, or stop if an expected gain below {100 * worth:g} points is enough for you")

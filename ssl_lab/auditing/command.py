@@ -70,7 +70,8 @@ def next_steps(found: Audit, data: str, folder: Path, correct: bool = False) -> 
         what = ("take back corrections that are none (column given)" if correct else
                 "correct them in the column label, beside which likelier stands (--correct does it for all)")
         steps.append(f"Labels: look at them; in {path}, where they come first, {what}, and write -2 to "
-                     f"leave an image out. Then train on it: --split-file {shlex.quote(path)}, or in code "
+                     f"leave an image out. Then train on it: ssl-lab train {shlex.quote(data)} --split-file "
+                     f"{shlex.quote(path)}, or in code "
                      f"sl.load({data!r}).split(labeled={path!r}).")
     if counts["leak"]:
         steps.append(f"Leaks: of each pair take one image out: {ISSUES} names both.")
