@@ -114,8 +114,8 @@ class Settings(ReadingSettings, Data):
     """`auto` goes on with the run in --out if there is one; a folder continues that run."""
     device: str = "auto"
     """cpu, cuda, cuda:1, or auto."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 where this machine multiplies it faster."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 where this machine multiplies it faster; fp16 on GPUs that have tensor cores for no other."""
     compile: Literal["off", "on", "auto"] = "off"
     """Compile the nets with torch.compile; auto: if a few timed steps show that it makes the run faster."""
     shard: bool = False

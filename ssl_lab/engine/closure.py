@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ssl_lab.batch import At, Batch, Loss, mean_loss, seed_of
 from ssl_lab.engine.runtime import Runtime
+from ssl_lab.engine.scale import LossScale
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.ranks import mean_over_ranks
 from ssl_lab.nets import frozen_statistics
@@ -21,13 +22,14 @@ class StepClosure:
 
     Each call draws the same random numbers, other ones for each micro-batch: it draws as a rank of its own.
     module: the method, or DDP around it. clip: largest norm of the gradient, None for no limit.
-    part: which of how many parts of a step this is.
+    part: which of how many parts of a step this is. scale: of the loss, in fp16.
     """
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer, runtime: Runtime,
-                 batches: Sequence[Batch], at: At, clip: float | None, part: tuple[int, int] = (0, 1)) -> None:
+                 batches: Sequence[Batch], at: At, clip: float | None, part: tuple[int, int] = (0, 1),
+                 scale: LossScale | None = None) -> None:
         self.module, self.optimizer, self.runtime = module, optimizer, runtime
-        self.at, self.clip = at, clip
+        self.at, self.clip, self.scale = at, clip, scale
         self._batches, self._part, self._parts = batches, *part
         self._called = False
 
@@ -39,8 +41,11 @@ class StepClosure:
                 with self.runtime.no_sync(self.module, last=i + 1 == len(self._batches)):
                     with self.runtime.autocast():
                         loss: Loss = self.module(batch, at)
-                    (loss.total / len(self._batches)).backward()  # type: ignore[no-untyped-call]
+                    share = loss.total / len(self._batches)
+                    (share if self.scale is None else share * self.scale.scale).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss)
+        if self.scale is not None:
+            self.scale.unscale(self.module)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(self.module.parameters(), self.clip)
         self._called = True
@@ -80,7 +85,7 @@ class StepClosure:
                              f"into {count} parts")
         cut = [batch.chunk(count) for batch in self._batches]
         return [StepClosure(self.module, self.optimizer, self.runtime, [each[i] for each in cut], self.at, self.clip,
-                            (i, count)) for i in range(count)]
+                            (i, count), self.scale) for i in range(count)]
 
 
 def as_rank(at: At, number: int, parts: int) -> At:

@@ -13,8 +13,10 @@ import torch
 
 from ssl_lab.errors import UsageError, unknown
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
+Picked = Literal["fp32", "bf16", "fp16"]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+TENSOR_CORES = (7, 0)  # the compute capability that the first ones came with
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
 
 
@@ -80,8 +82,9 @@ def resolve_device(device: str, local_rank: int = 0) -> torch.device:
     return where
 
 
-def resolve_precision(device: torch.device, precision: Precision) -> tuple[Literal["fp32", "bf16"], str]:
-    """The precision, and why: `auto` is bf16 where this device multiplies matrices faster in it."""
+def resolve_precision(device: torch.device, precision: Precision) -> tuple[Picked, str]:
+    """The precision, and why: `auto` is bf16 where this device multiplies matrices faster in it, and fp16 on a GPU that
+    has tensor cores for no other (V100, T4; not run there yet)."""
     if precision not in get_args(Precision):
         raise unknown("precision", precision, get_args(Precision))
     if precision != "auto":
@@ -89,11 +92,13 @@ def resolve_precision(device: torch.device, precision: Precision) -> tuple[Liter
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return "bf16", "the GPU multiplies bf16 natively"
-        return "fp32", "the GPU does not multiply bf16 natively"
+        if torch.cuda.get_device_capability(device) >= TENSOR_CORES:
+            return "fp16", "the GPU multiplies fp16 natively, but not bf16"
+        return "fp32", "the GPU multiplies neither bf16 nor fp16 natively"
     if device.type != "cpu":
         return "fp32", f"bf16 is not measured on {device.type}"
     fp32, bf16 = (matmul_tflops(device, dtype, size=512) for dtype in (torch.float32, torch.bfloat16))
-    picked: Literal["fp32", "bf16"] = "bf16" if bf16 > BF16_WINS * fp32 else "fp32"
+    picked: Picked = "bf16" if bf16 > BF16_WINS * fp32 else "fp32"
     return picked, f"matrix product: bf16 {bf16 / fp32:.1f} times as fast as fp32 (bf16 wins from {BF16_WINS})"
 
 

@@ -18,6 +18,7 @@ from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
 from ssl_lab.engine.machine import (
+    Picked,
     Precision,
     keep_freed_memory,
     resolve_device,
@@ -43,12 +44,12 @@ LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", 
 class Runtime:
     """Where a run computes: made by `Runtime.start`, which also joins the ranks that `torchrun` started.
 
-    precision: "fp32" or "bf16" (autocast; weights and losses stay float32). reason: why it was picked. shard: each of
-    several ranks holds a part of every weight, where it would else hold all of them; see `sharded`.
+    precision: "fp32", "bf16" or "fp16" (autocast; weights and losses stay float32). reason: why it was picked. shard:
+    each of several ranks holds a part of every weight, where it would else hold all of them; see `sharded`.
     """
 
     device: torch.device
-    precision: Literal["fp32", "bf16"]
+    precision: Picked
     reason: str
     rank: int = 0
     world: int = 1
@@ -87,9 +88,11 @@ class Runtime:
         return self.rank == 0
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """bf16 autocast, or nothing."""
+        """bf16 or fp16 autocast, or nothing."""
         if self.precision == "bf16":
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
+        if self.precision == "fp16":
+            return torch.autocast(self.device.type, dtype=torch.float16)
         return nullcontext()
 
     def wrap(self, method: nn.Module, compile: bool = False) -> nn.Module:

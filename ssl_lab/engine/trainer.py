@@ -50,6 +50,7 @@ from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.resolve import Timed
 from ssl_lab.engine.result import Result, arguments, summary_of
 from ssl_lab.engine.runtime import Compile, Runtime
+from ssl_lab.engine.scale import scaling
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.trackers import Track, chosen
 from ssl_lab.errors import Interrupted, NonFiniteLossError
@@ -161,10 +162,12 @@ class Run:
         self.forward = runtime.wrap(self.method, compile != "off")
         self.update = trainer.update or techniques.update(self.method, runtime.device, trainer.seed)
         self.optimizer = trainer.optimizer.build(self.method)
+        self.scale = scaling(runtime, self.optimizer)
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
         timed = Timed(trainer, runtime, self.plain, self.method, pool, self.feed, self.step, compile)
         if timed.settle(saved):
             self.optimizer = trainer.optimizer.build(self.method)
+            self.scale = scaling(runtime, self.optimizer)
         self.micro_batches, self.steps, self.compile = timed.micro_batches, timed.steps, timed.compile
         self.config = self._config(labeled, unlabeled)
         self.manifest = pool.manifest()
@@ -191,6 +194,8 @@ class Run:
         check_same(before, now, self.folder.path)
         check_same_split(saved["split"], self.manifest, self.pool, self.folder.path)
         weights.restore(saved, self.folder.path, self.method, self.optimizer)
+        if self.scale is not None:
+            self.scale.load_state_dict(saved["scale"])
         mine = saved["meter"][self.runtime.rank :: self.runtime.world]
         self.meter.load([row for rows in mine for row in rows])
         self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
@@ -238,8 +243,10 @@ class Run:
         self.trainer.optimizer.set(self.optimizer, at)
         parts = self.feed(at).chunk(micro_batches)
         clip = None if self.trainer.clip is None else at.value(self.trainer.clip)
-        closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, clip)
+        closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, clip, scale=self.scale)
         loss = self.update(closure, self.optimizer, at)
+        if self.scale is not None:
+            self.scale.update()
         self.runtime.share_statistics(self.method)  # before averages and teachers take them over
         self.method.after_step(at)
         for parameter in self.method.edited():
@@ -267,7 +274,8 @@ class Run:
             raise NonFiniteLossError(f"the weights are not finite after step {done - 1}")
         folder = self.folder.path / f"sharded-{done}"
         state = weights.save(self.method, self.optimizer, folder if self.runtime.shard else None)
-        self.folder.save({**state, "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
+        scaled = {} if self.scale is None else {"scale": self.scale.state_dict()}
+        self.folder.save({**state, **scaled, "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
                           "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"],
                           "class_names": list(self.learned)})
         self.runtime.wait()
