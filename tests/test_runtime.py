@@ -182,8 +182,12 @@ WITH = {  # and into how many micro-batches one rank is cut to take the steps of
     "replicated_sgd": ({"techniques": ["replicated_sgd(replicas=2)"]}, 1), "pof": ({"techniques": ["pof"]}, 2),
     "others": ({"techniques": ["noise_consistency(strength=2)", "swa(start=0.3)", "oversample"]}, 1),
     "labeled": ({"techniques": ["cyclical_focal", "vs(beta=0.9)", "temperature(value=2)"]}, 1),
+    "edits": ({"techniques": ["lookahead(k=2)", "reinit(generations=3, blocks=1)", "shrink_perturb"]}, 1),
     "koala": ({"optimizer": sl.optim.KOALA()}, 1), "insgd": ({"optimizer": sl.optim.INSGD()}, 1),
 }
+EDITED = {  # where BatchNorm is, whose statistics are those of a rank's own rows
+    "grown": ["gradmax(times=2)", "weight_rescaling(every=2)"], "layerwise": ["layerwise_reinit", "sphere"],
+    "normed": ["weight_norm", "gradinit(steps=2)"]}
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
 import os, runpy, signal, sys, torch, warnings
@@ -193,7 +197,7 @@ from small_runs import digits, flat_net, keeping, signal_at, train
 from ssl_lab.engine import trainer
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch, Supervised
-from test_runtime import METHODS, READ_STATISTICS, WITH, WITH_BATCH_NORM
+from test_runtime import EDITED, METHODS, READ_STATISTICS, WITH, WITH_BATCH_NORM, edited
 
 out, pool = Path(sys.argv[1]), digits()
 rank = int(os.environ["RANK"])
@@ -217,7 +221,9 @@ except UsageError as error:
     (out / f"error{rank}.txt").write_text(str(error))
 train(out / "timed", Supervised(flat_net()), pool, steps=None, minutes=0.002)
 trainer.ROWS = 3
-warnings.filterwarnings("ignore", "Grad strides")  # of 1x1 kernels, by SoTeacher
+warnings.filterwarnings("ignore", "Grad strides")  # of 1x1 kernels, by SoTeacher and weight norm
+for name in EDITED:
+    torch.save(edited(out / name, name).method.state_dict(), out / f"{name}{rank}.pt")
 for name, make in READ_STATISTICS.items():
     train(out / name, make(), pool)
     for done in (5, 12):  # the first is between two rows
@@ -227,6 +233,12 @@ sys.argv = ["recipes/fixmatch.py", "--labels", "40", "--net", "tiny_8", "--label
             "--steps", "2", "--device", "cpu", "--precision", "fp32", "--out", str(out / "recipe")]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+
+
+def edited(out, name):
+    """A run with the techniques of EDITED."""
+    net = sl.prepared(tiny_net(digits()), EDITED[name], digits())
+    return train(out, FixMatch(net, threshold=0.12), digits(), steps=4, techniques=EDITED[name])
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +277,14 @@ def test_two_ranks_with_techniques_and_optimizers_take_the_steps_of_one(ranks, t
     torch.testing.assert_close(saved, dict(one.method.state_dict()), atol=1e-5, rtol=0)
     losses = [[row["loss"] for row in rows(out)] for out in (tmp_path, ranks / name)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("name", EDITED)
+def test_edits_of_weights_are_the_same_on_all_ranks(ranks, name):
+    one, other = (torch.load(ranks / f"{name}{rank}.pt") for rank in (0, 1))
+    assert one.keys() == other.keys()
+    for key, value in one.items():
+        assert torch.equal(value, other[key]), key
 
 
 @pytest.mark.parametrize("name", WITH_BATCH_NORM)

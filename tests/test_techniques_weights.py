@@ -13,6 +13,7 @@ from ssl_lab.engine import predict
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.nets.start import freeze_statistics
+from ssl_lab.optim.named import optimizer
 from ssl_lab.techniques.weights.swa import renew_statistics
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
@@ -48,6 +49,17 @@ def test_swa_trains_as_ever_and_is_what_is_reported(tmp_path):
     saved.to(memory_format=torch.channels_last)
     rows = digits().test[:50]
     assert torch.equal(predict(saved, digits(), rows, CPU), predict(result.method.average, digits(), rows, CPU))
+
+
+@pytest.mark.parametrize("text", ["adamw(lr=0.01)", "padam(lr=0.01)"])
+def test_gadam_and_gadamx_are_averages_of_adaptive_optimizers(tmp_path, text):
+    rule = optimizer(text, sl.SGD())
+    kept = [train(tmp_path / str(steps), Supervised(flat_net()), steps=steps, evaluations=1, optimizer=rule,
+                  techniques=["swa(start=0.5)"]).method for steps in (3, 4)]
+    nets = (kept[1].predictor(), *(each.net for each in kept))
+    for average, *points in zip(*(net.parameters() for net in nets), strict=True):
+        torch.testing.assert_close(average, (points[0] + points[1]).detach() / 2)
+        assert not torch.equal(*points)
 
 
 def test_statistics_made_anew_are_those_of_the_images():
