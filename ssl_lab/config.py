@@ -132,6 +132,8 @@ class Settings(ReadingSettings, Data):
     """split: views that only make targets pass the net by themselves, without gradient."""
     clip: str | None = None
     """Largest norm of a step's gradient, a number or a schedule: 2, "cyclical(0.5, 5)"."""
+    batch: str = "1"
+    """Share of its images that a step has, a number to 1 or a schedule: "cyclical(0.25, 1)"."""
     track: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Also show settings, metrics and summary there (pip install "ssl_lab[mlflow]", or of another name)."""
 
@@ -145,7 +147,8 @@ class Settings(ReadingSettings, Data):
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
                  "micro_batches", "techniques", "forward", "track")
         clip = None if self.clip is None else schedule.scalar(self.clip)
-        return {name: getattr(self, name) for name in names} | {"clip": clip, "config": self.plain()}
+        scalars = {"clip": clip, "batch": schedule.scalar(self.batch)}
+        return {name: getattr(self, name) for name in names} | scalars | {"config": self.plain()}
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small_runs import flat_net, train
+from small_runs import digits, flat_net, train
 
 from ssl_lab import schedule
 from ssl_lab.batch import At, Style
+from ssl_lab.engine import Feed
 from ssl_lab.errors import UsageError
-from ssl_lab.methods import Supervised
+from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.optim import SGD
 from ssl_lab.views import Strong, Weak
 from ssl_lab.views.naming import named, text_of
@@ -157,6 +158,33 @@ def test_weight_decay_follows_its_schedule():
         spec.set(optimizer, At(step, 4))
         found.append([group["weight_decay"] for group in optimizer.param_groups])
     assert found == [[pytest.approx(value), 0] for value in (1e-4, 3e-4, 5e-4, 3e-4)]
+
+
+@pytest.mark.parametrize(("world", "parts"), [(1, 1), (2, 1), (1, 2)])
+def test_the_size_of_batches_follows_its_schedule(world, parts):
+    pool, views = digits(), FixMatch.views
+    cpu, share = torch.device("cpu"), schedule.cyclical(0.25, 1.0)
+    whole = Feed(pool, views, 16, 32, 0, cpu)
+    feed = Feed(pool, views, 16, 32, 0, cpu, world, parts, share)
+    for step, now in enumerate((0.25, 0.625, 1.0, 0.625)):
+        batches = [feed(At(step, 4, 0, rank, world)) for rank in range(world)]
+        for kind, most in (("labeled", 16), ("unlabeled", 32)):
+            rows = torch.cat([getattr(batch, kind).indices for batch in batches])
+            assert len(rows) == now * most
+            assert torch.equal(rows, getattr(whole(At(step, 4)), kind).indices[: len(rows)])
+    constant = Feed(pool, views, 16, 32, 0, cpu, share=schedule.cyclical(1.0, 1.0))
+    ours, theirs = constant(At(1, 4)), whole(At(1, 4))
+    assert torch.equal(ours.unlabeled["strong"], theirs.unlabeled["strong"])
+
+
+def test_a_run_with_batches_of_a_schedule(tmp_path):
+    for cut in (1, 2):
+        train(tmp_path / str(cut), Supervised(flat_net()), steps=4, batch=schedule.cyclical(0.25, 1.0),
+              micro_batches=cut, evaluations=1)
+    for settings, words in (({"batch": schedule.cyclical(0.0, 1.0)}, "above 0 and at most 1"),
+                            ({"batch": 0.5, "micro_batches": "auto"}, "exclude each other")):
+        with pytest.raises(UsageError, match=words):
+            train(tmp_path / "none", Supervised(flat_net()), steps=4, **settings)
 
 
 def views_at(step, total=4, **arguments):

@@ -26,6 +26,11 @@ def check_settings(trainer: Trainer) -> None:
         raise UsageError(f"steps={steps}, minutes={minutes}: a run needs a positive length")
     if trainer.evaluations < 1 or (trainer.clip is not None and extremes(trainer.clip)[0] <= 0):
         raise UsageError(f"evaluations={trainer.evaluations}, clip={trainer.clip}: both must be positive")
+    least, most = extremes(trainer.batch)
+    if not 0 < least <= most <= 1:
+        raise UsageError(f"batch={trainer.batch}: it is the share of its images that a step has, above 0 and at most 1")
+    if least < 1 and trainer.micro_batches == "auto":
+        raise UsageError(f"batch={trainer.batch} and micro_batches='auto' exclude each other: say how many parts")
 
 
 def check_classes(method: Method, pool: Pool) -> None:

@@ -15,6 +15,7 @@ from ssl_lab.data.ahead import in_order
 from ssl_lab.data.images import Images
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
+from ssl_lab.schedule import Scalar
 from ssl_lab.views import ViewFactory
 from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
 from ssl_lab.views.send import send
@@ -29,12 +30,14 @@ class Feed:
     """
 
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
-                 world: int = 1, parts: int = 1) -> None:
-        """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows."""
+                 world: int = 1, parts: int = 1, share: Scalar = 1.0) -> None:
+        """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows. share: of its images
+        that a step has, rounded to what divides over ranks and parts, at least two to each; those that it leaves out
+        wait for their next epoch."""
         self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {
-            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world, parts),
-            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world, parts),
+            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world, parts, share),
+            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world, parts, share),
         }
 
     def __call__(self, at: At) -> Batch:
@@ -58,8 +61,9 @@ class Stream:
     """The rows of one kind, "labeled" or "unlabeled"."""
 
     def __init__(self, pool: Pool, kind: str, views: Mapping[str, ViewFactory], batch: int, seed: int,
-                 device: torch.device, world: int, parts: int) -> None:
+                 device: torch.device, world: int, parts: int, share: Scalar) -> None:
         self.pool, self.kind, self.device = pool, kind, device
+        self.parts, self.share = parts, share
         self.batch = batch if views else 0
         labeled = pool.labeled if pool.drawn is None else pool.drawn
         indices = labeled if kind == "labeled" else pool.unlabeled
@@ -80,9 +84,11 @@ class Stream:
         if self.sampler is None:
             nothing = torch.empty(0, dtype=torch.int64, device=self.device)
             return Rows({}, nothing, nothing, nothing)
-        images = self.read(at.step, at.rank).to(self.device, non_blocking=True)
-        indices = self._indices(at.step, at.rank)
-        views = {name: laid_out(view(images, at.draw(f"{self.kind}/{name}", self.rows, self.device)))
+        rows = self._rows(at.value(self.share))
+        read = self.read(at.step, at.rank) if rows == self.rows else self._bytes(at.step, at.rank, rows)
+        images = read.to(self.device, non_blocking=True)
+        indices = self._indices(at.step, at.rank, rows)
+        views = {name: laid_out(view(images, at.draw(f"{self.kind}/{name}", rows, self.device)))
                  for name, view in self.views.items()}
         given = self.pool.labels[indices]
         known = self.pool.truth[indices]
@@ -91,13 +97,18 @@ class Stream:
         ids, targets, truth = send([torch.from_numpy(values) for values in (indices, given, known)], self.device)
         return Rows(views, targets, truth, ids)
 
-    def _indices(self, step: int, rank: int) -> IntArray:
-        assert self.sampler is not None
-        return self.sampler.at(step)[rank * self.rows : (rank + 1) * self.rows]
+    def _rows(self, share: float) -> int:
+        """How many images a rank has at this share of the batch."""
+        whole = self.rows // self.parts
+        return self.parts * max(min(2, whole), min(whole, round(share * whole)))
 
-    def _bytes(self, step: int, rank: int) -> Tensor:
-        """uint8 [rows, C, H, W], on the host."""
-        return pinned(self.pool.images.take(self._indices(step, rank)), self.device)
+    def _indices(self, step: int, rank: int, rows: int) -> IntArray:
+        assert self.sampler is not None
+        return self.sampler.at(step)[rank * rows : (rank + 1) * rows]
+
+    def _bytes(self, step: int, rank: int, rows: int | None = None) -> Tensor:
+        """uint8 [rows, C, H, W], on the host; rows: by default all that a rank can have."""
+        return pinned(self.pool.images.take(self._indices(step, rank, rows or self.rows)), self.device)
 
 
 class Ahead:

@@ -76,10 +76,11 @@ class Trainer:
     micro_batches: parts of a step that pass the net one after another, each with its own batch statistics, their
     gradients averaged; "auto" times a few steps and records how many were fastest. forward: "split" passes the views
     that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
-    gradient. compile: "on" compiles the method's nets, "auto" does if a few timed steps are faster then. shard: of
-    several ranks each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of
-    the accuracy curve, at which also the monitors measure. track: see `trackers`. callbacks: by default a progress bar,
-    and report.html at the end. config: settings to record, in place of the trainer's own.
+    gradient. batch: share of its images that a step has (see `Feed`). compile: "on" compiles the method's nets, "auto"
+    does if a few timed steps are faster then. shard: of several ranks each holds a part of every weight, during the run
+    and after it (see `sharded`). evaluations: points of the accuracy curve, at which also the monitors measure. track:
+    see `trackers`. callbacks: by default a progress bar, and report.html at the end. config: settings to record, in
+    place of the trainer's own.
     """
 
     steps: int | None = None
@@ -96,6 +97,7 @@ class Trainer:
     micro_batches: int | Literal["auto"] = 1
     forward: Forward = "joint"
     clip: Scalar | None = None
+    batch: Scalar = 1.0
     resume: str | Path | None = None
     evaluations: int = 10
     checkpoint_seconds: float = 60.0
@@ -156,7 +158,7 @@ class Run:
         parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
         self.plain, self.method = method, techniques.around(method, pool, trainer.seed)
         self.feed = Feed(techniques.pool(pool, trainer.seed), self.method.views, labeled, unlabeled, trainer.seed,
-                         runtime.device, runtime.world, parts)
+                         runtime.device, runtime.world, parts, trainer.batch)
         self.method.set_forward(trainer.forward)
         compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
         self.forward = runtime.wrap(self.method, compile != "off")
@@ -179,10 +181,11 @@ class Run:
 
     def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
         """The settings as they were resolved: the same ones repeat the run."""
-        clip = self.trainer.clip
+        clip, batch = self.trainer.clip, self.trainer.batch
         own = {"method": self.plain.name, **arguments(self.plain), "views": self.method.views.texts,
                "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled, "forward": self.trainer.forward,
                "optimizer": repr(self.trainer.optimizer), "clip": repr(clip) if callable(clip) else clip,
+               "batch": repr(batch) if callable(batch) else batch,
                "shard": self.trainer.shard}
         return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
                 "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
