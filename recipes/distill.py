@@ -19,8 +19,8 @@ mean ± standard deviation over seeds 0, 1, 2, on one core of an AMD EPYC that h
     fixmatch                       96.4 ± 0.1                                   90 to 102 s
     kd, on all images              97.6 ± 0.1     98.4%   0.025          0.7%   63 to 76 s
 
-Seed 0 with --view eval, the teacher's logits stored: 97.9%, 43 seconds in all on both cores, idle. The first two commands
-on an Intel Xeon, seed 0: teacher 97.7%, kd 97.7%, agreeing on 98.6%, KL 0.022, ECE 0.6%, in 83 seconds of CPU time.
+Seed 0 with --view eval, the teacher's logits stored: 97.9%, 43 seconds in all on both cores, idle. The first two
+commands on an Intel Xeon, seed 0: teacher 97.7%, kd 97.7%, agreeing on 98.6%, KL 0.022, ECE 0.6%, in 83 CPU seconds.
 7,915 parameters for 77,754; 37,000 images/s for 23,000; 84 KB of ONNX for 363 KB.
 
 CIFAR-10, 250 labels, students wrn_16_2, on one busy core each; the teacher is an EfficientNet-Lite0 at
