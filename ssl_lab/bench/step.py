@@ -25,7 +25,7 @@ from ssl_lab.config import Texts
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
-from ssl_lab.engine.machine import matmul_tflops
+from ssl_lab.engine.machine import TYPES, matmul_tflops
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.timing import fastest_micro_batches
 from ssl_lab.errors import UsageError
@@ -162,8 +162,7 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
     actions: dict[str, Callable[[], Any]] = dict(steps)
     if reference:
         actions["reference"] = _reference(net, pool, labeled, unlabeled, runtime)
-    dtype = torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    actions["peak"] = functools.partial(matmul_tflops, runtime.device, dtype, size=1024, seconds=0.2)
+    actions["peak"] = functools.partial(matmul_tflops, runtime.device, TYPES[runtime.precision], size=1024, seconds=0.2)
     laps = in_turn(actions, repeats)
 
     peak = Spread.of(laps["peak"]).median

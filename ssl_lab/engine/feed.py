@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from ssl_lab.views import ViewFactory
 from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
 from ssl_lab.views.send import send
 
+T = TypeVar("T")
+R = TypeVar("R")
 AHEAD = 3  # batches that are read before they are wanted, where a GPU computes
 
 
@@ -136,12 +139,17 @@ def in_batches(images: Images, indices: IntArray, size: int, device: torch.devic
     For a GPU the next ones are read meanwhile, into pinned memory, from which copies wait for nothing.
     """
     parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+    for read in read_ahead(lambda part: pinned(images.take(part), device), parts, device):
+        yield read.to(device, non_blocking=True)
+
+
+def read_ahead(read: Callable[[T], R], items: Sequence[T], device: torch.device) -> Iterator[R]:
+    """What `read` gives for each item, in their order; for a GPU in threads, before it is wanted."""
     if device.type == "cpu":
-        yield from (images.take(part) for part in parts)
+        yield from map(read, items)
         return
     with ThreadPoolExecutor(AHEAD) as threads:
-        for read in in_order(threads, lambda part: pinned(images.take(part), device), parts, AHEAD):
-            yield read.to(device, non_blocking=True)
+        yield from in_order(threads, read, items, AHEAD)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from ssl_lab.errors import UsageError, unknown
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 Picked = Literal["fp32", "bf16", "fp16"]
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
+TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What matrices are multiplied in."""
 TENSOR_CORES = (7, 0)  # the compute capability that the first ones came with
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
 

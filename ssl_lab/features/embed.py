@@ -12,6 +12,7 @@ from ssl_lab.batch import At, Style
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.abreast import abreast, lanes
+from ssl_lab.engine.feed import pinned, read_ahead
 from ssl_lab.engine.weights import place, whole
 from ssl_lab.features.search import FloatArray
 from ssl_lab.nets import Net
@@ -35,19 +36,20 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
 
     def part(start: int) -> tuple[int, IntArray, Tensor]:
         rows = indices[start:start + batch]
-        return start, rows, pool.images.take(rows)
+        return start, rows, pinned(pool.images.take(rows), runtime.device)
 
     @torch.inference_mode()
     def passed(given: tuple[int, IntArray, Tensor]) -> None:
         start, rows, images = given
         draw = At(int(rows[0]), len(pool)).draw("embed", len(rows), runtime.device)
-        pixels = see(images.to(runtime.device), draw)
+        pixels = see(images.to(runtime.device, non_blocking=True), draw)
         with runtime.autocast():
             found = net(pixels.to(memory_format=torch.channels_last)).features
         features[start:start + len(rows)] = found.float().cpu().numpy()
 
     with whole(net):
-        deque(abreast(lanes(runtime), passed, map(part, range(0, len(indices), batch))), maxlen=0)
+        parts = read_ahead(part, range(0, len(indices), batch), runtime.device)
+        deque(abreast(lanes(runtime), passed, parts), maxlen=0)
     net.train(was_training)
     return features
 

@@ -25,7 +25,7 @@ from ssl_lab.batch import At, Style
 from ssl_lab.bench.launches import launches_of_view
 from ssl_lab.bench.measure import Spread, flops, in_turn, seconds, waiting
 from ssl_lab.bench.step import Step, random_pool
-from ssl_lab.engine.machine import matmul_tflops
+from ssl_lab.engine.machine import TYPES, matmul_tflops
 from ssl_lab.presets import build
 from ssl_lab.views import VIEWS, dense, dense_contrastive
 from ssl_lab.views.base import to_unit
@@ -56,8 +56,8 @@ def machine(bench: Bench) -> Iterator[Row]:
     card = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor()
     yield "device", card or str(runtime.device), f"torch {torch.__version__}, {os.cpu_count()} processors"
     yield "precision", runtime.precision, runtime.reason
-    for name in ("float32", "bfloat16"):
-        speed = matmul_tflops(runtime.device, getattr(torch, name), 128 if tiny else 8192, 0.01 if tiny else 1.0)
+    for name in dict.fromkeys(("fp32", "bf16", runtime.precision)):
+        speed = matmul_tflops(runtime.device, TYPES[name], 128 if tiny else 8192, 0.01 if tiny else 1.0)
         yield f"matrix product, {name}, TFLOP/s", speed, "the peak that steps are compared with"
 
 
@@ -195,8 +195,8 @@ def ours(bench: Bench, method: str, pool: sl.Pool, labeled: int, unlabeled: int,
     laps = [step() for _ in range(2 * bench.repeats)]
     took = Spread.of([whole for whole, _ in laps]).median
     parts = {name: Spread.of([each[name] for _, each in laps]).median for name in laps[0][1]}
-    work, dtype = flops(lambda: step.take(1)), torch.bfloat16 if runtime.precision == "bf16" else torch.float32
-    peak = matmul_tflops(runtime.device, dtype, 128 if bench.tiny else 8192)
+    work = flops(lambda: step.take(1))
+    peak = matmul_tflops(runtime.device, TYPES[runtime.precision], 128 if bench.tiny else 8192)
     return took, [
         ("images/s", step.feed.images_per_step / took, f"{1e3 * took:.1f} ms a step, {runtime.precision}"),
         ("of the matrix product's peak", work / took / 1e12 / peak, f"{work / 1e12:.3g} TFLOP"),
