@@ -180,9 +180,9 @@ WITH = {  # and into how many micro-batches one rank is cut to take the steps of
     "hero": ({"techniques": ["hero(radius=0.5, weight=5)"]}, 1),
     "entropy_sgd": ({"techniques": ["entropy_sgd(steps=2)"]}, 1),
     "replicated_sgd": ({"techniques": ["replicated_sgd(replicas=2)"]}, 1), "pof": ({"techniques": ["pof"]}, 2),
-    "others": ({"techniques": ["noise_consistency(strength=2)", "swa(start=0.3)", "oversample"]}, 1),
+    "others": ({"techniques": ["noise_consistency(strength=2)", "swa(start=0.3)", "oversample", "lookahead(k=2)"]}, 1),
     "labeled": ({"techniques": ["cyclical_focal", "vs(beta=0.9)", "temperature(value=2)"]}, 1),
-    "edits": ({"techniques": ["lookahead(k=2)", "reinit(generations=3, blocks=1)", "shrink_perturb"]}, 1),
+    "edits": ({"techniques": ["reinit(generations=3, blocks=1)", "shrink_perturb"]}, 1),
     "koala": ({"optimizer": sl.optim.KOALA()}, 1), "insgd": ({"optimizer": sl.optim.INSGD()}, 1),
 }
 EDITED = {  # where BatchNorm is, whose statistics are those of a rank's own rows

@@ -10,7 +10,7 @@ from ssl_lab.batch import At, Style
 from ssl_lab.engine import Feed
 from ssl_lab.methods import Supervised
 from ssl_lab.optim import SGD, AdamW
-from ssl_lab.techniques.weights.gradmax import growth_matrix, pairs, wake
+from ssl_lab.techniques.weights.growth import growth_matrix, pairs, wake
 
 EPS = {"tiny_4": 1e-5, "wrn_10_1": 1e-3}
 SLOPE = {"tiny_4": 1.0, "wrn_10_1": 0.1}  # of the rectifier at 0

@@ -37,8 +37,7 @@ class LayerwiseReinit(Renewal):
     paper = "The Impact of Reinitialization on Generalization in Convolutional Neural Networks"
     arxiv = "2109.00267"
     excludes: ClassVar[Mapping[str, str]] = {
-        "swa": "an average needs the same fixed normalizations in all its nets",
-        "lookahead": "slow weights would be those of blocks that have been drawn anew"}
+        **Renewal.excludes, "swa": "an average needs the same fixed normalizations in all its nets"}
 
     def __init__(self, rounds: int = 1) -> None:
         super().__init__(1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,9 @@ class Renewal(WeightsTechnique):
     first values, and the optimizer forgets momenta. A schedule of the learning rate goes on as it is: for one that
     starts again with each generation give a cyclical one.
     """
+
+    excludes: ClassVar[Mapping[str, str]] = {
+        "lookahead": "its slow weights would bring back those that were drawn anew"}
 
     def __init__(self, generations: int) -> None:
         super().__init__()
