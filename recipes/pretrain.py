@@ -22,6 +22,10 @@ minutes 60.5%. The same net and labels from scratch, for as long on a core witho
 views 49.5% in 67 minutes, FixMatch 56.4% in 81 (recipes/fixmatch.py). Frozen, by 250 and 4000 labels, 3 splits: knn
 53.3 ± 1.0 and 61.7 ± 0.6%, linear probe 56.4 ± 1.1 and 66.4 ± 0.2%; at random init, by 250, 22.4 ± 1.4 and 24.6 ± 2.4%.
 
+    python recipes/pretrain.py --method simclr --data digits --steps 500 --view simclr_kornia
+
+Nearest neighbors with 100 labels of digits, 3 splits: 95.4 ± 1.4%; 94.7 ± 1.6 without --view, one seed each.
+
     python recipes/pretrain.py --method barlow_twins --data cifar10 --net resnet18 --steps 100000
 
 From 65,536 steps on (or with --preset paper) batches, rates and heads are those of the papers and their authors' code,
