@@ -19,7 +19,7 @@ class GNP(StepTechnique):
     SAM, alpha 0 the plain step; in between it weighs both, and the paper finds neither end best. Both passes see the
     same views; BatchNorm's running statistics move in the first one alone. The reported loss is L(w).
 
-    radius: r in the paper. alpha: lambda / r. Checked against the paper's equation.
+    radius: r in the paper. alpha: lambda / r. By the paper's equation; no code was read.
     """
 
     name = "gnp"

@@ -23,7 +23,8 @@ class SAM(StepTechnique):
     normalized by its own statistics, as a micro-batch is; of micro-batches and ranks, each is cut. after: plain steps
     until this fraction of training (the same paper: the last epochs suffice).
 
-    Checked against the equations of both papers, and pytorch-optimizer's SAM, which leaves BatchNorm to its caller.
+    Checked against copies of its usual form in PyTorch (davda54/sam), which leaves BatchNorm to its caller; parts and
+    after are by the definitions of the second paper, of which no code was read.
     """
 
     name = "sam"
