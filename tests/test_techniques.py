@@ -226,6 +226,9 @@ def test_fine_tuning_takes_them_and_an_optimizer(tmp_path):
 def test_recipes_that_train_no_method_take_none(name):
     with pytest.raises(UsageError, match="--with sam changes how a method trains, and this recipe trains none"):
         parse(recipe(name).Settings, ["--with", "sam"])
+    for flags in (["--clip", "1"], ["--batch", "0.5"]):
+        with pytest.raises(UsageError, match="--clip and --batch change how a method trains, and this recipe"):
+            parse(recipe(name).Settings, flags)
 
 
 OWN = """
