@@ -2,10 +2,17 @@
 
     python tests/benchmarks/predict.py RUN FOLDER
 
-RUN: a finished run. FOLDER: of images, some thousands. It prints images per second of both, in turns, and their ratio.
+RUN: a finished run. FOLDER: of images, some thousands. It prints, in turns, images per second of the net on one batch
+after another by all threads, of the same batches side by side as `predict` passes them, and of `predict`; and the core
+time of each, which other processes disturb less.
 
-A probe on EfficientNet-Lite0 at 128 px, 2,000 JPEGs of 160 x 120 pixels, two idle cores of an Intel Xeon: the net alone
-358 images/s, predict 252, ratio 0.71 (0.63 to 0.80). Decoding takes its time of the same two cores.
+A probe on EfficientNet-Lite0 at 128 px, JPEGs of 160 x 120 pixels, two cores of an Intel Xeon that other processes
+shared (load 6 to 10): 10,000 of them, by quarters, in turns, predict 44 to 60 images/s, the net side by side 56 to 67;
+ratio 0.86 (0.77 to 1.07), in core time 0.86 (0.72 to 1.00). With 600, predict was 4.9 times as fast as the net on
+all threads, which wait for each other there. Reading one takes some 0.65 ms of a core and the net 4.1 (of one thread,
+alone): so the ratio to the net side by side is at most about 0.86 where cores are all there is. On two idle cores,
+before batches passed side by side, predict had 252 images/s and the net on all threads 358; since then nothing was
+measured on idle ones.
 """
 
 from __future__ import annotations
