@@ -17,7 +17,7 @@ from ssl_lab.bench import measure
 from ssl_lab.bench.nets import bench_nets
 from ssl_lab.bench.step import PARTS, Step, bench_step, random_pool
 from ssl_lab.bench.views import bench_views
-from ssl_lab.engine import Feed, Runtime, timing, trainer
+from ssl_lab.engine import Feed, Runtime, resolve, timing
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.nets import describe, net
@@ -143,12 +143,12 @@ def test_auto_leaves_no_trace_and_is_resumed_with_what_it_chose(tmp_path, monkey
     monkeypatch.setattr(timing, "WORTH_IT", 1e-9)  # on a busy machine, any
     first = train(tmp_path / "auto", micro_batches="auto", steps=4)
     assert_same_run(first.out, train(tmp_path / "one", micro_batches=1, steps=4).out)
-    monkeypatch.setattr(trainer, "fastest_micro_batches", lambda rows, runtime, step: [step(2), step(4), 4][-1])
+    monkeypatch.setattr(resolve, "fastest_micro_batches", lambda rows, runtime, step: [step(2), step(4), 4][-1])
     other = train(tmp_path / "four", micro_batches="auto", steps=None, minutes=0.005)
     config = yaml.safe_load((other.out / "config.yaml").read_text())
     assert config["micro_batches"] == 4
     assert_same_run(other.out, train(tmp_path / "again", micro_batches=4, steps=config["steps"]).out)
-    monkeypatch.delattr(trainer, "fastest_micro_batches")
+    monkeypatch.delattr(resolve, "fastest_micro_batches")
     train(other.out, micro_batches="auto", steps=config["steps"], resume="auto")
     with pytest.raises(UsageError, match="micro_batches: 4 -> 2"):
         train(other.out, micro_batches=2, steps=config["steps"], resume="auto")
@@ -188,7 +188,7 @@ def test_auto_without_gain_is_off_and_is_resumed_with_what_it_chose(tmp_path, mo
     first = train(tmp_path / "auto", compile="auto", steps=4)  # a short run
     assert_same_run(first.out, train(tmp_path / "off", steps=4).out)
     assert yaml.safe_load((first.out / "config.yaml").read_text())["compile"] == "off"
-    monkeypatch.setattr(trainer, "compiling_pays", lambda *_: True)
+    monkeypatch.setattr(resolve, "compiling_pays", lambda *_: True)
     train(first.out, compile="auto", steps=4, resume="auto")
     with pytest.raises(UsageError, match="compile: 'off' -> 'on'"):
         train(first.out, compile="on", steps=4, resume="auto")

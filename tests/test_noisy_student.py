@@ -184,7 +184,7 @@ def test_micro_batches_have_the_loss_of_one_batch():
 
 def test_a_run_by_the_clock_times_steps_that_have_a_teacher(tmp_path, monkeypatch):
     timed, pool = [], digits()
-    monkeypatch.setattr("ssl_lab.engine.trainer.steps_within",
+    monkeypatch.setattr("ssl_lab.engine.resolve.steps_within",
                         lambda seconds, begun, step, *rest: timed.append(step()) or 1)
     train(tmp_path, NoisyStudent(tiny_net(pool)), pool, steps=None, minutes=1.0)
     assert not timed[0].logs["mask_rate"].isnan()
