@@ -94,7 +94,7 @@ def fix(net: Net, block: str, images: Tensor) -> None:
     sd.fill_(1)
     found: list[tuple[Tensor, Tensor]] = []
     handle = part.register_forward_hook(lambda _, __, output: found.append(moments(output)))
-    with frozen_statistics(net):
+    with frozen_statistics(net), torch.compiler.set_stance("force_eager"):  # compiled code knows of no new hook
         net.train()(images)
     handle.remove()
     net.train(training)

@@ -92,8 +92,9 @@ def renew_statistics(net: Net, batches: list[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches
         norm.train()
-    for batch in batches:
-        net(batch)
+    with torch.compiler.set_stance("force_eager"):  # compiled code would be made anew for these few passes
+        for batch in batches:
+            net(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     net.train(training)
