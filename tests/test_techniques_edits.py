@@ -263,7 +263,8 @@ def test_layerwise_reinit_keeps_blocks_at_their_first_norms(rounds, generation, 
     net.train()(images)
     assert len(images) == 100
     mean, sd = moments(seen[0].detach())
-    alive = sd > 0  # a channel that its rectifier closes stays constant
+    alive = sd > 0  # a channel that its rectifier closes stays constant, and has scale 1
+    assert (net.get_submodule(f"backbone.blocks.{kept - 1}").fixed_sd[~alive] == 1).all()
     torch.testing.assert_close(mean, torch.zeros(8 * 2 ** (kept - 1)), rtol=0, atol=1e-5)
     torch.testing.assert_close(sd[alive], torch.ones(int(alive.sum())), rtol=1e-4, atol=1e-4)
     assert alive.sum() > len(alive) / 2

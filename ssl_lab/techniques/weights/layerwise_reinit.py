@@ -99,7 +99,7 @@ def fix(net: Net, block: str, images: Tensor) -> None:
     handle.remove()
     net.train(training)
     mean.copy_(found[0][0])
-    sd.copy_(found[0][1].clamp(min=1e-6))
+    sd.copy_(torch.where(found[0][1] > 1e-6, found[0][1], 1))  # a rectifier may be closed for all of these images
 
 
 def _nets(method: Method) -> list[Net]:
