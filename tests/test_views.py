@@ -270,7 +270,7 @@ def test_rows_of_the_same_image_differ() -> None:
 def test_nothing_is_read_back_to_the_host(view: ViewFactory, size: tuple[int, int]) -> None:
     """Meta tensors have no values: anything that looks at a pixel on the host raises."""
     images = torch.empty(64, 3, *size, dtype=torch.uint8, device="meta")
-    result = view(Style())(images, At(0, 1).draw("v", 64, device="meta"))
+    result = view(Style(3, *size))(images, At(0, 1).draw("v", 64, device="meta"))
     assert result.device.type == "meta"
     assert result.shape == images.shape
     with pytest.raises(RuntimeError, match="meta"):
@@ -280,12 +280,13 @@ def test_nothing_is_read_back_to_the_host(view: ViewFactory, size: tuple[int, in
 @pytest.mark.parametrize("view", VIEWS.values())
 def test_memory_layout_of_the_input_does_not_matter(view: ViewFactory) -> None:
     images = pictures(3, 32, 20)
-    plain = view(Style())(images, At(0, 1).draw("v", ROWS))
+    style = Style(3, 32, 20)
+    plain = view(style)(images, At(0, 1).draw("v", ROWS))
     for other in (images.contiguous(memory_format=torch.channels_last),
                   images.repeat_interleave(2, 3)[..., ::2],
                   images.transpose(2, 3).contiguous().transpose(2, 3)):
         assert not other.is_contiguous()
-        result = view(Style())(other, At(0, 1).draw("v", ROWS))
+        result = view(style)(other, At(0, 1).draw("v", ROWS))
         assert torch.equal(result, plain)
         assert result.is_contiguous()
 
@@ -293,7 +294,7 @@ def test_memory_layout_of_the_input_does_not_matter(view: ViewFactory) -> None:
 @pytest.mark.parametrize("view", VIEWS.values())
 @pytest.mark.parametrize("rows", [0, 1])
 def test_empty_and_single_batches(view: ViewFactory, rows: int) -> None:
-    result = view(Style())(pictures(3, 16, 16)[:rows], At(0, 1).draw("v", rows))
+    result = view(Style(3, 16, 16))(pictures(3, 16, 16)[:rows], At(0, 1).draw("v", rows))
     assert result.shape == (rows, 3, 16, 16)
     assert result.dtype == torch.float32
 
