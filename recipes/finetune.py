@@ -31,7 +31,7 @@ command: 98.9, one seed, 1 minute. From an hour of it on CIFAR-10 with 250 label
 minute; with --method fixmatch --steps 1500 60.5, 12 minutes. From scratch, for as long as with the hour: supervised
 49.5, FixMatch 56.4; one seed. Where ten other processes shared two cores of an Intel Xeon, ten minutes of SimCLR were
 1,190 steps in place of 4,109, from which the first command had 92.3 and the second 92.7, one seed, where FixMatch from
-scratch has 97.7 (recipes/distill.py): so short a pretraining is worse than none.
+scratch has 97.7 (recipes/distill.py).
 
 --trials tunes --lr and --weight-decay on validation images (those of --valid, else a fifth of the labels), and then
 trains once more on all labels, validation images too. Test images choose nothing: that last run alone measures them (at
