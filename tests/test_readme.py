@@ -13,6 +13,8 @@ from ssl_lab.engine import Trainer
 from ssl_lab.methods import METHODS, FlexMatch
 from ssl_lab.nets import NETS, net
 from ssl_lab.optim import SGD
+from ssl_lab.optim.named import OPTIMIZERS
+from ssl_lab.techniques import TECHNIQUES
 from ssl_lab.views import VIEWS
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
@@ -67,6 +69,8 @@ def test_methods_views_and_nets_are_listed():
         assert method.recipe in README
     for query in QUERIES | WRAPPERS:
         assert f"`{query}`" in README
+    for word in [*TECHNIQUES, *OPTIMIZERS]:
+        assert f"`{word}`" in README
     for view in VIEWS:
         assert f"| `{view}` |" in README
     for family in NETS:
