@@ -80,8 +80,7 @@ def main(settings: Settings) -> None:
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too
             sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
-                        resume=settings.resume and "auto", config=None, techniques=(),
-                        optimizer=usual)
+                        resume=settings.resume and "auto", config=None, techniques=(), optimizer=usual)
         name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
         suited = presets.preset(name, settings.data, kind).arguments
         learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {}, suited)
@@ -93,12 +92,13 @@ def main(settings: Settings) -> None:
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
     distills = sl.methods.get(settings.method)
     by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
-    if set(views.values()) == {sl.Eval} and by_logits and not teacher.fixed:
+    plain = by_logits and set(views.values()) == {sl.Eval}
+    if plain and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    arguments = {"teacher": taught, **settings.arguments}
+    arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
     method = presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
     result = trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)

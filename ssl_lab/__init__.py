@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from ssl_lab.estimator import Classifier
     from ssl_lab.export import export
     from ssl_lab.fetch import fetch
+    from ssl_lab.find_lr import find_lr
     from ssl_lab.label.command import label
     from ssl_lab.methods import *  # noqa: F403
     from ssl_lab.model import Model, Predictions, open
@@ -80,7 +81,8 @@ _HOMES = {
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "label": "label.command:label",
+_WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "find_lr": "find_lr:find_lr",
+          "label": "label.command:label",
           "labels": "active.leaving:labels", "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""

@@ -21,7 +21,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
 from ssl_lab.features.fidelity import comparison, fidelity
 from ssl_lab.features.stored import stored_logits
-from ssl_lab.methods.distillation import DISTILLATION, StoredLogits, Teacher, load_teacher
+from ssl_lab.methods.distillation import DISTILLATION, KD, StoredLogits, Teacher, load_teacher
 from ssl_lab.nets import net
 from ssl_lab.views import Eval
 
@@ -184,3 +184,11 @@ def test_comparison_without_images_says_so(nets):
     pool, student, teacher = nets
     empty = replace(pool, test=pool.test[:0], valid=pool.test[:0])
     assert comparison(student, teacher, empty, CPU).startswith("no test or validation images")
+
+
+def test_stored_logits_refuse_other_views(nets):
+    pool, one, _ = nets
+    method = KD(one, StoredLogits(torch.zeros(len(pool), 10)), view=Eval)
+    assert method.with_views("eval") is method
+    with pytest.raises(UsageError, match="stored logits are those of images as they are"):
+        method.with_views("strong")

@@ -159,7 +159,7 @@ def test_the_default_folder_is_made_free_with_a_word(tmp_path, monkeypatch, caps
     ({"clip": 0.0}, "clip=0.0"),
     ({"device": "cuda:99"}, "device 'cuda:99' cannot be used here"),
     ({"device": "gpu"}, "try --device cpu"),
-    ({"precision": "fp16"}, "unknown precision 'fp16'"),
+    ({"precision": "fp8"}, "unknown precision 'fp8'"),
 ])
 def test_bad_settings_say_so(tmp_path, settings, words):
     with pytest.raises(UsageError, match=words):

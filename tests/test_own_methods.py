@@ -136,7 +136,8 @@ def test_a_comparison_shows_methods_by_their_texts(here, monkeypatch):
     module.main(parse(module.Settings, ["--steps", "3", *map(str, shared), "--methods", ",".join(named)]))
     assert [runs.name for runs in shown] == named
     assert isinstance(shown[0], Runs)
-    assert [dict(runs.jobs[0].flags) for runs in shown] == [{"method": name} for name in named]
+    assert [dict(runs.jobs[0].flags) for runs in shown] == [
+        {"method": name, "with": (), "optimizer": ()} for name in named]
 
 
 def test_a_run_of_a_comparison_finds_the_module_in_the_folder_that_it_was_started_in(here):

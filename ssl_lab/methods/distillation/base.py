@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import Tensor
@@ -60,8 +60,18 @@ class Distillation(Method):
         if self.teacher.fixed and self.reads == "nets":
             raise UsageError(f"{self.name} needs the nets that teach, not stored logits: what it asks them, or which, "
                              "is only known in the step")
-        if self.teacher.fixed and view is not Eval:
-            raise UsageError("stored logits are those of images as they are: give view=Eval, or a net as the teacher")
+        self._check_views()
+
+    def with_views(self, *texts: str, **views: ViewFactory | str) -> Self:
+        super().with_views(*texts, **views)
+        self._check_views()
+        return self
+
+    def _check_views(self) -> None:
+        made = [view for kind in self.views.by_kind.values() for view in kind.values()]
+        if self.teacher.fixed and any(view is not Eval for view in made):
+            raise UsageError("stored logits are those of images as they are: give view=Eval (--view eval), or a net as "
+                             "the teacher")
 
     def distance(self, student: Seen, teacher: Seen, rows: Rows, at: At) -> Tensor:
         """Scalar, of one batch: how far the student is from the teacher, in float32 at least.
