@@ -6,7 +6,8 @@
 OpenCoS knows an image of no class by its embedding, of SimCLR as in the paper, trained here first on the same images.
 On 60,000 unlabeled images, of which half are photographs, it took 22,931 and 27,051 for digits (seeds 1 and 2). Test
 accuracy over seeds 0 to 2, in two minutes each: OpenCoS 96.6 ± 0.2%, FixMatch 96.6 ± 0.8%: it did not help here;
-with --encoder s4l 91.8% (seed 0). Without --other, nothing is mixed in.
+with --encoder s4l 91.8% (seed 0). On an Intel Xeon, seed 0: OpenCoS 95.0%, FixMatch 96.0%, in 163 and 73 CPU seconds.
+Without --other, nothing is mixed in.
 """
 
 from dataclasses import dataclass, replace
