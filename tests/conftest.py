@@ -1,6 +1,7 @@
 """Small real things that many tests need."""
 
 import os
+import signal
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: a second thread only waits
 
@@ -8,6 +9,9 @@ import pytest
 from hypothesis import settings
 
 from ssl_lab.data import Pool, load
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that ran the tests in the background: the processes
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # that tests start and interrupt would inherit it
 
 settings.register_profile("busy", deadline=None)  # a test asserts no times: machines have other work
 settings.load_profile("busy")
