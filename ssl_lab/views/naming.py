@@ -27,7 +27,7 @@ VIEWS: dict[str, ViewFactory] = {
     "weak_kornia": WeakKornia, "strong_kornia": StrongKornia, "simclr_kornia": simclr_kornia,
 }
 """The named views; `ssl-lab list views` prints each with the first line of its docstring."""
-OURS = {"cpu": "1.9 to 3.2 times as fast as Kornia's on one core of an AMD EPYC, from 32 to 224 px",
+OURS = {"cpu": "1.9 to 3.2 times as fast as Kornia's on one core of an Intel Xeon, from 32 to 224 px",
         "cuda": "Kornia's were not measured there"}
 """Why methods take weak, strong and simclr and not those by Kornia, by device (tests/benchmarks/README.md)."""
 FOREIGN = {Kornia: "kornia", Torchvision: "torchvision"}
