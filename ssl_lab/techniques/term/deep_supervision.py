@@ -18,14 +18,15 @@ Kind = Literal["hinge", "softmax"]
 
 
 class DeepSupervision(Companions):
-    """L + weight * sum_m [L_m - slack]_+,    L_m = (1 / B) sum_b sum_c max(0, 1 - t_bc s_bc)^2
+    """L + weight * sum_m [L_m - slack]_+,    L_m cross-entropy, or (1 / B) sum_b sum_c max(0, 1 - t_bc s_bc)^2
 
     with s the scores of companion m (see `Companions`), and t 1 for the label and -1 for the other classes. Where L_m
     is below the slack, gamma in the paper, it has no gradient.
 
     layers: of the backbone, by path, which have a companion. weight: alpha; by default 1, and 0 from 5/12 of training
     on, where the authors drop the companions (after 50 of 120 thousand steps). loss: "hinge", or "softmax", which the
-    authors have for CIFAR-100 and SVHN.
+    authors have for CIFAR-100 and SVHN. "hinge", with companions that learn as fast as the net, ended in a training
+    accuracy of 20% where "softmax" did not (MNIST, 40 labels, 500 steps, one seed).
 
     Checked against the authors' code (`loss_layer.cpp` and its nets), which has no slack; the paper's has, and |w_m|^2
     in the bracket. There the companions are on convolutions before their ReLU, not averaged, and learn at 0.001 of the
@@ -37,7 +38,7 @@ class DeepSupervision(Companions):
     arxiv = "1409.5185"
 
     def __init__(self, layers: str | None = None, weight: Scalar = schedule.switch(1.0, 0.0, 5 / 12),  # noqa: B008
-                 slack: Scalar = 0.0, loss: Kind = "hinge") -> None:
+                 slack: Scalar = 0.0, loss: Kind = "softmax") -> None:
         super().__init__()
         if loss not in get_args(Kind):
             raise unknown("companion loss", loss, get_args(Kind))
