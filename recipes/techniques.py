@@ -59,13 +59,15 @@ def main(settings: Settings) -> None:
     require_same(settings.out, pool, f"the runs in {settings.out} are of")
     usual, given = sl.Settings().plain(), settings.plain()
     shared = {name: given[name] for name in usual if given[name] != usual[name] and name not in ("out", "resume")}
-    shared |= {name: [text] if name == "view" else study.value(text)
-               for name, text in ((name.replace("-", "_"), text) for name, text in settings.base.items())}
+    shared |= {name.replace("-", "_"): study.value(text) for name, text in settings.base.items()}
 
     def job(name: str, seed: int, techniques: tuple[str, ...] = (), **changes: Any) -> jobs.Job:
-        own = {"techniques": [*settings.techniques, *techniques]}
-        return jobs.Job(HERE / f"{settings.recipe}.py", {**shared, **own, **changes, "seed": seed},
-                        settings.out / f"{as_file_name(name)}-{seed}", flags={"with": own["techniques"]})
+        chosen = {**shared, "techniques": [*settings.techniques, *techniques], **changes, "seed": seed}
+        if isinstance(chosen.get("view"), str):
+            chosen["view"] = [chosen["view"]]
+        flags = {"with": chosen["techniques"],  # these may name modules, which no file of settings may
+                 **{key: chosen[key] for key in ("view", "optimizer", "method") if chosen.get(key)}}
+        return jobs.Job(HERE / f"{settings.recipe}.py", chosen, settings.out / f"{as_file_name(name)}-{seed}", flags)
 
     base = Runs(study.BASE, [job(study.BASE, seed) for seed in seeds])
     runs = [Runs(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]

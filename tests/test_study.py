@@ -126,3 +126,17 @@ def test_minutes_are_refused(tmp_path):
     module = recipe("techniques")
     with pytest.raises(UsageError, match="equal steps"):
         module.main(parse(module.Settings, ["--minutes", "1", "--out", str(tmp_path)]))
+
+
+def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypatch):
+    module, started = recipe("techniques"), []
+    monkeypatch.setattr(module.jobs, "run_all", lambda runs, processes: started.extend(runs) or [])
+    monkeypatch.setattr(module.study, "show", lambda *given: None)
+    module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
+                                        "--recipe", "consistency", "--base", "method", "mine.soft:Soft",
+                                        "--view", "strong=mine.views:Mine", "--try", "optimizer=mine.optim:Mine",
+                                        "--try", "view=weak"]))
+    base, optimizer, view = (job.flags for job in started)
+    assert base == {"with": [], "method": "mine.soft:Soft", "view": ["strong=mine.views:Mine"]}
+    assert optimizer == {**base, "optimizer": "mine.optim:Mine"}
+    assert view == {**base, "view": ["weak"]}
