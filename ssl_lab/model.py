@@ -221,7 +221,7 @@ def around(net: Net, card: Card, device: str = "auto", precision: Precision = "a
 
 def _seeing(net: Net, card: Card, runtime: Runtime) -> See:
     view = Eval(card.style)
-    learned_alone = net.name.endswith("+unit")  # by a learner on features, in float32
+    learned_alone = net.unit  # by a learner on features, in float32
 
     @torch.inference_mode()
     def see(pixels: Tensor) -> tuple[FloatArray, FloatArray]:

@@ -48,7 +48,7 @@ OFF = {
     "cyclical_focal": "cyclical_focal(confident=0, hard=0)",
     "temperature": "temperature(value=1)",
     "class_weights": "class_weights(power=0)",
-    "ldam": "ldam(margin=0, beta=0)",
+    "ldam": "ldam(margin=0, scale=None, beta=0)",
     "vs": "vs(gamma=0, tau=0, beta=0)",
     "deep_supervision": "deep_supervision(weight=0)",
     "batch_entropy": "batch_entropy(weight=0)",

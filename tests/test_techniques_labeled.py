@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from small_runs import digits, flat_net
+from small_runs import digits, flat_net, tiny_net, train
 
 import ssl_lab as sl
 from ssl_lab import methods
@@ -15,7 +15,8 @@ from ssl_lab.engine import Feed
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import cross_entropies
 from ssl_lab.methods import KD, FixMatch, MixMatch, Supervised
-from ssl_lab.techniques import technique, together
+from ssl_lab.nets.normed import NORMED
+from ssl_lab.techniques import prepared, technique, together
 from ssl_lab.techniques.term.class_weights import balanced
 from ssl_lab.techniques.term.cyclical_focal import focal_weights
 from ssl_lab.techniques.term.deferred import DEFERRED, effective
@@ -88,6 +89,40 @@ def test_vs_and_ldam_are_their_equations():
     shares = torch.nn.functional.one_hot(TARGETS, 4).double()
     assert torch.equal(margins(COUNTS.double(), shares, 0.5), taken)
     assert [DEFERRED(t) for t in (0, 0.799, 0.8, 1)] == [0, 0, 0.9999, 0.9999]
+
+
+def test_ldam_has_the_margin_of_scaled_cosines(uneven):
+    """The loss of the authors' normalized layer, written out in float64."""
+    net = flat_net().double()
+    with torch.no_grad():
+        net.head.weight[4] = 0  # has no direction, and gets one
+    around = sl.LDAM().around(Supervised(net), uneven, 0)
+    batch, at = batch_of(uneven, around), At(0, 10)
+    features = net.backbone((batch.labeled["view"].double() - net.mean) / net.std).detach()
+    first = net.head.parametrizations.weight.original1.detach()
+    total = 0.0
+    for f, y in zip(features, batch.labeled.targets.tolist(), strict=True):
+        cosines = [float(f @ w / (f.norm() * w.norm())) for w in first]
+        cosines[y] -= 0.5 * (1 / float(around.counts[y])) ** 0.25
+        total += math.log(sum(math.exp(30 * c) for c in cosines)) - 30 * cosines[y]
+    batch.labeled.views["view"] = batch.labeled["view"].double()
+    assert float(around(batch, at).total.detach()) == pytest.approx(total / len(features), rel=1e-7)
+
+
+def test_a_net_of_cosines_is_opened_again(tmp_path, uneven):
+    result = train(tmp_path, FixMatch(tiny_net(uneven), threshold=0.1), pool=uneven, steps=3, evaluations=1,
+                   techniques=["ldam", "layerwise_reinit"])
+    learner, predictor = result.method.net, result.method.predictor()
+    assert learner.name == predictor.name == "tiny_8+unit" + NORMED
+    again = sl.open(tmp_path, device="cpu", precision="fp32").net
+    for net in (learner, predictor, again):
+        torch.testing.assert_close(net.head.weight.norm(dim=1), torch.full((10,), 30.0))
+        assert not net.head.bias.any()
+        assert net.name == learner.name
+    x = torch.rand(4, 1, 8, 8)
+    torch.testing.assert_close(again.eval()(x).logits, predictor.eval()(x).logits, rtol=1e-4, atol=1e-4)
+    first = sl.LDAM().around(Supervised(tiny_net(uneven)), uneven, 0).net
+    assert not torch.equal(learner.head.weight, first.head.weight)
 
 
 def test_counts_are_those_of_the_pool(uneven):
@@ -163,6 +198,10 @@ def test_a_method_that_does_not_ask_is_told(uneven):
 
 @pytest.mark.parametrize(("make", "words"), [
     (lambda: sl.CyclicalFocal(factor=0.5), "factor=0.5; expected 1 or more"),
+    (lambda: sl.LDAM(scale=0.0), "ldam: scale=0.0; expected a positive number, or None"),
+    (lambda: sl.LDAM().check(Supervised(prepared(tiny_net(digits()), ["weight_norm"], digits())), digits()),
+     "weight_norm one that learns"),
+    (lambda: sl.LDAM().check(methods.MutualLearning(flat_net(), flat_net()), digits()), "trains other classifiers"),
     (lambda: sl.ClassWeights("some"), "weights='some'; expected \"auto\", or a number"),
     (lambda: sl.ClassWeights([1, -1]), "expected \"auto\", or a number for each class, 0 or more"),
     (lambda: sl.ClassWeights([1, 2]).check(Supervised(flat_net()), digits()), "2 weights are given, and digits has 10"),

@@ -74,10 +74,9 @@ def save_run(out: Path, learner: str, nets: Sequence[Net], features: Sequence[Fl
 def _leave(place: Path, seen: Net, head: Head, pool: Pool, config: Mapping[str, Any],
            predicted: Mapping[str, Predictions], summary: Mapping[str, Any], calibration: Calibration) -> None:
     """Writes one net with its head as a run."""
-    name = seen.name if seen.name.endswith("+unit") else f"{seen.name}+unit"
+    name = seen.name if seen.unit else f"{seen.name}+unit"
     whole = net(name, pool.class_names, pool.style)
-    trunk = whole.backbone if seen.name.endswith("+unit") else whole.backbone.get_submodule("trunk")
-    trunk.load_state_dict(seen.backbone.state_dict())
+    whole.backbone.load_state_dict(seen.backbone.state_dict())
     whole.mean, whole.std = seen.mean, seen.std
     card = replace(card_of(whole, True, pool, None), calibration=calibration)
     if isinstance(head, Linear):

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -27,7 +28,8 @@ class Net(nn.Module):
 
     backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
     they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
-    order; None if nobody said. prepared: the techniques that it was prepared by, as texts.
+    order; None if nobody said. unit: whether features are scaled to length 1. prepared: the techniques that it was
+    prepared by, as texts.
     """
 
     mean: Tensor
@@ -35,9 +37,9 @@ class Net(nn.Module):
     prepared: tuple[str, ...] = ()
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float],
-                 name: str = "custom", class_names: Names | None = None) -> None:
+                 name: str = "custom", class_names: Names | None = None, unit: bool = False) -> None:
         super().__init__()
-        self.name, self.class_names = name, class_names
+        self.name, self.class_names, self.unit = name, class_names, unit
         self.features_dim, self.classes = head.in_features, head.out_features
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
@@ -46,6 +48,8 @@ class Net(nn.Module):
 
     def forward(self, x: Tensor) -> Output:
         features = self.backbone((x - self.mean) / self.std)
+        if self.unit:
+            features = F.normalize(features, dim=1)
         return Output(features, self.head(features))
 
 

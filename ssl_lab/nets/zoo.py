@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style, seed_of
@@ -53,16 +52,6 @@ class Deeper(nn.Sequential):
 
     def __init__(self, trunk: nn.Module, features_dim: int, width: int) -> None:
         super().__init__(OrderedDict(trunk=trunk, layer=nn.Linear(features_dim, width), relu=nn.ReLU()))
-
-
-class Unit(nn.Sequential):
-    """A backbone, `trunk`, whose features are scaled to length 1."""
-
-    def __init__(self, trunk: nn.Module) -> None:
-        super().__init__(OrderedDict(trunk=trunk))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.normalize(self[0](x), dim=1)
 
 
 def _wrn(style: Style, depth: int, width: int) -> WideResNet:
@@ -155,7 +144,7 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
 } | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
-    "{net}+unit": "any of these with features of length 1, as after `features.py`",
+    "{net}+unit": "any of these with features of length 1, as after `features.py` or `--with ldam`",
     "{net}+normed": "any of these with fixed normalizations of its blocks' outputs, as after `--with layerwise_reinit`",
 }
 """The families of nets, name pattern -> what they are."""
@@ -183,8 +172,8 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
                          f"{len(style.std)} standard deviations: give one of each per channel")
     if pretrained and weights is not None:
         raise UsageError("pretrained and weights exclude each other: choose one")
-    deeper = re.fullmatch(r"(.+)\+(unit|normed|[1-9]\d*)", name)
-    base = deeper[1] if deeper else name
+    found = re.fullmatch(r"([^+]+)((?:\+(?:unit|normed|[1-9]\d*))*)", name)
+    base, *added = name.split("+") if found else [name]
     if known := PRETRAINED.get(base):  # its file is needed only here: the net has timm's name from now on
         weights, pretrained = weights or known.weights(), False
         base, name = f"timm/{known.model}", f"timm/{known.model}{name.removeprefix(base)}"
@@ -202,14 +191,11 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             raise UsageError(f"{name} has no {what}: only timm/... nets have")
         else:
             trunk = _trunk(base, style, of_backbone, source)
-        if deeper and deeper[2] == "unit":
-            trunk = trunk._replace(backbone=Unit(trunk.backbone))
-        elif deeper and deeper[2] != "normed":
-            width = int(deeper[2])
+        for width in map(int, filter(str.isdigit, added)):
             trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
         built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std,
-                    name.removesuffix(NORMED), names)
-    if name.endswith(NORMED):
+                    name.replace(NORMED, ""), names, unit="unit" in added)
+    if NORMED[1:] in added:
         normed(built, style)
     if whole is not None:
         load_net(built, whole, source)

@@ -151,3 +151,9 @@ class WeightsTechnique(Technique, Around):
     """
 
     kind = "weights"
+
+
+def learner_and_averages(method: Method) -> list[Net]:
+    """The net that learns, and all its averages: what edits a net edits these alike."""
+    averages = [part.net for part in method.modules() if isinstance(part, Ema)]
+    return [method.net, *(net for net in averages if isinstance(net, Net) and net.name == method.net.name)]

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
-from ssl_lab.nets import Ema, Net, frozen_statistics
+from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.nets.normed import NORMED, blocks_of, moments, normed
+from ssl_lab.techniques.base import learner_and_averages
 from ssl_lab.techniques.images import as_seen
 from ssl_lab.techniques.weights.renewal import Renewal, after_block
 from ssl_lab.techniques.weights.swa import renew_statistics
@@ -49,7 +50,7 @@ class LayerwiseReinit(Renewal):
         super().check(method, pool)
         if not blocks_of(method.net):
             raise UsageError(f"layerwise_reinit goes block by block, and {method.net.name} has none")
-        backbone, known = method.net.backbone, {net.backbone for net in _nets(method)}
+        backbone, known = method.net.backbone, {net.backbone for net in learner_and_averages(method)}
         for part in method.modules():
             if type(part) is type(backbone) and part not in known and torch.equal(next(part.parameters()),
                                                                                   next(backbone.parameters())):
@@ -58,7 +59,7 @@ class LayerwiseReinit(Renewal):
 
     def begin(self, pool: Pool, seed: int) -> None:
         if self.rounds and not self.net.name.endswith(NORMED):
-            for net in _nets(self.base):
+            for net in learner_and_averages(self.base):
                 normed(net, pool.style)
         self.generations = self.rounds * len(blocks_of(self.net)) + 1
         self._pool = pool
@@ -74,7 +75,7 @@ class LayerwiseReinit(Renewal):
         images = as_seen(self, self._pool, IMAGES, self._seed, self.name)
         fix(self.net, blocks_of(self.net)[kept - 1], images)
         renew_statistics(self.net, [images])
-        for net in _nets(self.base):
+        for net in learner_and_averages(self.base):
             net.load_state_dict(self.net.state_dict())
         return list(learning.values())
 
@@ -100,9 +101,3 @@ def fix(net: Net, block: str, images: Tensor) -> None:
     net.train(training)
     mean.copy_(found[0][0])
     sd.copy_(torch.where(found[0][1] > 1e-6, found[0][1], 1))  # a rectifier may be closed for all of these images
-
-
-def _nets(method: Method) -> list[Net]:
-    """The net that learns, and all its averages."""
-    averages = [part.net for part in method.modules() if isinstance(part, Ema)]
-    return [method.net, *(net for net in averages if isinstance(net, Net) and net.name == method.net.name)]
