@@ -478,6 +478,15 @@ def _share(row, a, b):
     return ((row - a).flatten() @ d / (d @ d).clamp(min=1e-12)).clamp(0, 1)
 
 
+def test_function_matching_with_cutmix_takes_each_pixel_from_one_of_two_images():
+    method, seen = _method(FunctionMatching, mix="cutmix"), []
+    _watch(method.net, seen)
+    method(UNLABELED, AT)
+    images = UNLABELED.unlabeled["view"]
+    assert all(any(((row == images[i]) | (row == images[j])).all() for j in range(7)) for i, row in enumerate(seen[0]))
+    assert not torch.equal(seen[0], images)
+
+
 def test_function_matching_without_mixing_is_kd_without_labels():
     mixing, plain = _method(FunctionMatching, alpha=0, temperature=4.0), _method(KD, weight=1.0, temperature=4.0)
     assert mixing(UNLABELED, AT).total.item() == pytest.approx(plain(UNLABELED, AT).total.item(), rel=1e-12)

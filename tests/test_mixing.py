@@ -12,12 +12,10 @@ from torch import nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.methods.consistency.ict import ICT
 from ssl_lab.methods.consistency.mixing import (
     all_rotations,
     mixing,
-    mixup,
-    mixup_shares,
-    permutation,
     rotation_head,
     sharpen,
     some_rotation,
@@ -26,6 +24,7 @@ from ssl_lab.methods.consistency.mixmatch import MixMatch
 from ssl_lab.methods.consistency.remixmatch import ReMixMatch
 from ssl_lab.methods.consistency.s4l import S4L
 from ssl_lab.methods.consistency.simmatch import SimMatch, calibrate
+from ssl_lab.methods.mixture import Mixture, beta_shares, larger, mixup, permutation, rectangles
 from ssl_lab.nets import net
 from ssl_lab.testing import check_method
 
@@ -80,15 +79,31 @@ def _mean(values):
     return sum(values) / len(values)
 
 
-def _mixed_rows(batch, images, targets, at, alpha):
-    """MixUp of each row with its partner, row by row."""
-    share, partner = mixing(batch, at, alpha)
+def _mixed_rows(batch, images, targets, at, alpha, mix="mixup"):
+    """Each row with its partner, row by row."""
+    mixture = mixing(batch, at, alpha, mix)
+    share, partner = mixture.share, mixture.partner
     rows = range(len(images))
     assert sorted(partner.tolist()) == list(rows)
-    mixed = [share[n].item() * images[n] + (1 - share[n].item()) * images[partner[n]] for n in rows]
+    if mix == "mixup":
+        mixed = [share[n].item() * images[n] + (1 - share[n].item()) * images[partner[n]] for n in rows]
+    else:
+        mixed = [_pasted(images[n], images[partner[n]], mixture.pasted[n], share[n].item()) for n in rows]
     labels = [[share[n].item() * own + (1 - share[n].item()) * other
                for own, other in zip(targets[n], targets[partner[n]], strict=True)] for n in rows]
     return torch.stack(mixed), labels
+
+
+def _pasted(own, other, pasted, share):
+    """CutMix pixel by pixel, and that the share is the one of an upright rectangle's outside."""
+    found, inside = own.clone(), pasted.nonzero().tolist()
+    for v, u in inside:
+        found[:, v, u] = other[:, v, u]
+    lines, columns = {v for v, _ in inside}, {u for _, u in inside}
+    assert len(inside) == len(lines) * len(columns)
+    assert all(max(each) - min(each) + 1 == len(each) for each in (lines, columns) if each)
+    assert share == pytest.approx(1 - len(inside) / pasted.numel(), abs=1e-7)
+    return found
 
 
 # Shared functions
@@ -120,7 +135,7 @@ def test_squared_error_is_a_mean_over_rows_and_classes():
 
 
 def test_shares_are_those_of_the_beta_distribution_folded():
-    shares = mixup_shares(AT.draw("test", 20000), 0.75)
+    shares = larger(beta_shares(AT.draw("test", 20000), 0.75))
     assert shares.min() >= 0.5
     assert shares.max() <= 1
     sample = np.random.default_rng(0).beta(0.75, 0.75, 20000)
@@ -131,23 +146,23 @@ def test_shares_are_those_of_the_beta_distribution_folded():
 
 def test_shares_are_a_function_of_seed_and_step_not_of_global_state():
     torch.manual_seed(0)
-    first = mixup_shares(AT.draw("test", 8), 0.5)
+    first = beta_shares(AT.draw("test", 8), 0.5)
     torch.manual_seed(1)
-    assert torch.equal(first, mixup_shares(AT.draw("test", 8), 0.5))
-    assert not torch.equal(first, mixup_shares(At(3, 10, seed=5).draw("test", 8), 0.5))
-    assert not torch.equal(first, mixup_shares(At(2, 10, seed=6).draw("test", 8), 0.5))
+    assert torch.equal(first, beta_shares(AT.draw("test", 8), 0.5))
+    assert not torch.equal(first, beta_shares(At(3, 10, seed=5).draw("test", 8), 0.5))
+    assert not torch.equal(first, beta_shares(At(2, 10, seed=6).draw("test", 8), 0.5))
 
 
 def test_shares_of_two_ranks_are_those_of_one():
-    whole = mixup_shares(AT.draw("test", 8), 0.5, 3)
-    halves = [mixup_shares(At(2, 10, seed=5, rank=rank, world=2).draw("test", 4), 0.5, 3) for rank in range(2)]
+    whole = beta_shares(AT.draw("test", 8), 0.5, 3)
+    halves = [beta_shares(At(2, 10, seed=5, rank=rank, world=2).draw("test", 4), 0.5, 3) for rank in range(2)]
     assert torch.equal(torch.cat(halves), whole)
 
 
 def test_alpha_zero_mixes_nothing_and_a_negative_one_is_refused():
-    assert torch.equal(mixup_shares(AT.draw("test", 4), 0.0, 2), torch.ones(4, 2))
+    assert torch.equal(beta_shares(AT.draw("test", 4), 0.0, 2), torch.ones(4, 2))
     with pytest.raises(UsageError, match="alpha"):
-        mixup_shares(AT.draw("test", 4), -1.0)
+        beta_shares(AT.draw("test", 4), -1.0)
 
 
 def test_mixup_with_share_one_is_the_identity_and_with_half_symmetric():
@@ -155,6 +170,42 @@ def test_mixup_with_share_one_is_the_identity_and_with_half_symmetric():
     assert torch.equal(mixup(values, torch.ones(4), partner), values)
     half = mixup(values, torch.full((4,), 0.5), partner)
     torch.testing.assert_close(half, half[partner])
+
+
+def test_rectangles_are_of_the_sides_that_the_paper_gives_them_around_any_pixel():
+    shares = torch.cat([torch.tensor([1.0, 0.0]), torch.rand(4000)])
+    outside, lines, columns = rectangles(AT.draw("test", len(shares)), shares, 9, 20)
+    sides = (1 - shares.double()).sqrt()[:, None] * torch.tensor([9, 20])
+    met = torch.stack([lines.sum(1), columns.sum(1)], dim=1)
+    assert (met <= sides + 1e-5).all()  # whole pixels, and cut off at the border
+    whole = (met == (sides + 1e-6).floor()).all(dim=1)
+    assert 0.2 < whole.float().mean() < 0.6
+    assert outside[0] == 1
+    assert not met[0].any()
+    assert met[1].tolist() != [0, 0]
+    assert torch.equal(outside, 1 - met.prod(dim=1) / 180)
+    inside = lines[shares > 0.95, :].float().mean(dim=0)
+    assert inside.min() > 0
+    torch.testing.assert_close(inside, inside.flip(0), atol=0.05, rtol=0)
+
+
+def test_cutmix_pastes_the_partners_pixels_and_a_share_of_one_none():
+    batch = _batch(MixMatch(net("tiny_4", CLASSES, STYLE)))
+    images = torch.arange(16.0).view(16, 1, 1, 1).expand(16, 1, 8, 8)  # each of its number
+    mixed = mixing(batch, AT, 0.75, "cutmix")
+    found = mixed.images(images)
+    for n in range(16):
+        assert torch.equal(found[n], _pasted(images[n], images[mixed.partner[n]], mixed.pasted[n], mixed.share[n]))
+    assert mixed.share.min() >= 0.5
+    assert (mixed.share < 1).sum() > 8
+    assert torch.equal(Mixture(mixed.share, mixed.partner).targets(images), mixed.targets(images))
+    assert torch.equal(mixing(batch, AT, 0.0, "cutmix").images(images), images)
+
+
+@pytest.mark.parametrize("build", [MixMatch, ReMixMatch, ICT])
+def test_another_way_to_mix_is_refused(build):
+    with pytest.raises(UsageError, match=r"unknown mix 'cutmx'\. Did you mean cutmix"):
+        build(net("tiny_4", CLASSES, STYLE), mix="cutmx")
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -165,12 +216,14 @@ def test_partners_are_a_permutation_of_the_ranks_own_rows(world):
         assert order.tolist() != list(range(16))
 
 
-def test_each_row_has_a_share_of_its_own_and_images_keep_theirs_on_two_ranks():
+@pytest.mark.parametrize("mix", ["mixup", "cutmix"])
+def test_each_row_has_a_share_of_its_own_and_images_keep_theirs_on_two_ranks(mix):
     method = _method(MixMatch)
     batch = _batch(method)
-    share, _ = mixing(batch, AT, 0.75)
-    assert len(set(share.tolist())) == 4 + 2 * 6
-    parts = [mixing(part, At(2, 10, seed=5, rank=rank, world=2), 0.75)[0] for rank, part in enumerate(batch.chunk(2))]
+    share = mixing(batch, AT, 0.75, mix).share
+    assert len(set(share.tolist())) == 4 + 2 * 6 or mix == "cutmix"
+    parts = [mixing(part, At(2, 10, seed=5, rank=rank, world=2), 0.75, mix).share
+             for rank, part in enumerate(batch.chunk(2))]
     labeled = torch.cat([part[:2] for part in parts])
     views = [torch.cat([part[2 + 3 * k : 5 + 3 * k] for part in parts]) for k in range(2)]
     assert torch.equal(torch.cat([labeled, *views]), share)
@@ -218,6 +271,7 @@ def test_the_rotation_heads_first_weights_come_from_the_seed_and_leave_global_ra
 
 
 @pytest.mark.parametrize("build", [partial(MixMatch, augmentations=1, alpha=0.0), partial(MixMatch, augmentations=3),
+                                   partial(MixMatch, mix="cutmix"), partial(ICT, mix="cutmix"),
                                    partial(ReMixMatch, augmentations=1), partial(SimMatch, bank=8, dim=4)])
 def test_contract_with_other_arguments(build):
     check_method(build, compile=False)
@@ -249,7 +303,8 @@ def test_batch_statistics_move_once_per_step(method):
 # MixMatch
 
 
-@pytest.mark.parametrize("arguments", [{}, {"augmentations": 1}, {"temperature": 1.0, "alpha": 0.0}, {"weight": 3.0}])
+@pytest.mark.parametrize("arguments", [{}, {"augmentations": 1}, {"temperature": 1.0, "alpha": 0.0}, {"weight": 3.0},
+                                       {"mix": "cutmix"}])
 def test_mixmatch_against_its_equations(arguments):
     method = _method(MixMatch, **arguments)
     batch = _batch(method)
@@ -261,7 +316,7 @@ def test_mixmatch_against_its_equations(arguments):
         p = [_softmax(rows[6 * k + b]) for k in range(len(views))]
         guesses.append(_sharpened([_mean(column) for column in zip(*p, strict=True)], temperature))
     targets = [_one_hot(int(y)) for y in x.targets] + guesses * len(views)
-    images, labels = _mixed_rows(batch, torch.cat([x["weak"], *views]), targets, AT, alpha)
+    images, labels = _mixed_rows(batch, torch.cat([x["weak"], *views]), targets, AT, alpha, method.mix)
     rows = _logits(method.net, images)
 
     loss = method(batch, AT)
@@ -384,7 +439,7 @@ def _set_state(method):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"augmentations": 2, "temperature": 1.0, "alpha": 0.3},
-                                       {"mixed": 0.2, "anchored": 0.4, "rotated": 3.0}])
+                                       {"mixed": 0.2, "anchored": 0.4, "rotated": 3.0}, {"mix": "cutmix"}])
 def test_remixmatch_against_its_equations(arguments):
     method = _method(ReMixMatch, **arguments)
     _set_state(method)
@@ -398,7 +453,8 @@ def test_remixmatch_against_its_equations(arguments):
     count = arguments.get("augmentations", 4)
     views = [u["weak"], *(u[f"strong_{k + 1}"] for k in range(count))]
     targets = [_one_hot(int(y)) for y in x.targets] + guesses * (count + 1)
-    images, labels = _mixed_rows(batch, torch.cat([x["strong"], *views]), targets, AT, arguments.get("alpha", 0.75))
+    images, labels = _mixed_rows(batch, torch.cat([x["strong"], *views]), targets, AT, arguments.get("alpha", 0.75),
+                                 method.mix)
     mixed = [_cross_entropy(t, z) for t, z in zip(labels, _logits(method.net, images), strict=True)]
     anchored = [_cross_entropy(q, z) for q, z in zip(guesses, _logits(method.net, u["strong_1"]), strict=True)]
     turned = torch.stack([u["strong_1"][b].rot90(b % 4, (1, 2)) for b in range(6)])

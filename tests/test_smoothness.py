@@ -499,6 +499,35 @@ def test_ict_against_its_equation():
     assert method(batch, AT).total.item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_ict_with_cutmix_mixes_all_but_the_images_by_the_pixels_shares():
+    method = _method(ICT, weight=7.0, alpha=0.5, mix="cutmix")
+    batch, seen = _batch(method), []
+    for each in (method.net, method.ema.net):
+        each.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    loss = method(batch, AT)
+    shares = []
+    for kind, rows, mixed in (("labeled", 6, seen[0]), ("unlabeled", 10, seen[2])):
+        images, partner = getattr(batch, kind)["weak"], AT.draw(f"ict/{kind}", rows).uniform().argsort().tolist()
+        own = [(mixed[b] == images[b]).double().mean().item() for b in range(rows)]
+        assert all(torch.equal(mixed[b].where(mixed[b] != images[b], images[partner[b]]), images[partner[b]])
+                   for b in range(rows))
+        assert len({round(share, 2) for share in own}) > 1
+        shares.append((own, partner))
+    (own, partner), y = shares[0], batch.labeled.targets.tolist()
+    logits = _logits(method.net, seen[0])
+    expected = sum(share * _cross_entropy(logits[b : b + 1], [y[b]])
+                   + (1 - share) * _cross_entropy(logits[b : b + 1], [y[partner[b]]])
+                   for b, share in enumerate(own) if partner[b] != b) / 6
+    expected += sum(_cross_entropy(logits[b : b + 1], [y[b]]) for b in range(6) if partner[b] == b) / 6
+    assert loss.terms["labeled"].item() == pytest.approx(expected, rel=1e-6)
+    own, partner = shares[1]
+    z = _logits(method.ema.net, batch.unlabeled["weak"])
+    target = [[share * a + (1 - share) * c for a, c in zip(z[b], z[partner[b]], strict=True)]
+              for b, share in enumerate(own)]
+    expected = 7 * _distance(_logits(method.net, seen[2]), target)
+    assert loss.terms["consistency"].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_ict_that_mixes_nothing_is_mean_teacher_on_one_view():
     method = _method(ICT, weight=1.0, alpha=0.0)
     _shake(method.ema.net)
@@ -513,7 +542,7 @@ def test_ict_that_mixes_nothing_is_mean_teacher_on_one_view():
 
 def test_ict_refuses_a_negative_alpha():
     method = _method(ICT, alpha=-0.5)
-    with pytest.raises(UsageError, match=r"ICT's alpha is -0\.5; expected 0"):
+    with pytest.raises(UsageError, match=r"alpha, of the Beta .* is -0\.5; expected 0"):
         method(_batch(method), AT)
 
 

@@ -53,6 +53,8 @@ OFF = {
     "deep_supervision": "deep_supervision(weight=0)",
     "batch_entropy": "batch_entropy(weight=0)",
     "relay": "relay(reach=9, weight=0)",
+    "mixup": "mixup(alpha=0)",
+    "cutmix": "cutmix(chance=0)",
     "prior_correction": "prior_correction(strength=0)",
 }
 

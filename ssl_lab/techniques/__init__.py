@@ -37,6 +37,7 @@ from ssl_lab.techniques.term.class_weights import ClassWeights
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
 from ssl_lab.techniques.term.deep_supervision import DeepSupervision
 from ssl_lab.techniques.term.ldam import LDAM
+from ssl_lab.techniques.term.mixing import CutMix, MixUp
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
 from ssl_lab.techniques.term.relay import Relay
 from ssl_lab.techniques.term.temperature import Temperature
@@ -68,6 +69,8 @@ _ALL: tuple[type[Technique], ...] = (
     ClassWeights,
     LDAM,
     VS,
+    MixUp,
+    CutMix,
     SAM,
     GNP,
     HERO,
@@ -140,6 +143,7 @@ __all__ = [
     "AutoInit",
     "BatchEntropy",
     "ClassWeights",
+    "CutMix",
     "CyclicalFocal",
     "DataTechnique",
     "DeepSupervision",
@@ -151,6 +155,7 @@ __all__ = [
     "Kind",
     "LayerwiseReinit",
     "Lookahead",
+    "MixUp",
     "NetTechnique",
     "NoiseConsistency",
     "Oversample",

@@ -142,6 +142,7 @@ class TermTechnique(Technique, Around):
     """Adds terms to the loss of the method, or replaces some: overrides `forward`."""
 
     kind = "term"
+    first: ClassVar[bool] = False  # whether it acts before other terms, wherever it is given: the method sees its batch
 
 
 class WeightsTechnique(Technique, Around):

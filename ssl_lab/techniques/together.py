@@ -32,7 +32,8 @@ class Techniques:
 
         pool -> data techniques -> net -> net techniques -> method -> terms -> weights -> update rule
 
-    Within a kind they act in the order in which they are given. UsageError where two exclude each other.
+    Within a kind they act in the order in which they are given, but for terms that are `first`. UsageError where two
+    exclude each other.
     """
 
     def __init__(self, given: Sequence[Technique]) -> None:
@@ -87,7 +88,8 @@ class Techniques:
     def around(self, method: Method, pool: Pool, seed: int) -> Method:
         """The method with terms and weights techniques around it; itself, if there are none. The techniques stay as
         they are, for other runs."""
-        layers: list[Around] = [*self.of(TermTechnique), *self.of(WeightsTechnique)]
+        terms = sorted(self.of(TermTechnique), key=lambda each: not each.first)
+        layers: list[Around] = [*terms, *self.of(WeightsTechnique)]
         if self.of(StepTechnique):  # has a place for its state
             layers.append(Around())
         for each in layers:

@@ -40,6 +40,7 @@ class CoMatch(Method):
     family = "consistency"
     paper = "CoMatch: Semi-supervised Learning with Contrastive Graph Regularization"
     arxiv = "2011.11183"
+    unmixable = "keeps what it has seen of each labeled image"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong_1": Strong, "strong_2": Strong})
     splits = True

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import beta_share, mix
+from ssl_lab.methods.consistency.smoothness import beta_share
+from ssl_lab.methods.mixture import Mix, Mixture, check_mix, mixture
 from ssl_lab.nets import Ema, Net
 from ssl_lab.schedule import Scalar, ramp_up
 from ssl_lab.views import Weak
@@ -23,39 +25,46 @@ class ICT(Method):
     with their labels, and each kind of rows passes the nets alone. alpha 0 mixes nothing.
 
     weight: by default 100 after a ramp-up over 1/4 of the run. alpha: 1 for CIFAR-10, 0.1 for SVHN.
+    mix: with "cutmix" Mix(x) is x with a rectangle of its partner, of a share of 1 - share of the pixels (as French et
+    al. 2020, arXiv 1906.01916, have it for segmentation), and all else is mixed by the pixels' shares.
     """
 
     name = "ict"
     family = "consistency"
     paper = "Interpolation Consistency Training for Semi-Supervised Learning"
     arxiv = "1903.03825"
+    unmixable = "mixes images itself: give it mix='cutmix', or its alpha"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak})
 
     def __init__(self, net: Net, weight: Scalar = ramp_up(100.0, until=0.25), alpha: Scalar = 1.0,
-                 ema: Scalar = 0.999) -> None:
+                 ema: Scalar = 0.999, mix: Mix = "mixup") -> None:
         super().__init__(net)
+        check_mix(mix)
         self.ema = Ema(net, ema, teacher=True)
         self.weight = weight
-        self.alpha = alpha
+        self.alpha, self.mix = alpha, mix
 
     def forward(self, batch: Batch, at: At) -> Loss:
         x, u = batch.labeled, batch.unlabeled
-        share_x, share_u = (beta_share(at, f"ict/{kind}", at.value(self.alpha)) for kind in ("labeled", "unlabeled"))
-        order_x, order_u = (draw.to_device(draw.uniform().argsort()) for draw in (
-            at.draw("ict/labeled", len(x), x.targets.device), at.draw("ict/unlabeled", len(u), u.targets.device)))
-
-        labeled = self.net(mix(x["weak"], share_x, order_x)).logits
+        mixed_x, mixed_u = self._mixture("labeled", x["weak"], at), self._mixture("unlabeled", u["weak"], at)
+        labeled = self.net(mixed_x.images(x["weak"])).logits
         label = F.one_hot(x.targets, self.net.classes).float()
         with torch.no_grad():
             teacher = self.ema.net(u["weak"]).logits.float()
-        between = self.net(mix(u["weak"], share_u, order_u)).logits
-        target = losses.probabilities(mix(teacher, share_u, order_u))
+        between = self.net(mixed_u.images(u["weak"])).logits
+        target = losses.probabilities(mixed_u.targets(teacher))
         distance = losses.squared_error(losses.probabilities(between), target)
         return Loss(
             {
-                "labeled": self.labeled_loss(labeled, mix(label, share_x, order_x)),
+                "labeled": self.labeled_loss(labeled, mixed_x.targets(label)),
                 "consistency": at.value(self.weight) * distance,
             },
             logs={"pseudo_label_accuracy": losses.accuracy(teacher.argmax(dim=1), u.truth)},
         )
+
+    def _mixture(self, kind: str, x: Tensor, at: At) -> Mixture:
+        """What the rows of x, float [B, C, H, W], are mixed with."""
+        share, order = beta_share(at, f"ict/{kind}", at.value(self.alpha)), at.draw(f"ict/{kind}", len(x))
+        height, width = x.shape[2:]
+        return mixture([(order, torch.full((len(x), 1), share))], order, self.mix, (height, width), x.device)

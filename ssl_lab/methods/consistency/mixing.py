@@ -1,13 +1,13 @@
-"""What MixMatch and its successors share: sharpening, MixUp, rotations. B or N rows, C classes."""
+"""What MixMatch and its successors share: sharpening, what is mixed with what, rotations. B rows, C classes."""
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, Batch, Draw, seed_of
+from ssl_lab.batch import At, Batch, seed_of
 from ssl_lab.errors import UsageError
+from ssl_lab.methods.mixture import Mix, Mixture, beta_shares, larger, mixture
 from ssl_lab.nets.base import linear_head
 
 
@@ -19,45 +19,17 @@ def sharpen(p: Tensor, temperature: float) -> Tensor:
     return (p.log() / temperature).softmax(dim=-1)
 
 
-def mixup_shares(draw: Draw, alpha: float, *shape: int) -> Tensor:
-    """float32 [rows, *shape] on the draw's device: max(s, 1 - s) of s ~ Beta(alpha, alpha), so in [0.5, 1].
-
-    Drawn, as all of `Draw`, for the rows of all ranks. alpha = 0 is the limit in which nothing is mixed: 1.
-    """
-    if alpha < 0:
-        raise UsageError(f"MixUp's alpha is {alpha}; expected 0 (no mixing) or more.")
-    if alpha == 0:
-        return draw.to_device(torch.ones(len(draw), *shape))
-    generator = np.random.default_rng(seed_of(*draw.key, "beta"))
-    shares = torch.from_numpy(generator.beta(alpha, alpha, size=(draw.total, *shape)))[draw.rows].float()
-    return draw.to_device(torch.maximum(shares, 1 - shares))
-
-
-def permutation(draw: Draw) -> Tensor:
-    """int64 [rows] on the draw's device: a random order of this rank's own rows."""
-    return draw.to_device(draw.uniform().argsort())
-
-
-def mixup(values: Tensor, share: Tensor, partner: Tensor) -> Tensor:
-    """share_n * values_n + (1 - share_n) * values[partner_n] (Zhang et al. 2018).
-
-    values: float [N, ...]. share: float [N]. partner: int64 [N], e.g. a permutation of the rows.
-    """
-    share = share.to(values.dtype).view(-1, *(1,) * (values.dim() - 1))
-    return values[partner].lerp(values, share)
-
-
-def mixing(batch: Batch, at: At, alpha: float) -> tuple[Tensor, Tensor]:
-    """MixUp's share and partner of each row: the labeled rows, then each view of the unlabeled ones in turn.
+def mixing(batch: Batch, at: At, alpha: float, mix: Mix) -> Mixture:
+    """The labeled rows, then each view of the unlabeled ones in turn; shares are max(s, 1 - s), s ~ Beta(alpha, alpha).
 
     An image's shares are the same on any number of ranks; its partner is one of the rows of its own rank.
     """
-    x, u = batch.labeled, batch.unlabeled
-    views, device = len(u.views), u.truth.device
-    labeled = mixup_shares(at.draw("mixup/labeled", len(x), device), alpha)
-    unlabeled = mixup_shares(at.draw("mixup/unlabeled", len(u), device), alpha, views)
-    partner = permutation(at.draw("mixup/partner", len(x) + views * len(u), device))
-    return torch.cat([labeled, unlabeled.T.flatten()]), partner
+    x, u, views = batch.labeled, batch.unlabeled, len(batch.unlabeled.views)
+    labeled, unlabeled = at.draw("mixup/labeled", len(x)), at.draw("mixup/unlabeled", len(u))
+    parts = [(labeled, larger(beta_shares(labeled, alpha))[:, None]),
+             (unlabeled, larger(beta_shares(unlabeled, alpha, views)))]
+    height, width = next(iter(u.views.values())).shape[2:]
+    return mixture(parts, at.draw("mixup/partner", len(x) + views * len(u)), mix, (height, width), u.truth.device)
 
 
 def all_rotations(images: Tensor) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import mixing, mixup, sharpen
+from ssl_lab.methods.consistency.mixing import mixing, sharpen
+from ssl_lab.methods.mixture import Mix, check_mix
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import Weak
@@ -30,18 +31,21 @@ class MixMatch(Method):
     by the statistics of the batch, which moves nothing. Rows are shuffled among those of their rank.
 
     augmentations: K views per unlabeled image. temperature: T. alpha: of Beta; 0 mixes nothing. weight: of the
-    unlabeled loss, lambda_U in the paper.
+    unlabeled loss, lambda_U in the paper. mix: "cutmix" pastes a rectangle of the partner, see `Mixture`.
     """
 
     name = "mixmatch"
     family = "consistency"
     paper = "MixMatch: A Holistic Approach to Semi-Supervised Learning"
     arxiv = "1905.02249"
+    unmixable = "mixes images itself: give it mix='cutmix', or its alpha"
     recipe = "recipes/consistency.py"
 
     def __init__(self, net: Net, augmentations: int = 2, temperature: Scalar = 0.5, alpha: Scalar = 0.75,
-                 weight: Scalar = WEIGHT, ema: Scalar = 0.999) -> None:
+                 weight: Scalar = WEIGHT, ema: Scalar = 0.999, mix: Mix = "mixup") -> None:
         super().__init__(net, ema)
+        check_mix(mix)
+        self.mix = mix
         self.temperature, self.alpha, self.weight = temperature, alpha, weight
         self.views = Views(labeled={"weak": Weak}, unlabeled={f"weak_{k + 1}": Weak for k in range(augmentations)})
 
@@ -49,9 +53,9 @@ class MixMatch(Method):
         x, u = batch.labeled, batch.unlabeled
         guess = self.guess(u, at)
         y = F.one_hot(x.targets, self.net.classes).to(guess.dtype)
-        share, partner = mixing(batch, at, at.value(self.alpha))
-        images = mixup(torch.cat([x["weak"], *u.views.values()]), share, partner)
-        targets = mixup(torch.cat([y, *[guess] * len(u.views)]), share, partner)
+        mixed = mixing(batch, at, at.value(self.alpha), self.mix)
+        images = mixed.images(torch.cat([x["weak"], *u.views.values()]))
+        targets = mixed.targets(torch.cat([y, *[guess] * len(u.views)]))
         logits = self.net(images).logits
         labeled, unlabeled = logits[: len(x)], logits[len(x) :]
         distance = losses.squared_error(losses.probabilities(unlabeled), targets[len(x) :])

@@ -39,6 +39,7 @@ class OpenCoS(Method):
     family = "consistency"
     paper = "OpenCoS: Contrastive Semi-supervised Learning for Handling Open-set Unlabeled Data"
     arxiv = "2107.08943"
+    unmixable = "has unlabeled images in its labeled loss"
     recipe = "recipes/openset.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
     in_class: Tensor

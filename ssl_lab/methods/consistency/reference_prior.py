@@ -41,6 +41,7 @@ class ReferencePrior(Method):
     family = "consistency"
     paper = "Deep Reference Priors: What is the best way to pretrain a model?"
     arxiv = "2202.00187"
+    unmixable = "has several losses of each labeled image"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import mixing, mixup, rotation_head, sharpen, some_rotation
+from ssl_lab.methods.consistency.mixing import mixing, rotation_head, sharpen, some_rotation
+from ssl_lab.methods.mixture import Mix, check_mix
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
@@ -34,13 +35,14 @@ class ReMixMatch(Method):
     statistics. Rows are shuffled among those of their rank; data and model are means over all ranks.
 
     augmentations: K, the strong views. temperature: T. alpha: of MixUp's Beta. mixed, anchored, rotated: the
-    weights lambda_U, lambda_U1 and lambda_r of the paper.
+    weights lambda_U, lambda_U1 and lambda_r of the paper. mix: "cutmix" pastes a rectangle of the partner instead.
     """
 
     name = "remixmatch"
     family = "consistency"
     paper = "ReMixMatch: Semi-Supervised Learning with Distribution Alignment and Augmentation Anchoring"
     arxiv = "1911.09785"
+    unmixable = "mixes images itself: give it mix='cutmix', or its alpha"
     recipe = "recipes/consistency.py"
 
     model: Tensor
@@ -48,8 +50,10 @@ class ReMixMatch(Method):
 
     def __init__(self, net: Net, augmentations: int = 4, temperature: Scalar = 0.5, alpha: Scalar = 0.75,
                  mixed: Scalar = MIXED, anchored: Scalar = ANCHORED, rotated: Scalar = 0.5,
-                 ema: Scalar = 0.999) -> None:
+                 ema: Scalar = 0.999, mix: Mix = "mixup") -> None:
         super().__init__(net, ema)
+        check_mix(mix)
+        self.mix = mix
         self.temperature, self.alpha = temperature, alpha
         self.mixed, self.anchored, self.rotated = mixed, anchored, rotated
         strong = {f"strong_{k + 1}": Strong for k in range(augmentations)}
@@ -63,9 +67,9 @@ class ReMixMatch(Method):
         x, u = batch.labeled, batch.unlabeled
         y = F.one_hot(x.targets, self.net.classes).to(self.data.dtype)
         guess = self._guess(y, u, at)
-        share, partner = mixing(batch, at, at.value(self.alpha))
-        targets = mixup(torch.cat([y, *[guess] * len(u.views)]), share, partner)
-        logits = self.net(mixup(torch.cat([x["strong"], *u.views.values()]), share, partner)).logits
+        mixture = mixing(batch, at, at.value(self.alpha), self.mix)
+        targets = mixture.targets(torch.cat([y, *[guess] * len(u.views)]))
+        logits = self.net(mixture.images(torch.cat([x["strong"], *u.views.values()]))).logits
         with frozen_statistics(self.net):
             anchored = self.net(u["strong_1"]).logits
             turned, turns = some_rotation(u["strong_1"])

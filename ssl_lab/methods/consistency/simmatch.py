@@ -40,6 +40,7 @@ class SimMatch(Method):
     family = "consistency"
     paper = "SimMatch: Semi-supervised Learning with Similarity Matching"
     arxiv = "2203.06915"
+    unmixable = "keeps what it has seen of each labeled image"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak, "strong": Strong})
     splits = True

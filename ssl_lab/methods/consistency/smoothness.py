@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lab.batch import At, seed_of
-from ssl_lab.errors import UsageError
+from ssl_lab.methods.mixture import check_alpha
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:
@@ -26,18 +26,12 @@ def unit(d: Tensor) -> Tensor:
     return F.normalize(rows).view_as(d)  # numbers underflow
 
 
-def mix(x: Tensor, share: float, order: Tensor) -> Tensor:
-    """share * x + (1 - share) * x[order]: each row of x, float [B, ...], and its partner. order: int64 [B]."""
-    return share * x + (1 - share) * x[order]
-
-
 def beta_share(at: At, purpose: str, alpha: float) -> float:
     """One number from Beta(alpha, alpha), the same on all ranks: a pure function of (seed, purpose, step).
 
     alpha = 0 is the limit in which nothing is mixed: 1.
     """
-    if alpha < 0:
-        raise UsageError(f"ICT's alpha is {alpha}; expected 0 (no mixing) or more.")
+    check_alpha(alpha)
     if alpha == 0:
         return 1.0
     return float(np.random.default_rng(seed_of(at.seed, purpose, at.step)).beta(alpha, alpha))

@@ -34,6 +34,7 @@ class TemporalEnsembling(Method):
     family = "consistency"
     paper = "Temporal Ensembling for Semi-Supervised Learning"
     arxiv = "1610.02242"
+    unmixable = "keeps what it has seen of each labeled image"
     recipe = "recipes/consistency.py"
     views = Views(labeled={"weak": Weak}, unlabeled={"weak": Weak})
     ensemble: Tensor

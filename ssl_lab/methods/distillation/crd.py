@@ -43,6 +43,7 @@ class CRD(Distillation):
     name = "crd"
     paper = "Contrastive Representation Distillation"
     arxiv = "1910.10699"
+    unmixable = "keeps what it has seen of each labeled image"
     reads = "features"
     memory: Tensor
     log_mean: Tensor

@@ -8,9 +8,9 @@ import torch
 
 from ssl_lab.batch import At, Batch, Rows
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.mixing import mixup, mixup_shares, permutation
 from ssl_lab.methods.distillation.kd import KD
 from ssl_lab.methods.distillation.teacher import Teacher
+from ssl_lab.methods.mixture import Mix, beta_shares, check_mix, larger, mixture
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import ViewFactory, Weak
@@ -26,7 +26,8 @@ class FunctionMatching(KD):
     The paper's crops are Inception's; give such a view where images are large. It draws a share for each batch, here
     each image has one.
 
-    temperature: T, 1 to 10 in the paper, by data set. alpha: 1 draws shares uniformly, 0 mixes nothing.
+    temperature: T, 1 to 10 in the paper, by data set. alpha: 1 draws shares uniformly, 0 mixes nothing. mix:
+    "cutmix" pastes a rectangle of the other image, which the paper has not.
     """
 
     name = "function_matching"
@@ -35,13 +36,17 @@ class FunctionMatching(KD):
     reads = "nets"
 
     def __init__(self, net: Net, teacher: Net | Teacher, temperature: Scalar = 1.0, alpha: float = 1.0,
-                 view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
+                 view: ViewFactory = Weak, ema: Scalar = 0.999, mix: Mix = "mixup") -> None:
         super().__init__(net, teacher, temperature, weight=1.0, view=view, ema=ema)
-        self.alpha = alpha
+        check_mix(mix)
+        self.alpha, self.mix = alpha, mix
         self.views = Views(unlabeled={"view": view})
 
     def rows(self, batch: Batch, at: At) -> Rows:
         rows = super().rows(batch, at)
-        draw = at.draw("function matching", len(rows), rows["view"].device)
-        mixed = mixup(rows["view"], mixup_shares(draw, self.alpha), permutation(draw.child("partner")))
-        return replace(rows, views={"view": mixed}, truth=torch.full_like(rows.truth, -1))  # a mixture has no one truth
+        images, draw = rows["view"], at.draw("function matching", len(rows))
+        height, width = images.shape[2:]
+        mixed = mixture([(draw, larger(beta_shares(draw, self.alpha))[:, None])], draw.child("partner"), self.mix,
+                        (height, width), images.device)
+        no_one = torch.full_like(rows.truth, -1)
+        return replace(rows, views={"view": mixed.images(images)}, truth=no_one)  # a mixture has no one truth

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -33,14 +35,16 @@ class LabeledTechnique(TermTechnique):
         return False
 
     def forward(self, batch: Batch, at: At) -> Loss:
-        if self.idle(at):
-            return super().forward(batch, at)
+        return super().forward(batch, at) if self.idle(at) else self.by(self.row_losses, batch, at)
+
+    def by(self, row_losses: Callable[[Tensor, Tensor, At, RowLosses], Tensor], batch: Batch, at: At) -> Loss:
+        """The loss of a batch with the losses of labeled rows by `row_losses`."""
         asked = []
 
         def wrap(then: RowLosses) -> RowLosses:
             def losses(logits: Tensor, targets: Tensor) -> Tensor:
                 asked.append(True)
-                return self.row_losses(full(logits), targets, at, then)
+                return row_losses(full(logits), targets, at, then)
             return losses
 
         with self.base.labeled_by(wrap):
