@@ -17,7 +17,7 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
-from ssl_lab.config import may_run
+from ssl_lab.config import MaybeQuantity, may_run
 
 
 @dataclass
@@ -34,10 +34,10 @@ class Settings(sl.Settings):
     """Labeled images per step."""
     unlabeled: int | None = None
     """Unlabeled images per step."""
-    lr: float | None = None
-    """Peak learning rate."""
-    weight_decay: float | None = None
-    ema: float | None = None
+    lr: MaybeQuantity = None
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
+    weight_decay: MaybeQuantity = None
+    ema: MaybeQuantity = None
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float | None = None
     """Of BatchNorm's running statistics."""
@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool, settings.arguments,
                            {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
-    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
     optimizer = sl.optimizer(settings.optimizer, usual)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

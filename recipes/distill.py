@@ -40,7 +40,7 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets
-from ssl_lab.config import may_run
+from ssl_lab.config import Quantity, may_run
 from ssl_lab.data.files import data_folder
 from ssl_lab.engine.folder import make_way
 from ssl_lab.features.fidelity import comparison
@@ -67,14 +67,15 @@ class Settings(sl.Settings):
     images: Literal["all", "labeled"] = "all"
     labeled: int = 32
     unlabeled: int = 128
-    lr: float = 0.1
+    lr: Quantity = 0.1
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
 
 
 def main(settings: Settings) -> None:
     views = sl.views.by_name(settings.view)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
-    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr))
+    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     if sl.methods.is_described(settings.teacher):
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too

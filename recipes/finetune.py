@@ -48,7 +48,7 @@ import tyro
 
 import ssl_lab as sl
 from ssl_lab import methods
-from ssl_lab.config import may_run
+from ssl_lab.config import MaybeQuantity, Quantity, may_run
 from ssl_lab.data.inventory import NAME, require_same
 from ssl_lab.engine import Callback, ShowProgress
 from ssl_lab.engine.tune import tune, tuning_pools
@@ -93,10 +93,10 @@ class Settings(sl.Settings):
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step, for methods that take them."""
-    lr: float | None = None
-    """Peak learning rate of the head (default: 0.01, or 0.03 with unlabeled images)."""
-    weight_decay: float = 0.0
-    ema: float = 0.99
+    lr: MaybeQuantity = None
+    """Peak learning rate of the head (default: 0.01, or 0.03 with unlabeled images), or a schedule."""
+    weight_decay: Quantity = 0.0
+    ema: Quantity = 0.99
     """Decay of the averaged weights, which are evaluated."""
 
 

@@ -24,21 +24,23 @@ that limited it. The paper's run takes a million, of a net 8 times as costly:
 from dataclasses import dataclass
 
 import ssl_lab as sl
+from ssl_lab.config import Quantity
 
 
 @dataclass
 class Settings(sl.Settings):
-    threshold: float = 0.95
+    threshold: Quantity = 0.95
     """Least confidence of a pseudo-label."""
-    weight: float = 1.0
+    weight: Quantity = 1.0
     """Weight of the unlabeled loss."""
     labeled: int = 32
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step."""
-    lr: float = 0.1
-    weight_decay: float = 5e-4
-    ema: float = 0.999
+    lr: Quantity = 0.1
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
+    weight_decay: Quantity = 5e-4
+    ema: Quantity = 0.999
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float = 0.02
     """Of BatchNorm's running statistics; 0.001 in the paper's runs of a million steps."""
@@ -51,7 +53,7 @@ def main(settings: Settings) -> None:
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
     method.with_views(*settings.view)
-    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 

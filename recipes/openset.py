@@ -19,7 +19,7 @@ import torch
 import ssl_lab as sl
 from ssl_lab import presets
 from ssl_lab.at_hand import PRETRAINED
-from ssl_lab.config import may_run
+from ssl_lab.config import Quantity, may_run
 from ssl_lab.data.openset import open_set
 from ssl_lab.features.embed import embed
 from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
@@ -38,7 +38,8 @@ class Settings(sl.Settings):
     encoder_steps: int = 500
     labeled: int = 32
     unlabeled: int = 128
-    lr: float = 0.1
+    lr: Quantity = 0.1
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
 
 
 def main(settings: Settings) -> None:
@@ -48,7 +49,7 @@ def main(settings: Settings) -> None:
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr))
+    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     method = sl.FixMatch(net).with_views(*settings.view)
     if settings.method == "opencos":

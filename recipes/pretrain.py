@@ -43,7 +43,7 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab import presets, pretraining_presets
-from ssl_lab.config import may_run
+from ssl_lab.config import MaybeQuantity, may_run
 from ssl_lab.features import Health, OnlineAccuracy
 
 
@@ -58,8 +58,9 @@ class Settings(sl.Settings):
     """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like."""
     unlabeled: int | None = None
     """Images per step (default: 256 in short runs)."""
-    lr: float | None = None
-    """Peak learning rate (default: by method and --unlabeled; in short runs of SGD, or from 1024 images on of LARS)."""
+    lr: MaybeQuantity = None
+    """Peak learning rate, or a schedule (default: by method and --unlabeled; in short runs of SGD, or from 1024 images
+    on of LARS)."""
     online: bool = False
     """Measure nearest neighbors and a linear probe at evaluation points, by the labels that there are."""
 

@@ -9,15 +9,17 @@ about a minute and a half on one core); with --view strong 90.3 ± 1.8%.
 from dataclasses import dataclass
 
 import ssl_lab as sl
+from ssl_lab.config import Quantity
 
 
 @dataclass
 class Settings(sl.Settings):
     labeled: int = 32
     """Labeled images per step."""
-    lr: float = 0.03
-    weight_decay: float = 5e-4
-    ema: float = 0.999
+    lr: Quantity = 0.03
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
+    weight_decay: Quantity = 5e-4
+    ema: Quantity = 0.999
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float = 0.02
     """Of BatchNorm's running statistics; 0.001 in FixMatch's runs of a million steps."""
@@ -29,7 +31,7 @@ def main(settings: Settings) -> None:
                  pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.Supervised(net, ema=settings.ema).with_views(*settings.view)
-    usual = sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr), weight_decay=settings.weight_decay)
+    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
     optimizer = sl.optimizer(settings.optimizer, usual)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled))

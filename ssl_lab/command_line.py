@@ -55,7 +55,7 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     if parsed.techniques and not parsed.trains:
         raise UsageError(f"--with {shlex.quote(parsed.techniques[0])} changes how a method trains, and this recipe "
                          "trains none; leave it out")
-    if not parsed.trains and (parsed.clip is not None or parsed.batch != "1"):
+    if not parsed.trains and (parsed.clip is not None or parsed.batch != 1):
         raise UsageError("--clip and --batch change how a method trains, and this recipe trains none; leave them out")
     return parsed
 

@@ -17,6 +17,21 @@ Texts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """Of a flag that is given as often as one likes."""
 
 
+def _quantity(*nothing: str) -> Any:
+    """How a number or a schedule is read; or None, of these texts."""
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1, metavar="|".join(["NUMBER", "SCHEDULE", *nothing]),
+        instance_from_str=lambda given: None if given[0] in nothing else schedule.scalar(given[0]),
+        is_instance=lambda value: isinstance(value, int | float | schedule.Schedule) or str(value) in nothing,
+        str_from_instance=lambda value: [str(value)])
+
+
+Quantity = Annotated[schedule.Scalar, _quantity()]
+"""Of a setting that is a number, or a schedule: 0.05, "cyclical(0.01, 0.1)"."""
+MaybeQuantity = Annotated[schedule.Scalar | None, _quantity("None")]
+"""Of one that may also be left open."""
+
+
 def may_run(default: Any, text: str) -> Any:
     """A field of settings whose value can name a program or a module to run, where the pattern `text` is found in it:
     only the command line may give such a value, as files of settings come from strangers too."""
@@ -59,16 +74,23 @@ class ReadingSettings:
 
     def reading(self, **others: Any) -> dict[str, Any]:
         """The arguments of `load` beside the data. others: settings that images may depend on, such as the net."""
-        return reading_of(dataclasses.asdict(self) | others)
+        return reading_of(vars(self) | others)
 
     def said(self) -> dict[str, Any]:
         """How images are read, of that what is not the default."""
-        return said_of(dataclasses.asdict(self))
+        return said_of(vars(self))
 
     def plain(self) -> dict[str, Any]:
         """Names and values as YAML has them."""
-        return {name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-                for name, value in dataclasses.asdict(self).items()}
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, schedule.Schedule):
+        return schedule.plain(value)
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else dict(value) if isinstance(value, dict) else value
 
 
 AS_USUAL = ReadingSettings()
@@ -130,10 +152,10 @@ class Settings(ReadingSettings, Data):
     of times; or package.module:Thing (not in a --config file)."""
     forward: Literal["joint", "split"] = "joint"
     """split: views that only make targets pass the net by themselves, without gradient."""
-    clip: str | None = None
-    """Largest norm of a step's gradient, a number or a schedule: 2, "cyclical(0.5, 5)"."""
-    batch: str = "1"
-    """Share of its images that a step has, a number to 1 or a schedule: "cyclical(0.25, 1)"."""
+    clip: MaybeQuantity = None
+    """Largest norm of a step's gradient: 2, "cyclical(0.5, 5)"."""
+    batch: Quantity = 1.0
+    """Share of its images that a step has, to 1: "cyclical(0.25, 1)"."""
     track: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Also show settings, metrics and summary there (pip install "ssl_lab[mlflow]", or of another name)."""
 
@@ -145,10 +167,8 @@ class Settings(ReadingSettings, Data):
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
-                 "micro_batches", "techniques", "forward", "track")
-        clip = None if self.clip is None else schedule.scalar(self.clip)
-        scalars = {"clip": clip, "batch": schedule.scalar(self.batch)}
-        return {name: getattr(self, name) for name in names} | scalars | {"config": self.plain()}
+                 "micro_batches", "techniques", "forward", "clip", "batch", "track")
+        return {name: getattr(self, name) for name in names} | {"config": self.plain()}
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

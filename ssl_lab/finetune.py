@@ -16,8 +16,7 @@ from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
 from ssl_lab.optim import SGD, with_rates
 from ssl_lab.optim import optimizer as chosen
-from ssl_lab.optim.named import times
-from ssl_lab.schedule import cosine
+from ssl_lab.schedule import Scalar, cosine, course, times
 from ssl_lab.techniques import WeightsTechnique, together
 
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
@@ -47,9 +46,9 @@ class FineTuning:
     statistics: Literal["frozen", "batch"] | None = None
     labeled: int = 32
     unlabeled: int = 128
-    lr: float | None = None
-    weight_decay: float = 0.0
-    ema: float = 0.99
+    lr: Scalar | None = None
+    weight_decay: Scalar = 0.0
+    ema: Scalar = 0.99
     optimizer: str | None = None
 
     def filled(self) -> FineTuning:
@@ -94,9 +93,9 @@ class FineTuning:
         lr, rate = with_all.lr, with_all.backbone_rate
         assert lr is not None
         assert rate is not None
-        optimizer = chosen(self.optimizer, SGD(lr=cosine(lr), weight_decay=self.weight_decay))
+        optimizer = chosen(self.optimizer, SGD(lr=course(lr, cosine), weight_decay=self.weight_decay))
         if self.train_blocks != 0:
-            slower = times(optimizer.lr, rate) if self.optimizer else cosine(lr * rate)
+            slower = times(optimizer.lr, rate) if self.optimizer else course(times(lr, rate), cosine)
             optimizer = with_rates(optimizer, {"net.backbone": slower})
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(
             method, pool, labeled=self.labeled, unlabeled=self.unlabeled)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ssl_lab import methods
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.optim import LARS, SGD, AdamW, Optimizer, with_rates
-from ssl_lab.schedule import Schedule, cosine, drops, linear, warm_up
+from ssl_lab.schedule import Scalar, Schedule, cosine, course, drops, extremes, linear, times, warm_up
 
 Arguments = Mapping[str, Any]
 LARGE = 1024  # images per step from which short runs, too, have LARS
@@ -17,31 +17,32 @@ LARGE = 1024  # images per step from which short runs, too, have LARS
 
 @dataclass(frozen=True)
 class Pretraining:
-    """Images per step; the peak learning rate for 256 of them; the optimizer with a given peak rate; and what the
-    method's own arguments are, where not its defaults."""
+    """Images per step; the peak learning rate for 256 of them; the optimizer with a given peak, or schedule; and what
+    the method's own arguments are, where not its defaults."""
 
     unlabeled: int
     lr: float
-    optimizer: Callable[[float], Optimizer]
+    optimizer: Callable[[Scalar], Optimizer]
     arguments: Arguments
 
 
-def _lars(decay: float, warm: float = 0.01, end: float = 0.0) -> Callable[[float], LARS]:
+def _lars(decay: float, warm: float = 0.01, end: float = 0.0) -> Callable[[Scalar], LARS]:
     """LARS with warm-up in a share of the run, then half a cosine wave down to `end` times the peak rate."""
     return lambda lr: LARS(_warm_cosine(lr, warm, end), decay)
 
 
-def _warm_cosine(lr: float, warm: float, end: float = 0.0) -> Schedule:
-    return warm_up(warm, cosine(lr, end * lr)) if warm else cosine(lr, end * lr)
+def _warm_cosine(lr: Scalar, warm: float, end: float = 0.0) -> Schedule:
+    return course(lr, lambda peak: warm_up(warm, cosine(peak, end * peak)) if warm else cosine(peak, end * peak))
 
 
-def _momentum(decay: float) -> Callable[[float], SGD]:
+def _momentum(decay: float) -> Callable[[Scalar], SGD]:
     """SGD with momentum that is not Nesterov's, half a cosine wave."""
-    return lambda lr: SGD(cosine(lr), decay, nesterov=False)
+    return lambda lr: SGD(course(lr, cosine), decay, nesterov=False)
 
 
-def _barlow_twins(lr: float) -> Optimizer:
-    weights, biases = (_warm_cosine(rate, 0.01, 0.001) for rate in (lr, lr * 0.0048 / 0.2))
+def _barlow_twins(lr: Scalar) -> Optimizer:
+    slower = times(lr, 0.0048 / 0.2) if callable(lr) else lr * 0.0048 / 0.2
+    weights, biases = (_warm_cosine(rate, 0.01, 0.001) for rate in (lr, slower))
     return with_rates(LARS(weights, 1e-6), {}, biases=biases)
 
 
@@ -56,7 +57,7 @@ PAPER: dict[str, Pretraining] = {
     # deepmind/deepmind-research, byol/configs/byol.py: 1000 epochs, 10 of them warm-up
     "byol": Pretraining(4096, 0.2, _lars(1.5e-6), {"tau": cosine(0.996, 1.0), "hidden": 4096, "dim": 256}),
     # facebookresearch/simsiam at a7bc177, main_simsiam.py and README.md (--fix-pred-lr)
-    "simsiam": Pretraining(512, 0.05, lambda lr: with_rates(_momentum(1e-4)(lr), {"prediction": lr}),
+    "simsiam": Pretraining(512, 0.05, lambda lr: with_rates(_momentum(1e-4)(lr), {"prediction": extremes(lr)[1]}),
                            {"dim": 2048, "bottleneck": 512}),
     # facebookresearch/barlowtwins at 8e8d284, main.py: 1000 epochs, 10 of them warm-up
     "barlow_twins": Pretraining(2048, 0.2, _barlow_twins, {"redundancy": 0.0051, "hidden": 8192, "dim": 8192}),
@@ -68,7 +69,8 @@ PAPER: dict[str, Pretraining] = {
     "moco_v3": Pretraining(4096, 0.3, _lars(1.5e-6), {"temperature": 1.0, "momentum": cosine(0.996, 1.0)}),
     # facebookresearch/dino at 7c446df, main_dino.py, and README.md: ViT-S/16, 16 ranks of 64, 300 epochs, of which the
     # rate warms up for 10 and the teacher for 30. (Its command for ResNet-50 has SGD at 0.03 and a decay of 1e-4.)
-    "dino": Pretraining(1024, 5e-4, lambda lr: AdamW(warm_up(10 / 300, cosine(lr, 1e-6)), cosine(0.04, 0.4)), {
+    "dino": Pretraining(1024, 5e-4, lambda lr: AdamW(
+        course(lr, lambda peak: warm_up(10 / 300, cosine(peak, 1e-6))), cosine(0.04, 0.4)), {
         "momentum": cosine(0.996, 1.0), "teacher_temperature": linear(0.04, 0.07, until=0.1), "frozen": 1 / 300}),
     # facebookresearch/swav at 06b1b7c, scripts/swav_200ep_bs256_pretrain.sh, which has six small crops besides
     "swav": Pretraining(256, 0.6, _lars(1e-6, warm=0.0, end=0.001), {"queue": 3840, "queue_from": 15 / 200,
@@ -76,7 +78,8 @@ PAPER: dict[str, Pretraining] = {
     # The paper; no code of its authors was found to check it against: 1000 epochs, 10 of them warm-up
     "nnclr": Pretraining(4096, 0.3, _lars(1e-6), {"queue": 98304, "temperature": 0.1}),
     # gidariss/FeatureLearningRotNet at edafaba, config/CIFAR10_RotNet_NIN4blocks.py: 0.1 for 128 images, 200 epochs
-    "rotation": Pretraining(128, 0.2, lambda lr: SGD(drops(lr, 0.2, 0.3, 0.6, 0.8), 5e-4), {}),
+    "rotation": Pretraining(128, 0.2, lambda lr: SGD(
+        course(lr, lambda peak: drops(peak, 0.2, 0.3, 0.6, 0.8)), 5e-4), {}),
     # facebookresearch/mae at efb2a80, PRETRAIN.md: 800 epochs, 40 of them warm-up
     "mae": Pretraining(4096, 1.5e-4, lambda lr: AdamW(_warm_cosine(lr, 0.05), 0.05, betas=(0.9, 0.95)),
                        {"width": 512, "depth": 8, "heads": 16}),
@@ -130,11 +133,11 @@ def preset(method: str, kind: Literal["paper", "short"], unlabeled: int | None =
 def _short(method: str, large: bool) -> Pretraining:
     small_rate, large_rate, decay, arguments = SHORT[method]
 
-    def optimizer(lr: float) -> Optimizer:
-        rate = warm_up(0.05, cosine(lr))
+    def optimizer(lr: Scalar) -> Optimizer:
+        rate = course(lr, lambda peak: warm_up(0.05, cosine(peak)))
         if method == "mae":
             return AdamW(rate, decay, betas=(0.9, 0.95))
         made: Optimizer = LARS(rate, decay) if large else SGD(rate, 5e-4)
-        return with_rates(made, {"prediction": lr}) if method == "simsiam" else made
+        return with_rates(made, {"prediction": extremes(lr)[1]}) if method == "simsiam" else made
 
     return Pretraining(256, large_rate if large else small_rate, optimizer, arguments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ssl_lab import texts
 from ssl_lab.errors import UsageError
@@ -16,10 +16,10 @@ from ssl_lab.errors import UsageError
 
 @dataclass(frozen=True)
 class Schedule:
-    """A named function of the training fraction; `name` is how it prints and is recorded."""
+    """A named function of the training fraction; `name` is how it prints, is recorded, and tells it from others."""
 
     name: str
-    function: Callable[[float], float]
+    function: Callable[[float], float] = field(compare=False)
 
     def __call__(self, t: float) -> float:
         return self.function(t)
@@ -143,7 +143,27 @@ def scalar(text: str) -> Scalar:
     try:
         return float(text)
     except ValueError:
-        return parse(text)
+        if "(" in text:
+            return parse(text)
+        raise UsageError(f"{text!r} is no number, and no schedule such as linear(0, 1, until=0.3) or cyclical(0, 1)"
+                         ) from None
+
+
+def course(value: Scalar, shape: Callable[[float], Schedule]) -> Schedule:
+    """What a number is the peak of, `shape` of it, as `cosine` is; a schedule has a course of its own."""
+    return value if callable(value) else shape(value)
+
+
+def times(value: Scalar, factor: float) -> Scalar:
+    """A number, or a schedule, so many times as large."""
+    if not callable(value):
+        return factor * value
+    return Schedule(f"{factor} * {value!r}", lambda t: factor * value(t))
+
+
+def plain(value: Scalar) -> float | str:
+    """The number, or the text that describes the schedule: what YAML holds, and `scalar` reads again."""
+    return repr(value) if callable(value) else value
 
 
 def extremes(value: Scalar) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from small_runs import finish, start
 
 from ssl_lab.cli import main
 from ssl_lab.command_line import launch, parse
-from ssl_lab.config import ReadingSettings, Settings
+from ssl_lab.config import MaybeQuantity, Quantity, ReadingSettings, Settings
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
 from ssl_lab.exits import exit_with_status
 
@@ -22,8 +22,9 @@ from ssl_lab.exits import exit_with_status
 @dataclass
 class Example(Settings):
     view: Literal["weak", "strong"] = "weak"
-    threshold: float = 0.95
+    threshold: Quantity = 0.95
     """Least confidence."""
+    lr: MaybeQuantity = None
 
 
 def read(*arguments: str) -> Example:
@@ -65,6 +66,10 @@ def test_a_flag_for_the_length_replaces_both(file, given):
     (["--steps", "many"], "--steps.*'many'"),
     (["--balance", "random", "--steps", "1"], r"'random'.*--balance.*'class', 'natural'"),
     (["stray", "--steps", "1"], "unknown flag 'stray'"),
+    (["--threshold", "high", "--steps", "1"], r"--threshold: 'high' is no number, and no schedule such as linear"),
+    (["--threshold", "None", "--steps", "1"], "--threshold: 'None' is no number"),
+    (["--lr", "wave(0, 1)", "--steps", "1"], r"--lr: 'wave\(0, 1\)' is no schedule; .* one of constant, linear"),
+    (["--clip", "linear(1)", "--steps", "1"], r"--clip: 'linear\(1\)' is no schedule"),
     (["--config"], "--config needs a value"),
     (["--config", "/nowhere/x.yaml"], "cannot read --config /nowhere/x.yaml: No such file"),
     (["--config", "/"], "cannot read --config /: Is a directory"),
@@ -125,6 +130,21 @@ def test_what_is_printed_reads_back(file, capsys):
     assert parse(Example, [*file(text)]) == parse(Example, arguments)
     assert printed(capsys, *file(text)) == text
     assert yaml.safe_load(printed(capsys)) == Example().plain()  # also before a length is chosen
+
+
+def test_a_quantity_is_a_number_or_a_schedule(file, capsys):
+    arguments = ("--threshold", "cyclical(.8,.9,cycles=4)", "--lr", "warm_up(0.1, cosine(0.1))", "--clip=2", "--batch",
+                 "linear(0.5,1)", "--steps", "5")
+    settings = parse(Example, arguments)
+    assert [settings.threshold(t) for t in (0, 0.125, 1)] == pytest.approx([0.8, 0.9, 0.8])
+    assert (settings.clip, read("--threshold", "1").threshold, read("--lr", "None").lr) == (2.0, 1.0, None)
+    text = printed(capsys, *arguments)
+    content = yaml.safe_load(text)
+    assert content["threshold"] == "cyclical(0.8, 0.9, cycles=4, factor=2.0)"
+    assert content["lr"] == "warm_up(0.1, cosine(0.1, 0.0, cycles=0.5))"
+    assert parse(Example, [*file(text)]) == settings
+    assert printed(capsys, *file(text)) == text
+    assert read(*file(text), "--threshold", "0.7").threshold == 0.7
 
 
 @given(st.fixed_dictionaries({}, optional={

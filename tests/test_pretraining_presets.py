@@ -17,6 +17,7 @@ from ssl_lab.methods import METHODS
 from ssl_lab.optim import LARS, SGD, AdamW
 from ssl_lab.presets import LONG, build
 from ssl_lab.pretraining_presets import PAPER, SHORT, preset
+from ssl_lab.schedule import cyclical
 
 NAMES = [name for name, method in METHODS.items() if method.family == "pretraining"]
 SMALL = {"byol": ("hidden", 16), "simsiam": ("dim", 16), "barlow_twins": ("hidden", 16, "dim", 16),
@@ -123,6 +124,18 @@ def test_barlow_twins_has_a_rate_for_biases_of_its_own():
             many = group["params"][0].ndim > 1
             assert all((p.ndim > 1) == many for p in group["params"])
             assert group["lr"] == pytest.approx((1.6 if many else 0.0048 * 8) * share)
+
+
+@pytest.mark.parametrize("kind", ["paper", "short"])
+@pytest.mark.parametrize("name", SHORT)
+def test_a_schedule_of_the_rate_is_taken_as_it_is(name, kind):
+    wave = cyclical(0.01, 0.1)
+    made = preset(name, kind).optimizer(wave)
+    assert made.lr is wave
+    if (name, kind) == ("barlow_twins", "paper"):
+        assert made.biases(0.3) == pytest.approx(0.024 * wave(0.3))
+    elif name == "simsiam":
+        assert made.rates == {"prediction": pytest.approx(0.1, rel=1e-3)}  # fixed, at the peak
 
 
 def test_the_preset_follows_the_number_of_steps_and_what_is_given_counts(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import signal
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -67,6 +68,29 @@ def test_a_recipe_is_short_and_shows_its_command(name):
     docstring = recipe(name).__doc__
     assert len(text.splitlines()) - len(docstring.splitlines()) <= 80  # which holds what it gave, too
     assert f"python recipes/{name}.py --" in docstring
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("evaluate", "features")])  # train nothing
+def test_what_may_be_a_schedule_takes_its_text(name):
+    kinds, text = recipe(name).Settings, "linear(0.5, 1.0, until=0.3)"
+    names = [each.name for each in fields(kinds) if each.name in (
+        "lr", "weight_decay", "ema", "threshold", "weight", "clip", "batch")]
+    settings = parse(kinds, ["--steps=1", *(f"--{each.replace('_', '-')}={text}" for each in names)])
+    assert {each: settings.plain()[each] for each in names} == dict.fromkeys(names, text)
+    assert all(getattr(settings, each)(0.15) == pytest.approx(0.75) for each in names)
+
+
+def test_constant_schedules_are_the_numbers(tmp_path, capsys):
+    flags = ("--steps", 2, "--unlabeled", 8)
+    run("fixmatch", *flags, "--threshold", 0.3, "--out", tmp_path / "numbers")
+    texts = ("--lr", "cosine_7_16(0.1)", "--weight-decay", "constant(0.0005)", "--threshold", "constant(0.3)",
+             "--weight", "constant(1)", "--ema", "constant(0.999)", "--batch", "constant(1)")
+    run("fixmatch", *flags, *texts, "--out", tmp_path / "schedules")
+    assert_same_run(tmp_path / "numbers", tmp_path / "schedules")
+    respelled = [str(text).replace("(", "( ") for text in texts]
+    run("fixmatch", *flags, *respelled, "--out", tmp_path / "schedules", "--resume", "auto")
+    with pytest.raises(UsageError, match=r"other settings \(threshold: 'constant\(0.3\)' -> 0.3"):
+        run("fixmatch", *flags, *texts, "--threshold", 0.3, "--out", tmp_path / "schedules", "--resume", "auto")
 
 
 @pytest.mark.parametrize("method", [name for name, method in METHODS.items()

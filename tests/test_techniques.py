@@ -18,6 +18,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.finetune import FineTuning
 from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.optim import SGD, AdamW
+from ssl_lab.schedule import linear
 from ssl_lab.techniques import TECHNIQUES, WeightsTechnique, technique, together
 from ssl_lab.testing import check_technique
 
@@ -220,6 +221,10 @@ def test_fine_tuning_takes_them_and_an_optimizer(tmp_path):
     assert result.method.net.prepared == ("drop_path",)
     groups = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
     assert {(group["part"], group["lr"]) for group in groups} == {(None, 0.5), ("net.backbone", 0.05)}
+    way = FineTuning(head="start", lr=linear(0.5, 0.1), weight_decay=linear(0.1, 0.2), backbone_rate=0.1, labeled=8)
+    way.fit(tiny_net(digits()), digits(), CPU, **settings | {"out": tmp_path / "schedules"})
+    groups = torch.load(tmp_path / "schedules" / "checkpoint.pt", weights_only=True)["optimizer"]["param_groups"]
+    assert {(group["lr"], group["weight_decay"]) for group in groups} == {(0.5, 0.1), (0.5, 0), (0.05, 0.1), (0.05, 0)}
     with pytest.raises(UsageError, match="--learn lora merges its updates into the net at the end, and swa puts"):
         FineTuning(learn="lora").fit(tiny_net(digits()), digits(), CPU, techniques=["swa"])
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ssl_lab.active.loop import Fit
 from ssl_lab.batch import Style
-from ssl_lab.config import Settings
+from ssl_lab.config import MaybeQuantity, Quantity, Settings
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Trainer
 from ssl_lab.errors import UsageError, unknown
@@ -19,11 +19,11 @@ from ssl_lab.methods import FixMatch, Method, Supervised
 from ssl_lab.methods.learning_loss import LearningLoss
 from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, optimizer
-from ssl_lab.schedule import cosine_7_16
+from ssl_lab.schedule import Scalar, cosine_7_16, course
 from ssl_lab.techniques import prepared
 
 
-def _learning_loss(net: Net, ema: float) -> Method:
+def _learning_loss(net: Net, ema: Scalar) -> Method:
     return LearningLoss(Supervised(net, ema=ema))
 
 
@@ -53,10 +53,10 @@ class TrainSettings(Settings):
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step, for FixMatch."""
-    lr: float | None = None
-    """Learning rate (default: 0.1 for FixMatch from scratch, else 0.03)."""
-    weight_decay: float = 5e-4
-    ema: float = 0.999
+    lr: MaybeQuantity = None
+    """Peak learning rate (default: 0.1 for FixMatch from scratch, else 0.03), or a schedule."""
+    weight_decay: Quantity = 5e-4
+    ema: Quantity = 0.999
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float = 0.02
     """Of BatchNorm's running statistics."""
@@ -96,7 +96,7 @@ def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False
         if split.exists() and json.loads(split.read_text())["hash"] != pool.manifest()["hash"]:
             _remove(folder)  # labels were changed while it was cut off
         config = {name: value for name, value in settings.plain().items() if name in shared}
-        usual = SGD(cosine_7_16(lr), settings.weight_decay)
+        usual = SGD(course(lr, cosine_7_16), settings.weight_decay)
         # of the class: recipes/active.py has a setting of the method's name
         arguments: dict[str, Any] = Settings.trainer(replace(settings, out=folder, resume="auto"))
         arguments |= {"config": config | {"trainer": trainer}, "optimizer": optimizer(settings.optimizer, usual)}

@@ -53,13 +53,6 @@ def in_the_course_of(other: Scalar, peak: float) -> Scalar:
     return Schedule(f"{other!r} with a peak of {peak}", lambda t: peak * other(t) / most)
 
 
-def times(scalar: Scalar, factor: float) -> Scalar:
-    """A number, or a schedule, so many times as large."""
-    if not callable(scalar):
-        return factor * scalar
-    return Schedule(f"{factor} * {scalar!r}", lambda t: factor * scalar(t))
-
-
 def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], steps: int) -> str | None:
     """What of the sufficient condition for Adam's convergence does not hold over so many steps, None if all does.
 
