@@ -116,8 +116,14 @@ def test_what_is_no_schedule_is_refused(text):
 def test_numbers_and_schedules_are_read_from_texts():
     assert schedule.scalar("2") == 2.0
     assert schedule.scalar("cyclical(0.5, 5)")(0.5) == 5.0
-    with pytest.raises(UsageError, match="is no schedule"):
+    with pytest.raises(UsageError, match="'much' is no number, and no schedule such as"):
         schedule.scalar("much")
+    with pytest.raises(UsageError, match=r"'much\(1\)' is no schedule; expected"):
+        schedule.scalar("much(1)")
+    wave = schedule.cyclical(0.0, 1.0)
+    assert schedule.course(wave, schedule.cosine) is wave
+    assert schedule.course(0.1, schedule.cosine) == schedule.cosine(0.1) != schedule.cosine(0.2)
+    assert (schedule.times(0.1, 3), schedule.times(wave, 3)(0.25)) == (3 * 0.1, 1.5)
     assert schedule.extremes(3.0) == (3.0, 3.0)
     assert schedule.extremes(schedule.triangular(-1.0, 2.0)) == (-1.0, 2.0)
 
