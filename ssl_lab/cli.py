@@ -30,11 +30,15 @@ def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int
     run(out, steps, seeds)
 
 
-def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool = False) -> None:
+def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, papers: bool = False, json: bool = False) -> None:
     """Lists what there is: methods, techniques, optimizers, queries, views, nets and data sets.
 
-    kind: only these. json: print JSON.
+    kind: only these. papers: the papers that it is made of, each with its name here and how to run it, instead. json:
+    print JSON.
     """
+    if papers:
+        _list_papers(json)
+        return
     tables = {name: table() for name, table in _TABLES.items() if kind in (None, name)}
     if json:
         print(jsonlib.dumps(tables if kind is None else tables[kind], indent=2))
@@ -55,6 +59,25 @@ def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, json: bool 
             for row in members:
                 table.add_row(*(row[key] for key in (*narrow, wide)))
             Console().print(table)
+
+
+def _list_papers(json: bool) -> None:
+    from ssl_lab.papers import listed
+
+    rows = listed()
+    if json:
+        print(jsonlib.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=f"{len(rows)} papers", title_justify="left", title_style="bold", box=None)
+    for key in rows[0]:
+        table.add_column(key, no_wrap=key in ("row", "arxiv"), overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row.values()))
+    Console().print(table)
 
 
 def env() -> None:

@@ -17,7 +17,7 @@ LEVELS = [
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "find_lr", "reporting", "estimator"},
-    {"train", "study"},
+    {"train", "study", "papers"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -3,9 +3,10 @@
     python recipes/active_benchmark.py --data mnist --queries margin,badge,typiclust --seeds 5 --initial 10 \\
         --final 110 --batches 20 --steps 300 --processes 2
 
-random always runs. Each combination of trainer, batch, query, seed and initial set is a cell with a folder of its own
-in --out. Finished cells are kept and cut ones resumed, so the same command goes on where it stopped, and with more
-queries or seeds it adds what is missing. With fewer than 3 seeds the report ranks nothing.
+As robust and reproducible comparisons ask for (Munjal et al. 2022, arXiv 2002.09564), random always runs, and all from
+the same initial sets, several of them. Each combination of trainer, batch, query, seed and initial set is a cell with a
+folder of its own in --out. Finished cells are kept and cut ones resumed, so the same command goes on where it stopped,
+and with more queries or seeds it adds what is missing. With fewer than 3 seeds the report ranks nothing.
 """
 
 from __future__ import annotations

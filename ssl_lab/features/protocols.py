@@ -89,8 +89,8 @@ def few_label_curve(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, a
 def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answers: ArrayLike, classes: int, labels: int,
                learner: Learner = linear_probe, candidates: Sequence[Mapping[str, Any]] | None = None,
                valid: float = 0.2, seeds: Sequence[int] = range(5)) -> Scores:
-    """The protocol for small data of Brigato et al. 2021 (arXiv 2108.13122): tune on validation images, fit again on
-    training and validation images, repeat on other draws; balanced accuracy.
+    """The protocol for small data of Brigato et al. 2021 (arXiv 2108.13122; 2022, arXiv 2212.12478): tune on
+    validation images, fit again on training and validation images, repeat on other draws; balanced accuracy.
 
     Each seed draws `labels` images, equally many of each class, and holds out the fraction `valid` of each class. Of
     `candidates`, the learner's arguments, the one with the highest balanced accuracy there is fitted again on all

@@ -1,4 +1,8 @@
-"""Methods, one file per paper. A new one is a file and its lines here."""
+"""Methods, one file per paper. A new one is a file and its lines here.
+
+Which families there are, semi-supervised, self-supervised, distillation (and active learning in `ssl_lab.active`), is
+the scope of "Annotation efficient learning (a thesis)": we know its abstract alone, and neither its title nor author.
+"""
 
 import json
 import re

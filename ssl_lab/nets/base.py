@@ -71,7 +71,8 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
 
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
-    """Within it, BatchNorm normalizes by the batch as ever, but its running statistics do not move."""
+    """Within it, BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167) normalizes by the batch as ever, but its running
+    statistics do not move."""
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False

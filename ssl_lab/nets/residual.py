@@ -34,7 +34,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-depth-width (Zagoruyko and Komodakis 2016) as MixMatch and FixMatch have it.
+    """WRN-depth-width (Zagoruyko and Komodakis 2016, arXiv 1605.07146) as MixMatch and FixMatch have it.
 
     depth = 6n + 4: three groups of n blocks of 16, 32 and 64 times `width` channels. LeakyReLU(0.1) and
     BatchNorm eps 0.001; only the first block's shortcut is taken after the activation.

@@ -1,4 +1,10 @@
-"""Optimisers as small specs, parameter groups, and update rules."""
+"""Optimisers as small specs, parameter groups, and update rules.
+
+SGD with Nesterov momentum is the default and AdamW beside it, second-order rules are by blocks and never whole, and
+rates go with the batch (`scaled_rate`): what two surveys find most used and most reliable. "A survey of deep learning
+optimizers - first and second order methods" (arXiv 2211.15596); of large batches "Large-Scale Deep Learning
+Optimizations: A Comprehensive Survey" (arXiv 2111.00856). Read in their abstracts.
+"""
 
 from ssl_lab.optim.adaptive import Muon, Padam, RAdam
 from ssl_lab.optim.inputs import INSGD, NSGD

@@ -65,7 +65,7 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
 
     lr: Scalar = 1e-3
     weight_decay: Scalar = 1e-2

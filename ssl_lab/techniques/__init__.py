@@ -1,4 +1,9 @@
-"""Techniques: what changes how any method trains, one file per paper. A new one is a file and its lines here."""
+"""Techniques: what changes how any method trains, one file per paper. A new one is a file and its lines here.
+
+The regularizers among them are of the three areas of "Avoiding Overfitting: A Survey on Regularization Methods for
+Convolutional Neural Networks" (arXiv 2201.03299, read in its abstract): changes of the input (views), inside the net
+(dropout, drop_path, weight_norm, weight_rescaling), and of labels (mixing and smoothing in methods, ldam and vs).
+"""
 
 from collections.abc import Callable, Sequence
 
