@@ -1,5 +1,6 @@
 """weak_kornia, strong_kornia and simclr_kornia: the contract, and that they are our presets by other hands."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.schedule import linear
 from ssl_lab.testing import check_views
 from ssl_lab.views import VIEWS, Strong, Weak, kornia_presets, randaugment
 from ssl_lab.views.kornia_presets import StrongKornia, WeakKornia, simclr_kornia
@@ -74,8 +76,17 @@ def test_strong_is_strong_but_for_roundings():
     images, kind = pictures(400), style()
     off = (StrongKornia(kind)(images, draw(400)) - Strong(kind)(images, draw(400))).abs()
     assert (off > 2.5 / 255).float().mean() < 0.01
-    plain = StrongKornia(kind, ops=0, cutout=0.5)(images, draw(400)), Strong(kind, ops=0)(images, draw(400))
-    assert torch.equal(*plain)
+    for still in ({"ops": 0, "cutout": linear(0, 1)}, {"chance": 0.0}, {"chance": linear(0, 1)}):
+        assert torch.equal(StrongKornia(kind, **still)(images, draw(400)), Strong(kind, **still)(images, draw(400)))
+    seldom = StrongKornia(kind, ops=1, cutout=0.0, chance=linear(0, 1))(images, draw(400, step=20))
+    changed = (seldom != WeakKornia(kind)(images, draw(400, step=20))).flatten(1).any(1).float().mean()
+    assert 0.1 < changed < 0.25, "a fifth of the images, of which some get an operation that does nothing"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_has_the_arguments_of_ours(name):
+    ours, theirs = (inspect.signature(VIEWS[each]).parameters for each in (name.removesuffix("_kornia"), name))
+    assert [(each, ours[each].default) for each in ours] == [(each, theirs[each].default) for each in theirs]
 
 
 def test_rows_have_operations_of_their_own():
@@ -90,7 +101,8 @@ def test_arguments():
     assert not simclr_kornia(style(flip=False)).mirrors
     large = simclr_kornia(style(3, 96, 96), solarize=0.2, blur=1.0)
     assert repr(large).endswith("RandomGrayscale, RandomGaussianBlur, RandomSolarize)")
-    for wrong in (partial(StrongKornia, ops=-1), partial(StrongKornia, cutout=2.0), partial(simclr_kornia, area=3.0)):
+    for wrong in (partial(StrongKornia, ops=-1), partial(StrongKornia, cutout=2.0), partial(StrongKornia, chance=2.0),
+                  partial(simclr_kornia, area=3.0)):
         with pytest.raises(UsageError):
             wrong(style())
 

@@ -7,18 +7,17 @@ here values are not rounded to whole gray levels between operations. `ssl-lab be
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ssl_lab.batch import Draw, Style
-from ssl_lab.errors import UsageError
 from ssl_lab.views import ops
-from ssl_lab.views.base import View, check_images, to_unit
+from ssl_lab.views.base import View, to_unit
 from ssl_lab.views.color import JITTERED
 from ssl_lab.views.contrastive import SIGMA, SimCLRView
 from ssl_lab.views.foreign import kornia
+from ssl_lab.views.presets import Strong, Weak
 from ssl_lab.views.randaugment import OPERATIONS, drawn_operations
 from ssl_lab.views.shift import GRAY, drawn_shifts, drawn_squares
 
@@ -26,48 +25,25 @@ NAMES = list(OPERATIONS)
 MOVES = torch.tensor([NAMES.index(name) for name in ops.MOVES])
 
 
-@dataclass(frozen=True)
-class WeakKornia:
+class WeakKornia(Weak):
     """As weak: flip in half of the images, then a small shift; by Kornia's remap."""
 
-    style: Style
-
-    @property
-    def mirrors(self) -> bool:
-        return self.style.flip
-
-    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        check_images(images, draw)
+    def pixels(self, images: Tensor, draw: Draw) -> Tensor:
         return flip_and_shift(to_unit(images), draw, self.style)
 
 
-@dataclass(frozen=True)
-class StrongKornia:
+class StrongKornia(Strong):
     """As strong: weak, then RandAugment, then cutout; RandAugment's table by Kornia's functions, each row its own draw.
 
-    ops, cutout: see `Strong`.
+    ops, cutout, chance: see `Strong`.
     """
 
-    style: Style
-    ops: int = 2
-    cutout: float = 0.5
-
-    def __post_init__(self) -> None:
-        if self.ops < 0 or not 0 <= self.cutout <= 1:
-            raise UsageError(f"strong_kornia(ops={self.ops}, cutout={self.cutout}): give ops >= 0 and a cutout, "
-                             "the square's side as a fraction of the image's, in [0, 1].")
-
-    @property
-    def mirrors(self) -> bool:
-        return self.style.flip
-
-    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        check_images(images, draw)
+    def pixels(self, images: Tensor, draw: Draw) -> Tensor:
         pixels = flip_and_shift(to_unit(images), draw, self.style)
-        numbers, _, values = drawn_operations(draw, self.ops)
+        numbers, _, values = drawn_operations(draw, self.ops, draw.value(self.chance))
         for number, value in zip(numbers.unbind(1), values.unbind(1), strict=True):
             _turn_(pixels, number, value)
-        return cutout(pixels, draw, self.cutout)
+        return cutout(pixels, draw, draw.value(self.cutout))
 
 
 def simclr_kornia(style: Style, area: float | None = None, jitter: tuple[float, float, float, float] | None = None,

@@ -39,35 +39,34 @@ class Weak:
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor:
         check_images(images, draw)
+        return self.pixels(images, draw)
+
+    def pixels(self, images: Tensor, draw: Draw) -> Tensor:
+        """The views of checked images."""
         if images.device.type != "cpu":
             return dense.weak(images, draw, self.style)
         return to_unit(flip_and_shift(images, draw, self.style))
 
 
 @dataclass(frozen=True)
-class Strong:
+class Strong(Weak):
     """Weak, then RandAugment, then cutout: FixMatch's strong view (Sohn et al. 2020).
 
     ops: how many operations each image draws. cutout: side of the gray square as a fraction of the image's
     shorter side, in [0, 1]; 0 for none. chance: of each operation to be done, in [0, 1]. Both may be schedules.
     """
 
-    style: Style
     ops: int = 2
     cutout: Scalar = 0.5
     chance: Scalar = CHANCE
 
-    @property
-    def mirrors(self) -> bool:
-        return self.style.flip
-
     def __post_init__(self) -> None:
         if self.ops < 0 or not all(0 <= end <= 1 for each in (self.cutout, self.chance) for end in extremes(each)):
-            raise UsageError(f"Strong(ops={self.ops}, cutout={self.cutout}, chance={self.chance}): give ops >= 0, and "
-                             "a cutout, the square's side as a fraction of the image's, and a chance, in [0, 1].")
+            raise UsageError(f"{type(self).__name__}(ops={self.ops}, cutout={self.cutout}, chance={self.chance}): give "
+                             "ops >= 0, and a cutout, the square's side as a fraction of the image's, and a chance, "
+                             "in [0, 1].")
 
-    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
-        check_images(images, draw)
+    def pixels(self, images: Tensor, draw: Draw) -> Tensor:
         side, chance = draw.value(self.cutout), draw.value(self.chance)
         if images.device.type != "cpu":
             return dense.strong(images, draw, self.style, self.ops, side, chance)
