@@ -30,6 +30,9 @@ TEXTS = {
     "dropout": "dropout(blocks=0.2)",
     "gradinit": "gradinit(steps=2)",
     "gradmax": "gradmax(times=2)",
+    "adversarial": "adversarial(steps=2)",
+    "sat": "sat(steps=2, gap=0.1)",
+    "perturbation_margin": "perturbation_margin(radius=0.01)",
 }
 OFF = {
     "sam": "sam(rho=0)",
@@ -57,6 +60,12 @@ OFF = {
     "mixup": "mixup(alpha=0)",
     "cutmix": "cutmix(chance=0)",
     "prior_correction": "prior_correction(strength=0)",
+    "adversarial": "adversarial(radius=0)",
+    "sat": "sat(radius=0)",
+    "second_order": "second_order(radius=0)",
+    "cure": "cure(weight=0)",
+    "perturbation_margin": "perturbation_margin(weight=0)",
+    "corrupt_labels": "corrupt_labels(share=0)",
 }
 
 

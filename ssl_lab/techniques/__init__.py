@@ -22,6 +22,7 @@ from ssl_lab.techniques.base import (
     TermTechnique,
     WeightsTechnique,
 )
+from ssl_lab.techniques.data.corrupt_labels import CorruptLabels
 from ssl_lab.techniques.data.oversample import Oversample
 from ssl_lab.techniques.data.undersample import Undersample
 from ssl_lab.techniques.net.autoinit import AutoInit
@@ -37,13 +38,16 @@ from ssl_lab.techniques.step.pof import PoF
 from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
 from ssl_lab.techniques.step.svi import SVI
+from ssl_lab.techniques.term.adversarial import SAT, Adversarial, SecondOrder
 from ssl_lab.techniques.term.batch_entropy import BatchEntropy
 from ssl_lab.techniques.term.class_weights import ClassWeights
+from ssl_lab.techniques.term.cure import CURE
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
 from ssl_lab.techniques.term.deep_supervision import DeepSupervision
 from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.mixing import CutMix, MixUp
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
+from ssl_lab.techniques.term.perturbation_margin import PerturbationMargin
 from ssl_lab.techniques.term.relay import Relay
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
@@ -69,6 +73,11 @@ _ALL: tuple[type[Technique], ...] = (
     DeepSupervision,
     Relay,
     NoiseConsistency,
+    CURE,
+    Adversarial,
+    SAT,
+    SecondOrder,
+    PerturbationMargin,
     CyclicalFocal,
     Temperature,
     ClassWeights,
@@ -94,6 +103,7 @@ _ALL: tuple[type[Technique], ...] = (
     PriorCorrection,
     Oversample,
     Undersample,
+    CorruptLabels,
 )
 TECHNIQUES = {technique.name: technique for technique in _ALL}
 
@@ -137,17 +147,21 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
 
 
 __all__ = [
+    "CURE",
     "GNP",
     "HERO",
     "LDAM",
     "SAM",
+    "SAT",
     "SVI",
     "SWA",
     "VS",
+    "Adversarial",
     "Around",
     "AutoInit",
     "BatchEntropy",
     "ClassWeights",
+    "CorruptLabels",
     "CutMix",
     "CyclicalFocal",
     "DataTechnique",
@@ -164,12 +178,14 @@ __all__ = [
     "NetTechnique",
     "NoiseConsistency",
     "Oversample",
+    "PerturbationMargin",
     "PoF",
     "PriorCorrection",
     "Reinit",
     "Relay",
     "ReplicatedSGD",
     "Rewire",
+    "SecondOrder",
     "ShrinkPerturb",
     "Sphere",
     "StepTechnique",
