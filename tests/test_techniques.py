@@ -12,6 +12,7 @@ from small_runs import assert_same_run, digits, flat_net, rows, tiny_net, train
 from test_recipes import recipe, run
 
 import ssl_lab as sl
+from ssl_lab import notes
 from ssl_lab.command_line import parse
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
@@ -144,6 +145,33 @@ def test_what_cannot_be_is_said(tmp_path, method, settings, words):
     with pytest.raises(UsageError, match=words):
         train(tmp_path, method(flat_net()), **settings)
     assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("text", ["gradinit(steps=2)", "weight_norm", "ldam", "shrink_perturb", "layerwise_reinit",
+                                  "gradmax", "reinit(blocks=1)", "reinit(blocks=None)"])
+def test_what_becomes_of_learned_weights_is_said(text, capsys):
+    for origin, words in (("", []), ("runs/old", [f"note: {text} ", "tiny_8 has learned its own (runs/old); without"])):
+        notes.once.cache_clear()
+        net = tiny_net(digits())
+        net.origin = origin
+        net = sl.prepared(net, [text], digits())
+        together([text]).check(Supervised(net), digits(), None, False)
+        said = capsys.readouterr().err
+        assert len(said.splitlines()) == len(words[:1])
+        assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize("text", ["autoinit", "rewire"])
+def test_what_would_leave_nothing_of_learned_weights_is_refused(tmp_path, text):
+    train(tmp_path, Supervised(tiny_net(digits())), steps=1, evaluations=1)
+    learned = sl.net("tiny_8", 10, digits().style, weights=tmp_path / "model.safetensors")
+    with pytest.raises(UsageError, match=rf"{text} .*, and tiny_8 has learned its own \(.*model.safetensors\); leave"):
+        sl.prepared(learned, [text], digits())
+    assert train(tmp_path / "net", steps=1, evaluations=1).method.predictor().origin == str(tmp_path / "net")
+
+
+def test_what_does_nothing_overwrites_nothing():
+    assert [text for text in OFF.values() if technique(text).overwrites] == []
 
 
 def test_a_run_says_what_it_was_trained_with(tmp_path):

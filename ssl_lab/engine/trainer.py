@@ -293,4 +293,5 @@ class Run:
         card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
         self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
         self.runtime.wait()
+        self.method.net.origin = predictor.origin = str(self.folder.path)
         return Result(summary, self.method, self.folder.path)

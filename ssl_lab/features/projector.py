@@ -32,6 +32,7 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
     wanted = {f"backbone.trunk.{name}": values for name, values in trunk.backbone.state_dict().items()}
     wanted |= {"backbone.layer.weight": weight, "backbone.layer.bias": bias, "mean": trunk.mean, "std": trunk.std}
     deeper.load_state_dict(deeper.state_dict() | wanted)
+    deeper.origin = str(run)
     return deeper
 
 

@@ -29,12 +29,13 @@ class Net(nn.Module):
     backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
     they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
     order; None if nobody said. unit: whether features are scaled to length 1. prepared: the techniques that it was
-    prepared by, as texts.
+    prepared by, as texts. origin: what its weights were learned in, in words; "" if they were drawn.
     """
 
     mean: Tensor
     std: Tensor
     prepared: tuple[str, ...] = ()
+    origin: str = ""
 
     def __init__(self, backbone: nn.Module, head: nn.Linear, mean: Sequence[float], std: Sequence[float],
                  name: str = "custom", class_names: Names | None = None, unit: bool = False) -> None:

@@ -199,6 +199,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
         normed(built, style)
     if whole is not None:
         load_net(built, whole, source)
+    built.origin = "timm's published weights" if pretrained else "" if state is None else str(source)
     if bn_momentum is not None:
         for module in built.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -24,7 +24,8 @@ class Technique:
     """Base of the five kinds. The arguments of a technique's `__init__` are kept as attributes of the same names.
 
     excludes: techniques that it may not be combined with, by name, and why. shards: whether it works where each rank
-    holds a part of every weight.
+    holds a part of every weight. overwrites: what it does to weights that a net has learned before, in words that
+    follow its name; "" if they stay. A run of such a net says so. fresh_only: it is refused instead.
     """
 
     kind: ClassVar[Kind]
@@ -33,6 +34,11 @@ class Technique:
     arxiv: ClassVar[str]
     excludes: ClassVar[Mapping[str, str]] = {}
     shards: ClassVar[bool] = False
+    fresh_only: ClassVar[bool] = False
+
+    @property
+    def overwrites(self) -> str:
+        return ""
 
     @property
     def text(self) -> str:

@@ -13,6 +13,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.notes import once
 from ssl_lab.optim import Update, plain
 from ssl_lab.techniques.base import (
     Around,
@@ -59,6 +60,7 @@ class Techniques:
     def net(self, net: Net, pool: Pool, seed: int) -> Net:
         """The net after the net techniques; it remembers them."""
         for each in self.of(NetTechnique):
+            _beware(each, net)
             before = net.prepared
             net = each(net, pool, seed)
             net.prepared = (*before, each.text)
@@ -84,6 +86,8 @@ class Techniques:
                 raise UsageError(f"{each.text} changes the net before a method is built around it: build the method "
                                  "around sl.prepared(net, techniques, pool, seed)")
             each.check(method, pool)
+            if not isinstance(each, NetTechnique):
+                _beware(each, method.net)
 
     def around(self, method: Method, pool: Pool, seed: int) -> Method:
         """The method with terms and weights techniques around it; itself, if there are none. The techniques stay as
@@ -105,3 +109,12 @@ class Techniques:
             method.add_module("update", rule.to(device))
             return cast(Update, rule)
         return plain
+
+
+def _beware(technique: Technique, net: Net) -> None:
+    """Says what becomes of weights that the net has learned before. UsageError where nothing would be left of them."""
+    if net.origin and technique.overwrites:
+        what = f"{technique.text} {technique.overwrites}, and {net.name} has learned its own ({net.origin})"
+        if technique.fresh_only:
+            raise UsageError(f"{what}; leave out one of the two")
+        once(f"note: {what}; without it they stay")

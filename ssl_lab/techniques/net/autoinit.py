@@ -31,6 +31,11 @@ class AutoInit(NetTechnique):
     name = "autoinit"
     paper = "AutoInit: Analytic Signal-Preserving Weight Initialization for Neural Networks"
     arxiv = "2109.08958"
+    fresh_only = True
+
+    @property
+    def overwrites(self) -> str:
+        return "draws all weights anew"
 
     @torch.no_grad()
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:

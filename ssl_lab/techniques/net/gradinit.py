@@ -50,6 +50,10 @@ class GradInit(NetTechnique):
                              "batch of 2 or more and positive numbers")
         self.steps, self.batch, self.lr, self.eta, self.gamma, self.by = steps, batch, lr, eta, gamma, by
 
+    @property
+    def overwrites(self) -> str:
+        return "multiplies the weights of each layer by a number of its own" if self.steps else ""
+
     def check(self, method: Method, pool: Pool) -> None:
         if not method.classifies:
             raise UsageError(f"gradinit lowers the loss of labels, and {method.name} learns without")

@@ -24,6 +24,11 @@ class Rewire(NetTechnique):
     name = "rewire"
     paper = "Improving Deep Neural Network Random Initialization Through Neuronal Rewiring"
     arxiv = "2207.08148"
+    fresh_only = True
+
+    @property
+    def overwrites(self) -> str:
+        return "puts the weights of each layer in a random order"
 
     @torch.no_grad()
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:

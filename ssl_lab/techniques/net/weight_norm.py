@@ -38,6 +38,10 @@ class WeightNorm(NetTechnique):
     def __init__(self, data: bool = True) -> None:
         self.data = data
 
+    @property
+    def overwrites(self) -> str:
+        return "scales each layer's filters by their outputs (data=False leaves the net as it is)" if self.data else ""
+
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
         layers = [part for part in net.modules() if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear)]
         if any(nn.utils.parametrize.is_parametrized(layer) for layer in layers):

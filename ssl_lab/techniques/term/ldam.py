@@ -44,6 +44,10 @@ class LDAM(Deferred):
             raise UsageError(f"ldam: scale={scale}; expected a positive number, or None for the net's own head")
         self.margin, self.scale, self.beta = margin, scale, beta
 
+    @property
+    def overwrites(self) -> str:
+        return "keeps the directions alone of the head's weights" if self.scale is not None else ""
+
     def check(self, method: Method, pool: Pool) -> None:
         super().check(method, pool)
         if self.scale is None:

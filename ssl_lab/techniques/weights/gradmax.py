@@ -50,6 +50,10 @@ class GradMax(WeightsTechnique):
                              "1, 1 time or more, and a positive scale")
         self.share, self.times, self.scale = share, times, scale
 
+    @property
+    def overwrites(self) -> str:
+        return "sets a share of each block's channels to 0 until it wakes them" if self.share else ""
+
     def check(self, method: Method, pool: Pool) -> None:
         if not list(pairs(method.net)):
             raise UsageError(f"gradmax grows residual blocks, and {method.net.name} has none that it knows")

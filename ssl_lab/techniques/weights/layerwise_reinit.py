@@ -46,6 +46,10 @@ class LayerwiseReinit(Renewal):
             raise UsageError(f"layerwise_reinit: rounds={rounds}; expected 0 or more")
         self.rounds = rounds
 
+    @property
+    def overwrites(self) -> str:
+        return "draws weights anew in mid-run, block by block" if self.rounds else ""
+
     def check(self, method: Method, pool: Pool) -> None:
         super().check(method, pool)
         if not blocks_of(method.net):

@@ -33,6 +33,11 @@ class Reinit(Renewal):
             raise UsageError(f"reinit: blocks={blocks}; expected 0 or more, or None for the whole net")
         self.blocks = blocks
 
+    @property
+    def overwrites(self) -> str:
+        what = "all weights" if self.blocks is None else f"the last {self.blocks} blocks and the head"
+        return f"draws {what} anew in mid-run" if self.generations > 1 and self.blocks != 0 else ""
+
     def check(self, method: Method, pool: Pool) -> None:
         super().check(method, pool)
         known = len(blocks_of(method.net))

@@ -22,9 +22,10 @@ class Renewal(WeightsTechnique):
 
     Fresh weights are the tensor's first ones in another order, drawn by the seed: so they have the distribution of any
     initializer with independent entries, of whatever net, after net techniques too; constants (BatchNorm's, biases of
-    0) are the constants. The moving average starts again at what was edited, BatchNorm's running statistics from their
-    first values, and the optimizer forgets momenta. A schedule of the learning rate goes on as it is: for one that
-    starts again with each generation give a cyclical one.
+    0) are the constants. Of a net that has learned before, they are what it learned in another order. The moving
+    average starts again at what was edited, BatchNorm's running statistics from their first values, and the optimizer
+    forgets momenta. A schedule of the learning rate goes on as it is: for one that starts again with each generation
+    give a cyclical one.
     """
 
     excludes: ClassVar[Mapping[str, str]] = {

@@ -29,9 +29,14 @@ class ShrinkPerturb(Renewal):
             raise UsageError(f"shrink_perturb: keep={keep}, noise={noise}; expected keep from 0 to 1, and noise of 0 "
                              "or more")
         self.keep, self.noise = keep, noise
+        self._acts = keep != 1 or noise != 0
+
+    @property
+    def overwrites(self) -> str:
+        return "shrinks all weights in mid-run and adds noise" if self.generations > 1 and self._acts else ""
 
     def renew(self, generation: int) -> Sequence[nn.Parameter]:
-        if self.keep == 1 and self.noise == 0:
+        if not self._acts:
             return ()
         names = [name for name, weight in self.net.named_parameters() if weight.requires_grad]
         for name in names:
