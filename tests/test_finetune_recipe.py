@@ -16,7 +16,7 @@ import ssl_lab as sl
 from ssl_lab.batch import Style
 from ssl_lab.command_line import parse
 from ssl_lab.data.ledger import Ledger
-from ssl_lab.engine import Callback
+from ssl_lab.engine import Callback, records
 from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import NonFiniteLossError, RunFailedError, UsageError
 from ssl_lab.nets import net
@@ -206,7 +206,7 @@ def test_a_stopped_lora_run_goes_on_exactly(start, tmp_path, monkeypatch):
 
     def stop(self, at, parts):
         if at.step == 3:
-            self._save(3)
+            records.save(self, 3)
             raise KeyboardInterrupt
         return step(self, at, parts)
 
@@ -393,7 +393,7 @@ def test_the_recipe_tunes_on_validation_images_and_fits_on_all(start, tmp_path, 
 
     def stop(self, at, parts):
         if at.step == 2 and len(seen) in (2, 5):
-            self._save(2)
+            records.save(self, 2)
             raise KeyboardInterrupt
         return step(self, at, parts)
 

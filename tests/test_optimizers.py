@@ -1,6 +1,7 @@
 """Optimizers against slow references in float64, and the identities of their papers; optimizers by text."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -13,10 +14,10 @@ from ssl_lab.batch import At
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.notes import once
-from ssl_lab.optim import OPTIMIZERS, adam_condition
+from ssl_lab.optim import OPTIMIZERS, adam_condition, adam_remark
 from ssl_lab.optim.inputs import size_of_input
 from ssl_lab.optim.mini_block_fisher import as_blocks, outer
-from ssl_lab.schedule import cosine, linear
+from ssl_lab.schedule import cosine, cyclical, linear, triangular, warm_up
 
 
 def tensors(*shapes, seed=0):
@@ -265,6 +266,27 @@ def test_the_condition_of_generic_adam():
     assert adam_condition(lambda t: 0.1, lambda t: 0.999, 1000) == "sum of rate sqrt(1 - beta2) does not vanish"
     assert adam_condition(lambda t: 0.1, lambda t: 0.9 - t / 1e5, 1000) == "beta2 falls, or is not below 1"
     assert adam_condition(lambda t: 0.1 * t, lambda t: 0.999, 1000) == "rate / sqrt(1 - beta2) rises"
+
+
+@pytest.mark.parametrize(("spec", "words"), [
+    (optim.AdamW(), None),
+    (optim.AdamW(cosine(0.1)), None),
+    (optim.Padam(warm_up(0.05, cosine(0.1))), None),
+    (optim.RAdam(linear(0.1, 0.0, until=0.5)), None),
+    (optim.SGD(triangular(0.001, 0.1)), None),
+    (optim.RAdam(triangular(0.001, 0.1, cycles=2)), r"the learning rate triangular\(0.001, 0.1, cycles=2\) rises ten"),
+    (optim.with_rates(optim.AdamW(cyclical(0.0, 0.1, cycles=3)), {"net.head": 1.0}), "the .* cyclical.* rises tenfold"),
+    (optim.AdamW(betas=(0.9, 1.0)), r"betas=\(0.9, 1.0\): beta2 falls, or is not below 1"),
+])
+def test_what_breaks_adams_condition_is_said(spec, words):
+    said = adam_remark(spec)
+    assert said is None if words is None else re.match(words, said)
+
+
+def test_a_run_says_it_when_it_begins(tmp_path, capsys):
+    once.cache_clear()
+    train(tmp_path, sl.Supervised(flat_net()), steps=1, evaluations=1, optimizer=optim.AdamW(triangular(0.001, 0.1, 2)))
+    assert "note: the learning rate triangular(0.001, 0.1, cycles=2) rises tenfold" in capsys.readouterr().err
 
 
 def test_replicas_and_optimizers_of_ones_own_go_together(tmp_path):

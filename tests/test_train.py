@@ -11,6 +11,7 @@ from test_export import run_folder
 import ssl_lab as sl
 from ssl_lab import advise as advising
 from ssl_lab import train as training
+from ssl_lab.engine import records
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import probe
 from ssl_lab.train import train
@@ -114,7 +115,7 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
 
     def stop(run, at, parts):
         if at.step == 2:
-            run._save(2)
+            records.save(run, 2)
             raise Interrupted("stopped")
         return step(run, at, parts)
 

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lab.data import Pool
-from ssl_lab.data.remarks import loaded
-from ssl_lab.engine.runtime import Runtime
 from ssl_lab.methods import Method
 from ssl_lab.nets import Ema
 from ssl_lab.schedule import Schedule
-
-SELECTION = "weights of the last step, averaged by the method's EMA; fixed before the run"
 
 
 @dataclass(frozen=True)
@@ -39,22 +34,6 @@ class Result:
         return (f"{self.summary['method']} on {self.summary['data']}{labels}: "
                 f"{accuracies}  ({self.summary['steps']} steps, {self.summary['seconds']:.0f} s; "
                 f"{page if page.exists() else self.out})")
-
-
-def summary_of(method: str, techniques: Sequence[str], pool: Pool, runtime: Runtime, measured: Mapping[str, float],
-               split: str, class_names: Sequence[str], seed: int, steps: int, seconds: float, views: str,
-               images: int) -> dict[str, Any]:
-    """What summary.json holds: what a run was, what it took, and what was measured at its end. views: what a person is
-    told of them."""
-    nothing = dict.fromkeys(("valid_accuracy", "valid_accuracy_plain", "test_accuracy", "test_accuracy_plain"))
-    with_them = {"techniques": list(techniques)} if techniques else {}
-    return {"method": method, **with_them, "data": pool.name, "labels": len(pool.labeled),
-            "valid_images": len(pool.valid), "seed": seed, "steps": steps,
-            "seconds": round(seconds, 2), "images_per_second": round(images / seconds, 1),
-            "peak_memory_bytes": runtime.peak_memory_bytes(), **nothing, **measured,
-            "selection": SELECTION, "precision": runtime.precision,
-            "device": str(runtime.device), "ranks": runtime.world, "split": split,
-            "class_names": list(class_names), "loaded": [*loaded(pool), views]}
 
 
 def arguments(method: Method) -> dict[str, Any]:

@@ -25,38 +25,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
-
 from ssl_lab.batch import At, Loss
-from ssl_lab.data import Pool, announce
-from ssl_lab.data.inventory import inventory, write_inventory
-from ssl_lab.engine import checkpoint, evaluate, weights
+from ssl_lab.data import Pool
+from ssl_lab.engine import checkpoint, evaluate, records
 from ssl_lab.engine.callbacks import Callback, Together
-from ssl_lab.engine.card import card_of
 from ssl_lab.engine.checks import check_classes, check_settings
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.feed import Feed
-from ssl_lab.engine.folder import (
-    LATEST,
-    RunFolder,
-    alone_in,
-    check_same,
-    check_same_split,
-    make_way,
-    writes_behind,
-)
+from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, make_way, writes_behind
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.resolve import Timed
-from ssl_lab.engine.result import Result, arguments, summary_of
+from ssl_lab.engine.result import Result
 from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.scale import scaling
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.trackers import Track, chosen
-from ssl_lab.errors import Interrupted, NonFiniteLossError
+from ssl_lab.errors import Interrupted
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
-from ssl_lab.notes import once
 from ssl_lab.optim import SGD, Optimizer, Update
 from ssl_lab.schedule import Scalar
 from ssl_lab.techniques import Technique, Techniques, together
@@ -163,54 +150,28 @@ class Run:
         compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
         self.forward = runtime.wrap(self.method, compile != "off")
         self.update = trainer.update or techniques.update(self.method, runtime.device, trainer.seed)
-        self.optimizer = trainer.optimizer.build(self.method)
-        self.scale = scaling(runtime, self.optimizer)
+        self._begin_optimizer()
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
         timed = Timed(trainer, runtime, self.plain, self.method, pool, self.feed, self.step, compile)
         if timed.settle(saved):
-            self.optimizer = trainer.optimizer.build(self.method)
-            self.scale = scaling(runtime, self.optimizer)
+            self._begin_optimizer()
         self.micro_batches, self.steps, self.compile = timed.micro_batches, timed.steps, timed.compile
-        self.config = self._config(labeled, unlabeled)
+        self.config = records.config_of(self, labeled, unlabeled)
         self.manifest = pool.manifest()
         self.learned = pool.class_names if method.classifies else ()
         if saved:
-            self._restore(saved)
+            records.restore(self, saved)
         self.log_every = -(-self.steps // ROWS)
         self.evaluate_every = self.log_every * max(1, self.steps // (self.log_every * trainer.evaluations))
 
-    def _config(self, labeled: int, unlabeled: int) -> dict[str, Any]:
-        """The settings as they were resolved: the same ones repeat the run."""
-        clip, batch = self.trainer.clip, self.trainer.batch
-        own = {"method": self.plain.name, **arguments(self.plain), "views": self.method.views.texts,
-               "seed": self.trainer.seed, "labeled": labeled, "unlabeled": unlabeled, "forward": self.trainer.forward,
-               "optimizer": repr(self.trainer.optimizer), "clip": repr(clip) if callable(clip) else clip,
-               "batch": repr(batch) if callable(batch) else batch,
-               "shard": self.trainer.shard}
-        return {**(own if self.trainer.config is None else self.trainer.config), "steps": self.steps, "minutes": None,
-                "precision": self.runtime.precision, "out": str(self.folder.path), "resume": None,
-                "micro_batches": self.micro_batches, "compile": self.compile, "techniques": self.techniques.texts}
-
-    def _restore(self, saved: dict[str, Any]) -> None:
-        now = self.config | {"steps": self.trainer.steps or self.steps, "class_names": list(self.learned)}
-        before = saved["config"] | {"class_names": saved.get("class_names", now["class_names"])}
-        check_same(before, now, self.folder.path)
-        check_same_split(saved["split"], self.manifest, self.pool, self.folder.path)
-        weights.restore(saved, self.folder.path, self.method, self.optimizer)
-        if self.scale is not None:
-            self.scale.load_state_dict(saved["scale"])
-        mine = saved["meter"][self.runtime.rank :: self.runtime.world]
-        self.meter.load([row for rows in mine for row in rows])
-        self.start, self.seconds = int(saved["step"]), float(saved["seconds"])
-        self.folder.rows = saved["rows"]
+    def _begin_optimizer(self) -> None:
+        self.optimizer = self.trainer.optimizer.build(self.method)
+        self.scale = scaling(self.runtime, self.optimizer)
 
     def train(self) -> Result:
+        """All steps that are left, and what the run leaves."""
         trainer, runtime = self.trainer, self.runtime
-        self.folder.begin(self.config, self.manifest, self.start)
-        if runtime.main:
-            write_inventory(self.folder.path, inventory(self.pool))
-            announce(self.pool)
-            once(self.feed.said)
+        records.begin(self)
         callbacks = Together(chosen(trainer.callbacks, trainer.track) if runtime.main else [])
         with StopRequest() as stop, callbacks as watching, self.folder.naming_last_checkpoint():
             watching.start(self.plain.name, self.folder.path, self.start, self.steps)
@@ -230,14 +191,14 @@ class Run:
                     watching.row(row)
                 asked, due = runtime.any(stop.asked, time.perf_counter() - saved_at > trainer.checkpoint_seconds)
                 if asked or due or done == self.steps:
-                    self._save(done)
+                    records.save(self, done)
                     saved_at = time.perf_counter()
                 if asked:
                     self.folder.written()
                 if asked and done < self.steps:
                     raise Interrupted(f"stopped at step {done} of {self.steps}; {self.folder.checkpoint} is saved, "
                                       "go on with --resume auto")
-            result = self._finish()
+            result = records.finish(self)
             watching.finish(result.out, self.pool)
             return result
 
@@ -264,34 +225,10 @@ class Run:
         row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
             most = evaluate.worth_measuring(self.feed.images_per_step * self.evaluate_every)
-            row |= self._measure(dict([evaluate.monitored(self.pool, most)]))
+            row |= self.measure(dict([evaluate.monitored(self.pool, most)]))
         return row
 
-    def _measure(self, splits: Mapping[str, evaluate.IntArray],
-                 kept: dict[str, evaluate.Predictions] | None = None) -> dict[str, float]:
+    def measure(self, splits: Mapping[str, evaluate.IntArray],
+                kept: dict[str, evaluate.Predictions] | None = None) -> dict[str, float]:
+        """Metrics of the averaged and of the plain weights; see `evaluate.measure`."""
         return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors, kept)
-
-    def _save(self, done: int) -> None:
-        meter = self.runtime.of_all(self.meter.state())  # stops here if a loss was not finite
-        if not torch.stack([p.isfinite().all() for p in self.method.parameters()]).all():
-            raise NonFiniteLossError(f"the weights are not finite after step {done - 1}")
-        folder = self.folder.path / f"sharded-{done}"
-        state = weights.save(self.method, self.optimizer, folder if self.runtime.shard else None)
-        scaled = {} if self.scale is None else {"scale": self.scale.state_dict()}
-        self.folder.save({**state, **scaled, "meter": meter, "step": done, "steps": self.steps, "seconds": self.seconds,
-                          "precision": self.runtime.precision, "config": self.config, "split": self.manifest["hash"],
-                          "class_names": list(self.learned)})
-        self.runtime.wait()
-
-    def _finish(self) -> Result:
-        pool, predictor = self.pool, self.method.predictor()
-        predicted: dict[str, evaluate.Predictions] = {}
-        measured = self._measure({"valid": pool.valid, "test": pool.test}, predicted)
-        summary = summary_of(self.plain.name, self.techniques.texts, pool, self.runtime, measured,
-                             self.manifest["hash"], self.learned, self.trainer.seed, self.steps, self.seconds,
-                             self.feed.said, self.feed.images_per_step * self.steps)
-        card = card_of(predictor, self.method.classifies, pool, predicted.get("valid"))
-        self.folder.finish(weights.whole_state(predictor), summary, predicted, card)
-        self.runtime.wait()
-        self.method.net.origin = predictor.origin = str(self.folder.path)
-        return Result(summary, self.method, self.folder.path)

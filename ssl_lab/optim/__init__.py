@@ -7,16 +7,17 @@ Optimizations: A Comprehensive Survey" (arXiv 2111.00856). Read in their abstrac
 """
 
 from ssl_lab.optim.adaptive import Muon, Padam, RAdam
+from ssl_lab.optim.generic_adam import adam_condition, adam_remark
 from ssl_lab.optim.inputs import INSGD, NSGD
 from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
-from ssl_lab.optim.named import OPTIMIZERS, adam_condition, optimizer
+from ssl_lab.optim.named import OPTIMIZERS, optimizer
 from ssl_lab.optim.rates import with_rates
 from ssl_lab.optim.scaling import largest_eigenvalue, scaled_rate, stable_rate
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups
 from ssl_lab.optim.update import Closure, Update, plain
 
 __all__ = ["INSGD", "KOALA", "KOALAM", "LARS", "NSGD", "OPTIMIZERS", "SGD", "AdamW", "Closure", "MiniBlockFisher",
-           "Muon", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "largest_eigenvalue", "optimizer",
-           "parameter_groups", "plain", "scaled_rate", "stable_rate", "with_rates"]
+           "Muon", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "adam_remark", "largest_eigenvalue",
+           "optimizer", "parameter_groups", "plain", "scaled_rate", "stable_rate", "with_rates"]

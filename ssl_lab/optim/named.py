@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -51,30 +49,6 @@ def in_the_course_of(other: Scalar, peak: float) -> Scalar:
         return peak
     most = max(other(step / 1000) for step in range(1000))
     return Schedule(f"{other!r} with a peak of {peak}", lambda t: peak * other(t) / most)
-
-
-def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], steps: int) -> str | None:
-    """What of the sufficient condition for Adam's convergence does not hold over so many steps, None if all does.
-
-    rate, theta: learning rate and beta2 of step t = 1 ... T. The condition (Chen et al. 2022, arXiv 2101.05471, Generic
-    Adam): theta does not fall and stays below 1; rate / sqrt(1 - theta) is, up to constants, not increasing (here: at
-    no time 10 times what it was before); and sum_t rate_t sqrt(1 - theta_t) / (T rate_T) goes to 0 (here: it is smaller
-    for T than for T / 10). Fixed values, which everybody uses, fail the last: it is sufficient, not necessary.
-    """
-    rates, thetas = ([part(t) for t in range(1, steps + 1)] for part in (rate, theta))
-    if any(b < a for a, b in itertools.pairwise(thetas)) or not all(0 <= value < 1 for value in thetas):
-        return "beta2 falls, or is not below 1"
-    least = math.inf
-    for value in (a / math.sqrt(1 - b) for a, b in zip(rates, thetas, strict=True)):
-        if value > 10 * least:
-            return "rate / sqrt(1 - beta2) rises"
-        least = min(least, value)
-
-    def rest(last: int) -> float:
-        total = sum(a * math.sqrt(1 - b) for a, b in zip(rates[:last], thetas[:last], strict=True))
-        return total / (last * rates[last - 1])
-
-    return None if rest(steps) < 0.9 * rest(max(1, steps // 10)) else "sum of rate sqrt(1 - beta2) does not vanish"
 
 
 def _maker(name: str) -> Callable[..., Optimizer | Schedule]:
