@@ -26,8 +26,12 @@ class EntropySGD(StepTechnique):
     decay are the optimizer's, whose own rule and momenta play no part. The noise is the same on all ranks.
 
     gamma: how strongly x' is held near x; it is to grow. pull: eta gamma in the paper: 1 goes to mu. noise, average,
-    steps: eps, alpha and L. Checked against the equation of the paper and the constants of its code; that gamma goes
-    from 0.1 to 1, and batches of their own for each inner step, as in Chaudhari et al., are our choice.
+    steps: eps, alpha and L. Even with one step and no noise it is no plain step, for mu lags behind x'.
+
+    Checked against Chaudhari's code (ucla-vision/entropy-sgd at 61329f9, `python/optim.py`), of which inner steps,
+    noise, average and constants are: a batch of its own for each inner step, decay in it, pull the outer learning rate.
+    There both loops also have Nesterov momentum, the outer one decays again, inner steps have a fixed rate of 0.1, and
+    gamma grows by (1 + 1e-3)^t. No code of Pittorino's was found; that gamma goes from 0.1 to 1 is our choice.
     """
 
     name = "entropy_sgd"

@@ -23,8 +23,10 @@ class ReplicatedSGD(StepTechnique):
     first replica's passes.
 
     replicas: y; one is the plain step. gamma: it is to grow. spread: replicas but the first begin with Gaussian noise
-    of so many times the root mean square of each tensor. Checked against the equation of the paper; that replicas begin
-    from one net, as a method is given one, and that gamma goes from 0.1 to 1, are our choice.
+    of so many times the root mean square of each tensor.
+
+    By the equation of the paper, of which no code was found. That replicas begin from one net, as a method is given
+    one, and that gamma goes from 0.1 to 1, are our choice.
     """
 
     name = "replicated_sgd"
