@@ -121,3 +121,14 @@ def test_the_growth_matrix_is_the_mean_over_micro_batches():
     for both, one, two in zip(technique._notes.mean(), *found, strict=True):
         torch.testing.assert_close(both, (one + two) / 2, rtol=1e-4, atol=1e-6)
         assert both.any()
+
+
+def test_the_growth_matrix_is_not_rounded_by_autocast():
+    """It runs within the step's autocast; on some processors convolutions of two types are refused."""
+    net = sl.net("tiny_16", 10, Style(3, 28, 28))
+    pair, draw = next(iter(pairs(net))), torch.Generator().manual_seed(0)
+    x, slope = (torch.randn(3, 16, 28, 28, generator=draw) for _ in range(2))
+    expected = growth_matrix(pair, x, slope)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = growth_matrix(pair, x, slope)
+    assert found.equal(expected)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.nets.residual import Residual, WideBlock
 
 ENTRIES = 2**24  # of the gradients of one part of a growth matrix
@@ -59,15 +60,16 @@ def growth_matrix(pair: Pair, x: Tensor, slope: Tensor) -> Tensor:
     rest = [size[0] - (slope.shape[2] - 1) * down + 2 * int(second.padding[0]) - high,
             size[1] - (slope.shape[3] - 1) * right + 2 * int(second.padding[1]) - wide]
     parts = []
-    for some in torch.split(slope, max(1, ENTRIES // (len(x) * taps * size[0] * size[1])), dim=1):
-        count = some.shape[1]
-        one_tap = torch.eye(taps, device=x.device, dtype=x.dtype).view(taps, high, wide).repeat(count, 1, 1, 1)
-        hidden = F.conv_transpose2d(some, one_tap.view(count, taps, high, wide), stride=second.stride,
-                                    padding=[int(p) for p in second.padding], output_padding=rest, groups=count)
-        hidden = hidden - hidden.mean((0, 2, 3), keepdim=True)  # as BatchNorm passes it back
-        shape = (count * taps, x.shape[1], *first.kernel_size)
-        found: Tensor = conv2d_weight(x, shape, hidden, first.stride, first.padding)  # type: ignore[no-untyped-call]
-        parts.append(found.flatten(1))
+    with full_precision(x.device):
+        for some in torch.split(slope, max(1, ENTRIES // (len(x) * taps * size[0] * size[1])), dim=1):
+            count = some.shape[1]
+            one_tap = torch.eye(taps, device=x.device, dtype=x.dtype).view(taps, high, wide).repeat(count, 1, 1, 1)
+            hidden = F.conv_transpose2d(some, one_tap.view(count, taps, high, wide), stride=second.stride,
+                                        padding=[int(p) for p in second.padding], output_padding=rest, groups=count)
+            hidden = hidden - hidden.mean((0, 2, 3), keepdim=True)  # as BatchNorm passes it back
+            shape = (count * taps, x.shape[1], *first.kernel_size)
+            found: Tensor = conv2d_weight(x, shape, hidden, first.stride, first.padding)  # type: ignore[no-untyped-call]
+            parts.append(found.flatten(1))
     matrix = torch.cat(parts)
     assert len(matrix) == outputs * taps
     return matrix
