@@ -67,6 +67,7 @@ OFF = {
     "cure": "cure(weight=0)",
     "perturbation_margin": "perturbation_margin(weight=0)",
     "corrupt_labels": "corrupt_labels(share=0)",
+    "head_norm": "head_norm",
 }
 
 

@@ -45,6 +45,13 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
     product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
     Every new direction is made orthogonal to all before it, so that rounding brings no eigenvalue twice.
     """
+    return float(torch.linalg.eigvalsh(lanczos(product, weights, steps, seed))[-1])
+
+
+def lanczos(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int,
+            seed: int = 0) -> Tensor:
+    """float64 [k, k], on the CPU: the tridiagonal matrix that a symmetric H is in a Krylov space of k <= `steps`
+    dimensions from a random direction of length 1. product, weights: see `largest_eigenvalue`."""
     sizes, like = [w.numel() for w in weights], weights[0]
     draw = torch.randn(sum(sizes), generator=generator(seed, "lanczos"), dtype=torch.float64)
     basis = [(draw / draw.norm()).to(like.device, like.dtype)]
@@ -66,4 +73,4 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
     small = torch.diag(torch.tensor(diagonal, dtype=torch.float64))
     for offset in (1, -1):
         small += torch.diag(torch.tensor(beside, dtype=torch.float64), offset)
-    return float(torch.linalg.eigvalsh(small)[-1])
+    return small

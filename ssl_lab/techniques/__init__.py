@@ -44,6 +44,7 @@ from ssl_lab.techniques.term.class_weights import ClassWeights
 from ssl_lab.techniques.term.cure import CURE
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
 from ssl_lab.techniques.term.deep_supervision import DeepSupervision
+from ssl_lab.techniques.term.head_norm import HeadNorm
 from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.mixing import CutMix, MixUp
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
@@ -78,6 +79,7 @@ _ALL: tuple[type[Technique], ...] = (
     SAT,
     SecondOrder,
     PerturbationMargin,
+    HeadNorm,
     CyclicalFocal,
     Temperature,
     ClassWeights,
@@ -171,6 +173,7 @@ __all__ = [
     "EntropySGD",
     "GradInit",
     "GradMax",
+    "HeadNorm",
     "Kind",
     "LayerwiseReinit",
     "Lookahead",

@@ -66,8 +66,9 @@ def second_order(net: Net, x: Tensor, targets: Tensor, radius: float, size: int 
         steps = [radius * F.normalize(d) for d in (krylov(product, g, size), g)]
         steps = [step * torch.where((g * step).sum(1, keepdim=True) < 0, -1.0, 1.0) for step in steps]
         promised = [(g * step + step * product(step) / 2).sum(1) for step in steps]
-    better = (promised[0] >= promised[1])[:, None]
-    return (x + torch.where(better, *steps).view_as(x)).clamp(0, 1).detach()
+    best = torch.where((promised[0] >= promised[1])[:, None], steps[0], steps[1])
+    moved: Tensor = (x + best.view_as(x)).clamp(0, 1).detach()
+    return moved
 
 
 def krylov(product: Callable[[Tensor], Tensor], b: Tensor, size: int) -> Tensor:
@@ -87,4 +88,5 @@ def krylov(product: Callable[[Tensor], Tensor], b: Tensor, size: int) -> Tensor:
         basis.append(torch.where(real, F.normalize(fresh), 0.0))
     space, seen = (torch.stack(each, dim=2).double() for each in (basis[:size], images))
     weights = torch.linalg.pinv(seen.mT @ seen, hermitian=True, rtol=1e-12) @ (seen.mT @ b.double()[:, :, None])
-    return (space @ weights)[:, :, 0].to(b.dtype)
+    found: Tensor = (space @ weights)[:, :, 0].to(b.dtype)
+    return found

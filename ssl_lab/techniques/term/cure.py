@@ -65,7 +65,8 @@ def bending(net: Net, x: Tensor, targets: Tensor, h: float) -> Tensor:
         z = h * F.normalize((slope * net.std).sign().flatten(1)).view_as(x)
         there = _losses(net, here + z * net.std, targets)
         change, = torch.autograd.grad(there - _losses(net, here, targets), here, create_graph=True)
-    return (change * net.std).flatten(1).norm(dim=1).mean()
+    mean: Tensor = (change * net.std).flatten(1).norm(dim=1).mean()
+    return mean
 
 
 def _losses(net: Net, x: Tensor, targets: Tensor) -> Tensor:

@@ -68,9 +68,10 @@ def margins(logits: Tensor, targets: Tensor) -> Tensor:
     return (right - logits.scatter(1, targets[:, None], -torch.inf).amax(dim=1, keepdim=True))[:, 0]
 
 
-def worst_change(net: Net, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def worst_change(net: Net, x: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     """Logits [B, C] in evaluation mode, and c [B]: |f_i - f_j| changes by at most c_b for any two classes, whatever
     change each weight W of a layer suffers of |change|_inf <= radius |W|_inf (the largest absolute sum of a row).
+    radius: a number, or one for each image, [B].
 
     Layer by layer, d' = (1 + radius) |W|_inf d + radius |W|_inf |a|_inf of inputs a that change by up to d; branches
     add; activations do not stretch; c = 2 d of the logits. Of layers without biases whose inputs are as large as they
@@ -82,7 +83,7 @@ def worst_change(net: Net, x: Tensor, radius: float) -> tuple[Tensor, Tensor]:
     return logits, 2 * change
 
 
-def _through(part: nn.Module, x: Tensor, change: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+def _through(part: nn.Module, x: Tensor, change: Tensor, radius: float | Tensor) -> tuple[Tensor, Tensor]:
     """The part's output, and by how much any of its values can change, [B]."""
     if isinstance(part, nn.Sequential) and type(part).forward is nn.Sequential.forward:
         for each in part:

@@ -1,0 +1,27 @@
+"""By how much weights may change before an answer can (after Tsai et al. 2021, arXiv 2103.02200)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_lab.nets import Net
+from ssl_lab.techniques.term.perturbation_margin import margins, worst_change
+
+HALVINGS = 40
+
+
+@torch.no_grad()
+def safe_radius(net: Net, x: Tensor, targets: Tensor) -> Tensor:
+    """float [B]: the largest radius at which the bound `worst_change` stays below the margin of the right class, so
+    that no change of each layer's weights by that share of their norm makes the answer wrong; 0 where it is wrong now.
+
+    x: float [B, C, H, W] in [0, 1]. targets: int64 [B]. By halving an interval, to 1e-12. The bound is safe and loose:
+    larger changes may be harmless, too.
+    """
+    low = torch.zeros(len(x), dtype=x.dtype, device=x.device)
+    for power in range(HALVINGS):
+        tried = 2.0 ** -(power + 1)
+        logits, change = worst_change(net, x, low + tried)
+        low = torch.where(change < margins(logits, targets), low + tried, low)
+    return low

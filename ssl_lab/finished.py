@@ -1,0 +1,55 @@
+"""A finished run to be looked into: what it left, its net, and the images that it was trained and tested on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ssl_lab.config import reading_of
+from ssl_lab.data import Pool, load
+from ssl_lab.engine.card import Card
+from ssl_lab.errors import UsageError
+from ssl_lab.nets import Net
+from ssl_lab.nets.start import start_net
+from ssl_lab.report.stored import StoredRun
+
+
+@dataclass(frozen=True)
+class Finished:
+    """stored: numbers and settings. net: the one that the run reports. pool: its images, split as the run was."""
+
+    stored: StoredRun
+    net: Net
+    pool: Pool
+
+    @property
+    def techniques(self) -> list[str]:
+        """The texts of those that it was trained with."""
+        return list(self.stored.summary.get("techniques") or [])
+
+    @property
+    def seed(self) -> int:
+        return int(self.stored.summary.get("seed") or 0)
+
+    @classmethod
+    def read(cls, run: str | Path, data: str | None = None, data_dir: Path | None = None) -> Finished:
+        """The run in this folder. data, data_dir: where its images lie now, if not where they lay for the run.
+
+        UsageError if there is none, if it trained no classifier, or if the images are others than the run's.
+        """
+        folder = Path(run)
+        stored, card = StoredRun.read(folder), Card.read(folder)
+        if not stored.class_names:
+            raise UsageError(f"the run in {folder} learned no classes; fine-tune it first (recipes/finetune.py)")
+        if card.kind != "net":
+            raise UsageError(f"the run in {folder} is of several parts ({card.kind}); give one that trained a net")
+        named = data or stored.settings.get("data")
+        if not isinstance(named, str):
+            raise UsageError(f"{folder}/config.yaml does not say which images the run was of; name them with --data")
+        reading = reading_of(stored.settings) | ({} if data_dir is None else {"data_dir": data_dir})
+        pool = load(named, **reading)
+        if stored.split.get("pixels") not in (None, pool.images.fingerprint()):
+            raise UsageError(f"{named} has other images now than the run in {folder} had: some came, went or changed. "
+                             "Name those of the run with --data")
+        pool = pool.split(labeled=folder / "split.json")
+        return cls(stored, start_net(str(folder), pool.class_names, pool.style), pool)
