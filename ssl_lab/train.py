@@ -65,6 +65,9 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     end = time.perf_counter() + 60 * minutes
     if minutes <= 0:
         raise UsageError(f"minutes={minutes:g}: expected a positive number")
+    if view and (method is None or method in LEARNERS):
+        raise UsageError(f"--view {view[0]}: views are those of a method that trains a net; name it too, as in "
+                         "--method fixmatch --view strong=simclr")
     if resume is None:
         make_way(out)
     how: dict[str, Any] = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
@@ -77,9 +80,6 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     runtime = Runtime.start(device)
     groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes,
                                  runtime)
-    if view and (method is None or method in LEARNERS):
-        raise UsageError(f"--view {view[0]}: views are those of a method that trains a net; name it too, as in "
-                         "--method fixmatch --view strong=simclr")
     trainings = [replace(plan, view=view) for plan in trainings]
     plan = _plan_of(out, method, view) if resume else None
     if plan is None:

@@ -352,3 +352,42 @@ def test_all_methods_views_are_known_or_say_so():
     for method in methods.METHODS.values():
         for kind in getattr(method, "views", sl.methods.Views()).texts.values():
             assert all(":" not in text for text in kind.values())
+
+
+def test_a_view_is_held_to_the_contract_once():
+    """For each style; both kinds of images may have it, and many runs of a process."""
+    seen = []
+
+    def counted(style, least=0.5):
+        def view(images, draw):
+            seen.append(images.shape)
+            return images / 255 * draw.to_device(draw.uniform(1, 1, 1, low=least))
+        return view
+
+    style, other = Style(1, 8, 8, (0.5,), (0.25,)), Style(1, 9, 8, (0.5,), (0.25,))
+    built("weak", counted, style)
+    tried = len(seen)
+    assert tried > 4
+    built("strong", counted, style)
+    assert len(seen) == tried
+    built("weak", counted, other)
+    assert len(seen) == 2 * tried
+    for _ in range(2):
+        built("weak", partial(counted, least=0.25), style)
+    assert len(seen) == 3 * tried
+    wrong = lambda style: lambda images, draw: images  # noqa: E731
+    for _ in range(2):  # what was refused is refused again
+        with pytest.raises(UsageError, match="expected float32"):
+            built("weak", wrong, style)
+
+
+def test_modules_of_kornia_are_tried_once(monkeypatch):
+    calls, forward = [], K.RandomGrayscale.forward
+    monkeypatch.setattr(K.RandomGrayscale, "forward",
+                        lambda *given, **named: calls.append(1) or forward(*given, **named))
+    style = Style(3, 8, 8)
+    for factory in (kornia(K.RandomGrayscale(p=0.3)), partial(VIEWS["simclr_kornia"], gray=0.3)):
+        calls.clear()
+        for _ in range(3):
+            factory(style)
+        assert len(calls) == 3, "the whole, again, and half of it"

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -61,21 +61,7 @@ class Kornia:
         if self.mirrors and not self.style.flip:
             once(LEFT_OUT)
             object.__setattr__(self, "modules", tuple(each for each in self.modules if type(each).__name__ != FLIP))
-        shape = (4, self.style.channels, self.style.height, self.style.width)
-        images = torch.randint(0, 256, shape, generator=generator("kornia"), dtype=torch.uint8)
-        try:
-            found, again, half = (self(images[rows], Draw(("kornia", "tried"), 4, rows, torch.device("cpu")))
-                                  for rows in (slice(0, 4), slice(0, 4), slice(2, 4)))
-        except Exception as error:  # modules raise anything for images that they do not take
-            raise UsageError(f"{self!r} cannot take images of {shape[1]} channels and {shape[2]} x {shape[3]} pixels: "
-                             f"{' '.join(str(error).split())[:200]}") from error
-        if found.shape != images.shape:
-            raise UsageError(f"{self!r} makes images of {list(found.shape[1:])} out of {list(shape[1:])}; give its "
-                             "crops and resizes the size of the images")
-        if not (torch.equal(found, again) and torch.equal(found[2:], half)):
-            raise UsageError(f"{self!r} draws random numbers while it computes pixels, or makes one decision for the "
-                             "whole batch: two ranks would see other images than one, and a resumed run others again. "
-                             "Leave out the augmentation that does")
+        _try(self)
 
     def __repr__(self) -> str:
         return f"kornia({', '.join(type(module).__name__ for module in self.modules)})"
@@ -99,6 +85,26 @@ class Kornia:
             else:
                 pixels = module(pixels, params=own)
         return pixels.clamp(0, 1).contiguous()
+
+
+@lru_cache(maxsize=64)
+def _try(view: Kornia) -> None:
+    """UsageError for what takes no images of the style or does not keep the contract; once for the same modules."""
+    shape = (4, view.style.channels, view.style.height, view.style.width)
+    images = torch.randint(0, 256, shape, generator=generator("kornia"), dtype=torch.uint8)
+    try:
+        found, again, half = (view(images[rows], Draw(("kornia", "tried"), 4, rows, torch.device("cpu")))
+                              for rows in (slice(0, 4), slice(0, 4), slice(2, 4)))
+    except Exception as error:  # modules raise anything for images that they do not take
+        raise UsageError(f"{view!r} cannot take images of {shape[1]} channels and {shape[2]} x {shape[3]} pixels: "
+                         f"{' '.join(str(error).split())[:200]}") from error
+    if found.shape != images.shape:
+        raise UsageError(f"{view!r} makes images of {list(found.shape[1:])} out of {list(shape[1:])}; give its "
+                         "crops and resizes the size of the images")
+    if not (torch.equal(found, again) and torch.equal(found[2:], half)):
+        raise UsageError(f"{view!r} draws random numbers while it computes pixels, or makes one decision for the "
+                         "whole batch: two ranks would see other images than one, and a resumed run others again. "
+                         "Leave out the augmentation that does")
 
 
 def _rows(name: str, value: Any, draw: Draw) -> Any:

@@ -7,13 +7,14 @@ here values are not rounded to whole gray levels between operations. `ssl-lab be
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ssl_lab.batch import Draw, Style
 from ssl_lab.views import ops
-from ssl_lab.views.base import View, to_unit
+from ssl_lab.views.base import View, ViewFactory, to_unit
 from ssl_lab.views.color import JITTERED
 from ssl_lab.views.contrastive import SIGMA, SimCLRView
 from ssl_lab.views.foreign import kornia
@@ -52,18 +53,25 @@ def simclr_kornia(style: Style, area: float | None = None, jitter: tuple[float, 
 
     Arguments are those of `SimCLRView`. The order of the jitter's changes is one for the batch.
     """
+    ours = SimCLRView(style, area, jitter and (*jitter,), gray, blur, solarize, most)
+    return _by_kornia(ours)(style)
+
+
+@lru_cache(maxsize=64)
+def _by_kornia(ours: SimCLRView) -> ViewFactory:
+    """Modules that do as this view; the same ones for an equal one, so that they are tried once."""
     from kornia import augmentation as of
 
-    ours = SimCLRView(style, area, jitter, gray, blur, solarize, most)
+    style = ours.style
     size = style.height, style.width
-    modules = [of.RandomResizedCrop(size, scale=(ours._area, most), ratio=(3 / 4, 4 / 3))]
+    modules = [of.RandomResizedCrop(size, scale=(ours._area, ours.most), ratio=(3 / 4, 4 / 3))]
     modules += [of.RandomHorizontalFlip(p=0.5)] if style.flip else []
-    modules += [of.ColorJitter(*ours._jitter, p=JITTERED), of.RandomGrayscale(p=gray)]
+    modules += [of.ColorJitter(*ours._jitter, p=JITTERED), of.RandomGrayscale(p=ours.gray)]
     if not ours._small:
-        modules.append(of.RandomGaussianBlur(tuple(side // 20 * 2 + 1 for side in size), SIGMA, p=blur))
-    if solarize:
-        modules.append(of.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=solarize))
-    return kornia(*modules)(style)
+        modules.append(of.RandomGaussianBlur(tuple(side // 20 * 2 + 1 for side in size), SIGMA, p=ours.blur))
+    if ours.solarize:
+        modules.append(of.RandomSolarize(thresholds=(0.5, 0.5), additions=(0.0, 0.0), p=ours.solarize))
+    return kornia(*modules)
 
 
 def flip_and_shift(pixels: Tensor, draw: Draw, style: Style) -> Tensor:
