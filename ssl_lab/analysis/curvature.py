@@ -55,4 +55,4 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
 def spectrum_by_class(land: Landscape, steps: int = 20, seed: int = 0) -> dict[int, Spectrum]:
     """That of each class's images alone (Rangwani et al. 2022, arXiv 2212.13827): a class that training has brought to
     a saddle, and not to a valley, has a smallest eigenvalue far below 0 beside its largest one."""
-    return {label: spectrum(land.part(land.y == label), steps, seed=seed) for label in land.y.unique().tolist()}
+    return {label: spectrum(land.part(land.y == label), steps, seed=seed) for label in sorted(set(land.y.tolist()))}

@@ -22,7 +22,7 @@ def sharpness(land: Landscape, radius: float, m: int | None = None, steps: int =
         raise UsageError(f"sharpness: radius={radius}, m={m}, steps={steps}; expected a radius of 0 or more, 1 image "
                          "and 1 step or more")
     rise, count = 0.0, len(land.y)
-    for rows in torch.arange(count, device=land.y.device).split(m or count):
+    for rows in torch.split(torch.arange(count, device=land.y.device), m or count):
         part = land.part(rows)
         shifts = [torch.zeros_like(w) for w in land.weights]
         for _ in range(steps):

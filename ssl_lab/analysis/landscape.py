@@ -90,7 +90,7 @@ class Landscape:
         return logits
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.x.split(ROWS), self.y.split(ROWS), strict=True)
+        return zip(torch.split(self.x, ROWS), torch.split(self.y, ROWS), strict=True)
 
     def _summed(self, of: Callable[[Tensor], Sequence[Tensor]]) -> list[Tensor]:
         """The sum over parts of what `of` gives for each part's share of the loss."""
