@@ -18,7 +18,8 @@ from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.oracle import Asked, FromFile, write_questions
 from ssl_lab.active.votes import Vote, agree
 from ssl_lab.data import Pool, load
-from ssl_lab.data.cells import csv_text, decoded, read_table, rows_of, safe, unescaped
+from ssl_lab.data.cells import csv_text, read_table, rows_of, safe, unescaped
+from ssl_lab.data.delimited import decoded
 from ssl_lab.errors import UsageError
 
 FILES = ("a/one.png", "a/two 2.png", "b/three.png", "b/four.png", "c/one.png", "top.jpg")

@@ -10,8 +10,9 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 from ssl_lab.data import Pool
-from ssl_lab.data.cells import legacy, unescaped
+from ssl_lab.data.cells import unescaped
 from ssl_lab.data.decode import SUFFIXES
+from ssl_lab.data.delimited import legacy
 from ssl_lab.data.words import missing, same
 from ssl_lab.errors import UsageError
 

@@ -3,25 +3,21 @@ can make a spreadsheet run it, and file names need not be UTF-8: both ways are l
 
 from __future__ import annotations
 
-import codecs
 import csv
-import io
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ssl_lab.data.delimited import LONE, decoded, records
 from ssl_lab.errors import UsageError
 
-_DELIMITERS = ",;\t|"
-_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 _NO_TEXT = {b"PK\x03\x04": "a zip file or an Excel workbook; unzip it, or save it as CSV",
             b"\xd0\xcf\x11\xe0": "an Excel workbook; save it as CSV"}
 _FORMULA = re.compile("'*[=+\\-@\t\r]")  # what a spreadsheet would run, perhaps with our marks before it
 _NUMBER = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?")
 _TO_QUOTE = re.compile('^ |[",;\t|\r\n]| $')
-_LONE = re.compile("[\udc80-\udcff]")  # bytes of a name that is not UTF-8, as Python keeps them
 _WRITTEN = re.compile(r"\\udc[89a-f][0-9a-f]")
 
 
@@ -51,32 +47,10 @@ def read_table(path: Path) -> Any:
     return rows_of(text, str(path))
 
 
-def decoded(content: bytes) -> str:
-    """A file's text. Bytes that are no UTF-8 stay in it as `os.fsdecode` has them; `legacy` reads them."""
-    for mark, encoding in _BOMS.items():
-        if content.startswith(mark):
-            return content.decode(encoding, "surrogateescape" if mark == codecs.BOM_UTF8 else "strict")
-    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark, half of Latin text is zeros
-        if len(content) > 1 and content[start::2].count(0) > len(content) / 4:
-            return content.decode(encoding)
-    return content.decode("utf-8", "surrogateescape")
-
-
-def legacy(text: str) -> str:
-    """The text with bytes that are no UTF-8 read as Windows-1252, which old spreadsheets write."""
-    if not _LONE.search(text):
-        return text
-    return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
-
-
 def rows_of(text: str, where: str) -> list[dict[str, Any]]:
     """The rows of a CSV text; see `read_table`."""
-    first, _, rest = text.partition("\n")
-    told = re.fullmatch(r'"?sep=(.)"?\s*', first, re.IGNORECASE)
-    reader = csv.reader(io.StringIO(rest if told else text, newline=""),
-                        delimiter=told[1] if told else _delimiter(text))
     try:
-        lines = [line for line in reader if any(cell.strip() for cell in line)]
+        lines = [line for _, line in records(text)]
     except csv.Error as error:
         raise UsageError(f"cannot read {where}: {error}") from error
     columns = [cell.strip().lower() for cell in lines[0]] if lines else []
@@ -91,12 +65,6 @@ def rows_of(text: str, where: str) -> list[dict[str, Any]]:
             row.setdefault(column, cell)
         rows.append(row)
     return rows
-
-
-def _delimiter(text: str) -> str:
-    """The one that cuts the first line into the most cells; the comma where none does."""
-    header = next((line for line in text.splitlines() if line.strip()), "")
-    return max(_DELIMITERS, key=lambda delimiter: len(next(csv.reader([header], delimiter=delimiter), [])))
 
 
 def _json(text: str, path: Path) -> Any:
@@ -121,7 +89,7 @@ def _quoted(cell: str) -> str:
 
 def safe(cell: str) -> str:
     """A cell that a spreadsheet shows and does not run: with a ' before what would be a formula."""
-    cell = _LONE.sub(lambda byte: f"\\u{ord(byte[0]):x}", cell)
+    cell = LONE.sub(lambda byte: f"\\u{ord(byte[0]):x}", cell)
     return "'" + cell if _FORMULA.match(cell) and not _NUMBER.fullmatch(cell) else cell
 
 

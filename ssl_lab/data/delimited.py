@@ -8,14 +8,15 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ssl_lab.errors import UsageError
 
-_DELIMITERS = (",", ";", "\t", "|")
-_BOMS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+_DELIMITERS = ",;\t|"
+_BOMS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
+_TOLD = re.compile(r'"?sep=(.)"?\s*\n', re.IGNORECASE)  # as Excel has it
+LONE = re.compile("[\udc80-\udcff]")  # bytes that are no UTF-8, as Python keeps them
 _SAMPLE = 50
 
 
@@ -29,15 +30,15 @@ class Row(NamedTuple):
 def read_rows(path: Path) -> tuple[list[str], list[Row], list[str]]:
     """The first row, the others that are not empty, and notes. UsageError if the file cannot be read.
 
-    Text is UTF-8, UTF-16 or, with a note, Windows-1252. Of comma, semicolon, tab and bar, that one delimits which parts
-    most of the first rows in as many fields as the first row has, and in the most.
+    Text is UTF-8, UTF-16 or, with a note, Windows-1252; for the delimiter see `records`.
     """
     notes: list[str] = []
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix.lower() == ".gz" else path.read_bytes()
-        text = re.sub(r"\Asep=.\s*\n", "", _decoded(content, path, notes))  # as Excel reads it
-        delimiter = max(_DELIMITERS, key=lambda each: _fit(text, each))
-        rows = [Row(line, fields) for line, fields in _rows(text, delimiter)]
+        text = decoded(content)
+        if LONE.search(text):
+            notes.append(f"{path.name} is not UTF-8 and is read as Windows-1252")
+        rows = [Row(line, [field.strip() for field in fields]) for line, fields in records(legacy(text), spaces=False)]
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read {path}: {error}") from error
     except csv.Error as error:
@@ -47,31 +48,48 @@ def read_rows(path: Path) -> tuple[list[str], list[Row], list[str]]:
     return rows[0].fields, rows[1:], notes
 
 
-def _decoded(content: bytes, path: Path, notes: list[str]) -> str:
-    encoding = next((name for mark, name in _BOMS if content.startswith(mark)), None)
-    if encoding is None and len(content) > 3 and (zeros := content[:400].count(0)) > len(content[:400]) / 3:
-        encoding = "utf-16-le" if content[1:400:2].count(0) * 2 > zeros else "utf-16-be"  # without its mark
-    if encoding:
-        return content.decode(encoding)
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError:
-        notes.append(f"{path.name} is not UTF-8 and is read as Windows-1252")
-        return content.decode("cp1252", errors="replace")
+def decoded(content: bytes) -> str:
+    """A file's text. Bytes that are no UTF-8 stay in it as `os.fsdecode` has them; `legacy` reads them."""
+    for mark, encoding in _BOMS.items():
+        if content.startswith(mark):
+            return content.decode(encoding, "surrogateescape" if mark == codecs.BOM_UTF8 else "strict")
+    for start, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):  # without a mark, half of Latin text is zeros
+        if len(content) > 1 and content[start::2].count(0) > len(content) / 4:
+            return content.decode(encoding)
+    return content.decode("utf-8", "surrogateescape")
 
 
-def _rows(text: str, delimiter: str) -> list[tuple[int, list[str]]]:
-    """Line numbers and stripped fields of all rows that hold something."""
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    stripped = ((reader.line_num, [field.strip() for field in fields]) for fields in reader)
-    return [(line, fields) for line, fields in stripped if any(fields)]
+def legacy(text: str) -> str:
+    """The text with bytes that are no UTF-8 read as Windows-1252, which old spreadsheets write."""
+    if not LONE.search(text):
+        return text
+    return text.encode("utf-8", "surrogateescape").decode("cp1252", "replace")
+
+
+def records(text: str, spaces: bool = True) -> list[tuple[int, list[str]]]:
+    """The rows of a CSV text that hold something, each with the line on which it ends. csv.Error for what is none.
+
+    The delimiter is the one that a first line tells (sep=;), or of comma, semicolon, tab and bar the one that parts
+    most of the first rows in as many fields as the first row has, and in the most. spaces: whether those before a field
+    are part of it.
+    """
+    told = _TOLD.match(text)
+    if told:
+        text = text[told.end():]
+    delimiter = told[1] if told else max(_DELIMITERS, key=lambda each: _fit(text, each))
+    return _rows(text, delimiter, spaces)
+
+
+def _rows(text: str, delimiter: str, spaces: bool) -> list[tuple[int, list[str]]]:
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=not spaces)
+    return [(reader.line_num, fields) for fields in reader if any(field.strip() for field in fields)]
 
 
 def _fit(text: str, delimiter: str) -> tuple[int, int]:
     """How many of the first rows have as many fields as the first one, and how many these are; (0, 0) for one."""
     begin = "".join(text.splitlines(keepends=True)[:_SAMPLE])
     try:
-        rows: Sequence[tuple[int, list[str]]] = _rows(begin, delimiter)
+        rows = _rows(begin, delimiter, spaces=False)
     except csv.Error:
         return 0, 0
     width = len(rows[0][1]) if rows else 0
