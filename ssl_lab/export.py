@@ -29,6 +29,8 @@ from ssl_lab.nets.stored import KEY, metadata, one_line, read_weights
 
 Format = Literal["timm", "onnx", "torchscript"]
 SUFFIXES = {"timm": "safetensors", "onnx": "onnx", "torchscript": "pt"}
+IMAGES = 5
+"""Random ones, that outputs are compared on."""
 TOLERANCE = 1e-4
 """Of the largest difference, relative to the largest output (or to 1)."""
 
@@ -52,21 +54,28 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
     net, style, classifies = finished(run, image_size)
     out = out or run / "exported" / f"model.{SUFFIXES[to]}"
     model = Exported(net, "logits" if classifies else "features").eval()
-    images = torch.rand(5, style.channels, style.height, style.width, generator=generator("export"))
+    content, shape, difference, usage = written(model, style, to, out)
+    write_atomically(out, lambda file: file.write(content))
+    print(f"{out}: {model.output} {shape} of images {[style.channels, style.height, style.width]}; largest difference "
+          f"{difference:.1e} over {IMAGES} random images\n{usage}")
+    if classifies:
+        where = f"; {_WHERE[to].format(out=str(out))}" if net.class_names else ""
+        print(f"classes: {shown(net.class_names)}{where}")
+    return difference
+
+
+def written(model: Exported, style: Style, to: Format, out: Path) -> tuple[bytes, list[int], float, str]:
+    """What a file `out` of this format is to hold, the shape of a row of its output, by how much that differs from the
+    net's, and how the file is loaded. UsageError where it differs by more than rounding."""
+    images = torch.rand(IMAGES, style.channels, style.height, style.width, generator=generator("export"))
     with torch.no_grad():
         expected = model(images)
         content, found, usage = _WRITERS[to](model, images, out)
     difference = float((found - expected).abs().max())
     if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
-        raise UsageError(f"{net.name} gives other {model.output} as {to}: they differ by {difference:.2g}. "
+        raise UsageError(f"{model.net.name} gives other {model.output} as {to}: they differ by {difference:.2g}. "
                          "Nothing was written; choose another format")
-    write_atomically(out, lambda file: file.write(content))
-    print(f"{out}: {model.output} {list(expected.shape[1:])} of images {list(images.shape[1:])}; largest difference "
-          f"{difference:.1e} over {len(images)} random images\n{usage}")
-    if classifies:
-        where = f"; {_WHERE[to].format(out=str(out))}" if net.class_names else ""
-        print(f"classes: {shown(net.class_names)}{where}")
-    return difference
+    return content, list(expected.shape[1:]), difference, usage
 
 
 class Exported(nn.Module):

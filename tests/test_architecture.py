@@ -18,7 +18,7 @@ LEVELS = [
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "find_lr", "reporting", "estimator",
      "finished"},
-    {"train", "study", "papers"},
+    {"train", "study", "papers", "compress"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -44,7 +44,7 @@ from ssl_lab.engine.trackers import Track, chosen
 from ssl_lab.errors import Interrupted
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
-from ssl_lab.optim import SGD, Optimizer, Update
+from ssl_lab.optim import SGD, Optimizer, Update, forget
 from ssl_lab.schedule import Scalar
 from ssl_lab.techniques import Technique, Techniques, together
 
@@ -213,8 +213,8 @@ class Run:
             self.scale.update()
         self.runtime.share_statistics(self.method)  # before averages and teachers take them over
         self.method.after_step(at)
-        for parameter in self.method.edited():
-            self.optimizer.state.pop(parameter, None)
+        for edit in self.method.edited():
+            forget(self.optimizer, *(edit if isinstance(edit, tuple) else (edit,)))
         return loss
 
     def _row(self, done: int, at: At) -> dict[str, float]:

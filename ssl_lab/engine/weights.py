@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab.engine import checkpoint
-from ssl_lab.nets.stored import plain
+from ssl_lab.nets import Net
+from ssl_lab.nets.parametrized import baked
 
 MIXED = "got mixed torch.Tensor and DTensor"
 """What torch says where sharded weights are read without having been gathered."""
@@ -45,10 +46,15 @@ def whole(net: nn.Module) -> AbstractContextManager[None]:
 def whole_state(net: nn.Module) -> dict[str, Tensor]:
     """The state of `net` with all its weights, on the CPU, for export. All ranks call it."""
     if not is_sharded(net):
-        return {name: tensor.detach().cpu().contiguous() for name, tensor in plain(net.state_dict()).items()}
+        return {name: tensor.detach().cpu().contiguous() for name, tensor in state_of(net).items()}
     from ssl_lab.engine import sharded
 
     return sharded.whole_state(net)
+
+
+def state_of(net: nn.Module) -> dict[str, Tensor]:
+    """The state of a net, with plain weights where they are made of other parameters."""
+    return dict((baked(net) if isinstance(net, Net) else net).state_dict())
 
 
 def save(method: nn.Module, optimizer: torch.optim.Optimizer, folder: Path | None) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from ssl_lab.views.naming import replaced, text_of
 Forward = Literal["joint", "split"]
 RowLosses = Callable[[Tensor, Tensor], Tensor]
 """Logits float [B, C] and targets (int64 [B], or probabilities [B, C]) -> the loss of each row, float [B]."""
+Edit = nn.Parameter | tuple[nn.Parameter, Tensor]
+"""A parameter that was written into: all of it, or where a mask of its shape is true."""
 IGNORED = -100  # torch's: a target that does not count
 
 
@@ -81,7 +83,7 @@ class Method(nn.Module):
         """After the optimizer's step: moves averages, queues and thresholds."""
         self.ema.update(self.net, at)
 
-    def edited(self) -> Sequence[nn.Parameter]:
+    def edited(self) -> Sequence[Edit]:
         """The parameters that learn into which `after_step` has just written: the optimizer forgets their momenta."""
         return ()
 

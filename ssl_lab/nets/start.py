@@ -35,11 +35,11 @@ def start_net(start: str, classes: int | Sequence[str], style: Style, name: str 
     if not file.is_file():
         raise UsageError(f"there is no {file} to start from; give the folder of a finished run, a .safetensors file, "
                          f"timm/MODEL, or {', '.join(PRETRAINED)}")
-    return net(_name(file.parent) or name, classes, style, False, file, seed, bn_momentum)
+    return net(net_of_run(file.parent) or name, classes, style, False, file, seed, bn_momentum)
 
 
-def _name(run: Path) -> str | None:
-    """The net of the run in this folder, if there is one."""
+def net_of_run(run: Path) -> str | None:
+    """The name of the net that the run in this folder has left, or begun with; None if there is no run."""
     for file in (run / "model.json", run / "config.yaml"):
         content = yaml.safe_load(file.read_text()) if file.is_file() else None  # which reads JSON too
         if isinstance(content, dict) and "net" in content:

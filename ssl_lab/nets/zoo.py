@@ -20,10 +20,14 @@ from ssl_lab.nets.base import Net, linear_head
 from ssl_lab.nets.families import Pooled, cifar_resnet, densenet, preact_resnet, resnext
 from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
+from ssl_lab.nets.quantized import MARK, check_bits, round_inputs
 from ssl_lab.nets.residual import ResNet, WideResNet
+from ssl_lab.nets.slim import SLIM, slimmed
 from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import load, load_net, whole_net
 
+CHANGED = re.compile(rf"(.+)({re.escape(SLIM)}|{re.escape(MARK)}\d+)")
+"""What a name has at its end that says how a net was changed after it was trained as another one."""
 NO_CLASSES = ("a classifier needs classes, and there are none: no image has a label. Label some (a folder for each "
               "class, lines of path,label in a CSV, or `ssl-lab label`, a page that asks for them), or learn features "
               "without (a method of pretraining)")
@@ -146,6 +150,8 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
     "{net}+unit": "any of these with features of length 1, as after `features.py` or `--with ldam`",
     "{net}+normed": "any of these with fixed normalizations of its blocks' outputs, as after `--with layerwise_reinit`",
+    "{net}+in{bits}": "any of these whose layers see their inputs in so many bits, as after `--with qnn`",
+    "{net}+slim": "any of these with the fewer channels that its weights have, as after `--with taylor`",
 }
 """The families of nets, name pattern -> what they are."""
 
@@ -172,6 +178,17 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
                          f"{len(style.std)} standard deviations: give one of each per channel")
     if pretrained and weights is not None:
         raise UsageError("pretrained and weights exclude each other: choose one")
+    if CHANGED.fullmatch(name):
+        state = None if weights is None else read_weights(weights)
+        whole = None if state is None else whole_net(state)
+        if state is not None and whole is None:
+            raise UsageError(f"weights {weights} are of a backbone alone; {name} takes a run's model.safetensors")
+        built = _changed(name, whole, lambda base: net(base, classes, style, pretrained, None, seed, bn_momentum,
+                                                       **options))
+        if whole is not None:
+            load_net(built, whole, weights or "")
+        built.origin = str(weights or built.origin)
+        return built
     found = re.fullmatch(r"([^+]+)((?:\+(?:unit|normed|[1-9]\d*))*)", name)
     base, *added = name.split("+") if found else [name]
     if known := PRETRAINED.get(base):  # its file is needed only here: the net has timm's name from now on
@@ -205,6 +222,19 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = bn_momentum
     return built
+
+
+def _changed(name: str, state: Weights | None, plain: Callable[[str], Net]) -> Net:
+    """The net of a name with +slim or +in8 at its end; `plain` makes those without, `state` has its weights."""
+    match = CHANGED.fullmatch(name)
+    if match is None:
+        return plain(name)
+    base = _changed(match[1], state, plain)
+    if match[2] == SLIM:
+        return slimmed(base, state)
+    bits = int(match[2].removeprefix(MARK))
+    check_bits(name, inputs=bits)
+    return round_inputs(base, bits)
 
 
 def _trunk(name: str, style: Style, state: Weights | None, source: str | Path) -> Trunk:

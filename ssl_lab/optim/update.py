@@ -36,6 +36,17 @@ class Update(Protocol):
     def __call__(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss: ...
 
 
+def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Tensor | None = None) -> None:
+    """Makes the optimizer forget what it keeps of a parameter: all of it, or the entries of its momenta where the mask
+    `where`, bool of the parameter's shape, is true."""
+    if where is None:
+        optimizer.state.pop(parameter, None)
+        return
+    for kept in optimizer.state.get(parameter, {}).values():
+        if isinstance(kept, Tensor) and kept.shape == parameter.shape:
+            kept.masked_fill_(where, 0)
+
+
 def plain(closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
     """One gradient, one step."""
     loss = closure()

@@ -37,6 +37,7 @@ from ssl_lab.techniques.step.hero import HERO
 from ssl_lab.techniques.step.pof import PoF
 from ssl_lab.techniques.step.replicated_sgd import ReplicatedSGD
 from ssl_lab.techniques.step.sam import SAM
+from ssl_lab.techniques.step.saq import SAQ
 from ssl_lab.techniques.step.svi import SVI
 from ssl_lab.techniques.term.adversarial import SAT, Adversarial, SecondOrder
 from ssl_lab.techniques.term.batch_entropy import BatchEntropy
@@ -49,18 +50,24 @@ from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.mixing import CutMix, MixUp
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
 from ssl_lab.techniques.term.perturbation_margin import PerturbationMargin
+from ssl_lab.techniques.term.qnn import QNN
 from ssl_lab.techniques.term.relay import Relay
+from ssl_lab.techniques.term.scl import SCL
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
 from ssl_lab.techniques.weights.gradmax import GradMax
 from ssl_lab.techniques.weights.layerwise_reinit import LayerwiseReinit
 from ssl_lab.techniques.weights.lookahead import Lookahead
+from ssl_lab.techniques.weights.lottery import Lottery
 from ssl_lab.techniques.weights.prior_correction import PriorCorrection
 from ssl_lab.techniques.weights.reinit import Reinit
+from ssl_lab.techniques.weights.rigl import RigL
 from ssl_lab.techniques.weights.shrink_perturb import ShrinkPerturb
+from ssl_lab.techniques.weights.slimming import Slimming
 from ssl_lab.techniques.weights.sphere import Sphere
 from ssl_lab.techniques.weights.swa import SWA
+from ssl_lab.techniques.weights.taylor import Taylor
 from ssl_lab.techniques.weights.weight_rescaling import WeightRescaling
 
 _ALL: tuple[type[Technique], ...] = (
@@ -87,6 +94,8 @@ _ALL: tuple[type[Technique], ...] = (
     VS,
     MixUp,
     CutMix,
+    SCL,
+    QNN,
     SAM,
     GNP,
     HERO,
@@ -94,6 +103,7 @@ _ALL: tuple[type[Technique], ...] = (
     ReplicatedSGD,
     PoF,
     SVI,
+    SAQ,
     GradMax,
     LayerwiseReinit,
     Lookahead,
@@ -103,6 +113,10 @@ _ALL: tuple[type[Technique], ...] = (
     SWA,
     WeightRescaling,
     PriorCorrection,
+    Lottery,
+    RigL,
+    Slimming,
+    Taylor,
     Oversample,
     Undersample,
     CorruptLabels,
@@ -153,8 +167,11 @@ __all__ = [
     "GNP",
     "HERO",
     "LDAM",
+    "QNN",
     "SAM",
+    "SAQ",
     "SAT",
+    "SCL",
     "SVI",
     "SWA",
     "VS",
@@ -177,6 +194,7 @@ __all__ = [
     "Kind",
     "LayerwiseReinit",
     "Lookahead",
+    "Lottery",
     "MixUp",
     "NetTechnique",
     "NoiseConsistency",
@@ -188,10 +206,13 @@ __all__ = [
     "Relay",
     "ReplicatedSGD",
     "Rewire",
+    "RigL",
     "SecondOrder",
     "ShrinkPerturb",
+    "Slimming",
     "Sphere",
     "StepTechnique",
+    "Taylor",
     "Technique",
     "Techniques",
     "Temperature",

@@ -13,7 +13,7 @@ from torch import nn
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.data import Pool
 from ssl_lab.methods import Method
-from ssl_lab.methods.base import Forward, RowLosses
+from ssl_lab.methods.base import Edit, Forward, RowLosses
 from ssl_lab.nets import Ema, Net
 from ssl_lab.optim import Closure
 
@@ -129,7 +129,7 @@ class Around(Method):
     def after_step(self, at: At) -> None:
         self.base.after_step(at)
 
-    def edited(self) -> Sequence[nn.Parameter]:
+    def edited(self) -> Sequence[Edit]:
         return self.base.edited()
 
     def predictor(self) -> Net:

@@ -23,6 +23,7 @@ from ssl_lab.data.values import BYTES_AND_UNIT, KINDS
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.nets import Net, net
+from ssl_lab.nets.start import net_of_run
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.nets.weights import in_order, whole_net
 from ssl_lab.notes import once
@@ -142,7 +143,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
                  image_size: int | None = None, images: int | None = None, reading: Reading = AS_BYTES) -> Teacher:
     """The teacher that `source` names, for images of this style; several with commas between them are an ensemble.
 
-    source: the folder of a run (its config.yaml names the net and its image size, its model.safetensors has the
+    source: the folder of a run (which names the net and its image size, and whose model.safetensors has the
     weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
     metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model> with its
     published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no
@@ -169,7 +170,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     source = Path(source)
     if source.is_dir():
         config = _config(source)
-        name, image_size = name or config.get("net", ""), image_size or config.get("image_size")
+        name, image_size = name or net_of_run(source) or "", image_size or config.get("image_size")
         source = source / "model.safetensors"
     state = read_weights(source)
     size = image_size or _as_trained(source.parent, style, reading)

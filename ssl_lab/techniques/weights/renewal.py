@@ -12,6 +12,7 @@ from ssl_lab.batch import At, generator
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
+from ssl_lab.methods.base import Edit
 from ssl_lab.nets import Ema, Net
 from ssl_lab.nets.normed import blocks_of
 from ssl_lab.techniques.base import WeightsTechnique
@@ -57,7 +58,7 @@ class Renewal(WeightsTechnique):
         """Edits weights as generation number `generation`, from 1, begins; returns those edited. See `fresh`."""
         raise NotImplementedError
 
-    def edited(self) -> Sequence[nn.Parameter]:
+    def edited(self) -> Sequence[Edit]:
         return [*super().edited(), *self._edited]
 
     def fresh(self, name: str, generation: int) -> Tensor:

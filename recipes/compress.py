@@ -1,0 +1,85 @@
+"""A smaller net from a finished run: it learns to answer as the run does, on every image, labeled or not.
+
+    python recipes/fixmatch.py --data mnist --labels 40 --net tiny_16 --steps 1000 --out runs/fixmatch
+    python recipes/compress.py --from runs/fixmatch --how "taylor(ratio=0.5)" --data mnist --labels 40 --steps 1000
+    python recipes/compress.py --from runs/fixmatch --how "rigl(density=0.1)" --how "lottery(rounds=4)" --int8 \
+        --data mnist --labels 40 --steps 1000 --resume auto
+
+The run is its own teacher: that is what makes compression work where labels are few. Each --how is a technique, or
+several joined by +, which trains and edits a copy of the run's net, and is a run in a folder of its own in --out, which
+`ssl-lab predict` opens. Killed at whatever moment, the same command goes on with --resume auto; with another --how it
+adds what is missing. Ways that are meant for it: taylor and slimming take channels out, so that the net is really
+smaller; lottery, rigl and scl set weights to zero, which makes a file compress better, and no dense kernel faster; qnn
+(with saq beside it, if you like) trains in few bits, for which see the rows of --int8.
+
+One table: parameters, nonzero ones, FLOPs, bytes of the ONNX export (and gzipped), images/s by onnxruntime, accuracy
+and agreement with the run on test images, of the run and of each way; with --int8 also of each in 8 bits.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+import ssl_lab as sl
+from ssl_lab import compress, presets, texts
+from ssl_lab.config import Texts, may_run
+from ssl_lab.errors import UsageError
+from ssl_lab.methods.distillation import load_teacher
+from ssl_lab.nets.start import start_net
+
+
+@dataclass
+class Settings(sl.Settings):
+    start: Annotated[Path, tyro.conf.arg(aliases=("--from",))] = Path("runs/latest")
+    """The folder of the finished run."""
+    how: Texts = may_run((), ":")  # noqa: RUF009
+    """A way to make it smaller, or several joined by + (see `ssl-lab list techniques`), as often as you like."""
+    method: str = may_run("kd", ":")
+    """The distillation method by which it learns from the run (see `ssl-lab list methods`)."""
+    out: Path = Path("runs/compress")
+    """Folder of all ways, a run's folder each."""
+    int8: bool = False
+    """Also each net in 8 bits."""
+    labeled: int = 32
+    """Labeled images per step."""
+    unlabeled: int = 128
+    """Unlabeled images per step."""
+    lr: float = 0.03
+    """Peak learning rate."""
+
+
+def main(settings: Settings) -> None:
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    teacher = load_teacher(str(settings.start), pool.class_names, pool.style, "", None, len(pool), pool.reading)
+    new = partial(start_net, str(settings.start), pool.class_names, pool.style, seed=settings.seed)
+    ways = {way: [sl.techniques.technique(text).text for text in texts.split(way, "+")] for way in settings.how}
+    if not ways:
+        raise UsageError('which way? Give one or more, as in --how "taylor(ratio=0.5)"')
+    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
+    first = new()
+    nets = {"the run": first}
+    for way, techniques in ways.items():
+        given = tuple(dict.fromkeys(sl.techniques.technique(text).text for text in (*settings.techniques, *techniques)))
+        own = replace(settings, how=(way,), out=out / texts.as_file_name(way), resume=settings.resume and "auto",
+                      net=first.name, int8=False)  # which no run depends on
+        net = sl.prepared(new(), given, pool, settings.seed)
+        arguments = {"teacher": teacher, "ema": 0.99}
+        method = presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)
+        optimizer = sl.optimizer(settings.optimizer, sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)))
+        trainer = sl.Trainer(optimizer=optimizer, **own.trainer() | {"techniques": given})
+        result = trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
+        print(result)
+        nets[way] = result.method.predictor()
+    found = []
+    for name, net in nets.items():
+        found.append(compress.candidate_of(name, net, pool.style))
+        found += [compress.as_int8(found[-1], net, pool)] if settings.int8 else []
+    Console(width=max(Console().width, 130)).print(compress.compared(found, pool))
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

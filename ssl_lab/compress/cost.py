@@ -1,0 +1,98 @@
+"""Size, speed and accuracy of nets as onnxruntime runs them, side by side."""
+
+from __future__ import annotations
+
+import gzip
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ssl_lab.batch import At, Style, generator
+from ssl_lab.bench.measure import in_turn, seconds
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.export import Exported, written
+from ssl_lab.nets import Net, describe
+from ssl_lab.report import Column, Table
+from ssl_lab.views import Eval
+
+ROWS = 64  # images that pass at a time
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A net as a file of ONNX, and what is known of it.
+
+    parameters: of the net. nonzero: of them. flops: of one image, by dense kernels; a multiply-add counts as 2.
+    content: the file.
+    """
+
+    name: str
+    parameters: int
+    nonzero: int
+    flops: int
+    content: bytes
+
+    def session(self, threads: int) -> Any:
+        """onnxruntime's, on so many threads of the CPU."""
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
+
+
+def candidate_of(name: str, net: Net, style: Style) -> Candidate:
+    """A trained net, exported. UsageError where ONNX cannot have it, or the extra [export] is missing."""
+    net = net.cpu().eval()
+    content, *_ = written(Exported(net, "logits").eval(), style, "onnx", Path(f"{name}.onnx"))
+    parameters, flops = describe(net, style)
+    return Candidate(name, parameters, sum(int(p.count_nonzero()) for p in net.parameters()), flops, content)
+
+
+def compared(candidates: Sequence[Candidate], pool: Pool, repeats: int = 7) -> Table:
+    """A row of each, ratios to the first one: what it takes, how fast onnxruntime runs it, how often it is right on the
+    test images (else those of validation), and how often it says what the first one says.
+
+    Speed: of batches of 64 random images, the candidates in turn; the median, on as many threads as torch has.
+    """
+    split, rows = ("test", pool.test) if len(pool.test) else ("validation", pool.valid)
+    sessions = {each.name: each.session(torch.get_num_threads()) for each in candidates}
+    style = pool.style
+    images = torch.rand(ROWS, style.channels, style.height, style.width, generator=generator("compress")).numpy()
+    laps = in_turn({name: partial(seconds, partial(session.run, None, {"images": images}))
+                    for name, session in sessions.items()}, repeats)
+    speeds = {name: ROWS / statistics.median(took) for name, took in laps.items()}
+    said = {name: answers(session, pool, rows) for name, session in sessions.items()}
+    first, known = candidates[0].name, pool.truth[rows] >= 0
+    truth = pool.truth[rows][known]
+    cells = [[each.name, each.parameters, each.nonzero, each.flops / 1e6, len(each.content) / 1e3,
+              len(gzip.compress(each.content, mtime=0)) / 1e3, speeds[each.name], speeds[each.name] / speeds[first],
+              float((said[each.name][known] == truth).mean()) if known.any() else None,
+              float((said[each.name] == said[first]).mean()) if len(rows) else None] for each in candidates]
+    right = [("parameters", ",d"), ("nonzero", ",d"), ("MFLOPs", ".2f"), ("KB", ".1f"), ("gzipped", ".1f"),
+             ("images/s", ",.0f"), ("speed", ".2f"), ("accuracy", ".2%"), ("agreement", ".2%")]
+    return Table(f"{first} and what was made of it: speeds by onnxruntime on {torch.get_num_threads()} threads; "
+                 f"accuracy and agreement on {len(rows):,} {split} images",
+                 [Column(""), *(Column(name, "right", form) for name, form in right)], cells)
+
+
+def answers(session: Any, pool: Pool, rows: IntArray) -> NDArray[np.int64]:
+    """int64 [n]: the classes that a session gives these images of the pool, as they are."""
+    found = [np.empty(0, np.int64)]
+    for start in range(0, len(rows), ROWS):
+        found.append(session.run(None, {"images": as_seen(pool, rows[start:start + ROWS])})[0].argmax(axis=1))
+    return np.concatenate(found)
+
+
+def as_seen(pool: Pool, rows: IntArray) -> NDArray[np.float32]:
+    """These images as a net sees them in evaluation, float32 [n, C, H, W] in [0, 1]."""
+    draw = At(0, 1).draw("eval", len(rows), torch.device("cpu"))
+    seen: NDArray[np.float32] = Eval(pool.style)(pool.images.take(rows), draw).float().numpy()
+    return seen
