@@ -135,13 +135,15 @@ class Rows:
     views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input). targets: int64 [B], the
     labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for
     diagnostics *only*: -1 where nothing is, and of unlabeled rows where the method has the label anyway.
-    indices: int64 [B], global indices into the pool.
+    indices: int64 [B], global indices into the pool. expected: the mean of B over steps, where it varies by chance
+    (Poisson sampling), else 0.
     """
 
     views: Mapping[str, Tensor]
     targets: Tensor
     truth: Tensor
     indices: Tensor
+    expected: float = 0.0
 
     def __getitem__(self, view: str) -> Tensor:
         return self.views[view]
@@ -154,7 +156,7 @@ class Rows:
         size = len(self) // parts
         cut = slice(number * size, (number + 1) * size)
         return Rows({name: x[cut] for name, x in self.views.items()},
-                    self.targets[cut], self.truth[cut], self.indices[cut])
+                    self.targets[cut], self.truth[cut], self.indices[cut], self.expected / parts)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ssl_lab.papers import listed, papers
 from ssl_lab.techniques import technique
 
 ROOT = Path(__file__).parent.parent
-NOT_YET = {*range(62, 77)}
+NOT_YET = {*range(62, 76)}
 """Rows that may be unbuilt still; once it is empty, all 86 exist."""
 
 

@@ -7,6 +7,7 @@ from ssl_lab.data.images import Images as Images
 from ssl_lab.data.ledger import Ledger as Ledger
 from ssl_lab.data.pool import Pool as Pool
 from ssl_lab.data.remarks import announce as announce
+from ssl_lab.data.sampler import PoissonSampler as PoissonSampler
 from ssl_lab.data.sampler import Sampler as Sampler
 from ssl_lab.data.sources import DATASETS as DATASETS
 from ssl_lab.data.sources import load as load

@@ -47,3 +47,22 @@ class Sampler:
             shuffled = self.indices[order.numpy()]
             self._last = epoch, shuffled
         return shuffled
+
+
+class PoissonSampler(Sampler):
+    """Batches in which each of the images is by a coin of its own, of chance batch / n: of `batch` images on average,
+    and perhaps of none. What accountants of differential privacy take for granted."""
+
+    def __init__(self, indices: ArrayLike, batch: int, seed: int, purpose: str) -> None:
+        super().__init__(indices, batch, seed, purpose)
+        self.rate = batch / len(self.indices)
+        if self.rate > 1:
+            raise UsageError(f"{purpose} batches of {batch} on average from {len(self.indices)} images: each image is "
+                             "in a batch at most once; ask for fewer")
+
+    def at(self, step: int) -> IntArray:
+        """int64 [n], in the order of `indices`: the images of a step."""
+        coins = torch.rand(len(self.indices), generator=generator(self.seed, self.purpose, "poisson", step),
+                           dtype=torch.float64)
+        found: IntArray = self.indices[(coins < self.rate).numpy()]
+        return found

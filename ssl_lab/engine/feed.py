@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_lab.batch import At, Batch, Rows
-from ssl_lab.data import IntArray, Pool, Sampler
+from ssl_lab.data import IntArray, PoissonSampler, Pool, Sampler
 from ssl_lab.data.ahead import in_order
 from ssl_lab.data.images import Images
 from ssl_lab.errors import UsageError
@@ -39,9 +39,8 @@ class Feed:
         wait for their next epoch."""
         self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {
-            "labeled": Stream(pool, "labeled", views.labeled, labeled, seed, device, world, parts, share),
-            "unlabeled": Stream(pool, "unlabeled", views.unlabeled, unlabeled, seed, device, world, parts, share),
-        }
+            kind: Stream(pool, kind, views.by_kind[kind], batch, seed, device, world, parts, share, views.poisson)
+            for kind, batch in (("labeled", labeled), ("unlabeled", unlabeled))}
 
     def __call__(self, at: At) -> Batch:
         return Batch(**{name: stream(at) for name, stream in self.streams.items()})
@@ -64,7 +63,8 @@ class Stream:
     """The rows of one kind, "labeled" or "unlabeled"."""
 
     def __init__(self, pool: Pool, kind: str, views: Mapping[str, ViewFactory], batch: int, seed: int,
-                 device: torch.device, world: int, parts: int, share: Scalar) -> None:
+                 device: torch.device, world: int, parts: int, share: Scalar,
+                 poisson: bool = False) -> None:
         self.pool, self.kind, self.device = pool, kind, device
         self.parts, self.share = parts, share
         self.batch = batch if views else 0
@@ -80,7 +80,12 @@ class Stream:
                              f"on each of {world} ranks")
         self.rows = self.batch // world
         self.views = {name: built(name, factory, pool.style) for name, factory in views.items()}
-        self.sampler = Sampler(indices, batch, seed, kind) if views else None
+        self.poisson = poisson and bool(views)
+        if self.poisson and (world > 1 or parts > 1 or share != 1):
+            raise UsageError("batches by Poisson sampling, as privacy asks for, are of one process, in one piece and "
+                             "of one size on average; leave out torchrun, --micro-batches and --batch")
+        sampler = PoissonSampler if poisson else Sampler
+        self.sampler = sampler(indices, batch, seed, kind) if views else None
         self.read = self._bytes if device.type == "cpu" else Ahead(self._bytes)
 
     def __call__(self, at: At) -> Rows:
@@ -91,6 +96,7 @@ class Stream:
         read = self.read(at.step, at.rank) if rows == self.rows else self._bytes(at.step, at.rank, rows)
         images = read.to(self.device, non_blocking=True)
         indices = self._indices(at.step, at.rank, rows)
+        rows = len(indices)
         views = {name: laid_out(view(images, at.draw(f"{self.kind}/{name}", rows, self.device)))
                  for name, view in self.views.items()}
         given = self.pool.labels[indices]
@@ -98,7 +104,7 @@ class Stream:
         if self.kind == "unlabeled":  # what training was told says nothing about what it found out
             known = np.where(given >= 0, -1, known)
         ids, targets, truth = send([torch.from_numpy(values) for values in (indices, given, known)], self.device)
-        return Rows(views, targets, truth, ids)
+        return Rows(views, targets, truth, ids, float(self.batch) if self.poisson else 0.0)
 
     def _rows(self, share: float) -> int:
         """How many images a rank has at this share of the batch."""
@@ -107,6 +113,8 @@ class Stream:
 
     def _indices(self, step: int, rank: int, rows: int) -> IntArray:
         assert self.sampler is not None
+        if self.poisson:
+            return self.sampler.at(step)
         return self.sampler.at(step)[rank * rows : (rank + 1) * rows]
 
     def _bytes(self, step: int, rank: int, rows: int | None = None) -> Tensor:

@@ -82,7 +82,7 @@ def finish(run: Run) -> Result:
     pool, predictor = run.pool, run.method.predictor()
     predicted: dict[str, evaluate.Predictions] = {}
     measured = run.measure({"valid": pool.valid, "test": pool.test}, predicted)
-    summary = _summary(run, measured)
+    summary = _summary(run, measured) | run.method.account(run.steps)
     card = card_of(predictor, run.method.classifies, pool, predicted.get("valid"))
     run.folder.finish(weights.whole_state(predictor), summary, predicted, card)
     run.runtime.wait()

@@ -120,6 +120,8 @@ class Trainer:
             check_classes(method, pool)
         runtime = Runtime.start(self.device, self.precision, self.shard)
         techniques.check(method, pool, self.update, self.shard and runtime.world > 1)
+        for each in techniques.given:
+            each.check_optimizer(self.optimizer)
         return techniques, runtime
 
     @property

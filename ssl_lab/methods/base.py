@@ -31,11 +31,13 @@ class Views:
     """The views that a method consumes: name -> factory, e.g. `{"weak": Weak, "strong": Strong}`.
 
     The loop builds each from the data set's style and hands them over as `batch.labeled["weak"]`. Two names
-    with the same factory are two independent draws.
+    with the same factory are two independent draws. poisson: each image is in a step's batch by a coin of its own, so
+    that batches have the size that was asked for on average.
     """
 
     labeled: Mapping[str, ViewFactory] = field(default_factory=dict)
     unlabeled: Mapping[str, ViewFactory] = field(default_factory=dict)
+    poisson: bool = False
 
     @property
     def texts(self) -> dict[str, dict[str, str]]:
@@ -90,6 +92,10 @@ class Method(nn.Module):
     def predictor(self) -> Net:
         """The net that is evaluated and exported."""
         return self.ema.net
+
+    def account(self, steps: int) -> dict[str, float | str | None]:
+        """What a run of so many steps adds to its summary, such as a privacy budget that it has spent."""
+        return {}
 
     def with_views(self, *texts: str, **views: ViewFactory | str) -> Self:
         """This method, under other views from now on: `with_views(strong=sl.views.kornia(...))`.

@@ -18,6 +18,7 @@ from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
 from ssl_lab.nets.families import Pooled, cifar_resnet, densenet, preact_resnet, resnext
+from ssl_lab.nets.group_norm import group_norms
 from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.quantized import MARK, check_bits, round_inputs
@@ -189,7 +190,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             load_net(built, whole, weights or "")
         built.origin = str(weights or built.origin)
         return built
-    found = re.fullmatch(r"([^+]+)((?:\+(?:unit|normed|[1-9]\d*))*)", name)
+    found = re.fullmatch(r"([^+]+)((?:\+(?:unit|normed|gn|[1-9]\d*))*)", name)
     base, *added = name.split("+") if found else [name]
     if known := PRETRAINED.get(base):  # its file is needed only here: the net has timm's name from now on
         weights, pretrained = weights or known.weights(), False
@@ -212,6 +213,8 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             trunk = trunk._replace(backbone=Deeper(trunk.backbone, trunk.features_dim, width), features_dim=width)
         built = Net(trunk.backbone, linear_head(trunk.features_dim, count), trunk.mean, trunk.std,
                     name.replace(NORMED, ""), names, unit="unit" in added)
+    if "gn" in added:
+        group_norms(built)
     if NORMED[1:] in added:
         normed(built, style)
     if whole is not None:

@@ -45,6 +45,7 @@ from ssl_lab.techniques.term.class_weights import ClassWeights
 from ssl_lab.techniques.term.cure import CURE
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
 from ssl_lab.techniques.term.deep_supervision import DeepSupervision
+from ssl_lab.techniques.term.dp import DP
 from ssl_lab.techniques.term.head_norm import HeadNorm
 from ssl_lab.techniques.term.ldam import LDAM
 from ssl_lab.techniques.term.mixing import CutMix, MixUp
@@ -87,6 +88,7 @@ _ALL: tuple[type[Technique], ...] = (
     SecondOrder,
     PerturbationMargin,
     HeadNorm,
+    DP,
     CyclicalFocal,
     Temperature,
     ClassWeights,
@@ -164,6 +166,7 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
 
 __all__ = [
     "CURE",
+    "DP",
     "GNP",
     "HERO",
     "LDAM",

@@ -15,7 +15,7 @@ from ssl_lab.data import Pool
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Edit, Forward, RowLosses
 from ssl_lab.nets import Ema, Net
-from ssl_lab.optim import Closure
+from ssl_lab.optim import Closure, Optimizer
 
 Kind = Literal["net", "term", "step", "weights", "data"]
 
@@ -25,7 +25,8 @@ class Technique:
 
     excludes: techniques that it may not be combined with, by name, and why. shards: whether it works where each rank
     holds a part of every weight. overwrites: what it does to weights that a net has learned before, in words that
-    follow its name; "" if they stay. A run of such a net says so. fresh_only: it is refused instead.
+    follow its name; "" if they stay. A run of such a net says so. fresh_only: it is refused instead. one_pass:
+    whether a step has to be the plain one, which passes its batch once.
     """
 
     kind: ClassVar[Kind]
@@ -35,6 +36,7 @@ class Technique:
     excludes: ClassVar[Mapping[str, str]] = {}
     shards: ClassVar[bool] = False
     fresh_only: ClassVar[bool] = False
+    one_pass: ClassVar[bool] = False
 
     @property
     def overwrites(self) -> str:
@@ -53,6 +55,9 @@ class Technique:
 
     def check(self, method: Method, pool: Pool) -> None:
         """UsageError where it cannot act on this method or this pool."""
+
+    def check_optimizer(self, optimizer: Optimizer) -> None:
+        """UsageError where it cannot act beside this optimizer."""
 
 
 class NetTechnique(Technique):
@@ -134,6 +139,9 @@ class Around(Method):
 
     def predictor(self) -> Net:
         return self.base.predictor()
+
+    def account(self, steps: int) -> dict[str, float | str | None]:
+        return self.base.account(steps)
 
     def set_forward(self, policy: Forward) -> None:
         self.base.set_forward(policy)

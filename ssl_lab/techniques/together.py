@@ -85,6 +85,8 @@ class Techniques:
             if isinstance(each, NetTechnique) and each.text not in found:
                 raise UsageError(f"{each.text} changes the net before a method is built around it: build the method "
                                  "around sl.prepared(net, techniques, pool, seed)")
+            if each.one_pass and update is not None:
+                raise UsageError(f"{each.text} needs the plain step, and update={update} is another")
             each.check(method, pool)
             if not isinstance(each, NetTechnique):
                 _beware(each, method.net)
