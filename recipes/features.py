@@ -39,7 +39,7 @@ import ssl_lab as sl
 @dataclass
 class Settings(sl.Settings):
     trains = False
-    learner: Literal["all", "knn", "prototype", "probe", "propagation", "self_training"] = "all"
+    learner: Literal["all", "knn", "prototype", "probe", "propagation", "self_training", "anchored"] = "all"
     """Which learner to run."""
     also: tuple[str, ...] = ()
     """Other backbones, e.g. fine-tuned variants: runs, files of weights of --net, timm/MODEL --pretrained. All of them

@@ -19,6 +19,7 @@ from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
+from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.intervals import half_width
 from ssl_lab.report import Column, Table
@@ -35,6 +36,8 @@ CHOOSING = 0.4
 """The share of the time of `ssl-lab train` in which it chooses."""
 LEAST_STEPS = 25
 """Of fine-tuning: after fewer a net is what its probe was."""
+MORE = 4
+"""Images for each label from which what an ensemble says of those without one is worth a net's time."""
 EMBEDDING = 0.3
 """The share of the time that embedding all images may take; in a shorter time they are resized to fewer pixels."""
 SMALL, MIDDLE = 64, 128
@@ -143,6 +146,23 @@ def worth_tuning(plan: Plan, pool: Pool, minutes: float, runtime: Runtime) -> bo
     return 60 * minutes * CHOOSING / 2 >= FOLDS * LEAST_STEPS * step
 
 
+def taught(eye: Plan, image_size: int | None) -> Plan:
+    """The backbone taught by an ensemble, as large as if it were fine-tuned."""
+    return replace(fine_tuned(eye, "soft_labels", image_size), recipe="ensemble")
+
+
+def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:
+    """The backbone taught by an ensemble, where that is worth its while: it is a pretrained net, there are at least
+    `MORE` images for each label, and half of the minutes suffice to embed them all, the other half for four times
+    `LEAST_STEPS`."""
+    if not eye.known or eye.weights is not None or eye.pretrained or len(pool.train) < MORE * len(pool.labeled):
+        return None
+    plan = taught(eye, image_size)
+    each = seconds_an_image(plan, pool, runtime)
+    images = Ensembling.labeled + Ensembling.unlabeled
+    return plan if 30 * minutes >= max(len(pool), 4 * LEAST_STEPS * images) * each else None
+
+
 def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
              runtime: Runtime, steps: int | None = None) -> Advice:
     """The ways, held against each other by cross-validation on the labels of the pool; no other label is read.
@@ -224,6 +244,11 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         for way in advice.ways])
     Console().print(advice.table())
     print(advice.text())
+    plan = ensemble(eyes[0], pool, minutes, runtime, read.image_size) if eyes else None
+    if plan is not None:
+        print(f"Not compared, for it takes all of the time: one net that learns what all pretrained nets here and "
+              f"fine-tunings say of {len(pool.train) - len(pool.labeled):,} images without a label:\n"
+              f"  {words}{plan.flags()} --minutes {minutes:g}")
     return advice
 
 

@@ -13,7 +13,8 @@ from ssl_lab.errors import UsageError
 from ssl_lab.features.probe import probe_head
 from ssl_lab.nets import Net
 from ssl_lab.nets.lora import add_lora, merged
-from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights
+from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, is_foreign
+from ssl_lab.notes import once
 from ssl_lab.optim import SGD, with_rates
 from ssl_lab.optim import optimizer as chosen
 from ssl_lab.schedule import Scalar, cosine, course, times
@@ -31,8 +32,8 @@ class FineTuning:
     so many blocks, 0: the head alone. backbone_rate: the backbone's learning rate, relative to `lr`, the head's. head:
     begins as a linear probe of the labels, or as the net's own. statistics: what BatchNorm of the backbone normalizes
     by: its running statistics as they are ("frozen"), or the batch's. labeled, unlabeled: images per step. ema: decay
-    of the averaged weights. optimizer: the text of another one than SGD. What is None follows from the method, see
-    `filled`.
+    of the averaged weights. optimizer: the text of another one than SGD. What is None follows from the method and the
+    net, see `filled`.
     """
 
     method: str = "supervised"
@@ -51,32 +52,46 @@ class FineTuning:
     ema: Scalar = 0.99
     optimizer: str | None = None
 
-    def filled(self) -> FineTuning:
-        """With what was not given. Strong views of unlabeled images are too far from those that statistics are of.
-
-        UsageError, before anything is embedded, for what cannot be fine-tuned, or not so.
-        """
+    def check(self) -> None:
+        """UsageError, before anything is embedded, for what cannot be fine-tuned, or not so."""
         if not methods.get(self.method).classifies:
             raise UsageError(f"{self.method} trains no classifier; pretrain with it, and fine-tune by another method "
                              "from its run")
-        lora = self.learn == "lora"
-        if lora and self.statistics == "batch":
+        if self.learn == "lora" and self.statistics == "batch":
             raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
         if self.train_blocks is not None and self.learn != "all":
             raise UsageError(f"--train-blocks and --learn {self.learn} exclude each other; give one")
+
+    def filled(self, net: Net) -> FineTuning:
+        """With what was not given, for this net.
+
+        Of labels alone BatchNorm keeps its statistics, and the net learns slowly. Unlabeled images and their strong
+        views are others than those that the statistics of a run of ours are of, which normalizes by those of each batch
+        then, and learns fast. A timm net learned from other images altogether: by the batch's statistics its features,
+        on which the head begins as a probe, are others at once, and a fast rate makes it forget them.
+        """
+        self.check()
         many = not issubclass(methods.get(self.method), methods.Supervised)
-        rates = RATES | ({"all": 1.0} if many else {})
+        fast = many and not is_foreign(net)
+        rates = RATES | ({"all": 1.0} if fast else {})
         given = {name: value for name in ("statistics", "lr", "backbone_rate")
                  if (value := getattr(self, name)) is not None}
-        return replace(self, **{"statistics": "batch" if many and not lora else "frozen",
-                                "lr": 0.03 if many else 0.01, "backbone_rate": rates[self.learn]} | given)
+        usual = {"statistics": "batch" if fast and self.learn != "lora" else "frozen", "lr": 0.03 if fast else 0.01,
+                 "backbone_rate": rates[self.learn]}
+        if many and not fast and (chosen := [name for name in usual if name not in given]):
+            said = {"statistics": "BatchNorm keeps its statistics", "lr": "the head learns at 0.01",
+                    "backbone_rate": f"the backbone at {rates[self.learn]:g} of that"}
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in chosen)
+            once(f"note: {', '.join(said[name] for name in chosen)}: {net.name} learned from other images, and would "
+                 f"forget; {flags} {'says' if len(chosen) == 1 else 'say'} otherwise")
+        return replace(self, **usual | given)
 
     def fit(self, net: Net, pool: Pool, runtime: Runtime, seed: int = 0, **trainer: Any) -> Result:
         """Trains `net` on the pool's labels, as far as it is to learn, and leaves a run.
 
         runtime: embeds for the probe. seed: of LoRA. trainer: further arguments of `Trainer`.
         """
-        with_all, techniques = self.filled(), together(trainer.get("techniques", ()))
+        with_all, techniques = self.filled(net), together(trainer.get("techniques", ()))
         if self.learn == "lora" and (averages := techniques.of(WeightsTechnique)):
             raise UsageError(f"--learn lora merges its updates into the net at the end, and {averages[0].text} puts "
                              "weights of its own there; leave out one of the two")
@@ -97,6 +112,9 @@ class FineTuning:
         if self.train_blocks != 0:
             slower = times(optimizer.lr, rate) if self.optimizer else course(times(lr, rate), cosine)
             optimizer = with_rates(optimizer, {"net.backbone": slower})
+        still = with_all.statistics == "frozen" or self.learn == "lora"
+        if still and method.splits and not techniques.given and trainer.get("forward", "joint") == "joint":
+            trainer["forward"] = "split"  # the same gradient, as no row sees another one, in less time
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(
             method, pool, labeled=self.labeled, unlabeled=self.unlabeled)
 

@@ -13,7 +13,17 @@ import numpy as np
 import tyro
 import yaml
 
-from ssl_lab.advise import CHOOSING, Advice, backbone, compared, fine_tuned, smaller, worth_tuning
+from ssl_lab.advise import (
+    CHOOSING,
+    Advice,
+    backbone,
+    compared,
+    ensemble,
+    fine_tuned,
+    smaller,
+    taught,
+    worth_tuning,
+)
 from ssl_lab.at_hand import PRETRAINED, here
 from ssl_lab.config import AS_USUAL, ReadingSettings, Texts
 from ssl_lab.data import IntArray, Pool, announce, load
@@ -27,7 +37,7 @@ from ssl_lab.features.search import FloatArray
 from ssl_lab.methods import get
 from ssl_lab.ways import Plan, Recipe, Way, deal, parts
 
-ORDER = ("self_training", "probe", "prototype", "knn", "propagation")
+ORDER = ("self_training", "probe", "anchored", "prototype", "knn", "propagation")
 """Learners on features; of equals the first is taken."""
 
 
@@ -47,10 +57,11 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     labels: how many are given, or which fraction, as many of each class (default: all).
     minutes: for choosing and training together.
     out: folder of the run.
-    recipe: features (a learner on frozen features), finetune (of a pretrained net) or scratch.
+    recipe: features (a learner on frozen features), finetune (of a pretrained net), ensemble (what all pretrained nets
+        and fine-tunings say of all images teaches one net) or scratch.
     net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
     method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
-        prototype, probe, propagation, self_training.
+        prototype, probe, propagation, self_training, anchored.
     view: with --method, another view in place of one of its views, as often as you like: strong=simclr,
         strong=mypackage.views:Mine (see `ssl-lab list views`).
     weights: a file with weights of the net.
@@ -110,6 +121,9 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     learner = method in LEARNERS
     if method is not None and not learner:
         get(method)  # which says what is wrong with it
+    if recipe == "ensemble" and (method is not None or weights is not None or pretrained):
+        raise UsageError("--recipe ensemble has a method of its own, and takes lite0 and the like or the folder of a "
+                         "run; leave out --method, --weights and --pretrained")
     if learner and recipe in ("finetune", "scratch"):
         raise UsageError(f"{method} is a learner on features; --recipe {recipe} takes one of `ssl-lab list methods`")
     if method is not None and not learner and recipe == "features":
@@ -118,8 +132,8 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
         known = [each.name for each in here()]
     else:
         known = [net] if Plan("features", net, "probe", None, weights, pretrained).known else []
-    if recipe == "finetune" and not known:
-        raise UsageError("--recipe finetune needs a pretrained net: --net lite0 (ssl-lab fetch lite0 brings it), or "
+    if recipe in ("finetune", "ensemble") and not known:
+        raise UsageError(f"--recipe {recipe} needs a pretrained net: --net lite0 (ssl-lab fetch lite0 brings it), or "
                          "the folder of a run")
     looked = [backbone(name, pool, minutes, runtime, "tiny_16", image_size, weights, pretrained) for name in known]
     small = smaller(pool, image_size)
@@ -130,6 +144,8 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     fresh = Plan("scratch", net if net is not None and not known else "tiny_16", "supervised", small)
     methods = [method] if method is not None else ["supervised", "fixmatch"][len(known) > 0:]
     scratch = [] if learner or fresh.net == "pixels" else [replace(fresh, method=each) for each in methods]
+    if recipe == "ensemble":
+        return [], [taught(looked[0], image_size)]
     if recipe is not None:
         return {"features": (groups, []), "finetune": ([], tuned), "scratch": ([], scratch)}[recipe]
     if learner or net == "pixels":
@@ -149,6 +165,10 @@ def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Pl
     if not here():
         fetch = PRETRAINED["lite0"]
         otherwise += f"; no pretrained net is here, which often helps: {fetch.fetched_by} ({fetch.megabytes} MB)"
+    known = next((plans[0] for plans in groups if plans[0].known), None)
+    if known is not None and trainings and ensemble(known, pool, seconds / CHOOSING / 60, runtime):
+        otherwise += (f"; --recipe ensemble has one net learn what all pretrained nets say of "
+                      f"{len(pool.train) - len(pool.labeled):,} images without a label")
     ways = [*(plans[0] for plans in groups), *trainings]
     if len(ways) == 1:
         print(f"{ways[0].recipe}: {ways[0].name}", flush=True)
@@ -158,7 +178,6 @@ def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Pl
     except UsageError as error:
         if "no class with two" not in str(error):
             raise
-        known = next((plans[0] for plans in groups if plans[0].known), None)
         plan = known or next((plan for plan in trainings if plan.method == "fixmatch"), ways[-1])
         print(f"{plan.name}: no class has two labels, so that nothing can be held out to compare by; {otherwise}",
               flush=True)

@@ -12,15 +12,18 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from rich.console import Console
 
 from ssl_lab import nets, presets
-from ssl_lab.at_hand import PRETRAINED
+from ssl_lab.at_hand import PRETRAINED, here
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.images import Resized
 from ssl_lab.data.split import shuffled
 from ssl_lab.engine import Result, Runtime, Trainer, predict
+from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.features import LEARNERS, embed
+from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.search import FloatArray
 from ssl_lab.finetune import FineTuning
 from ssl_lab.methods import get
@@ -30,7 +33,7 @@ from ssl_lab.optim import SGD
 from ssl_lab.schedule import cosine_7_16
 
 FOLDS = 5
-Recipe = Literal["features", "finetune", "scratch"]
+Recipe = Literal["features", "finetune", "ensemble", "scratch"]
 LOW, STEP = 96, 32  # sides in pixels: below, features of photographs lose too much
 
 
@@ -48,9 +51,11 @@ class Way:
 
 @dataclass(frozen=True)
 class Plan:
-    """recipe: "features", the learner `method` on frozen features of `net`; "finetune", training it on by `method`; or
-    "scratch", training a fresh one. net: a name, or what `start_net` takes. weights, pretrained: of a timm net.
-    image_size: side in pixels; None: that of the data. view: texts of views in place of the method's."""
+    """recipe: "features", the learner `method` on frozen features of `net`; "finetune", training it on by `method`;
+    "ensemble", training it on by what it, the other pretrained nets that are here and fine-tunings of it say of all
+    images (see `Ensembling`); or "scratch", training a fresh one. net: a name, or what `start_net` takes. weights,
+    pretrained: of a timm net. image_size: side in pixels; None: that of the data. view: texts of views in place of the
+    method's."""
 
     recipe: Recipe
     net: str
@@ -90,6 +95,8 @@ class Plan:
             return f"{self.net} trained by {self.method}"
         if self.recipe == "finetune":
             return f"{self.net} fine-tuned by {self.method}"
+        if self.recipe == "ensemble":
+            return f"{self.net} taught by an ensemble"
         if self.net == "pixels":
             return f"raw pixels, {self.method}"
         seen = self.net if self.weights is None or self.net.startswith("timm/") else self.weights
@@ -97,7 +104,8 @@ class Plan:
 
     def flags(self) -> str:
         """Of `ssl-lab train`."""
-        return flags({"recipe": self.recipe, "net": self.net, "method": self.method, "image-size": self.image_size,
+        method = None if self.recipe == "ensemble" else self.method
+        return flags({"recipe": self.recipe, "net": self.net, "method": method, "image-size": self.image_size,
                       "weights": self.weights, "pretrained": self.pretrained or None})
 
     def build(self, pool: Pool, seed: int, bn_momentum: float | None = None) -> Net:
@@ -109,6 +117,11 @@ class Plan:
     def fit(self, pool: Pool, runtime: Runtime, seed: int, **trainer: Any) -> Result:
         """Trains, and leaves a run; not for "features"."""
         shared = {"device": str(runtime.device), "precision": runtime.precision, **trainer}
+        if self.recipe == "ensemble":
+            others = [known.name for known in here() if self.net in PRETRAINED]
+            result, table = Ensembling((self.net, *others), view=self.view).fit(pool, runtime, seed=seed, **shared)
+            Console().print(table)
+            return result
         if self.recipe == "finetune":
             return FineTuning(self.method, view=self.view).fit(self.build(pool, seed), pool, runtime, seed, **shared)
         preset = presets.preset(get(self.method).name, pool.name, "short")
@@ -155,12 +168,8 @@ def fitting_size(name: str, pool: Pool, images: int, seconds: float, runtime: Ru
 
 def seconds_an_image(plan: Plan, pool: Pool, runtime: Runtime) -> float:
     """How long the plan's net takes to embed an image here."""
-    pool, rows = sized(pool, plan.image_size), np.resize(pool.train, 16)
-    net, begun = plan.build(pool, 0), 0.0
-    for few in (rows[:4], rows):  # first the memory, then the time
-        begun = time.perf_counter()
-        embed(net, pool, few, runtime)
-    return (time.perf_counter() - begun) / len(rows)
+    pool = sized(pool, plan.image_size)
+    return seconds_to_embed(plan.build(pool, 0), pool, runtime)
 
 
 def blind(pool: Pool) -> Pool:

@@ -14,6 +14,7 @@ LEVELS = [
     {"features", "report", "analysis"},
     {"active"},
     {"model", "finetune"},
+    {"ensemble"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "find_lr", "reporting", "estimator",

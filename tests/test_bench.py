@@ -25,7 +25,7 @@ from ssl_lab.presets import build
 from ssl_lab.techniques import TECHNIQUES, together
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
-SPLITS = [name for name, method in METHODS.items() if method.splits]
+SPLITS = [name for name, method in METHODS.items() if method.splits and method.family != "distillation"]
 
 
 # Forward policy

@@ -19,8 +19,8 @@ from ssl_lab.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # Tested in files of their own.
-ELSEWHERE = {"active", "active_benchmark", "compare", "compress", "evaluate", "features", "finetune", "pretrain",
-             "techniques", "workflow"}
+ELSEWHERE = {"active", "active_benchmark", "compare", "compress", "ensemble", "evaluate", "features", "finetune",
+             "pretrain", "techniques", "workflow"}
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
 
 

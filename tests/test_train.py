@@ -1,6 +1,7 @@
 """`ssl-lab train`: whatever it chooses, it says so, keeps to its minutes and leaves a run that predicts."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from test_export import run_folder
 import ssl_lab as sl
 from ssl_lab import advise as advising
 from ssl_lab import train as training
+from ssl_lab import ways
 from ssl_lab.engine import records
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import probe
@@ -54,10 +56,12 @@ def of_steps(monkeypatch, steps=3):
     ({"net": "tiny_4", "method": "supervised"}, "scratch"),
     ({"net": "RUN"}, "features"),
     ({"net": "RUN", "recipe": "finetune"}, "finetune"),
+    ({"net": "RUN", "recipe": "ensemble"}, "ensemble"),
     ({"net": "RUN", "method": "supervised"}, "finetune"),
     ({"net": "RUN", "method": "probe"}, "features")])
 def test_every_way_leaves_a_run_that_predicts(tmp_path, monkeypatch, capsys, arguments, kind):
     of_steps(monkeypatch)
+    monkeypatch.setattr(ways, "Ensembling", partial(ways.Ensembling, tuned=()))
     given = {name: str(run_folder(tmp_path / "start")) if value == "RUN" else value
              for name, value in arguments.items()}
     out = train("digits", 40, minutes=0.5, out=tmp_path / "run", device="cpu", **given)

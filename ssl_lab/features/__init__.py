@@ -1,5 +1,6 @@
 """Features of frozen nets: stored, searched, learned from in seconds, and examined."""
 
+from ssl_lab.features.anchored import anchored
 from ssl_lab.features.cka import layer_cka, linear_cka
 from ssl_lab.features.embed import embed
 from ssl_lab.features.health import (
@@ -24,11 +25,13 @@ LEARNERS: dict[str, Learner] = {
     "probe": linear_probe,
     "propagation": label_propagation,
     "self_training": self_training,
+    "anchored": anchored,
 }
 """The learners on frozen features: (features, labels with -1 = unlabeled, queries, classes) -> probabilities."""
 
 __all__ = [
-    "LEARNERS", "Approximate", "FeatureStore", "Health", "Learner", "OnlineAccuracy", "alignment", "class_separation",
+    "LEARNERS", "Approximate", "FeatureStore", "Health", "Learner", "OnlineAccuracy", "alignment", "anchored",
+    "class_separation",
     "effective_rank", "embed", "embedding_std", "ensemble", "label_propagation", "layer_cka", "linear_cka",
     "linear_probe", "nearest_prototype", "neighbors", "self_training", "sgd_probe", "top_k", "uniformity",
     "weighted_knn", "within",

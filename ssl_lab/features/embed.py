@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 
 import numpy as np
@@ -52,6 +53,15 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
         deque(abreast(lanes(runtime), passed, parts), maxlen=0)
     net.train(was_training)
     return features
+
+
+def seconds_to_embed(net: Net, pool: Pool, runtime: Runtime) -> float:
+    """For an image of the pool, here."""
+    rows, begun = np.resize(pool.train, 16), 0.0
+    for few in (rows[:4], rows):  # first the memory, then the time
+        begun = time.perf_counter()
+        embed(net, pool, few, runtime)
+    return (time.perf_counter() - begun) / len(rows)
 
 
 def batch_of(style: Style, runtime: Runtime) -> int:

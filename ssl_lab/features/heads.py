@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.data import IntArray
 from ssl_lab.errors import unknown
+from ssl_lab.features.anchored import anchored_weights
 from ssl_lab.features.knn import check_labels, labeled_rows, shares, softmax
 from ssl_lab.features.probe import probe_weights
 from ssl_lab.features.propagation import affinity, propagated
@@ -69,6 +70,10 @@ def _self_training(features: ArrayLike, labels: IntArray, classes: int) -> Head:
     return _linear(probe_weights(features, guessed, classes, None if np.array_equal(guessed, labels) else 1.0))
 
 
+def _anchored(features: ArrayLike, labels: IntArray, classes: int) -> Head:
+    return _linear(anchored_weights(features, labels, classes))
+
+
 def _prototype(features: ArrayLike, labels: IntArray, classes: int) -> Head:
     rows, known = labeled_rows(features, labels, classes)
     sums = np.zeros((classes, rows.shape[1]), dtype=np.float32)
@@ -89,7 +94,7 @@ def _propagation(features: ArrayLike, labels: IntArray, classes: int) -> Head:
 
 
 _HEADS: Mapping[str, Any] = {"knn": _knn, "prototype": _prototype, "probe": _probe, "propagation": _propagation,
-                             "self_training": _self_training}
+                             "self_training": _self_training, "anchored": _anchored}
 
 
 def fitted(learner: str, features: ArrayLike, labels: ArrayLike, classes: int) -> Head:

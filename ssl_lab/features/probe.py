@@ -104,7 +104,22 @@ def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
     features = embed(net, pool, pool.labeled, runtime)
     rows, known = labeled_rows(features, pool.labels[pool.labeled], net.classes)
     rows = unit(rows)
-    weights = fit(rows, known, net.classes, choose_l2(rows, known, net.classes, _folds(known)))
+    _into_head(net, fit(rows, known, net.classes, choose_l2(rows, known, net.classes, _folds(known))), features)
+
+
+def set_head(net: Net, features: ArrayLike, labels: IntArray, among: IntArray, l2: float = 1.0) -> None:
+    """Lets the head begin as a probe of labels that were guessed: of so many, and wrong ones, that it need not choose
+    the strength.
+
+    features: [N, D], of the net. labels: int64 [N]. among: the rows to learn from; of more than 10,000 so many.
+    """
+    rows = stratified(among, labels, min(ENOUGH, len(among)), "head")
+    found = matrix(np.asarray(features)[rows], "features")
+    _into_head(net, fit(unit(found), labels[rows], net.classes, l2), found)
+
+
+def _into_head(net: Net, weights: FloatArray, features: FloatArray) -> None:
+    """weights: float32 [classes, D + 1], of unit features."""
     length = max(float(np.linalg.norm(features, axis=1).mean()), 1e-12)
     with torch.no_grad():
         net.head.weight.copy_(torch.from_numpy(weights[:, :-1] / length))

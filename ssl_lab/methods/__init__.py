@@ -57,6 +57,7 @@ from ssl_lab.methods.distillation import (
     MutualLearning,
     ReviewKD,
     SelfDistillation,
+    SoftLabels,
     SoTeacher,
     TeacherAssistant,
 )
@@ -80,7 +81,7 @@ _ALL: tuple[type[Method], ...] = (
     FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
     ReferencePrior, HierMatch, ABC, DARP, OpenCoS,
     SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg, DINO, SwAV, NNCLR, Rotation, MAE,
-    *DISTILLATION.values(), *TEACHERLESS.values(),
+    *DISTILLATION.values(), *TEACHERLESS.values(), SoftLabels,
 )
 METHODS = {method.name: method for method in _ALL}
 
@@ -178,6 +179,7 @@ __all__ = [
     "SimMatch",
     "SimSiam",
     "SoTeacher",
+    "SoftLabels",
     "SoftMatch",
     "Supervised",
     "SwAV",

@@ -47,6 +47,12 @@ def net_of_run(run: Path) -> str | None:
     return None
 
 
+def is_foreign(net: Net) -> bool:
+    """Whether the net is one of timm's, trained on further or not: what it knows, and its statistics, are of other
+    images than those of this project's runs."""
+    return net.name.startswith("timm/")
+
+
 def freeze(net: Net, blocks: int) -> None:
     """Lets the last `blocks` blocks of the backbone learn, with what comes after them, and the head; 0: the head alone.
 

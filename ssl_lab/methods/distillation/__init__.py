@@ -19,8 +19,9 @@ from ssl_lab.methods.distillation.review_kd import ReviewKD
 from ssl_lab.methods.distillation.rkd import RKD
 from ssl_lab.methods.distillation.self_distillation import SelfDistillation
 from ssl_lab.methods.distillation.so_teacher import SoTeacher
+from ssl_lab.methods.distillation.soft_labels import SoftLabels
 from ssl_lab.methods.distillation.sp import SP
-from ssl_lab.methods.distillation.teacher import StoredLogits, Teacher, load_teacher
+from ssl_lab.methods.distillation.teacher import StoredLogits, Teacher, load_teacher, read_logits
 from ssl_lab.methods.distillation.teacher_assistant import TeacherAssistant
 from ssl_lab.methods.distillation.vid import VID
 
@@ -58,8 +59,10 @@ __all__ = [
     "ReviewKD",
     "SelfDistillation",
     "SoTeacher",
+    "SoftLabels",
     "StoredLogits",
     "Teacher",
     "TeacherAssistant",
     "load_teacher",
+    "read_logits",
 ]

@@ -24,7 +24,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.nets import Net, net
 from ssl_lab.nets.start import net_of_run
-from ssl_lab.nets.stored import read_weights
+from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import in_order, whole_net
 from ssl_lab.notes import once
 
@@ -177,15 +177,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     names = None if isinstance(classes, int) else tuple(classes)
     count = classes if isinstance(classes, int) else len(classes)
     if list(state) == ["logits"]:
-        if images is not None and len(state["logits"]) != images:
-            raise UsageError(f"{source} has logits of {len(state['logits'])} images; the pool has {images}")
-        stored = StoredLogits(state["logits"].float(), state.class_names)
-        if names is not None:
-            if state.class_names is None:
-                _log.warning("%s does not name the classes of its logits; they are taken for %s, in this order", source,
-                             shown(names))
-            stored.bring_into_order(names)
-        return stored
+        return _stored(state, source, names, images)
     if not name:
         raise UsageError(f"which net are the weights {source} of? Name it (--teacher-net NAME)")
     whole = whole_net(state)
@@ -197,6 +189,27 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
             raise UsageError(f"the teacher {source} tells {len(whole['head.weight'])} classes apart, the data have "
                              f"{count}")
     return Teacher(net(name, classes, _resized(style, size), weights=source), image_size=size, classifies=classifies)
+
+
+def read_logits(file: str | Path, names: Names | None, images: int | None) -> StoredLogits:
+    """The logits that a file holds, see `load_teacher`, in the order of the classes `names` where these are known.
+    UsageError for another file, and for logits of other classes or of another number of images than `images`."""
+    state = read_weights(file)
+    if list(state) != ["logits"]:
+        raise UsageError(f"{file} holds {len(state)} tensors; expected the one tensor `logits`, a row for each image")
+    return _stored(state, Path(file), names, images)
+
+
+def _stored(state: Weights, source: Path, names: Names | None, images: int | None) -> StoredLogits:
+    if images is not None and len(state["logits"]) != images:
+        raise UsageError(f"{source} has logits of {len(state['logits'])} images; the pool has {images}")
+    stored = StoredLogits(state["logits"].float(), state.class_names)
+    if names is not None:
+        if state.class_names is None:
+            _log.warning("%s does not name the classes of its logits; they are taken for %s, in this order", source,
+                         shown(names))
+        stored.bring_into_order(names)
+    return stored
 
 
 def _resized(style: Style, image_size: int | tuple[int, int] | None) -> Style:

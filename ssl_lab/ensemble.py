@@ -1,0 +1,259 @@
+"""Pseudo-label ensembles (Zhang et al. 2025, arXiv 2503.09707): pretrained nets and fine-tunings label all images, and
+one net learns these soft labels."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save as safetensors_bytes
+
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Result, Runtime, checkpoint
+from ssl_lab.engine.folder import alone_in, check_same, make_way
+from ssl_lab.errors import UsageError
+from ssl_lab.features import FeatureStore, self_training
+from ssl_lab.features.embed import seconds_to_embed
+from ssl_lab.features.probe import set_head
+from ssl_lab.features.search import FloatArray, unit
+from ssl_lab.files import data_folder, write_atomically, write_text
+from ssl_lab.finetune import FineTuning
+from ssl_lab.methods.distillation import read_logits
+from ssl_lab.nets import Net
+from ssl_lab.nets.start import start_net
+from ssl_lab.nets.stored import metadata
+from ssl_lab.report import Column, Table
+from ssl_lab.schedule import Scalar, Schedule, linear, plain
+
+Learn = Literal["all", "biases", "lora"]
+NOTE, LOGITS, SOFT, FROZEN = "ensemble.json", "logits.safetensors", "soft_labels.safetensors", "frozen"
+SHARE = 0.5
+"""Of the time, until all images have their soft labels; the rest is the one net's."""
+MANY = 100
+"""Labels of a class from which fine-tuned nets know better without the frozen ones: on CIFAR-10 with 25 they are within
+4 points of each other, with 400 one has 84% and the other 92% (recipes/features.py and recipes/finetune.py)."""
+TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Ensembling:
+    """Members label the images, one net learns the mean of what they say.
+
+    nets: pretrained, as `start_net` takes them. Self-training on the features of all of them side by side is the first
+    member. Of the first of them the others are fine-tuned, and it is the net that learns at last. tuned: what of it
+    learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps. own: the net's say over the
+    soft labels, labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see `SoftLabels` and
+    `FineTuning`. view: texts of views in place of the method's.
+    """
+
+    nets: Sequence[str]
+    tuned: Sequence[Learn] = ("all", "biases")
+    tuning_steps: int = 300
+    own: Scalar = linear(0.0, 0.5)
+    labeled: int = 16
+    unlabeled: int = 64
+    lr: Scalar = 0.01
+    backbone_rate: float = 0.2
+    ema: Scalar = 0.99
+    view: Sequence[str] = ()
+
+    def fit(self, pool: Pool, runtime: Runtime, out: Path, seed: int = 0, minutes: float | None = None,
+            data_dir: Path | None = None, resume: str | None = None, **trainer: Any) -> tuple[Result, Table]:
+        """Leaves a run in `out`, that of the one net, and those of the fine-tuned members in its folder members/.
+        Returns its result, and a table of what each member, all together and the one net recognize.
+
+        minutes: for everything; members for which half of it does not suffice are left out, with a word. None: all of
+        them take part, and the one net takes the `steps` that the trainer is given. resume: "auto" goes on where this
+        was stopped, in whatever part. data_dir: where the features of the pretrained nets lie. trainer: further
+        arguments of `Trainer`. UsageError for nets that are not there, and labels that are all of one class.
+        """
+        names = tuple(dict.fromkeys(self.nets))
+        if not names or not pool.classes > 1:
+            raise UsageError(f"{len(names)} nets and {pool.classes} classes: expected at least one pretrained net, "
+                             "and two classes")
+        nets = [start_net(name, pool.class_names, pool.style, seed=seed) for name in names]
+        if resume is None:
+            runtime.from_first(lambda: make_way(out, NOTE))
+        with alone_in(out / "members") if runtime.main else _nothing():
+            runtime.wait()
+            work = _Work(self, pool, runtime, out, seed, trainer)
+            work.begin(nets, None if minutes is None else 60 * minutes)
+            stores = work.embedded(nets, data_folder(data_dir) / "features")
+            said = {FROZEN: work.member(FROZEN, lambda place: work.by_features(stores))}
+            for learn in work.note["tuned"]:
+                said[learn] = work.member(learn, partial(work.by_tuning, learn, names[0]))
+            said["ensemble"] = mean = together(said, pool)
+            work.write(out / SOFT, with_labels(mean, pool))
+        if not checkpoint.exists(out / "checkpoint.pt"):
+            set_head(nets[0], stores[0].features, mean.argmax(axis=1), pool.unlabeled)
+        result = work.learn(nets[0], minutes)
+        return result, table(said, result, pool, work.note["seconds"])
+
+
+class _Work:
+    """The parts of one ensemble, each of which is done once: what it leaves says so."""
+
+    def __init__(self, how: Ensembling, pool: Pool, runtime: Runtime, out: Path, seed: int,
+                 trainer: Mapping[str, Any]) -> None:
+        self.how, self.pool, self.runtime, self.out, self.seed = how, pool, runtime, out, seed
+        self.trainer = {"micro_batches": "auto", **trainer}  # which change nothing where statistics are frozen
+        self.note: dict[str, Any] = {}
+
+    def begin(self, nets: Sequence[Net], seconds: float | None) -> None:
+        """Decides who takes part, or reads what was decided."""
+        settings = {name: plain(value) if isinstance(value, Schedule) else list(value) if isinstance(value, tuple)
+                    else value for name, value in vars(self.how).items()}
+        settings |= {"seed": self.seed, "split": self.pool.manifest()["hash"]}
+        path = self.out / NOTE
+        if path.exists():
+            self.note = json.loads(path.read_text(encoding="utf-8"))
+            check_same(self.note["settings"], settings, self.out)
+        else:
+            count, tuned = self._afforded(nets, seconds)
+            self.note = {"settings": settings, "nets": count, "tuned": tuned, "seconds": {}}
+            self._keep()
+
+    def _afforded(self, nets: Sequence[Net], seconds: float | None) -> tuple[int, list[str]]:
+        """How many nets embed all images, and which fine-tunings there are: in this order, as long as time suffices."""
+        if seconds is None:
+            return len(nets), list(self.how.tuned)
+        world = self.runtime.world
+        each = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
+        embeds = [len(self.pool) * lap / world**2 for lap in each]  # of the mean rank, and of its part
+        trains = 3 * 32 * self.how.tuning_steps * embeds[0] / len(self.pool)
+        needs = [(net.name, embed) for net, embed in zip(nets, embeds, strict=True)]
+        needs += [(f"fine-tuning {learn}", embeds[0] + trains) for learn in self.how.tuned]
+        left = SHARE * seconds
+        taken: list[bool] = []
+        for place, (name, cost) in enumerate(needs):
+            taken.append(not place or cost <= left)
+            if taken[-1]:
+                left -= cost
+            elif self.runtime.main:
+                print(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
+                      "left for labeling the images; give more --minutes, or a smaller --image-size", flush=True)
+        count = next((place for place in range(len(nets)) if not taken[place]), len(nets))
+        return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so]
+
+    def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
+        with self._timed("embedding"):
+            return [FeatureStore.build(net, self.pool, folder, self.runtime) for net in nets[:self.note["nets"]]]
+
+    def member(self, name: str, ask: Callable[[Path], FloatArray]) -> FloatArray:
+        """What a member says of each image, float32 [N, C], probabilities: asked once, then read."""
+        place = self.out / "members" / name
+        if not (place / LOGITS).exists():
+            with self._timed(name):
+                self.write(place / LOGITS, ask(place))
+            if self.runtime.main:
+                shutil.rmtree(place / "features", ignore_errors=True)
+        self.runtime.wait()
+        read = read_logits(place / LOGITS, self.pool.class_names, len(self.pool))
+        return np.asarray(read.logits.softmax(dim=1).numpy())
+
+    def by_features(self, stores: Sequence[FeatureStore]) -> FloatArray:
+        features = side_by_side([store.features for store in stores])
+        return self._learned(features)
+
+    def by_tuning(self, learn: Learn, start: str, place: Path) -> FloatArray:
+        """Trains on the labels, as far as it is not done, and learns from its features as from those of any net."""
+        new = start_net(start, self.pool.class_names, self.pool.style, seed=self.seed)
+        if not (place / "summary.json").exists():
+            config = {"net": new.name, **(self.trainer.get("config") or {}), "method": "supervised", "learn": learn}
+            shared = {name: self.trainer[name] for name in ("device", "precision", "micro_batches", "callbacks")
+                      if name in self.trainer}
+            FineTuning(learn=learn).fit(new, self.pool, self.runtime, self.seed, **shared | {
+                "steps": self.how.tuning_steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
+        tuned = start_net(str(place), self.pool.class_names, self.pool.style, new.name)
+        return self._learned(FeatureStore.build(tuned, self.pool, place / "features", self.runtime).features)
+
+    def _learned(self, features: FloatArray) -> FloatArray:
+        labels = self.pool.labels[self.pool.train]
+        return self_training(features[self.pool.train], labels, features, self.pool.classes)
+
+    def learn(self, net: Net, minutes: float | None) -> Result:
+        """The one net learns the soft labels, for as long as there is time."""
+        left = None if minutes is None else max(minutes - sum(self.note["seconds"].values()) / 60, 0.05)
+        how = self.how
+        way = FineTuning("soft_labels", {"teacher": self.out / SOFT, "own": how.own}, how.view,
+                         head="start", labeled=how.labeled, unlabeled=how.unlabeled, lr=how.lr, ema=how.ema,
+                         backbone_rate=how.backbone_rate, statistics="frozen")
+        config = {"net": net.name, **(self.trainer.get("config") or {})}
+        return way.fit(net, self.pool, self.runtime, self.seed, **dict(self.trainer) | {
+            "minutes": left, "out": self.out, "resume": "auto", "config": config})
+
+    def write(self, file: Path, probs: FloatArray) -> None:
+        """Logits of probabilities [N, C], with the names of the classes."""
+        logits = torch.from_numpy(np.log(np.maximum(probs, TINY)).astype(np.float32))
+        if self.runtime.main:
+            content = safetensors_bytes({"logits": logits}, metadata(self.pool.class_names))
+            write_atomically(file, lambda opened: opened.write(content))
+        self.runtime.wait()
+
+    @contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        seconds = self.note["seconds"]
+        seconds[part] = seconds.get(part, 0.0) + time.perf_counter() - begun
+        self._keep()
+
+    def _keep(self) -> None:
+        if self.runtime.main:
+            write_text(self.out / NOTE, json.dumps(self.note) + "\n")
+        self.runtime.wait()
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def side_by_side(features: Sequence[FloatArray]) -> FloatArray:
+    """float32 [N, sum of D_b]: unit features of several nets, so that each has the same say in a cosine."""
+    return unit(np.concatenate([unit(each) for each in features], axis=1))
+
+
+def together(said: Mapping[str, FloatArray], pool: Pool) -> FloatArray:
+    """float32 [N, C]: the mean of the members' probabilities [N, C]; where there are `MANY` labels of each class, that
+    of the fine-tuned ones, if there are any."""
+    counts = np.bincount(pool.labels[pool.labeled], minlength=pool.classes)
+    tuned = [name for name in said if name != FROZEN]
+    members = tuned if tuned and counts.min() >= MANY else list(said)
+    if members != list(said):
+        print(f"soft labels are those of {', '.join(members)}: with {MANY} labels of each class, fine-tuned nets know "
+              "better than frozen ones", flush=True)
+    mean: FloatArray = np.mean([said[name] for name in members], axis=0, dtype=np.float32)
+    return mean
+
+
+def with_labels(probs: FloatArray, pool: Pool) -> FloatArray:
+    """Probabilities [N, C], in which what is known of labeled rows takes the place of what was said of them."""
+    known = probs.copy()
+    known[pool.labeled] = np.eye(pool.classes, dtype=np.float32)[pool.labels[pool.labeled]]
+    return known
+
+
+def table(said: Mapping[str, FloatArray], result: Result, pool: Pool, seconds: Mapping[str, float]) -> Table:
+    """Who recognizes how much of the validation and of the test images, and the seconds of each part."""
+    def right(probs: FloatArray, rows: IntArray) -> float | None:
+        rows = rows[pool.truth[rows] >= 0]
+        return 100 * float((probs[rows].argmax(axis=1) == pool.truth[rows]).mean()) if len(rows) else None
+
+    lines: list[list[str | float | None]] = [
+        [name, right(probs, pool.valid), right(probs, pool.test), seconds.get(name)] for name, probs in said.items()]
+    measured = [result.summary.get(f"{split}_accuracy") for split in ("valid", "test")]
+    lines.append(["one net", *(None if each is None else 100 * each for each in measured), result.summary["seconds"]])
+    return Table("Accuracy, in %", [Column("who"), Column("valid", "right", ".1f"), Column("test", "right", ".1f"),
+                                    Column("seconds", "right", ".0f")], lines)
+
+
