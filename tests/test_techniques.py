@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import re
 import sys
 from typing import ClassVar
 
@@ -38,6 +39,7 @@ TEXTS = {
     "rigl": "rigl(density=0.5, every=2)",
     "taylor": "taylor(rounds=2)",
 }
+COMPILED = {"weight_norm", "ldam", "hero", "layerwise_reinit"}  # one of each kind that meets nets: it takes seconds
 OFF = {
     "sam": "sam(rho=0)",
     "noise_consistency": "noise_consistency(weight=0)",
@@ -64,6 +66,8 @@ OFF = {
     "mixup": "mixup(alpha=0)",
     "cutmix": "cutmix(chance=0)",
     "prior_correction": "prior_correction(strength=0)",
+    "swa": "swa(start=1)",
+    "weight_rescaling": "weight_rescaling(every=9)",
     "adversarial": "adversarial(radius=0)",
     "sat": "sat(radius=0)",
     "second_order": "second_order(radius=0)",
@@ -83,7 +87,7 @@ def test_contract(name):
     if name in ("slimming", "taylor"):
         pytest.importorskip("torch_pruning", reason='needs torch-pruning: pip install "ssl_lab[compress]"')
     off = OFF.get(name)
-    check_technique(technique(TEXTS.get(name, name)), off=technique(off) if off else None)
+    check_technique(technique(TEXTS.get(name, name)), off=technique(off) if off else None, compile=name in COMPILED)
 
 
 @pytest.mark.parametrize("name", TECHNIQUES)
@@ -144,6 +148,17 @@ def test_techniques_that_exclude_each_other_are_named(given, words):
         sl.Trainer(steps=1, techniques=given).fit(Supervised(flat_net()), digits())
 
 
+@pytest.mark.parametrize("name", [name for name, kind in TECHNIQUES.items() if issubclass(kind, WeightsTechnique)])
+@pytest.mark.parametrize("rule", ["entropy_sgd", "replicated_sgd", "sam"])
+def test_copies_of_weights_and_what_writes_into_weights_exclude_each_other(rule, name):
+    given = [name, rule]
+    if rule == "sam" or name in ("swa", "prior_correction"):
+        assert together(given).texts == given
+    else:
+        with pytest.raises(UsageError, match=f"{name} and {rule} exclude each other: one keeps copies of the weights"):
+            together(given)
+
+
 @pytest.mark.parametrize(("method", "settings", "words"), [
     (Supervised, {"techniques": ["drop_path"]}, r"drop_path changes the net before .* sl.prepared\(net"),
     (Supervised, {"techniques": ["sam"], "update": sl.optim.plain}, "sam and update=.*both rules"),
@@ -178,6 +193,12 @@ def test_what_would_leave_nothing_of_learned_weights_is_refused(tmp_path, text):
     with pytest.raises(UsageError, match=rf"{text} .*, and tiny_8 has learned its own \(.*model.safetensors\); leave"):
         sl.prepared(learned, [text], digits())
     assert train(tmp_path / "net", steps=1, evaluations=1).method.predictor().origin == str(tmp_path / "net")
+
+
+@pytest.mark.parametrize("name", TECHNIQUES)
+def test_where_nothing_turns_one_off_its_docstring_says_so(name):
+    said = " ".join(str(TECHNIQUES[name].__doc__).split())
+    assert name in OFF or re.search(r"turns it off|no plain step|it is the plain run", said)
 
 
 def test_what_does_nothing_overwrites_nothing():

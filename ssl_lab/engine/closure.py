@@ -65,7 +65,8 @@ class StepClosure:
         """See `optim.Closure`; by differentiating twice, and the mean over micro-batches and ranks."""
         method = self.module.module if isinstance(self.module, nn.parallel.DistributedDataParallel) else self.module
         products = [torch.zeros_like(w) for w in weights]
-        with frozen_statistics(method):
+        eager = torch.compiler.set_stance("force_eager")  # compiled code has no second gradient
+        with frozen_statistics(method), eager:
             for at, batch in self._passes():
                 with self.runtime.autocast():
                     loss: Loss = method(batch, at)

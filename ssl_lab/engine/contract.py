@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from ssl_lab.batch import At
 from ssl_lab.data import Pool
@@ -20,7 +21,7 @@ from ssl_lab.engine.trainer import Run, Trainer
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import KD, FixMatch, Method, SimCLR
 from ssl_lab.nets import Net, net
-from ssl_lab.techniques import Technique, prepared
+from ssl_lab.techniques import Technique, WeightsTechnique, prepared
 
 STEPS = 4
 
@@ -41,23 +42,27 @@ METHODS: Mapping[str, Callable[[Net], Method]] = {
 }
 
 
-def check_technique(technique: Technique, off: Technique | None = None) -> None:
+def check_technique(technique: Technique, off: Technique | None = None, *, compile: bool = True) -> None:
     """Hold a technique to the contract of `ssl_lab.techniques`; raises AssertionError.
 
     Checked in runs of four steps on small random images: it trains FixMatch, SimCLR and KD, or says by UsageError, with
     its name, why not; losses are finite, also in micro-batches and under bf16 autocast; a run that ends in its middle
-    and is resumed is the run that was not, weights and all; the object itself is good for many runs. off: the technique
-    with arguments that turn it off: it is then the plain run, bit by bit.
+    and is resumed is the run that was not, weights and all; the object itself is good for many runs; one that keeps
+    weights as they are (`writes`) does. compile: also with compiled nets losses are the same, which takes seconds.
+    off: the technique with arguments that turn it off: it is then the plain run, bit by bit.
     Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
     """
     name = type(technique).__name__
     for attribute in ("kind", "name", "paper", "arxiv"):
         assert hasattr(technique, attribute), f"{name}: it has no `{attribute}`, which `ssl-lab list` prints"
     with tempfile.TemporaryDirectory() as folder:
-        _check(technique, off, name, Path(folder))
+        method = _check(technique, off, name, Path(folder))
+    if compile:
+        _check_compiled(method, technique, name)
 
 
-def _check(technique: Technique, off: Technique | None, name: str, out: Path) -> None:
+def _check(technique: Technique, off: Technique | None, name: str, out: Path) -> str:
+    """Returns the name of a method that it trains."""
     before = vars(technique).keys() | set()
     refused = {}
     for method in METHODS:
@@ -78,26 +83,49 @@ def _check(technique: Technique, off: Technique | None, name: str, out: Path) ->
     resumed = _run(out / "cut", method, technique, resume="auto")
     assert resumed == whole, f"{name}: resumed in its middle, a run of {method} is another; state outside state_dict?"
     assert vars(technique).keys() == before, f"{name}: a run leaves something in the technique that it was given"
+    if isinstance(technique, WeightsTechnique) and not technique.writes:
+        assert whole.learned == _plain(method).learned, f"{name}: weights that learn are others, and it has no `writes`"
     if off is not None:
         plain, found = _plain(method), _run(out / "off", method, off)
         for ours, theirs in zip(found.losses, plain.losses, strict=True):
             assert {key: ours[key] for key in theirs} == theirs, f"{name}: turned off ({off.text}), losses are others"
         assert found.weights == plain.weights, f"{name}: turned off ({off.text}), the weights of {method} are others"
+    return method
+
+
+def _check_compiled(method: str, technique: Technique, name: str) -> None:
+    """The last two steps: after the first one whatever changes in the net has changed. By aot_eager, which traces
+    forward and backward as the default does, and leaves out the slow part, machine code."""
+    torch._dynamo.reset()  # nets share code, of which a process compiles only so many variants
+    losses: list[list[float]] = []
+    for compiled in (False, True):
+        run = _begun(method, technique)
+        for part in run.method.modules() if compiled else ():
+            if isinstance(part, Net):
+                part.compile(backend="aot_eager")
+        try:
+            steps = [run.step(At(step, STEPS), 1).total for step in (STEPS - 2, STEPS - 1)]
+        except RuntimeError as error:
+            raise AssertionError(f"{name}: with compiled nets it fails ({str(error).splitlines()[0]})") from error
+        losses.append([float(loss.detach()) for loss in steps])
+    assert np.allclose(losses[0], losses[1], rtol=1e-3), f"{name}: with compiled nets, losses are others: {losses}"
 
 
 class _Trained(NamedTuple):
-    """The losses of a run's steps, and the bytes of the weights that it reports."""
+    """The losses of a run's steps, the bytes of the weights that it reports, and those of the net that learned."""
 
     losses: list[dict[str, float]]
     weights: bytes
+    learned: bytes
 
 
 def _run(out: Path, method: str, *techniques: Technique, **settings: Any) -> _Trained:
     trainer = _trainer(techniques, **{"out": out, "checkpoint_seconds": 60, "callbacks": []} | settings)
-    trainer.fit(_learner(method, techniques), _pool(), labeled=4, unlabeled=4)
+    net = trainer.fit(_learner(method, techniques), _pool(), labeled=4, unlabeled=4).method.net
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return _Trained([{key: value for key, value in row.items() if key.startswith("loss")} for row in rows],
-                    (out / "model.safetensors").read_bytes())
+                    (out / "model.safetensors").read_bytes(),
+                    b"".join(weight.detach().numpy().tobytes() for weight in net.parameters()))
 
 
 @functools.cache
@@ -108,12 +136,16 @@ def _plain(method: str) -> _Trained:
 
 def _last_step(method: str, technique: Technique, micro_batches: int = 1, **settings: Any) -> None:
     """The last of the steps, when all of it acts; nothing is left on the disk. AssertionError for a loss not finite."""
-    trainer, learner = _trainer([technique], **settings), _learner(method, [technique])
-    run = Run(trainer, *trainer.begun(learner, _pool()), learner, _pool(), labeled=4, unlabeled=4, saved=None)
+    run = _begun(method, technique, **settings)
     losses = run.step(At(STEPS - 1, STEPS), micro_batches).detached()
     assert all(math.isfinite(value) for key, value in losses.items() if key.startswith("loss")), (
         f"{technique.text}: {method}, micro_batches={micro_batches}, {settings}: {losses}")
     run.method.predictor()
+
+
+def _begun(method: str, technique: Technique, **settings: Any) -> Run:
+    trainer, learner = _trainer([technique], **settings), _learner(method, [technique])
+    return Run(trainer, *trainer.begun(learner, _pool()), learner, _pool(), labeled=4, unlabeled=4, saved=None)
 
 
 def _trainer(techniques: Sequence[Technique], **settings: Any) -> Trainer:

@@ -52,7 +52,8 @@ def second_order(net: Net, x: Tensor, targets: Tensor, radius: float, size: int 
     Where the quadratic g'd + d'Hd / 2 promises less than along g itself, it is along g: never worse than first order,
     by that model. size: of the Krylov space; 1 is the gradient's direction.
     """
-    with evaluating(net), full_precision(x.device), torch.enable_grad():
+    eager = torch.compiler.set_stance("force_eager")  # compiled code has no second gradient
+    with evaluating(net), full_precision(x.device), torch.enable_grad(), eager:
         near = x.detach().requires_grad_()
         slope, = torch.autograd.grad(F.cross_entropy(net(near).logits, targets, reduction="sum"), near,
                                      create_graph=True)

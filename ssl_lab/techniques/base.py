@@ -85,9 +85,12 @@ class DataTechnique(Technique):
 class StepTechnique(Technique, nn.Module):
     """An update rule (see `optim.Update`) that may call the closure again; what it keeps from step to step are buffers
     and parameters, so that it is saved. Randomness from (seed, purpose, step): `at.draw`, or `generator(at.seed, ...)`.
+
+    keeps_copies: whether these are copies of the weights, which a technique that writes into weights would not reach.
     """
 
     kind = "step"
+    keeps_copies: ClassVar[bool] = False
 
     def __init__(self) -> None:
         nn.Module.__init__(self)
@@ -162,10 +165,12 @@ class TermTechnique(Technique, Around):
 class WeightsTechnique(Technique, Around):
     """Averages weights, or edits them while they are trained: overrides `after_step`, `edited` and `predictor`.
 
-    What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta.
+    What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta. writes:
+    whether it ever does that, or only looks on.
     """
 
     kind = "weights"
+    writes: ClassVar[bool] = True
 
 
 def learner_and_averages(method: Method) -> list[Net]:

@@ -44,7 +44,7 @@ class Techniques:
                 raise UsageError(f"{one.text} and {other.text} are the same technique; give one of them")
             if one.kind == other.kind == "step":
                 raise UsageError(f"{one.text} and {other.text} are both rules for a whole step; give one of them")
-            why = one.excludes.get(other.name) or other.excludes.get(one.name)
+            why = one.excludes.get(other.name) or other.excludes.get(one.name) or _apart(one, other)
             if why:
                 raise UsageError(f"{one.text} and {other.text} exclude each other: {why}")
 
@@ -111,6 +111,14 @@ class Techniques:
             method.add_module("update", rule.to(device))
             return cast(Update, rule)
         return plain
+
+
+def _apart(*both: Technique) -> str:
+    """Why these two exclude each other by what they do, "" if they do not."""
+    if (any(isinstance(each, StepTechnique) and each.keeps_copies for each in both)
+            and any(isinstance(each, WeightsTechnique) and each.writes for each in both)):
+        return "one keeps copies of the weights from step to step, and the other writes into weights"
+    return ""
 
 
 def _beware(technique: Technique, net: Net) -> None:

@@ -19,7 +19,7 @@ class Oversample(DataTechnique):
 
     where n_c is the number of labeled images of the class and N the largest of them: all classes are drawn equally
     often. Which ones stand there once more is drawn by the seed. Unlabeled images, whose classes nobody knows, are
-    drawn as ever. Classes without a label stay without.
+    drawn as ever. Classes without a label stay without. Where all have as many, it is the plain run.
 
     The paper's equation; no code was read.
     """

@@ -19,7 +19,8 @@ class Undersample(DataTechnique):
     """Of each class, n labeled images are drawn from, n being the number that the rarest has
 
     so that all classes are drawn equally often. Which ones stay is drawn by the seed, once for the run. The others
-    stay among the unlabeled images, where the method has such. Classes without a label stay without.
+    stay among the unlabeled images, where the method has such. Classes without a label stay without. Where all have as
+    many, it is the plain run.
 
     The paper's text; no code was read. Its authors find it worse than oversampling in all but extreme cases.
     """

@@ -23,7 +23,7 @@ class AutoInit(NetTechnique):
     mu and nu the mean and variance of a layer's input, which follow from what is before it: activations by
     integration over a normal variable, sums add, concatenations weigh by size, a norm gives (0, 1), dropout in training
     (mu, (nu + mu^2) / (1 - p) - mu^2), pooling by sampling; an image enters with (0, 1). Data are not looked at. All
-    weights start afresh.
+    weights start afresh: no argument turns it off.
 
     Checked against the authors' code (`estimators/*.py`), which has nu / (1 - p) for dropout, right where mu = 0.
     """

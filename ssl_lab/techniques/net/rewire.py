@@ -17,6 +17,7 @@ class Rewire(NetTechnique):
     after which the strengths of its neurons, the sums of their weights, vary less: those of a layer's inputs by a first
     pass over its outputs, those of its outputs by a second one over the inputs (see `attached`). All convolutions and
     linear layers, the head too. It draws orders, no weights: what the net was initialized by stays.
+    No argument turns it off.
 
     Checked against the authors' code (`weight_rewiring.py`).
     """

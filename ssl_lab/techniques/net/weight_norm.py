@@ -23,7 +23,8 @@ class WeightNorm(NetTechnique):
 
     and, with `data`, first g = 1 / s[t] and b = -m[t] / s[t], t = v x / ||v|| the layer's output on 256 training images
     with the layers before it already so: then each output has mean 0 and variance 1 on them. Of a layer without a bias
-    (one that BatchNorm follows) the scale alone is set. What is exported has plain weights w.
+    (one that BatchNorm follows) the scale alone is set. What is exported has plain weights w. No argument turns it off:
+    without `data` the first outputs are the plain net's, and steps of g and v are others.
 
     Both are the paper's equations; the reparametrization is torch.nn.utils.parametrizations.weight_norm.
     """

@@ -12,7 +12,7 @@ from ssl_lab.methods import Method
 from ssl_lab.optim import Closure
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.techniques.base import StepTechnique
-from ssl_lab.techniques.step.nearby import KEPT, copies
+from ssl_lab.techniques.step.nearby import copies
 
 
 class EntropySGD(StepTechnique):
@@ -37,7 +37,7 @@ class EntropySGD(StepTechnique):
     name = "entropy_sgd"
     paper = "Entropic gradient descent algorithms and wide flat minima"
     arxiv = "2006.07897"
-    excludes = KEPT
+    keeps_copies = True
 
     def __init__(self, steps: int = 5, gamma: Scalar = linear(0.1, 1.0), pull: float = 1.0, noise: float = 1e-4,
                  average: float = 0.75) -> None:

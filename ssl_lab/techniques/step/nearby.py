@@ -8,9 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-EDITS = ("lookahead", "weight_rescaling", "sphere", "layerwise_reinit", "reinit", "shrink_perturb", "gradmax")
-KEPT = dict.fromkeys(EDITS, "one keeps copies of the weights from step to step, and the other edits weights")
-"""What rules exclude that keep copies."""
 EPSILON = 1e-12  # keeps a gradient of zeros from being divided by zero
 
 

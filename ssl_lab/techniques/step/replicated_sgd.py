@@ -11,7 +11,7 @@ from ssl_lab.methods import Method
 from ssl_lab.optim import Closure
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.techniques.base import StepTechnique
-from ssl_lab.techniques.step.nearby import KEPT, copies, mean_of
+from ssl_lab.techniques.step.nearby import copies, mean_of
 
 
 class ReplicatedSGD(StepTechnique):
@@ -32,7 +32,7 @@ class ReplicatedSGD(StepTechnique):
     name = "replicated_sgd"
     paper = "Entropic gradient descent algorithms and wide flat minima"
     arxiv = "2006.07897"
-    excludes = KEPT
+    keeps_copies = True
 
     def __init__(self, replicas: int = 3, gamma: Scalar = linear(0.1, 1.0), spread: float = 0.1) -> None:
         super().__init__()

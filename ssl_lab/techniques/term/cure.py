@@ -59,7 +59,8 @@ def bending(net: Net, x: Tensor, targets: Tensor, h: float) -> Tensor:
     x: float [B, C, H, W] in [0, 1]. targets: int64 [B]. h: in units of the net's normalized pixels. As h goes to 0, it
     is h |H z / h|, H the Hessian of l at x.
     """
-    with evaluating(net), full_precision(x.device), torch.enable_grad():
+    eager = torch.compiler.set_stance("force_eager")  # compiled code has no second gradient
+    with evaluating(net), full_precision(x.device), torch.enable_grad(), eager:
         here = x.detach().requires_grad_()
         slope, = torch.autograd.grad(_losses(net, here, targets), here)
         z = h * F.normalize((slope * net.std).sign().flatten(1)).view_as(x)

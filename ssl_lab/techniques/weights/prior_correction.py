@@ -28,6 +28,7 @@ class PriorCorrection(WeightsTechnique):
     name = "prior_correction"
     paper = "A systematic study of the class imbalance problem in convolutional neural networks"
     arxiv = "1710.05381"
+    writes = False
     counts: Tensor
 
     def __init__(self, strength: float = 1.0) -> None:

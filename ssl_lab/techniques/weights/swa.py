@@ -25,7 +25,7 @@ class SWA(WeightsTechnique):
 
     The average, and no longer the method's moving average, is what is evaluated and exported. BatchNorm's statistics
     are made anew for it, from up to 2048 training images under the method's first view, whenever it is asked for: they
-    are a function of weights, pool and seed alone.
+    are a function of weights, pool and seed alone. With start 1 nothing is averaged: it is the plain run.
 
     With AdamW it is the paper's Gadam, with Padam GadamX. The paper keeps the learning rate high while it averages:
     give a constant or slowly falling one. Checked against torch.optim.swa_utils.
@@ -34,13 +34,13 @@ class SWA(WeightsTechnique):
     name = "swa"
     paper = "Iterate Averaging in the Quest for Best Test Error"
     arxiv = "2003.01247"
+    writes = False
     points: Tensor  # how many weights the average is of
 
     def __init__(self, start: float = 0.75, every: int = 1) -> None:
         super().__init__()
-        if not 0 <= start < 1 or every < 1:
-            raise UsageError(f"swa: start={start}, every={every}; expected a start from 0 to below 1, and 1 step or "
-                             "more")
+        if not 0 <= start <= 1 or every < 1:
+            raise UsageError(f"swa: start={start}, every={every}; expected a start from 0 to 1, and 1 step or more")
         self.start, self.every = start, every
 
     def begin(self, pool: Pool, seed: int) -> None:

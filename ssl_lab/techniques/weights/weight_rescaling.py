@@ -24,7 +24,7 @@ class WeightRescaling(WeightsTechnique):
     train mode stay. So do those in evaluation, because running means and variances are multiplied by c and c^2. The
     moving average of the weights, and its statistics, are scaled by the same c. Momenta are kept: c is close to 1.
 
-    per: what has length 1. every: steps between.
+    per: what has length 1. every: steps between; with more than it has, a run is the plain run.
 
     Ours in detail: of the paper only abstracts were read, which leave filter or layer, and the frequency, open. Which
     layers these are is found by trying (see `free_layers`).
