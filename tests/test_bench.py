@@ -14,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 import ssl_lab
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.bench import measure
+from ssl_lab.bench import step as step_bench
 from ssl_lab.bench.nets import bench_nets
 from ssl_lab.bench.step import PARTS, Step, bench_step, random_pool
 from ssl_lab.bench.views import bench_views
@@ -289,6 +290,16 @@ def test_a_step_with_techniques_is_beside_the_plain_one(capsys, monkeypatch):
     assert "+ swa + drop_path" in out
     with pytest.raises(UsageError, match="sam and gnp are both rules for a whole step"):
         bench_step("supervised", **TINY, repeats=1, techniques=("sam + gnp",))
+
+
+def test_all_techniques_are_those_that_can_act(capsys, monkeypatch):
+    monkeypatch.setattr(step_bench, "TECHNIQUES", {name: TECHNIQUES[name] for name in ("swa", "pof", "oversample")})
+    found = bench_step("simclr", **TINY, repeats=1, techniques=("all", "swa"), json=True)
+    assert [row["method"] for row in found] == ["simclr", "simclr with swa"]
+    said = capsys.readouterr().err.splitlines()
+    assert [line.partition(":")[0::2] for line in said] == [
+        ("note", " simclr with pof is left out: pof moves the classifier's head, and simclr trains no classifier"),
+        ("note", " simclr with oversample is left out: oversample draws labeled images, and simclr takes none")]
 
 
 def test_a_step_with_techniques_is_the_trainers(tmp_path):

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import json as jsonlib
 import runpy
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -35,7 +36,7 @@ from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, Closure
 from ssl_lab.presets import build
 from ssl_lab.report import Column, Table
-from ssl_lab.techniques import Techniques, together
+from ssl_lab.techniques import TECHNIQUES, Techniques, together
 from ssl_lab.views import View
 
 CLASSES, LABELS = 10, 250
@@ -144,7 +145,8 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
     forward: joint or split, see `Method.set_forward`. compile: the nets. repeats: steps of each, in turn.
     reference: also FixMatch as it is usually written, in turn. teacher: the net of those that distill (default: the
     same as the student's); its share is the forward without gradient. techniques: also the step of each method with
-    this, as often as you like, such as sam, or several joined by +. device: cpu, cuda or auto. json: print JSON.
+    this, as often as you like, such as sam, or several joined by +; `all` is each technique alone, but for those that
+    cannot act here, which a note names. device: cpu, cuda or auto. json: print JSON.
 
     tflops are those of matrix products and convolutions over the time of the whole step; peak_fraction is of the
     speed of a large matrix product, measured between the steps.
@@ -154,11 +156,18 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
         raise UsageError(f"--reference is FixMatch as it is usually written; it says nothing of {method}")
     runtime, pool = Runtime.start(device), random_pool(size, labeled + unlabeled)
     steps, rows = {}, {}
-    for name, given in itertools.product(names, ("", *techniques)):
+    tried = dict.fromkeys(text for given in techniques for text in (TECHNIQUES if given == "all" else [given]))
+    for name, given in itertools.product(names, ("", *tried)):
         key = f"{name} with {given}" if given else name
-        steps[key], rows[key] = _prepared(name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches,
-                                          forward, compile, together([each for each in given.split(" + ") if each]),
-                                          begins=STEPS * 9 // 10 if techniques else 0)  # late, when all of them act
+        try:
+            steps[key], rows[key] = _prepared(
+                name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches, forward, compile,
+                together([each for each in given.split(" + ") if each]),
+                begins=STEPS * 9 // 10 if techniques else 0)  # late, when all of them act
+        except UsageError as error:
+            if not given or given in techniques:
+                raise
+            print(f"note: {key} is left out: {error}", file=sys.stderr)
     actions: dict[str, Callable[[], Any]] = dict(steps)
     if reference:
         actions["reference"] = _reference(net, pool, labeled, unlabeled, runtime)
