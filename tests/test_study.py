@@ -2,7 +2,8 @@
 
 import json
 import math
-import sys
+from contextlib import redirect_stdout
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +12,7 @@ from test_recipes import TINY, recipe
 
 from ssl_lab import study
 from ssl_lab.command_line import parse
+from ssl_lab.engine import jobs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.study import Arm, arms, worth
@@ -103,8 +105,17 @@ def test_the_chart_holds_every_interval():
     assert min(xs) >= 0
 
 
+def in_this_process(children, command, log):
+    """In place of a process of the recipe, of which tests/test_comparison.py has some: they take seconds to begin."""
+    module = recipe(Path(command[1]).stem)
+    with log.open("a") as file, redirect_stdout(file):
+        module.main(parse(module.Settings, command[2:]))
+    return 0
+
+
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     module = recipe("techniques")
+    monkeypatch.setattr(jobs.Children, "run", in_this_process)
     arguments = [*TINY[:4], *TINY[6:], "--recipe", "supervised", "--base", "view", "strong", "--try",
                  "sam(rho=0.1) + lr=0.05", "--steps", "3", "--seeds", "1", "--out", str(tmp_path)]
     module.main(parse(module.Settings, arguments))
@@ -117,7 +128,7 @@ def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     assert base["view"] == ["strong"]
     splits = {json.loads((path / "summary.json").read_text())["split"] for path in (tmp_path / "base-0", other)}
     assert len(splits) == 1
-    monkeypatch.setattr(sys, "executable", "/nowhere")  # nothing is left to run
+    monkeypatch.setattr(jobs.Children, "run", None)  # nothing is left to run
     module.main(parse(module.Settings, arguments))
     assert capsys.readouterr().out == out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -102,9 +103,26 @@ def paths(layers: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _shapes(net: Net, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
-    """The output of each layer for one image, in the order in which they end; of a copy that computes nothing."""
+    """The output of each layer for one image, in the order in which they end."""
+    modules = [name for name, _ in net.backbone.named_modules() if name]
+    asked = {*filter(None, layers)}
+    for layer in asked.difference(modules):
+        raise unknown("layer", layer, modules, f"It is not in the backbone of {net.name}.")
+    built = (modules, [parameter.shape for parameter in net.backbone.parameters()])
+    known = _DRY_RUNS.get(net.backbone)
+    if known is None or known[0] != built:
+        known = _DRY_RUNS[net.backbone] = built, _dry_run(net)
+    return {layer: shape for layer, shape in known[1].items() if layer in asked}
+
+
+_DRY_RUNS: WeakKeyDictionary[nn.Module, tuple[object, dict[str, tuple[int, ...]]]] = WeakKeyDictionary()
+"""What `_dry_run` found of each backbone, and what that was built of: it takes longer than a step of a small net."""
+
+
+def _dry_run(net: Net) -> dict[str, tuple[int, ...]]:
+    """The output of all layers of the backbone for one image, of a copy that computes nothing."""
     backbone = copy.deepcopy(net.backbone).to("meta").eval()
-    modules, shapes = {name: module for name, module in backbone.named_modules() if name}, {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def note(layer: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, given: object, output: object) -> None:
@@ -112,10 +130,9 @@ def _shapes(net: Net, layers: Sequence[str]) -> dict[str, tuple[int, ...]]:
                 shapes[layer] = tuple(output.shape[1:])
         return hook
 
-    for layer in filter(None, layers):
-        if layer not in modules:
-            raise unknown("layer", layer, modules, f"It is not in the backbone of {net.name}.")
-        modules[layer].register_forward_hook(note(layer))
+    for layer, module in backbone.named_modules():
+        if layer:
+            module.register_forward_hook(note(layer))
     # Transformers take one size; others any, and 64 pixels are enough to tell the resolutions apart.
     size = getattr(getattr(backbone, "patch_embed", None), "img_size", None) or (64, 64)
     try:
