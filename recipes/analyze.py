@@ -13,29 +13,23 @@ known). Test images are counted, and choose nothing.
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import tyro
 from rich.console import Console
 
 import ssl_lab as sl
 from ssl_lab import analysis
 from ssl_lab.engine.evaluate import predict
 from ssl_lab.errors import UsageError
-from ssl_lab.finished import Finished
+from ssl_lab.finished import Finished, OfARun
 from ssl_lab.report import Band, Column, Report, Table, curves
 from ssl_lab.techniques.data.corrupt_labels import CorruptLabels
 from ssl_lab.techniques.images import some
 
 
 @dataclass
-class Settings(sl.Settings):
-    trains = False
-    start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
-    """The run to look into: its --out."""
-    data: str = ""
-    """Where its images lie now (default: where they lay for the run)."""
+class Settings(OfARun):
     images: int = 256
     """Training images of the loss that is looked at."""
     radius: float = 0.05
@@ -46,12 +40,10 @@ class Settings(sl.Settings):
     """Of local energy."""
     krylov: int = 12
     """Steps of Lanczos' method for the Hessian."""
-    batches: int = 200
+    batches: int = 600
     """Mini-batches whose noise is measured, 120 or more; 0 leaves that out."""
     out: Path = Path("runs/analysis")
     """Folder of report.html."""
-    steps: int | None = 0
-    """Nothing is trained."""
 
 
 class Number(NamedTuple):
@@ -64,9 +56,7 @@ class Number(NamedTuple):
 
 
 def main(settings: Settings) -> None:
-    if settings.labels is not None or settings.split_file is not None or settings.valid is not None:
-        raise UsageError("--labels, --split-file and --valid: labels are those of the run; leave them out")
-    run = Finished.read(settings.start, settings.data or None, settings.data_dir)
+    run = settings.finished()
     runtime = sl.Runtime.start(settings.device, "fp32")
     run.net.to(runtime.device)
     rows = run.pool.train[run.pool.truth[run.pool.train] >= 0]

@@ -14,11 +14,10 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-import tyro
 from rich.console import Console
 from torch import Tensor
 
@@ -26,7 +25,7 @@ import ssl_lab as sl
 from ssl_lab.batch import generator
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.errors import UsageError
-from ssl_lab.finished import Finished
+from ssl_lab.finished import Finished, OfARun
 from ssl_lab.intervals import wilson
 from ssl_lab.report import Band, Column, Report, Table, curves
 from ssl_lab.techniques.attack import pgd
@@ -38,12 +37,7 @@ LEVELS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4)  # standard deviations of Gaussian nois
 
 
 @dataclass
-class Settings(sl.Settings):
-    trains = False
-    start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
-    """The run to try: its --out."""
-    data: str = ""
-    """Where its images lie now (default: where they lay for the run)."""
+class Settings(OfARun):
     images: int = 500
     """Test images."""
     radii: str = ""
@@ -53,8 +47,6 @@ class Settings(sl.Settings):
     """Of PGD."""
     out: Path = Path("runs/robustness")
     """Folder of report.html."""
-    steps: int | None = 0
-    """Nothing is trained."""
 
 
 class Score(NamedTuple):
@@ -83,9 +75,7 @@ class Trial:
 
 
 def main(settings: Settings) -> None:
-    if settings.labels is not None or settings.split_file is not None or settings.valid is not None:
-        raise UsageError("--labels, --split-file and --valid: images are the run's; leave them out")
-    run = Finished.read(settings.start, settings.data or None, settings.data_dir)
+    run = settings.finished()
     pool, runtime = run.pool, sl.Runtime.start(settings.device, "fp32")
     rows = pool.test if (pool.truth[pool.test] >= 0).any() else pool.valid
     rows = np.sort(some(rows[pool.truth[rows] >= 0], settings.images, settings.seed, "robustness"))
@@ -167,7 +157,7 @@ def table_of_all(clean: Score, attacks: dict[str, dict[float, Score]], corrupted
     low, high = wilson(round(clean.accuracy * count), count)
     every = [score for scores in corrupted.values() for score in scores[1:]]
     rows = [[f"clean (95%: {100 * low:.1f} to {100 * high:.1f})", *clean],
-            *([f"{name}, radius {radius:.3g}", *score] for name, scores in attacks.items()
+            *([f"{name}, radius {255 * radius:.3g}/255", *score] for name, scores in attacks.items()
               for radius, score in scores.items() if radius),
             ["corruptions, mean of 75", *np.mean(every, axis=0).tolist()],
             *([f"Gaussian noise {level:g}", *score] for level, score in zip(LEVELS[1:], noisy[1:], strict=True))]
@@ -194,8 +184,9 @@ def write_report(run: Finished, clean: Score, attacks: dict[str, dict[float, Sco
                 f"confidence and accuracy over 15 bins; of {count} images it is about "
                 f"{0.5 / count**0.5:.0%} even where confidence is right. None of these images chose anything.")
     report.section("Attacks")
-    report.figure(curves({name: band({radius: score.accuracy for radius, score in scores.items()})
-                          for name, scores in attacks.items()}, "accuracy", "largest change of a pixel", percent=True),
+    report.figure(curves({name: band({255 * radius: score.accuracy for radius, score in scores.items()})
+                          for name, scores in attacks.items()}, "accuracy", "change of a pixel, in levels of 255",
+                         percent=True),
                   "The worst image that each attack finds within the radius. The truth is at most that: another attack "
                   "may find more.")
     report.section("Common corruptions")
@@ -205,10 +196,10 @@ def write_report(run: Finished, clean: Score, attacks: dict[str, dict[float, Sco
         report.figure(curves(lines, f"accuracy under {family}", "strength", percent=True), "Strength 0: clean.")
     report.table(tables[1])
     report.section("Gaussian noise by level")
-    by_level = {name: band({level: score[place] for level, score in zip(LEVELS, noisy, strict=True)})
+    by_level = {name: band({255 * level: score[place] for level, score in zip(LEVELS, noisy, strict=True)})
                 for place, name in enumerate(("accuracy", "calibration error"))}
-    report.figure(curves(by_level, "share", "standard deviation of noise", percent=True),
-                  "Noise of pixels in [0, 1], the same draw at each level, clipped.")
+    report.figure(curves(by_level, "share", "standard deviation of noise, in levels of 255", percent=True),
+                  "The same draw at each level, clipped to black and white.")
     report.section("Calibration")
     steps = {s: float(np.mean([scores[s].ece for scores in corrupted.values()])) for s in range(6)}
     report.figure(curves({"mean of 15 corruptions": band(steps)}, "calibration error", "strength", percent=True),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from ssl_lab.config import reading_of
+import tyro
+
+from ssl_lab.config import Settings, reading_of
 from ssl_lab.data import Pool, load
 from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
@@ -53,3 +56,23 @@ class Finished:
                              "Name those of the run with --data")
         pool = pool.split(labeled=folder / "split.json")
         return cls(stored, start_net(str(folder), pool.class_names, pool.style), pool)
+
+
+@dataclass
+class OfARun(Settings):
+    """Settings of a recipe that looks into a finished run, with its images and its labels."""
+
+    trains = False
+    start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
+    """The run: its --out."""
+    data: str = ""
+    """Where its images lie now (default: where they lay for the run)."""
+    steps: int | None = 0
+    """Nothing is trained."""
+
+    def finished(self) -> Finished:
+        """The run. UsageError for flags that ask for other labels than its own."""
+        if any(given is not None for given in (self.labels, self.split_file, self.valid, self.imbalance)):
+            raise UsageError("--labels, --split-file, --valid and --imbalance: images and labels are those of the run; "
+                             "leave them out")
+        return Finished.read(self.start, self.data or None, self.data_dir)

@@ -33,12 +33,12 @@ def test_the_recipe_says_how_a_run_stands_it(run, recipe, tmp_path, capsys):
                                        "0,0.1,1", "--attack-steps", "2", "--device", "cpu"])
     recipe.main(settings)
     said, page = capsys.readouterr().out, (tmp_path / "report.html").read_text()
-    assert "PGD-2, radius 1" in said
+    assert "PGD-2, radius 255/255" in said
     assert "corruptions, mean of 75" in said
     for part in ("Attacks", "motion_blur", "Gaussian noise by level", "Calibration", "supervised on digits"):
         assert part in page
     clean, attacked = (float(re.search(rf"{name}.*? ([\d.]+)% +[\d.]+%", said)[1]) for name in
-                       (r"clean \(.*\)", "PGD-2, radius 1"))
+                       (r"clean \(.*\)", "PGD-2, radius 255/255"))
     assert attacked < clean
     for wrong, words in ([["--radii", "2"], "--radii 2"], [["--radii", "a"], "--radii a"],
                          [["--valid", "3"], "leave them out"]):

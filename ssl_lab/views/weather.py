@@ -27,14 +27,16 @@ def snow(x: Pixels, c: tuple[float, ...], rng: np.random.Generator, scale: float
 
 def fog(x: Pixels, c: tuple[float, float], rng: np.random.Generator, scale: float) -> Pixels:
     """c: how thick it is, and how quickly its details fade."""
-    thick = c[0] * plasma(*x.shape[:2], c[1], rng)[:, :, None]
+    height, width = x.shape[:2]
+    thick = c[0] * plasma(height, width, c[1], rng)[:, :, None]
     most = x.max()
     return np.asarray((x + thick) * most / (most + c[0]))
 
 
 def frost(x: Pixels, c: tuple[float, float], rng: np.random.Generator, scale: float) -> Pixels:
     """c: what is left of the image, and how much of the frost is added: crystals of a fractal, cold blue-white."""
-    ice = np.abs(2 * plasma(*x.shape[:2], 1.6, rng) - 1) ** 0.5  # ridges where the fractal crosses its middle
+    height, width = x.shape[:2]
+    ice = np.abs(2 * plasma(height, width, 1.6, rng) - 1) ** 0.5  # ridges where the fractal crosses its middle
     tint = np.ones(1) if x.shape[2] == 1 else np.array([0.85, 0.93, 1.0])
     return np.asarray(c[0] * x + c[1] * ice[:, :, None] * tint)
 
