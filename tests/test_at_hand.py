@@ -53,6 +53,17 @@ def test_it_is_found_wherever_a_net_is_named(fetched, tmp_path):
     assert net(nets[0].name, 5, STYLE, weights=tmp_path / "own.safetensors").name == nets[0].name
 
 
+@pytest.mark.usefixtures("fetched")
+def test_who_trains_it_by_statistics_of_batches_is_told_what_that_costs(capsys):
+    said = "is trained by the statistics of each batch here"
+    net("lite0", 5, STYLE), net("tiny_4", 5, STYLE, bn_momentum=0.02), net(f"timm/{LITE0.model}", 5, STYLE,
+                                                                           bn_momentum=0.02)
+    assert said not in capsys.readouterr().err
+    assert {each.momentum for each in net("lite0", 5, STYLE, bn_momentum=0.02).modules()
+            if isinstance(each, torch.nn.BatchNorm2d)} == {0.02}
+    assert f"note: timm/{LITE0.model} learned from other images, and {said}" in capsys.readouterr().err
+
+
 def test_one_that_is_not_here_says_how_to_fetch_it(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_LAB_DATA", str(tmp_path))
     for build in (lambda: net("lite1", 5, STYLE), lambda: start_net("lite1", 5, STYLE),

@@ -26,6 +26,7 @@ from ssl_lab.nets.residual import ResNet, WideResNet
 from ssl_lab.nets.slim import SLIM, slimmed
 from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import load, load_net, whole_net
+from ssl_lab.notes import once
 
 CHANGED = re.compile(rf"(.+)({re.escape(SLIM)}|{re.escape(MARK)}\d+)")
 """What a name has at its end that says how a net was changed after it was trained as another one."""
@@ -220,10 +221,13 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     if whole is not None:
         load_net(built, whole, source)
     built.origin = "timm's published weights" if pretrained else "" if state is None else str(source)
-    if bn_momentum is not None:
-        for module in built.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.momentum = bn_momentum
+    norms = [module for module in built.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    if bn_momentum is not None and norms:
+        if built.origin and base.startswith("timm/"):
+            once(f"note: {base} learned from other images, and is trained by the statistics of each batch here, by "
+                 "which it may forget that at once; recipes/finetune.py --from it lets it keep its own, for any method")
+        for module in norms:
+            module.momentum = bn_momentum
     return built
 
 
