@@ -12,6 +12,7 @@ import ssl_lab as sl
 from ssl_lab import ensemble
 from ssl_lab.command_line import parse
 from ssl_lab.data import load
+from ssl_lab.engine import records
 from ssl_lab.ensemble import MANY, Ensembling, side_by_side, together, with_labels
 from ssl_lab.errors import UsageError
 from ssl_lab.features import embed, self_training
@@ -88,7 +89,7 @@ def test_a_kill_in_any_part_costs_that_part_alone(tmp_path, few, nets, monkeypat
     def stepped(self, at, parts):
         if at.step == 3 and len(asked) < 9:
             asked.extend(["stopped"] * 9)
-            self._save(3)
+            records.save(self, 3)
             raise KeyboardInterrupt
         return step(self, at, parts)
 
