@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import time
 from collections.abc import Sequence
@@ -178,7 +179,9 @@ def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[P
     folds = deal(pool.labels[pool.labeled], seed)
     for plan in [*(plans[0] for plans in groups), *trainings]:
         plan.check(pool, seed)
-    ways = [way for plans in groups for way in learned(plans, pool, folds, seed, runtime)]
+    ways: list[Way] = []
+    for plans in groups:
+        ways += learned(plans, pool, folds, seed, runtime, begun + seconds if ways else math.inf)
     for number, plan in enumerate(trainings):
         left = seconds - (time.perf_counter() - begun)
         each = left / (len(trainings) - number) / (folds.max() + 1)

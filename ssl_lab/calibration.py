@@ -45,6 +45,12 @@ class Calibration:
         quantile = conformal_quantile(self.scores, coverage)
         return None if quantile is None else 1 - quantile
 
+    @property
+    def said(self) -> str:
+        """In a line: what they were measured on, and the temperature, if there is one."""
+        return self.source if self.temperature == 1 else (
+            f"logits divided by a temperature of {self.temperature:.3g}, fitted to {self.source}")
+
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return {"temperature": self.temperature, "scores": list(self.scores), "source": self.source}

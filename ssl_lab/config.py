@@ -82,7 +82,12 @@ class ReadingSettings:
 
     def plain(self) -> dict[str, Any]:
         """Names and values as YAML has them."""
-        return {name: _plain(value) for name, value in vars(self).items()}
+        return plain(vars(self))
+
+
+def plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Names and values as YAML has them."""
+    return {name: _plain(value) for name, value in settings.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -69,7 +69,7 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
         ("unsure", f"below {threshold:g} without a class"), ("unreadable", "cannot be read")) if seen[kind]]
     notes += [f"passed over: {', '.join(f'{count} {kind}' for kind, count in pictures.passed_over.items())}"
               ] if pictures.passed_over else []
-    notes.append(f"probabilities: {model.card.calibration.source}")
+    notes.append(f"probabilities: {model.card.calibration.said}")
     print(f"{total:,} images in {seconds:.1f} s, {total / seconds:,.0f} a second; {'; '.join(notes)}", file=sys.stderr)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import shlex
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
-import yaml
 
 from ssl_lab.advise import (
     CHOOSING,
@@ -25,26 +24,33 @@ from ssl_lab.advise import (
     worth_tuning,
 )
 from ssl_lab.at_hand import PRETRAINED, here
-from ssl_lab.config import AS_USUAL, ReadingSettings, Texts
+from ssl_lab.begun import Begun
+from ssl_lab.calibration import FEWEST
+from ssl_lab.config import AS_USUAL, ReadingSettings, Texts, plain
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.files import data_folder
 from ssl_lab.engine import Runtime, checkpoint
+from ssl_lab.engine.card import Card
 from ssl_lab.engine.folder import make_way
 from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, FeatureStore
 from ssl_lab.features.run import save_run
 from ssl_lab.features.search import FloatArray
 from ssl_lab.methods import get
+from ssl_lab.refits import calibrate_by_refits, dealt
 from ssl_lab.ways import Plan, Recipe, Way, deal, parts
 
 ORDER = ("self_training", "probe", "anchored", "prototype", "knn", "propagation")
-"""Learners on features; of equals the first is taken."""
+"""Learners on features; of equals the first is taken. They are tried from the last one on: the first takes longest."""
+FITS = 6
+"""Of a probe, in self-training."""
 
 
 def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 10.0,
           out: Path = Path("runs/latest"), recipe: Recipe | None = None, net: str | None = None,
           method: str | None = None, view: Texts = (), weights: Path | None = None, pretrained: bool = False,
           valid: float | None = None, split_file: Path | None = None,
+          calibrate: int | None = None,
           read: Annotated[ReadingSettings, tyro.conf.OmitArgPrefixes] = AS_USUAL, seed: int = 0,
           device: str = "auto", resume: Literal["auto"] | None = None) -> Path:
     """Trains a classifier on images of which few have labels, and leaves a run for `ssl-lab predict`.
@@ -68,10 +74,12 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     pretrained: take the published weights of a timm net.
     valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
     split_file: in place of --labels, a file of the rows to label, or the split.json or labels of another run.
+    calibrate: tells how sure a net that was trained may be, without validation images: 5 takes five further trainings,
+        each without a fifth of the labels, which share the minutes.
     read: how images are listed and read.
     seed: of the draw of labels, the folds, initial weights and training.
     device: cpu, cuda, or auto.
-    resume: auto goes on with the training in --out that was stopped.
+    resume: auto goes on with the training in --out that was stopped; --calibrate may come later.
     """
     end = time.perf_counter() + 60 * minutes
     if minutes <= 0:
@@ -83,6 +91,9 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         make_way(out)
     how: dict[str, Any] = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
     settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed}
+    given = {"recipe": recipe, "net": net, "method": method, "view": list(view), "weights": weights,
+             "pretrained": pretrained}
+    begun = Begun.read(out, settings | read.plain(), given) if resume else None
     pool = load(data, **read.reading()).split(**how)
     announce(pool)
     if not len(pool.labeled):
@@ -92,26 +103,48 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes,
                                  runtime)
     trainings = [replace(plan, view=view) for plan in trainings]
-    plan = _plan_of(out, method, view) if resume else None
-    if plan is None:
-        plan = _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime)
+    folds = dealt(pool, calibrate, seed) if calibrate is not None and trainings and len(pool.valid) < FEWEST else None
+    plan = begun.plan if begun is not None else _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING,
+                                                        seed, runtime)
     if plan.image_size not in (None, pool.images.shape[1]):
         read = replace(read, image_size=plan.image_size)
         pool = load(data, **read.reading()).split(**how)
-    config = {name: str(value) if isinstance(value, Path) else value for name, value in
-              (settings | read.plain() | {"minutes": minutes, "recipe": plan.recipe, "net": plan.net,
-                                          "method": plan.method, "view": list(plan.view), "weights": plan.weights,
-                                          "pretrained": plan.pretrained}).items()}
+    config = plain(settings | read.plain() | {"minutes": minutes, "calibrate": calibrate} | plan.settings())
     if plan.recipe == "features":
-        summary = _learn(plan, pool, method, config, out, end, seed, runtime, read.data_dir)
+        if calibrate:
+            print("--calibrate is for nets that are trained: a learner on features is calibrated by labels held "
+                 "out in turn anyway", flush=True)
+        summary = begun.summary(pool) if begun is not None else _learn(plan, pool, method, config, out, end, seed,
+                                                                       runtime, read.data_dir)
     else:
-        left = max(end - time.perf_counter(), 3.0) / 60
-        summary = dict(plan.fit(pool, runtime, seed, minutes=left, out=out, resume=resume, config=config).summary)
+        summary = _trained(plan, pool, folds, end, runtime, seed, out=out, resume=resume, config=config)
+    print(f"probabilities: {Card.read(out).calibration.said}")
     said = [f"{100 * summary[f'{part}_accuracy']:.1f}% of {len(rows):,} {part} images right" for part, rows in
             (("valid", pool.valid), ("test", pool.test)) if summary.get(f"{part}_accuracy") is not None]
     print(f"{'; '.join(said) or 'no test images to measure it by'}. The run is {out}; new images: "
           f"ssl-lab predict {out} IMAGES")
     return out
+
+
+def _trained(plan: Plan, pool: Pool, folds: IntArray | None, end: float, runtime: Runtime, seed: int, out: Path,
+             config: Mapping[str, Any], **trainer: Any) -> dict[str, Any]:
+    """Trains the net until `end`, and leaves a run, calibrated by `folds` of its labels if there are any."""
+    left = max(end - time.perf_counter(), 3.0) / 60
+    if config["calibrate"] and folds is None:
+        print(f"--calibrate trains nothing more: the {len(pool.valid)} validation images calibrate", flush=True)
+    if folds is None:
+        return dict(plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer).summary)
+    count, labels = int(folds.max()) + 1, len(pool.labeled)
+    if checkpoint.exists(out / "checkpoint.pt"):
+        print(f"--calibrate {count}: {count} more trainings of as many steps as the run has", flush=True)
+    else:
+        left /= count + 1
+        print(f"--calibrate {count}: {count + 1} trainings of {left:.1f} minutes each; the first has all {labels} "
+              f"labels, each other one leaves out 1/{count} of them, to tell how sure the first may be", flush=True)
+    summary = plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer).summary
+    fit = partial(plan.fit, runtime=runtime, seed=seed, config={**config, "calibrate": None})
+    calibrate_by_refits(out, pool, folds, fit, runtime, summary["steps"])
+    return dict(summary)
 
 
 def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | None, weights: Path | None,
@@ -202,32 +235,14 @@ def _kind(way: Way) -> tuple[str, str]:
     return (way.plan.recipe, way.plan.net) if way.plan else ("", way.name)
 
 
-def _plan_of(out: Path, method: str | None, view: tuple[str, ...]) -> Plan | None:
-    """The way of the training that was stopped in this folder, if there is one. UsageError for one whose method or view
-    is a module's, unless `method` or `view` says so too: folders of runs come from strangers as well."""
-    if not checkpoint.exists(out / "checkpoint.pt"):
-        return None
-    try:
-        content = yaml.safe_load((out / "config.yaml").read_text())
-        weights = Path(content["weights"]) if content["weights"] else None
-        named, views = str(content["method"]), tuple(map(str, content["view"]))
-        for flag, text, said in [("method", named, named == method), *(("view", each, each in view) for each in views)]:
-            if ":" in text and not said:  # before the plan looks for it
-                raise UsageError(f"{out} is trained by {text}, which would import a module; if you trust it, say so: "
-                                 f"--{flag} {shlex.quote(text)}")
-        return Plan(content["recipe"], content["net"], named, content["image_size"], weights, content["pretrained"],
-                    view or views)
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
-        raise UsageError(f"{out} holds a run that `ssl-lab train` did not begin; choose another --out") from None
-
-
 def _learn(plan: Plan, pool: Pool, method: str | None, config: dict[str, Any], out: Path, end: float, seed: int,
            runtime: Runtime, data_dir: Path | None) -> dict[str, Any]:
     """Embeds all images, takes the learner that predicts labels best that it has not seen, and leaves a run."""
     eye = plan.build(pool, seed)
     store = FeatureStore.build(eye, pool, data_folder(data_dir) / "features", runtime)
     learner = method or _best_learner(store.features, pool, end, seed)
-    return save_run(out, learner, [eye], [store.features], pool, LEARNERS, config | {"method": learner}, runtime)
+    own = {"method": learner, "backbone": plan.net}
+    return save_run(out, learner, [eye], [store.features], pool, LEARNERS, config | own, runtime)
 
 
 def _best_learner(features: FloatArray, pool: Pool, end: float, seed: int) -> str:
@@ -240,28 +255,35 @@ def _best_learner(features: FloatArray, pool: Pool, end: float, seed: int) -> st
     except UsageError:
         return ORDER[0]
     found: dict[str, float] = {}
-    for name in ORDER:
-        right = _held_out(name, features[pool.train], labels, folds, pool.classes, end)
+    took = 0.0  # seconds for a fold
+    for name in reversed(ORDER):
+        expected = took * FITS if name == "self_training" else 0.0
+        right, took = _held_out(name, features[pool.train], labels, folds, pool.classes, end, expected)
         if right is not None:
             found[name] = right
     if not found:
         print("probe: no time is left to compare learners; --method names another", flush=True)
         return "probe"
-    best = max(found, key=lambda name: found[name])
+    best = max((name for name in ORDER if name in found), key=lambda name: found[name])
     print(f"learner on its features, by {(folds >= 0).sum()} labels held out in turn: "
           + ", ".join(f"{name} {100 * right:.0f}%" for name, right in found.items()) + f"; {best} it is", flush=True)
     return best
 
 
-def _held_out(name: str, features: FloatArray, labels: IntArray, folds: IntArray, classes: int,
-              end: float) -> float | None:
-    """The share of held-out labels that a learner predicts; None if there is no time for it."""
+def _held_out(name: str, features: FloatArray, labels: IntArray, folds: IntArray, classes: int, end: float,
+              expected: float) -> tuple[float | None, float]:
+    """The share of held-out labels that a learner predicts, None if there is no time for it; and the seconds that a
+    fold took, of which `expected` are known beforehand."""
     right, begun = 0, time.perf_counter()
     count = folds.max() + 1
+    if begun + 2 * expected * count > end:
+        return None, expected
+    each = 0.0
     for fold, held in parts(folds):
         probs = LEARNERS[name](features, np.where(held, -1, labels), features[held], classes)
         right += int((probs.argmax(axis=1) == labels[held]).sum())
         now = time.perf_counter()
-        if now + 2 * (now - begun) / (fold + 1) * count > end:  # and as long again for the fit and its calibration
-            return None
-    return right / int((folds >= 0).sum())
+        each = (now - begun) / (fold + 1)
+        if now + 2 * each * count > end:  # and as long again for the fit and its calibration
+            return None, each
+    return right / int((folds >= 0).sum()), each

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 import time
@@ -102,6 +103,11 @@ class Plan:
         seen = self.net if self.weights is None or self.net.startswith("timm/") else self.weights
         return f"frozen {seen}, {self.method}" if self.known else f"{self.net} at random init, {self.method}"
 
+    def settings(self) -> dict[str, Any]:
+        """What a run records of it, beside the size of images."""
+        return {"recipe": self.recipe, "net": self.net, "method": self.method, "view": list(self.view),
+                "weights": self.weights, "pretrained": self.pretrained}
+
     def flags(self) -> str:
         """Of `ssl-lab train`."""
         method = None if self.recipe == "ensemble" else self.method
@@ -179,8 +185,8 @@ def blind(pool: Pool) -> Pool:
     return replace(pool, truth=truth, valid=pool.valid[:0], test=pool.test[:0], notes=())
 
 
-def deal(labels: IntArray, seed: int) -> IntArray:
-    """int64 [N]: a fold, 0 to 4, for each label, the folds as equal in classes and size as they can be; fewer folds if
+def deal(labels: IntArray, seed: int, count: int = FOLDS) -> IntArray:
+    """int64 [N]: one of `count` folds for each label, the folds as equal in classes and size as they can be; fewer if
     there are fewer labels. -1, never held out: the only label of a class. UsageError if that is all there is."""
     counts = np.bincount(labels)
     order = shuffled(np.flatnonzero(counts[labels] > 1), seed, "folds")
@@ -188,7 +194,7 @@ def deal(labels: IntArray, seed: int) -> IntArray:
         raise UsageError(f"{len(labels)} labels, no class with two: nothing can be held out to compare by. Give more")
     order = order[np.argsort(labels[order], kind="stable")]
     folds = np.full(len(labels), -1)
-    folds[order] = np.arange(len(order)) % min(FOLDS, len(order))
+    folds[order] = np.arange(len(order)) % min(count, len(order))
     return folds
 
 
@@ -198,14 +204,18 @@ def parts(folds: IntArray) -> Iterator[tuple[int, NDArray[np.bool_]]]:
         yield fold, folds == fold
 
 
-def cross_validated(features: FloatArray, labels: IntArray, folds: IntArray, learner: str,
-                    classes: int) -> NDArray[np.float64]:
+def cross_validated(features: FloatArray, labels: IntArray, folds: IntArray, learner: str, classes: int,
+                    end: float = math.inf) -> NDArray[np.float64] | None:
     """float64 [N]: whether each label was predicted by a learner (see `LEARNERS`) of the other folds; NaN if never held
-    out. features: [N, D]. labels, folds: int64 [N]."""
-    right = np.full(len(labels), np.nan)
-    for _, held in parts(folds):
+    out. None if it would not be done by `end`, a time of `perf_counter`. features: [N, D]. labels, folds: int64 [N]."""
+    right, begun = np.full(len(labels), np.nan), time.perf_counter()
+    count = folds.max() + 1
+    for fold, held in parts(folds):
         probs = LEARNERS[learner](features, np.where(held, -1, labels), features[held], classes)
         right[held] = probs.argmax(axis=1) == labels[held]
+        each = (time.perf_counter() - begun) / (fold + 1)
+        if begun + each * count > end:
+            return None
     return right
 
 
@@ -222,14 +232,19 @@ def trained(plan: Plan, pool: Pool, folds: IntArray, seed: int, runtime: Runtime
     return Way(plan.name, right, time.perf_counter() - begun, "", plan)
 
 
-def learned(plans: Sequence[Plan], pool: Pool, folds: IntArray, seed: int, runtime: Runtime) -> list[Way]:
-    """Learners on the features of one net, which all these plans share."""
+def learned(plans: Sequence[Plan], pool: Pool, folds: IntArray, seed: int, runtime: Runtime,
+            end: float = math.inf) -> list[Way]:
+    """Learners on the features of one net, which all these plans share; without those that would not be done by `end`,
+    a time of `perf_counter`, each with a word."""
     begun, rows, pool = time.perf_counter(), pool.labeled, sized(pool, plans[0].image_size)
     features = embed(plans[0].build(pool, seed), pool, rows, runtime)
     seconds, ways = time.perf_counter() - begun, []
     for plan in plans:
         begun = time.perf_counter()
-        right = cross_validated(features, pool.labels[rows], folds, plan.method, pool.classes)
+        right = cross_validated(features, pool.labels[rows], folds, plan.method, pool.classes, end)
+        if right is None:
+            print(f"{plan.name} is left out: its {folds.max() + 1} fits take too long; give more --minutes", flush=True)
+            continue
         ways.append(Way(plan.name, right, seconds + time.perf_counter() - begun, "", plan))
     return ways
 

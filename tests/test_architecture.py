@@ -17,7 +17,7 @@ LEVELS = [
     {"ensemble"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
-     "find_lr", "reporting", "estimator",
+     "find_lr", "reporting", "estimator", "begun", "refits",
      "finished"},
     {"train", "study", "papers", "compress"},
     {"cli", "__init__"},

@@ -144,6 +144,24 @@ def test_the_probe_is_logistic_regression(rows, dim, l2, spread):
     np.testing.assert_allclose(ours, theirs.predict_proba(unit(queries)), atol=1e-3)
 
 
+def test_of_many_classes_some_choose_the_strength_of_the_probe(monkeypatch):
+    """As if there were no others; and a fit that is large ends near the minimum."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.arange(12), 6)
+    rows = unit((rng.normal(size=(12, 30))[truth] + 2 * rng.normal(size=(72, 30))).astype(np.float32))
+    folds = [np.arange(part, 72, 3) for part in range(3)]
+    monkeypatch.setattr(probing, "L2_GRID", tuple(np.logspace(-4, 4, 9)))
+    monkeypatch.setattr(probing, "CLASSES", 5)
+    some = np.sort(np.random.default_rng(probing.seed_of("classes")).permutation(12)[:5])
+    kept = np.flatnonzero(np.isin(truth, some))
+    parts = [np.arange(part, 30, 3) for part in range(3)]
+    alone = probing.choose_l2(rows[kept], np.searchsorted(some, truth[kept]), 5, parts)
+    assert probing.choose_l2(rows, truth, 12, folds) == alone
+    exact = probing.fit(rows, truth, 12, 1.0)
+    monkeypatch.setattr(probing, "LARGE", 0)
+    np.testing.assert_allclose(probing.fit(rows, truth, 12, 1.0), exact, atol=2e-3)
+
+
 def test_the_sgd_probe_takes_the_optimizers_steps():
     (features, truth), (queries, _) = blobs(50), blobs(9, seed=1)
     labels = few(truth, 12)

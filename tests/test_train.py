@@ -1,18 +1,23 @@
 """`ssl-lab train`: whatever it chooses, it says so, keeps to its minutes and leaves a run that predicts."""
 
 import json
+import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from small_runs import digits
 from test_export import run_folder
 
 import ssl_lab as sl
 from ssl_lab import advise as advising
 from ssl_lab import train as training
 from ssl_lab import ways
+from ssl_lab.calibration import fit_temperature
+from ssl_lab.config import ReadingSettings
 from ssl_lab.engine import records
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import probe
@@ -92,6 +97,26 @@ def test_it_chooses_by_labels_and_says_why(tmp_path, monkeypatch, capsys):
     assert sl.open(out, "cpu").card.labels == 60
 
 
+@pytest.mark.parametrize(("left", "tried"), [(60.0, ["knn", "probe", "self_training"]), (0.8, ["knn", "probe"]),
+                                             (0.0, [])])
+def test_learners_that_would_not_end_in_time_are_not_tried(monkeypatch, left, tried):
+    """The quick ones come first, and self-training, which fits six times, only if the probe's time allows it."""
+    seen = []
+
+    def learner(name):
+        def guess(rows, labels, asked, classes):
+            seen.append(name)
+            time.sleep(0.02 * (name == "probe"))
+            return np.full((len(asked), classes), 1 / classes)
+        return guess
+
+    monkeypatch.setattr(training, "ORDER", ("self_training", "probe", "knn"))
+    monkeypatch.setattr(training, "LEARNERS", {name: learner(name) for name in training.ORDER})
+    pool = digits().split(labels=20)
+    training._best_learner(np.zeros((len(pool), 2), np.float32), pool, time.perf_counter() + left, 0)
+    assert list(dict.fromkeys(seen)) == tried
+
+
 @pytest.mark.parametrize(("mode", "each"), [("RGB", 4), ("L", 2), ("RGB", 1)])
 def test_a_small_folder_of_images(tmp_path, monkeypatch, capsys, mode, each):
     of_steps(monkeypatch)
@@ -115,18 +140,10 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     of_steps(monkeypatch, 4)
     settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "net": "tiny_4", "method": "supervised"}
     whole = train("digits", out=tmp_path / "whole", **settings)
-    step = sl.engine.trainer.Run.step
-
-    def stop(run, at, parts):
-        if at.step == 2:
-            records.save(run, 2)
-            raise Interrupted("stopped")
-        return step(run, at, parts)
-
-    monkeypatch.setattr(sl.engine.trainer.Run, "step", stop)
+    go_on = stopping(monkeypatch, 2, "cut")
     with pytest.raises(Interrupted):
         train("digits", out=tmp_path / "cut", **settings)
-    monkeypatch.setattr(sl.engine.trainer.Run, "step", step)
+    go_on()
     monkeypatch.setattr(training, "_chosen", lambda *_: pytest.fail("it chose again"))
     cut = train("digits", out=tmp_path / "cut", resume="auto", **settings)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
@@ -144,12 +161,133 @@ def test_the_folder_of_a_run_imports_no_module_by_itself(tmp_path):
         train("digits", method="evil:X", **settings)
 
 
+def stopping(monkeypatch, at_step, of_run):
+    """Saves and stops at this step of the run in a folder of this name; gives back what goes on."""
+    step = sl.engine.trainer.Run.step
+
+    def stop(run, at, parts):
+        if at.step == at_step and run.folder.path.name == of_run:
+            records.save(run, at_step)
+            raise Interrupted("stopped")
+        return step(run, at, parts)
+
+    monkeypatch.setattr(sl.engine.trainer.Run, "step", stop)
+    return lambda: monkeypatch.setattr(sl.engine.trainer.Run, "step", step)
+
+
+@pytest.mark.parametrize("way", [{"net": "tiny_4", "method": "fixmatch"}, {"net": "RUN", "recipe": "finetune"}])
+def test_nets_without_a_part_of_the_labels_calibrate(tmp_path, monkeypatch, capsys, way):
+    """The temperature is that of the logits of two nets, each of the labels that the other one was trained on."""
+    of_steps(monkeypatch)
+    given = {name: str(run_folder(tmp_path / "start")) if value == "RUN" else value for name, value in way.items()}
+    settings = {"labels": 41, "minutes": 0.5, "device": "cpu", **given}
+    out = train("digits", out=tmp_path / "run", calibrate=2, **settings)
+    said = capsys.readouterr().out
+    assert "3 trainings of 0.2 minutes each; the first has all 41 labels, each other one leaves out 1/2" in said
+    halves = [json.loads((out / "refits" / name / "split.json").read_text()) for name in "01"]
+    rows = set(json.loads((out / "split.json").read_text())["labeled"])
+    for one, other in (halves, halves[::-1]):
+        assert set(one["labeled"]) == rows - set(one["valid"])
+        assert set(one["valid"]) <= set(other["labeled"])
+    assert set(halves[0]["valid"]) | set(halves[1]["valid"]) == rows
+    logits, truth = [], []
+    for name in "01":
+        with np.load(out / "refits" / name / "predictions.npz") as found:
+            logits.append(found["valid_logits"])
+            truth.append(found["valid_truth"])
+    card = sl.open(out, "cpu").card.calibration
+    assert card.temperature == fit_temperature(np.concatenate(logits), np.concatenate(truth)) != 1
+    assert card.source == "41 labels held out in turn of 2 further trainings"
+    assert f"divided by a temperature of {card.temperature:.3g}, fitted to 41 labels" in said
+    assert len(card.scores) == 41
+    assert "fitted to 41 labels held out in turn" in (out / "report.html").read_text()
+    assert yaml.safe_load((out / "config.yaml").read_text())["calibrate"] == 2
+
+
+def test_calibration_goes_on_where_it_was_stopped_and_may_come_later(tmp_path, monkeypatch, capsys):
+    of_steps(monkeypatch)
+    settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "net": "tiny_4", "method": "supervised"}
+    whole = train("digits", out=tmp_path / "whole", calibrate=2, **settings)
+    go_on = stopping(monkeypatch, 2, "1")
+    with pytest.raises(Interrupted):
+        train("digits", out=tmp_path / "cut", calibrate=2, **settings)
+    assert sl.open(tmp_path / "cut", "cpu").card.calibration.temperature == 1  # a run that can be used already
+    go_on()
+    cut = train("digits", out=tmp_path / "cut", calibrate=2, resume="auto", **settings)
+    capsys.readouterr()
+    late = train("digits", out=tmp_path / "late", **settings)
+    said = capsys.readouterr().out
+    assert "probabilities: not calibrated" in said
+    assert "ssl-lab train --calibrate 5" in said
+    train("digits", out=late, calibrate=2, resume="auto", **settings)
+    assert "2 more trainings of as many steps as the run has" in capsys.readouterr().out
+    assert (late / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
+    cards = [json.loads((out / "model.json").read_text()) for out in (whole, cut, late)]
+    assert cards[0] == cards[1] == cards[2]
+    assert cards[0]["calibration"]["temperature"] != 1
+
+
+def test_further_nets_that_are_not_needed_are_not_trained(tmp_path, monkeypatch, capsys):
+    of_steps(monkeypatch)
+    settings = {"minutes": 0.5, "device": "cpu", "calibrate": 2}
+    out = train("digits", 40, out=tmp_path / "valid", valid=30, net="tiny_4", method="supervised", **settings)
+    features = train("digits", 40, out=tmp_path / "features", net="pixels", method="knn", **settings)
+    said = capsys.readouterr().out
+    assert "the 30 validation images calibrate" in said
+    assert "labels held out in turn anyway" in said
+    assert not (out / "refits").exists()
+    assert sl.open(out, "cpu").card.calibration.source == "30 validation images"
+    assert sl.open(features, "cpu").card.calibration.source == "40 labels held out in turn"
+
+
+CHANGED = [({"method": "fixmatch"}, "method: 'supervised' -> 'fixmatch'"),
+           ({"net": "tiny_8"}, "net: 'tiny_4' -> 'tiny_8'"),
+           ({"recipe": "features", "method": None, "net": "pixels"}, "recipe: 'scratch' -> 'features'"),
+           ({"labels": 50}, "labels: 40 -> 50"), ({"seed": 1}, "seed: 0 -> 1"), ({"valid": 0.1}, "valid: None -> 0.1"),
+           ({"view": ("labeled=strong",)}, r"view: \[\] -> \['labeled=strong'\]"),
+           ({"pretrained": True}, "pretrained: False -> True"), ({"weights": Path("w.pt")}, "weights: None -> 'w.pt'"),
+           ({"read": ReadingSettings(image_size=12)}, "image-size: None -> 12"),
+           ({"read": ReadingSettings(flip="on")}, "flip: 'auto' -> 'on'")]
+
+
+@pytest.mark.parametrize(("change", "words"), CHANGED)
+def test_a_run_goes_on_with_its_own_settings_alone(one_run, change, words):
+    settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "net": "tiny_4", "method": "supervised"}
+    with pytest.raises(UsageError, match=rf"was started with other settings .*{words}"):
+        train("digits", out=one_run, resume="auto", **settings | change)
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        of_steps(patch, 1)
+        return train("digits", 40, minutes=0.5, net="tiny_4", method="supervised", device="cpu",
+                     out=tmp_path_factory.mktemp("runs") / "run")
+
+
+def test_a_finished_run_on_features_is_told_again_and_never_replaced(tmp_path, monkeypatch, capsys):
+    settings = {"minutes": 0.5, "device": "cpu", "net": "pixels", "resume": "auto", "out": tmp_path / "run"}
+    train("digits", 40, method="knn", **settings)
+    said = capsys.readouterr().out.splitlines()[-1]
+    before = {path: path.read_bytes() for path in (tmp_path / "run").iterdir()}
+    monkeypatch.setattr(training, "save_run", lambda *_: pytest.fail("it was written again"))
+    train("digits", 40, **settings)
+    assert capsys.readouterr().out.splitlines()[-1] == said
+    for change, words in ({"method": "probe"}, "method: 'knn' -> 'probe'"), ({"labels": 50}, "labels: 40 -> 50"), (
+            {"net": "tiny_4"}, "net: 'pixels' -> 'tiny_4'"):
+        with pytest.raises(UsageError, match=words):
+            train("digits", **{"labels": 40, **settings, **change})
+    assert {path: path.read_bytes() for path in (tmp_path / "run").iterdir()} == before
+
+
 @pytest.mark.parametrize(("arguments", "words"), [
     ({"minutes": 0}, "expected a positive number"), ({"method": "fixmach"}, "unknown method 'fixmach'"),
     ({"method": "knn", "recipe": "scratch"}, "is a learner on features"),
     ({"method": "fixmatch", "recipe": "features"}, "is no learner on features"),
     ({"recipe": "finetune"}, "needs a pretrained net: --net lite0"), ({"net": "lite0"}, "Fetch them"),
-    ({"method": "simclr"}, "simclr trains no classifier")])
+    ({"method": "simclr"}, "simclr trains no classifier"),
+    ({"labels": 19, "method": "supervised", "calibrate": 5}, "a temperature takes 20 labels of classes that"),
+    ({"calibrate": 1, "method": "supervised"}, "expected 2 parts of the labels or more")])
 def test_bad_use(tmp_path, arguments, words):
     with pytest.raises(UsageError, match=words):
         train("digits", **{"labels": 40, "minutes": 1.0, "out": tmp_path / "run", "device": "cpu", **arguments})

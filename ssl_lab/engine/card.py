@@ -17,10 +17,12 @@ from ssl_lab.files import write_text
 from ssl_lab.nets import Net
 
 FORMAT = 1
+CARD = "ssl_lab_card"  # the key of its text in another tool's file
 UNKNOWN = ("not calibrated: a net is surer of images that it was trained on than of others, and no others with a label "
-           "were kept (--valid 50 keeps some)")
+           "were kept (--valid 50 keeps some; ssl-lab train --calibrate 5 does without, in six trainings)")
 """Of a trained net without validation images. Labels held out unasked would cost more accuracy than calibration gives,
-and a temperature by shorter trainings on parts of the labels is worse than none: see tests/benchmarks/README.md."""
+and a temperature by shorter trainings on parts of the labels is worse than none: see tests/benchmarks/README.md. Those
+that are as long (`ssl_lab.refits`) cost their time."""
 
 
 @dataclass(frozen=True)
@@ -44,27 +46,41 @@ class Card:
     neighbors: int = 0
     members: tuple[str, ...] = ()
 
+    @property
+    def text(self) -> str:
+        """As JSON."""
+        content = {"format": FORMAT, **asdict(self), "calibration": self.calibration.plain()}
+        return json.dumps(content, indent=1) + "\n"
+
     def write(self, run: Path) -> None:
         """As model.json into the run's folder."""
-        content = {"format": FORMAT, **asdict(self), "calibration": self.calibration.plain()}
-        write_text(run / "model.json", json.dumps(content, indent=1) + "\n")
+        write_text(run / "model.json", self.text)
 
     @classmethod
     def read(cls, run: Path) -> Card:
         """The card in this folder. UsageError if there is none, or one that this version cannot read."""
         path = run / "model.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise UsageError(f"{run} is no folder of a finished run: there is no model.json in it. Give the --out of "
+                             "one that has ended") from None
+        except (OSError, ValueError) as error:
+            raise UsageError(f"{path} cannot be read ({error})") from error
+        return cls.of_text(text, path)
+
+    @classmethod
+    def of_text(cls, text: str, path: Path) -> Card:
+        """The card that `text` made. path: where it stands, for the UsageError if this version cannot read it."""
+        try:
+            content: dict[str, Any] = json.loads(text)
             if content.pop("format") != FORMAT:
                 raise ValueError("it has another format")
             style, calibration = _tuples(content["style"]), _tuples(content["calibration"])
             parts: dict[str, Any] = {"style": Style(**style), "calibration": Calibration(**calibration),
                                      "reading": Reading.read(content["reading"])}
             return cls(**_tuples(content) | parts)
-        except FileNotFoundError:
-            raise UsageError(f"{run} is no folder of a finished run: there is no model.json in it. Give the --out of "
-                             "one that has ended") from None
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UsageError(f"{path} cannot be read ({error}): it is damaged, or of another version") from error
 
 

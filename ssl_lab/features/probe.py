@@ -25,6 +25,9 @@ CHOOSING = 1e-5  # largest gradient where a strength is only tried: half the tim
 FOLDS = 5
 MANY = 1000
 ENOUGH = 10_000  # rows to choose the strength by
+CLASSES = 200  # to choose the strength by
+LARGE = 2e9  # rows x features x classes from which a fit is of float32 and ends after `STEPS`: seconds for each step
+STEPS = 100
 
 
 def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, l2: float | None = None,
@@ -37,8 +40,8 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
     a label gets nearly 0. l2: None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in
     Kornblith et al. 2019 (arXiv 1805.08974). It chooses on the labeled rows `valid` (row numbers of features), or,
     where none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class has
-    one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, drawn once
-    and for all, and only the last fit takes all.
+    one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, and of more
+    than 200 classes on 200, drawn once and for all, and only the last fit takes all.
     """
     weights, basis = _probe(features, labels, classes, l2, valid)
     asked = unit(matrix(queries, "queries", np.shape(features)[1]))
@@ -130,10 +133,16 @@ def choose_l2(rows: FloatArray, known: IntArray, classes: int, held_out: list[In
     """The value of `L2_GRID` that is right most often on held-out rows, each part predicted by a fit on the others.
 
     rows: float32 [n, D]. known: int64 [n]. held_out: parts of the row numbers; none: `FEW`. Of more than `ENOUGH` rows,
-    so many: a fifth of them held out.
+    so many: a fifth of them held out. Of more than `CLASSES` classes, so many.
     """
     if not held_out:
         return FEW
+    there = np.unique(known)
+    if len(there) > CLASSES:
+        some = np.sort(np.random.default_rng(seed_of("classes")).permutation(there)[:CLASSES])
+        kept = np.flatnonzero(np.isin(known, some))
+        held_out = [np.flatnonzero(np.isin(kept, part)) for part in held_out]
+        rows, known, classes = rows[kept], np.searchsorted(some, known[kept]), CLASSES
     scores = np.zeros((len(L2_GRID), 2))
     for held in held_out:
         rest = np.setdiff1d(np.arange(len(known)), held)
@@ -156,11 +165,12 @@ def fit(rows: FloatArray, known: IntArray, classes: int, l2: float, start: Float
 
     In float64, until no entry of the gradient of the mean over the n rows is larger than l2 / 100 n: with a weak l2 the
     minimum lies far out in a flat valley, where a gradient that is small on any other scale says nothing. quick: in
-    float32, until none is larger than `CHOOSING`, 300 steps at most.
+    float32, until none is larger than `CHOOSING`, 300 steps at most. What is `LARGE` ends after `STEPS`, in float32.
     """
     if l2 <= 0:
         raise UsageError(f"l2={l2}: it must be positive")
-    x = _with_one(rows if quick else rows.astype(np.float64))
+    large = float(rows.size) * classes > LARGE
+    x = _with_one(rows if quick or large else rows.astype(np.float64))
     shape = (classes, x.shape[1])
     held = np.full(shape[1], l2 / len(x))
     held[-1] = 0  # the bias is not held back
@@ -175,6 +185,8 @@ def fit(rows: FloatArray, known: IntArray, classes: int, l2: float, start: Float
     first = np.zeros(shape) if start is None else start / scale
     ends = {"maxiter": 300, "gtol": CHOOSING, "ftol": 1e-10} if quick else {
         "maxiter": 20_000, "maxfun": 40_000, "gtol": max(min(1e-6, l2 / (100 * len(x))), 1e-12), "ftol": 0.0}
+    if large:
+        ends["maxiter"] = STEPS
     found = minimize(objective, first.ravel().astype(np.float64), jac=True, method="L-BFGS-B",
                      options={**ends, "maxcor": 20})
     weights: FloatArray = (found.x.reshape(shape) * scale).astype(np.float32)
