@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_args
@@ -21,6 +22,7 @@ from ssl_lab.batch import Style, generator
 from ssl_lab.class_names import shown
 from ssl_lab.config import reading_of
 from ssl_lab.data import load
+from ssl_lab.engine.card import CARD, Card
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
 from ssl_lab.nets import Net
@@ -41,7 +43,7 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
 
     onnx and torchscript take images float32 [B, C, H, W] in [0, 1], any B, and normalize them; they give logits
     [B, classes], or the features [B, D] of a run that trained no classifier. The classes' names lie in the file's
-    metadata as JSON. timm gets a state dict of its own model;
+    metadata as JSON; `ssl-lab predict` takes an ONNX file in place of its run. timm gets a state dict of its own model;
     images must be normalized before it.
 
     run: folder of a run of one of the recipes.
@@ -51,9 +53,15 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
     """
     if to not in get_args(Format):
         raise unknown("format", to, get_args(Format))
+    card = Card.read(run) if (run / "model.json").exists() else None
+    if card is not None and card.kind != "net":
+        raise UsageError(f"{run} tells classes by {_KINDS[card.kind]}, which other tools do not have; `ssl-lab "
+                         "predict` uses it, and a run of --method probe or of a net that was trained can be exported")
     net, style, classifies = finished(run, image_size)
     out = out or run / "exported" / f"model.{SUFFIXES[to]}"
-    model = Exported(net, "logits" if classifies else "features").eval()
+    if card is not None:
+        card = replace(card, style=replace(card.style, height=style.height, width=style.width))
+    model = Exported(net, "logits" if classifies else "features", card).eval()
     content, shape, difference, usage = written(model, style, to, out)
     write_atomically(out, lambda file: file.write(content))
     print(f"{out}: {model.output} {shape} of images {[style.channels, style.height, style.width]}; largest difference "
@@ -81,9 +89,9 @@ def written(model: Exported, style: Style, to: Format, out: Path) -> tuple[bytes
 class Exported(nn.Module):
     """images float32 [B, C, H, W] in [0, 1] -> logits [B, classes] or features [B, D] of a net."""
 
-    def __init__(self, net: Net, output: Literal["logits", "features"]) -> None:
+    def __init__(self, net: Net, output: Literal["logits", "features"], card: Card | None = None) -> None:
         super().__init__()
-        self.net, self.output = net, output
+        self.net, self.output, self.card = net, output, card
         self.class_names = net.class_names if output == "logits" else None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -109,6 +117,7 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
     return start_net(str(run), classes, style), style, methods.learned_classes(run)
 
 
+_KINDS = {"neighbors": "the neighbors of stored features", "ensemble": "several nets together"}
 Written = tuple[bytes, Tensor, str]
 """What the file holds, the outputs of the net that was read back from it, and how to load it from `out`."""
 
@@ -124,6 +133,8 @@ def _onnx(model: Exported, images: Tensor, out: Path) -> Written:
         raise UsageError(f"{model.net.name} cannot be written as ONNX: {one_line(error)}") from error
     if model.class_names is not None:
         program.model.metadata_props[KEY] = json.dumps(model.class_names)
+    if model.card is not None:
+        program.model.metadata_props[CARD] = model.card.text
     content: bytes = program.model_proto.SerializeToString()
     session = runtime.InferenceSession(content, providers=["CPUExecutionProvider"])
     found = session.run([model.output], {"images": images.numpy()})[0]

@@ -11,6 +11,7 @@ not, black and white) becomes of new ones.
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +32,7 @@ from ssl_lab.data.pictures import Batch, Pictures, batches, find_pictures, group
 from ssl_lab.data.values import BYTES_AND_UNIT
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.abreast import abreast, lanes
-from ssl_lab.engine.card import Card
+from ssl_lab.engine.card import CARD, Card
 from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.weights import place
 from ssl_lab.errors import UsageError
@@ -162,6 +163,8 @@ class Model:
             parts.append(rows)
         if not parts:
             raise UsageError("there is no image to embed")
+        if self.net is None and self.card.kind == "net" and self.classes:
+            raise UsageError("an ONNX file of a classifier gives no features; open its run")
         width = max(part.shape[1] for part in parts)  # a batch without one good image does not know it
         return np.concatenate([part if part.shape[1] else np.full((len(part), width), np.nan, np.float32)
                                for part in parts])
@@ -193,13 +196,16 @@ class Model:
             needed = int(np.ceil(coverage / (1 - coverage) - 1e-9))
             raise UsageError(f"sets that hold the right class in {coverage:.0%} of images need {needed} that the "
                              f"run was not trained on, and it has {scores} ({self.card.calibration.source}). Train it "
-                             "with more --valid images, or ask for less")
+                             "with more --valid images or --calibrate 5, or ask for less")
         return least
 
 
 def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
-    """The model in the folder of a finished run. UsageError if there is none."""
+    """The model in the folder of a finished run, or in an ONNX file that `ssl-lab export` made of one. UsageError if
+    there is none."""
     folder = Path(run)
+    if folder.suffix == ".onnx" and not folder.is_dir():
+        return _of_onnx(folder)
     card = Card.read(folder)
     if card.kind == "ensemble":
         members = [open(folder / "members" / name, device, precision) for name in card.members]
@@ -217,6 +223,34 @@ def around(net: Net, card: Card, device: str = "auto", precision: Precision = "a
     runtime = Runtime.start(device, precision)
     place(net.eval(), runtime.device)
     return Model(card, _seeing(net, card, runtime), batch_of(card.style, runtime), net, lanes(runtime))
+
+
+def _of_onnx(file: Path) -> Model:
+    """The model in an ONNX file, which says in its metadata what it is. It runs on the CPU, in float32."""
+    try:
+        onnxruntime = importlib.import_module("onnxruntime")
+    except ImportError:
+        raise UsageError('an ONNX file needs onnxruntime: pip install "ssl_lab[export]"') from None
+    if not file.is_file():
+        raise UsageError(f"there is no {file}")
+    try:
+        session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    except Exception as error:  # of many types of its own
+        raise UsageError(f"{file} cannot be read as ONNX: {' '.join(str(error).split())}") from error
+    text = session.get_modelmeta().custom_metadata_map.get(CARD)
+    if text is None:
+        raise UsageError(f"{file} does not say how images are read for it; export it again from its run by `ssl-lab "
+                         "export RUN --to onnx`")
+    card, runtime = Card.of_text(text, file), Runtime.start("cpu", "fp32")
+    view = Eval(card.style)
+
+    def see(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
+        images = view(pixels, At(0, 1).draw("eval", len(pixels), runtime.device))
+        found = session.run(None, {"images": images.contiguous().numpy()})[0]
+        none = np.empty((len(pixels), 0), np.float32)
+        return (found, none) if card.class_names else (none, found)
+
+    return Model(card, see, batch_of(card.style, runtime))
 
 
 def _seeing(net: Net, card: Card, runtime: Runtime) -> See:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.export import Exported, export, finished
 from ssl_lab.methods import METHODS
 from ssl_lab.methods.pretraining.simclr import SimCLR
+from ssl_lab.model import open as open_run
 from ssl_lab.nets import net
 
 
@@ -84,6 +86,38 @@ def test_onnx_takes_any_batch_of_unit_images(tmp_path, capsys):
         np.testing.assert_allclose(found, outputs(run, images(rows)), rtol=1e-4, atol=1e-5)
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["net.onnx"]  # weights inside
     assert "InferenceSession('" in capsys.readouterr().out
+
+
+def test_predict_takes_an_onnx_file_in_place_of_its_run(tmp_path, capsys):
+    """Elsewhere, where nothing but the file is."""
+    pytest.importorskip("onnxscript")
+    pytest.importorskip("onnxruntime")
+    run = run_folder(tmp_path / "run")
+    export(run, "onnx", tmp_path / "net.onnx")
+    shown = (images() * 255).round().byte().numpy()
+    here = open_run(run, "cpu", "fp32").predict(shown)
+    run.rename(tmp_path / "gone")
+    model = open_run(tmp_path / "net.onnx")
+    there = model.predict(shown)
+    assert there.labels == here.labels
+    np.testing.assert_allclose(there.probabilities, here.probabilities, atol=1e-4)
+    assert model.card == Card.read(tmp_path / "gone")
+    with pytest.raises(UsageError, match="gives no features; open its run"):
+        model.embed(shown)
+    (tmp_path / "bad.onnx").write_bytes(b"no graph")
+    for name, words in (("bad.onnx", "cannot be read as ONNX"), ("none.onnx", "there is no ")):
+        with pytest.raises(UsageError, match=words):
+            open_run(tmp_path / name)
+
+
+@pytest.mark.parametrize(("kind", "words"), [("neighbors", "by the neighbors of stored features"),
+                                             ("ensemble", "by several nets together")])
+def test_what_no_other_tool_has_is_not_exported(tmp_path, kind, words):
+    """The head in model.safetensors was never fitted there."""
+    run = run_folder(tmp_path)
+    replace(Card.read(run), kind=kind).write(run)
+    with pytest.raises(UsageError, match=words):
+        export(run, "torchscript")
 
 
 def test_onnx_without_its_packages_says_how_to_get_them(tmp_path, monkeypatch):
