@@ -20,7 +20,7 @@ import ssl_lab as sl
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.plugins import make_oracle, make_query
 from ssl_lab.active.show import say_how_it_stands, show_loop
-from ssl_lab.active.trainers import TrainSettings, backbone, fitter
+from ssl_lab.active.trainers import TrainSettings, backbone, check_training, fitter
 from ssl_lab.config import may_run
 
 
@@ -70,10 +70,12 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**split)
     oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed,
                          agreement=settings.agreement, data=settings.data)
+    fit = fitter(settings, settings.trainer, out)
+    check_training(settings, settings.trainer, pool)
     names = ("trainer", *(field.name for field in dataclasses.fields(TrainSettings)))
     config = {name: value for name, value in settings.plain().items() if name in names}
     loop = ActiveLoop(
-        pool, fitter(settings, settings.trainer, out), make_query(settings.query), oracle,
+        pool, fit, make_query(settings.query), oracle,
         settings.budget, settings.rounds, out, settings.seed, first=make_query(settings.initial_query or "random"),
         initial=settings.initial, backbone=backbone(settings, pool.style), embeddings=settings.embeddings,
         new_classes=settings.new_classes, config=config, device=settings.device, precision=settings.precision)

@@ -77,31 +77,40 @@ def main(settings: Settings) -> None:
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
+    distills = sl.methods.get(settings.method)
+    by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
+    plain = by_logits and set(views.values()) == {sl.Eval}
+
+    def around(net: sl.Net, taught: object) -> sl.methods.Method:
+        arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
+        return presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
+
+    def check(teacher: Teacher) -> None:  # before anything trains or is embedded
+        trainer.begun(around(new(settings.net), teacher), pool)
+
     if sl.methods.is_described(settings.teacher):
         if settings.resume is None:  # before the teacher is trained, who lies in this folder too
             sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
+        own = settings.plain() | {"method": settings.teacher, "net": settings.teacher_net or "tiny_16"}
         first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
-                        resume=settings.resume and "auto", config=None, techniques=(), optimizer=usual)
+                        resume=settings.resume and "auto", config=own, techniques=(), optimizer=usual)
         name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
         suited = presets.preset(name, settings.data, kind).arguments
-        learner = presets.build(settings.teacher, new(settings.teacher_net or "tiny_16"), pool, {}, suited)
+        learner = presets.build(settings.teacher, new(own["net"]), pool, {}, suited)
+        check(Teacher(learner.predictor(), classifies=learner.classifies))
         trained = first.fit(learner, pool, settings.labeled, settings.unlabeled).method
         teacher = Teacher(trained.predictor(), classifies=trained.classifies)
     else:
         teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool), pool.reading)
+        check(teacher)
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
-    distills = sl.methods.get(settings.method)
-    by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
-    plain = by_logits and set(views.values()) == {sl.Eval}
     if plain and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
-    method = presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
-    result = trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
+    result = trainer.fit(around(net, taught), pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)
     print(comparison(result.method.predictor(), teacher, pool, runtime))
 

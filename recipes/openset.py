@@ -58,8 +58,8 @@ def main(settings: Settings) -> None:
         if sl.methods.is_described(settings.encoder):
             learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
             first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
-                            resume=settings.resume and "auto", config=None, techniques=(),
-                            optimizer=usual)
+                            resume=settings.resume and "auto", techniques=(), optimizer=usual,
+                            config=settings.plain() | {"method": settings.encoder})
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)

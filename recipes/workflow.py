@@ -14,6 +14,7 @@ had 93.4 and 92.9%. With 40 labels drawn evenly over the classes, as no query ca
 label, FixMatch from scratch has 97.9 ± 0.2% after as many steps (recipes/distill.py).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from ssl_lab.active.show import say_how_it_stands
 from ssl_lab.config import may_run
 from ssl_lab.export import SUFFIXES, Format, export
 from ssl_lab.features.fidelity import comparison
-from ssl_lab.methods.distillation import load_teacher
+from ssl_lab.methods.distillation import Teacher, load_teacher
 from ssl_lab.report import stage_report, stage_table
 
 
@@ -65,15 +66,17 @@ def main(settings: Settings) -> None:
         net = sl.prepared(net, own.techniques, pool, settings.seed)
         return trainer.fit(presets.build(method, net, pool, more).with_views(*views), pool, 32, 128)
 
+    query = sl.make_query(settings.query)
+    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
+                         agreement=settings.agreement, data=settings.data)
+    check(settings, pool, new)
     stages, weights = {}, settings.weights
     if not (settings.pretrained or weights):
         stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
         train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
     start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
-    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
-                         agreement=settings.agreement, data=settings.data)
     loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, 0.03, *settings.view),
-                         sl.make_query(settings.query), oracle, settings.labels, rounds=1, out=out / "labels",
+                         query, oracle, settings.labels, rounds=1, out=out / "labels",
                          seed=settings.seed, backbone=start(), device=settings.device, precision=settings.precision)
     loop.run()
     if len(loop.pending):
@@ -88,6 +91,21 @@ def main(settings: Settings) -> None:
     stages |= {"teacher": out / "teacher", "student": out / "student"}
     stage_report(f"From {settings.labels} labels to {file.name}", said, stages, loop.pool, loop.records[0].ids, out)
     print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
+
+
+def check(settings: Settings, pool: sl.Pool, new: Callable[..., sl.Net]) -> None:
+    """UsageError for what a later stage would stop at, before the first one trains."""
+    for method in (settings.pretrain, settings.method, settings.distill):
+        sl.methods.get(method)
+    sl.optimizer(settings.optimizer, sl.SGD())
+    net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    presets.build(settings.distill, new(settings.student), pool, {"teacher": Teacher(net)})
+    few = pool.split(**settings.split()) if settings.oracle == "truth" else None  # elsewhere no label is known yet
+    if few is None:
+        sl.views.by_name(settings.view)
+    else:
+        learner = presets.build(settings.method, new(settings.net), few, {}).with_views(*settings.view)
+        sl.Trainer(steps=1, device=settings.device, techniques=settings.techniques).begun(learner, few)
 
 
 if __name__ == "__main__":

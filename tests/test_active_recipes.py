@@ -175,6 +175,16 @@ def test_a_loop_goes_on_with_the_training_it_began_with(tmp_path):
         run("active", *arguments, "--resume", "auto", "--trainer", "fixmatch")
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--net", "tiny_x"], "tiny_x"), (["--view", "strange=weak"], "strange"), (["--view", "view=wek"], "wek"),
+    (["--with", "samm"], "samm"), (["--optimizer", "radm"], "radm"), (["--query", "marjin"], "marjin")])
+def test_nobody_is_asked_before_all_texts_are_understood(tmp_path, arguments, words):
+    """Else the folder would hold labels of a loop that cannot train, and refuse the same command mended."""
+    with pytest.raises(UsageError, match=words):
+        run("active", "--initial", 10, "--budget", 5, "--rounds", 1, "--out", tmp_path / "loop", *arguments)
+    assert not (tmp_path / "loop" / "loop.json").exists()
+
+
 def test_a_cold_start_by_a_backbone(tmp_path, weights):
     run("active", "--initial-query", "typiclust", "--initial", 12, "--query", "margin", "--weights", weights,
         "--trainer", "finetune_fixmatch", "--rounds", 2, "--budget", 4, "--out", tmp_path / "b")

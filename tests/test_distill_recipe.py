@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from test_recipes import recipe
 from ssl_lab import presets
 from ssl_lab.batch import At
 from ssl_lab.command_line import parse
-from ssl_lab.engine import Runtime
+from ssl_lab.engine import Runtime, Trainer
 from ssl_lab.engine.evaluate import predict, scores
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
@@ -66,6 +67,19 @@ def test_a_teacher_is_trained_first(tmp_path, capsys):
     assert "teacher tiny_6" in capsys.readouterr().out
     again = load_teacher(tmp_path / "teacher", 10, digits().style, "tiny_6")
     assert again.classifies
+    with pytest.raises(UsageError, match=r"teacher was started with other settings .*net: 'tiny_6' -> 'tiny_4'"):
+        run("--teacher", "supervised", "--teacher-net", "tiny_4", "--teacher-steps", 3, "--out", tmp_path, "--resume",
+            "auto")
+
+
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--view", "strange=weak"], "strange"), (["--view", "view=wek"], "wek"), (["--method", "kdd"], "kdd"),
+    (["--method", "kd(heat=2)"], "heat"), (["--net", "tiny_x"], "tiny_x"), (["--with", "samm"], "samm"),
+    (["--optimizer", "radm"], "radm"), (["--arguments", "heat", "2"], "heat")])
+def test_no_teacher_is_trained_before_all_texts_are_understood(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(UsageError, match=words):
+        run("--teacher", "supervised", "--out", tmp_path, *arguments)
 
 
 def test_a_teacher_is_trained_by_the_settings_of_short_runs(tmp_path, monkeypatch):
@@ -79,8 +93,12 @@ def test_a_head_that_learned_no_classes_does_not_teach(tmp_path):
     arguments = ("--teacher", "simclr", "--teacher-net", "tiny_6", "--teacher-steps", 1, "--out", tmp_path)
     with pytest.raises(UsageError, match="the teacher's head is not trained"):
         run("--method", "kd", *arguments)
+    assert not (tmp_path / "teacher").exists()  # nor was one for it
+    run("--method", "sp", *arguments)
     with pytest.raises(UsageError, match="the teacher's head is not trained"):
-        run("--method", "kd", "--teacher", tmp_path / "teacher", "--teacher-net", "tiny_6", "--out", tmp_path)
+        run("--method", "kd", "--teacher", tmp_path / "teacher", "--teacher-net", "tiny_6", "--out", tmp_path / "other")
+    for path in filter(Path.is_file, list(tmp_path.iterdir())):  # as if it was cut off behind the teacher
+        path.unlink()
     with pytest.raises(UsageError, match="holds a run that was not finished"):
         run("--method", "sp", *arguments)
     run("--method", "sp", *arguments, "--resume", "auto")  # with the teacher that was trained

@@ -54,7 +54,12 @@ def test_the_recipe_embeds_once_and_prints_a_table(tmp_path, capsys, few):
     table = {line.split()[0]: float(line.split()[1].rstrip("%")) for line in first[2:-1]}
     assert min(table.values()) > 25  # random features, ten classes
     written = (tmp_path / "features" / folder.rpartition("/")[2] / "features.npy").stat().st_mtime_ns
-    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn")
+    with pytest.raises(UsageError, match=r"started with other settings .*splits: 2 -> 1.*learner: 'all' -> 'knn'|"
+                                         r"started with other settings .*learner: 'all' -> 'knn'.*splits: 2 -> 1"):
+        run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn")
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn", "--out", tmp_path / "other")
+    capsys.readouterr()
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn", "--out", tmp_path / "other")
     again = capsys.readouterr().out.splitlines()
     assert again[0] == first[0]  # the same store, with the seconds that it took then
     assert re.fullmatch(r"knn +\d+\.\d% +\d+\.\d s", again[2])

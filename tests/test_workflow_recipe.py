@@ -50,6 +50,17 @@ def test_every_stage_leaves_its_folder(whole):
     assert sorted(ids) == sorted(json.loads((whole / "student" / "split.json").read_text())["labeled"])
 
 
+@pytest.mark.parametrize(("arguments", "words"), [
+    (["--method", "fixmach"], "unknown method 'fixmach'"), (["--distill", "kd(heat=2)"], "heat"),
+    (["--view", "strange=weak"], "strange"), (["--view", "strong=wek"], "wek"), (["--query", "typicust"], "typicust"),
+    (["--student", "tiny_x"], "tiny_x"), (["--optimizer", "radm"], "radm"), (["--with", "samm"], "samm"),
+    (["--oracle", "nobody"], "nobody")])
+def test_no_stage_trains_before_all_texts_are_understood(tmp_path, monkeypatch, arguments, words):
+    monkeypatch.setattr(Trainer, "fit", lambda *_, **__: pytest.fail("it trained"))
+    with pytest.raises(UsageError, match=words):
+        run(tmp_path / "run", *arguments)
+
+
 def test_stages_build_on_each_other_and_go_on_where_they_stopped(whole, tmp_path, monkeypatch):
     pool, seen = load("digits").split(labeled=[]), {}
 

@@ -20,7 +20,7 @@ from ssl_lab.methods.learning_loss import LearningLoss
 from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, optimizer
 from ssl_lab.schedule import Scalar, cosine_7_16, course
-from ssl_lab.techniques import prepared
+from ssl_lab.techniques import prepared, together
 
 
 def _learning_loss(net: Net, ema: Scalar) -> Method:
@@ -68,6 +68,16 @@ def backbone(settings: TrainSettings, style: Style, classes: int | Sequence[str]
         return None
     return net(settings.backbone or settings.net, classes, style, settings.pretrained, settings.weights,
                settings.seed, settings.bn_momentum)
+
+
+def check_training(settings: TrainSettings, trainer: str, pool: Pool) -> None:
+    """UsageError for a net, view, technique or optimizer that training would stop at, before anybody is asked."""
+    method, _, from_backbone = TRAINERS[trainer]
+    start = backbone(settings, pool.style) if from_backbone else net(settings.net, 2, pool.style)
+    assert start is not None  # see `fitter`
+    method(start, ema=settings.ema).with_views(*settings.view)
+    together(settings.techniques)
+    optimizer(settings.optimizer, SGD())
 
 
 def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False, keep: bool = True) -> Fit:
