@@ -8,6 +8,7 @@ import pytest
 from ssl_lab.active import distances
 from ssl_lab.active.arrays import VIEWS, arrays_of
 from ssl_lab.active.checks import check_query
+from ssl_lab.active.queries.committee import Committee
 from ssl_lab.active.queries.coverage import MaxHerding
 from ssl_lab.active.queries.drop_query import DropQuery, changed
 from ssl_lab.active.queries.epig import Epig, predictive_information
@@ -20,6 +21,7 @@ from ssl_lab.active.queries.uncertainty_herding import (
     margins,
 )
 from ssl_lab.active.queries.view_disagreement import ViewDisagreement
+from ssl_lab.active.queries.wrappers import CostAware
 from ssl_lab.active.query import PoolView
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
@@ -118,6 +120,18 @@ def test_batches_are_drawn_by_score():
     np.testing.assert_allclose(np.bincount(picks[:, 0], minlength=4) / 3000, scores / 8, atol=0.03)
     assert not (picks == 0).any()  # of score 0: last
     assert (picks == [ViewDisagreement()(view, 2, seed) for seed in range(3000)]).all()
+
+
+@pytest.mark.parametrize("query", [BALD(), Committee(), Committee("vote_entropy"), Epig(),
+                                   CostAware(BALD(), np.ones(4))], ids=lambda query: query.name)
+def test_batches_of_what_samples_say_are_drawn_by_score(query):
+    """Of equal rows too, a batch is no longer the first of them; a single row is the one of the highest score."""
+    mc = np.array([[[1, 0], [1, 0], [1, 0]], *[[[1, 0], [1, 0], [0, 1]]] * 2, [[0.9, 0.1], [0.5, 0.5], [0.1, 0.9]]])
+    view = PoolView(np.full(4, -1), mc_probs=mc)
+    scores = getattr(query, "query", query).scores(view, np.arange(4))
+    assert all(scores[query(view, 1, seed)[0]] == scores.max() for seed in range(5))
+    picks = np.array([query(view, 2, seed) for seed in range(2000)])
+    np.testing.assert_allclose(np.bincount(picks[:, 0], minlength=4) / 2000, scores / scores.sum(), atol=0.04)
 
 
 @pytest.fixture

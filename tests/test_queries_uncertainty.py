@@ -69,6 +69,8 @@ def test_scores_and_picks_are_those_of_slow_loops(query):
     view = _view()
     slow = np.array([_slow(query, view, row) for row in view.candidates])
     assert np.allclose(query().scores(view, view.candidates), slow, atol=1e-6)
+    if query.drawn:  # see test_queries_recent
+        return
     chosen = [int(number) - 1000 for number in query()(view, 10, seed=4)]
     values = slow[np.searchsorted(view.candidates, chosen)]
     assert np.allclose(values, sorted(slow, reverse=True)[:10], atol=1e-6)
@@ -140,6 +142,12 @@ def test_nan_is_an_error_that_names_the_id():
 
 # BatchBALD
 
+def _highest_bald(view, budget):
+    """Global ids."""
+    rows = view.candidates
+    return view.ids_of(rows[highest(BALD().scores(view, rows), budget, 0)])
+
+
 def _joint_information(mc, rows):
     """I(y_rows; sample), by the definition: all label tuples, loops, float64."""
     mc = mc.astype(np.float64)
@@ -170,16 +178,17 @@ def test_batch_bald_starts_as_bald_does_and_its_gains_are_not_bald():
     view = _view(rows=60, samples=8)
     assert BatchBALD()(view, 1)[0] == BALD()(view, 1)[0]
     batch = (BatchBALD()(view, 5) - 1000).tolist()
-    top = (BALD()(view, 5) - 1000).tolist()
+    top = (_highest_bald(view, 5) - 1000).tolist()
     assert _joint_information(view.mc_probs, batch) > _joint_information(view.mc_probs, top) + 1e-3
 
 
 def test_batch_bald_does_not_ask_twice_what_one_answer_tells():
-    """Two copies of the best row and one of a second question: BALD takes the copies, BatchBALD one of each."""
+    """Two copies of the best row and one of a second question: the copies have the highest scores; BatchBALD takes one
+    of each."""
     first = [[0.99, 0.01], [0.99, 0.01], [0.01, 0.99], [0.01, 0.99]]
     second = [[0.95, 0.05], [0.05, 0.95], [0.95, 0.05], [0.05, 0.95]]
     view = PoolView(np.full(3, -1), mc_probs=np.array([first, first, second]))
-    assert set(BALD()(view, 2)) == {0, 1}
+    assert set(_highest_bald(view, 2)) == {0, 1}
     assert 2 in BatchBALD()(view, 2)
 
 
@@ -203,8 +212,8 @@ def test_batch_bald_does_not_underflow_in_long_batches():
 
 def test_prefilter_keeps_the_highest_bald_scores():
     view = _view(rows=40)
-    assert set(BatchBALD(prefilter=6)(view, 6)) == set(BALD()(view, 6))
-    assert set(BatchBALD(prefilter=9)(view, 6)) <= set(BALD()(view, 9))
+    assert set(BatchBALD(prefilter=6)(view, 6)) == set(_highest_bald(view, 6))
+    assert set(BatchBALD(prefilter=9)(view, 6)) <= set(_highest_bald(view, 9))
 
 
 # The lazy greedy beneath BatchBALD, k-center and facility location

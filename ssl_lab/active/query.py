@@ -200,10 +200,14 @@ class ScoreQuery(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         candidates = view.candidates
-        scores = self.scores(view, candidates)
-        if self.drawn and budget > 1:
-            scores = log_scores(scores) + rng(seed, "drawn").gumbel(size=len(candidates))
-        return candidates[highest(scores, budget, seed)]
+        return candidates[self.first(self.scores(view, candidates), budget, seed)]
+
+    def first(self, scores: NDArray[Any], budget: int, seed: int, several: bool | None = None) -> IntArray:
+        """Positions of the `budget` scores [M] that come first, the first one first: the highest, or, where several
+        rows are to be chosen (by default: if the budget is above 1), drawn ones if this query draws."""
+        if self.drawn and (budget > 1 if several is None else several):
+            scores = log_scores(scores) + rng(seed, "drawn").gumbel(size=len(scores))
+        return highest(scores, budget, seed)
 
 
 def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:

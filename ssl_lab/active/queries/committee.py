@@ -20,7 +20,7 @@ class Committee(ScoreQuery):
     vote_entropy (Dagan and Engelson 1995): the entropy of the shares v_c / S of members whose argmax is c.
     consensus_kl (McCallum and Nigam 1998): (1/S) sum_s KL(p_s || mean p), which is BALD's mutual information,
     H(mean p) - mean H(p_s). Exact; memory O(N). One member never disagrees: then all rows are equal, and the order
-    is drawn.
+    is drawn. A batch is drawn, p(i) ~ score_i, as `bald` does: the highest scores are of rows that are alike.
     """
 
     name = "committee"
@@ -28,6 +28,7 @@ class Committee(ScoreQuery):
     paper = "Query by Committee"
     arxiv = ""
     needs = frozenset({"mc_probs"})
+    drawn = True
 
     def __init__(self, measure: Literal["vote_entropy", "consensus_kl"] = "consensus_kl") -> None:
         if measure not in MEASURES:

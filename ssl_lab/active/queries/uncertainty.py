@@ -105,12 +105,17 @@ class Samples(ScoreQuery):
 
 
 class BALD(Samples):
-    """score = H(mean_s p_s) - mean_s H(p_s): what the label would tell about the model"""
+    """score = H(mean_s p_s) - mean_s H(p_s): what the label would tell about the model
+
+    The highest scores are of rows that tell the same, so a batch is drawn, p(i) ~ score_i (PowerBALD, Kirsch et al.
+    2023, arXiv 2106.12059; see tests/benchmarks/README.md). `batch_bald` chooses rows that tell most together.
+    """
 
     name = "bald"
     family = "uncertainty"
     paper = "Bayesian Active Learning for Classification and Preference Learning"
     arxiv = "1112.5745"
+    drawn = True
 
     def of_samples(self, samples: FloatArray) -> NDArray[Any]:
         return bald_scores(samples)

@@ -17,7 +17,6 @@ from ssl_lab.active.query import (
     ScoreQuery,
     Wrapper,
     check_counts,
-    highest,
     rng,
 )
 from ssl_lab.errors import UsageError
@@ -92,7 +91,8 @@ class ClassBalanced(Wrapper):
 
 
 class CostAware(Wrapper):
-    """Rows of the highest score / cost, one after the other, that still fit into a total cost of `limit`.
+    """Rows of the highest score / cost, one after the other, that still fit into a total cost of `limit`; drawn by
+    score / cost where the query draws its batches.
 
     cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
     back: as many as fit, and UsageError if none does. The greedy order is not the optimum of the knapsack.
@@ -120,7 +120,7 @@ class CostAware(Wrapper):
             raise UsageError(f"there are costs of the ids 0 to {len(self.cost) - 1}; ids {ids.min()} to {ids.max()} "
                              "are in the pool")
         cost = self.cost[ids]
-        order = highest(self.query.scores(view, rows) / cost, len(rows), seed)
+        order = self.query.first(self.query.scores(view, rows) / cost, len(rows), seed, several=budget > 1)
         left = self.limit
         chosen: list[int] = []
         for row in order.tolist():
