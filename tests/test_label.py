@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -209,8 +209,8 @@ def test_wilsons_interval(right, total, low, high):
 
 # Who may ask
 
-@pytest.fixture
-def server(session):
+@contextmanager
+def serving(session):
     server = Server(session, 18765)
     thread = threading.Thread(target=lambda: server.serve_forever(poll_interval=0.01), daemon=True)
     thread.start()
@@ -218,6 +218,12 @@ def server(session):
     server.shutdown()
     server.server_close()
     thread.join()
+
+
+@pytest.fixture
+def server(session):
+    with serving(session) as server:
+        yield server
 
 
 def ask(url: str, body: object = None, **headers: str):
@@ -364,6 +370,46 @@ def test_each_key_is_a_label_though_the_server_is_killed_twice(serve, unlabeled,
     session = Session(sl.load(unlabeled, tmp_path / "data"), tmp_path / "labels", np.zeros((130, 1), np.float32))
     pool = session.pool
     assert {pool.files[row]: pool.class_names[pool.labels[row]] for row in pool.labeled} == pressed
+
+
+@pytest.mark.skipif(not CHROMIUM.exists(), reason="needs Debian's chromium")
+def test_of_a_thousand_classes_one_is_found_by_typing(tmp_path):
+    """The list holds those that the model, and the labeler's last answers, make likely; typing narrows it."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs pip install 'ssl_lab[browser]'")
+    names = [f"{kind} {number:03}" for kind in ("ant", "Bee", "cow", "dog") for number in range(250)]
+    pool = sl.Pool.from_arrays(np.random.default_rng(0).integers(0, 256, (1010, 4, 4), dtype=np.uint8),
+                               [*range(1000), *[-1] * 10], class_names=names).split(seed=0)
+    session = Session(pool, tmp_path / "labels", np.eye(len(pool.train), 4, dtype=np.float32))
+    probs = np.full((len(pool.train), 1000), 1e-4, np.float32)
+    probs[:, names.index("dog 249")] = 0.6
+    session.thought = Thought(10, probs, tuple(pool.train[pool.labels[pool.train] < 0].tolist()))
+    with serving(session) as server, playwright.sync_playwright() as browsers, closing(browsers.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox"])) as browser:
+        page = browser.new_page(viewport={"width": 390, "height": 800})
+        problems = []
+        page.on("pageerror", lambda error: problems.append(error))
+        page.goto(server.url + "?me=ann")
+        listed, file = page.locator(".class .name"), page.locator("#caption")
+        pressed = {"1", "2", "n", "Enter", "Shift+Enter", "ArrowDown"}
+
+        def said(*keys):
+            before = file.inner_text()
+            for key in keys:
+                (page.keyboard.press if key in pressed else page.keyboard.type)(key)
+            playwright.expect(file).not_to_have_text(before)
+            return session.pool.class_names[session.pool.labels[session.pool.ledger.entries[-1].indices[0]]]
+
+        playwright.expect(listed.first).to_have_text("dog 249")
+        assert listed.count() == 60
+        playwright.expect(page.locator(".more")).to_contain_text("940 more")
+        assert said("1") == "dog 249"
+        assert said("n", "bee 24", "Enter") == "Bee 240"
+        assert said("2") == "Bee 240"  # said before
+        assert said("n", "17 cow", "ArrowDown", "Enter") == "cow 117"
+        assert said("n", "COW 2", "Shift+Enter") == "COW 2"
+        assert said("n", "emu", "Enter") == "emu"
+        assert page.evaluate("document.documentElement.scrollWidth") == 390
+        assert not problems
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts this process's threads")

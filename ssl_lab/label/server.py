@@ -27,6 +27,8 @@ from ssl_lab.label.session import Session
 HOST = "127.0.0.1"
 AHEAD = 4
 """Images that a page holds ready."""
+GUESSES = 9
+"""Classes that a page is told, the likeliest first."""
 LONGEST = 2**20
 """Bytes of a request's body."""
 POLICY = ("default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'nonce-{nonce}'; "
@@ -139,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
         session = self.server.session
         files_ = session.pool.files
         return {"row": row, "file": files_[row].encode("utf-8", "replace").decode() if files_ else f"image {row}",
-                "guess": [[name, round(p, 4)] for name, p in session.guess(row)[:5]],
+                "guess": [[name, round(p, 4)] for name, p in session.guess(row)[:GUESSES]],
                 "similar": session.similar(row)}
 
     def _image(self, row: int) -> None:
