@@ -73,6 +73,8 @@ details[open] summary { margin-bottom: 0.5rem; }
   h1 { font-size: 1.6rem; }
   table { font-size: 0.875rem; }
   th, td { padding: 0.4rem 0.5rem; }
+  td:not(.right) { white-space: normal; }
+  caption span { position: sticky; left: 0; display: inline-block; max-width: calc(100vw - 2rem); }
   .grid { gap: 0.4rem 0.25rem; }
   .grid .row { font-size: 0.7rem; padding-right: 0.1rem; }
 }

@@ -88,7 +88,7 @@ class Table:
         others = len(self.columns) - 1
         head = line(['th scope="col"'] * (1 + others), [column.name for column in self.columns])
         body = "\n".join(line(['th scope="row"'] + ["td"] * others, row) for row in self.cells())
-        return Markup(f"<table>\n<caption>{escape(self.title)}</caption>\n"
+        return Markup(f"<table>\n<caption><span>{escape(self.title)}</span></caption>\n"
                       f"<thead>{head}</thead>\n<tbody>\n{body}\n</tbody>\n</table>")
 
     def markdown(self) -> str:
