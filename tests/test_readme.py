@@ -1,14 +1,20 @@
 """The README's Python runs as it stands, and what exists has its line there."""
 
+import functools
+import importlib
 import re
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from test_recipes import recipe
 
+from ssl_lab import cli
 from ssl_lab.active.queries import QUERIES, WRAPPERS
+from ssl_lab.command_line import parse, run_command
 from ssl_lab.engine import Trainer
 from ssl_lab.methods import METHODS, FlexMatch
 from ssl_lab.nets import NETS, net
@@ -75,6 +81,36 @@ def test_methods_views_and_nets_are_listed():
         assert f"| `{view}` |" in README
     for family in NETS:
         assert family.partition("{")[0] in README
+
+
+def commands(start: str) -> list[str]:
+    lines = [line.partition("  #")[0].strip() for block in re.findall(r"```sh\n(.*?)```", README, flags=re.DOTALL)
+             for line in block.splitlines() if line.startswith(start)]
+    assert lines
+    return lines
+
+
+@pytest.mark.parametrize("line", commands("ssl-lab "))
+def test_its_words_take_what_they_are_given(line, monkeypatch):
+    """Each is parsed, and not run."""
+    word, *arguments = shlex.split(line)[1:]
+    module, name = cli._ELSEWHERE[word][0].split(":")
+    command = getattr(importlib.import_module(f"ssl_lab.{module}"), name)
+    given = []
+
+    @functools.wraps(command)
+    def parsed(*args, **kwargs):
+        given.append((args, kwargs))
+
+    run_command({word: parsed, "other": parsed}, "ssl-lab", "", [word, *arguments])
+    assert given
+
+
+@pytest.mark.parametrize("line", commands("python recipes/"))
+def test_its_recipes_take_what_they_are_given(line):
+    _, path, *arguments = shlex.split(line)
+    settings = recipe(Path(path).stem).Settings
+    assert parse(settings, arguments).plain() != settings().plain()
 
 
 def test_linked_files_exist():
