@@ -130,8 +130,8 @@ def test_batches_of_what_samples_say_are_drawn_by_score(query):
     view = PoolView(np.full(4, -1), mc_probs=mc)
     scores = getattr(query, "query", query).scores(view, np.arange(4))
     assert all(scores[query(view, 1, seed)[0]] == scores.max() for seed in range(5))
-    picks = np.array([query(view, 2, seed) for seed in range(2000)])
-    np.testing.assert_allclose(np.bincount(picks[:, 0], minlength=4) / 2000, scores / scores.sum(), atol=0.04)
+    picks = np.array([query(view, 2, seed) for seed in range(400)])
+    np.testing.assert_allclose(np.bincount(picks[:, 0], minlength=4) / 400, scores / scores.sum(), atol=0.09)
 
 
 @pytest.fixture
