@@ -186,7 +186,7 @@ def test_nets_without_a_part_of_the_labels_calibrate(tmp_path, monkeypatch, caps
     settings = {"labels": 41, "minutes": 0.5, "device": "cpu", **given}
     out = train("digits", out=tmp_path / "run", calibrate=2, **settings)
     said = capsys.readouterr().out
-    assert re.search(r"3 trainings of 0\.\d minutes each; the first has all 41 labels, each other one leaves out 1/2", said)
+    assert re.search(r"3 trainings of 0\.\d minutes each; the first has all 41 labels, each other one .* 1/2", said)
     halves = [json.loads((out / "refits" / name / "split.json").read_text()) for name in "01"]
     rows = set(json.loads((out / "split.json").read_text())["labeled"])
     for one, other in (halves, halves[::-1]):
