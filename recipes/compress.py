@@ -9,11 +9,13 @@ The run is its own teacher: that is what makes compression work where labels are
 several joined by +, which trains and edits a copy of the run's net, and is a run in a folder of its own in --out, which
 `ssl-lab predict` opens. Killed at whatever moment, the same command goes on with --resume auto; with another --how it
 adds what is missing. Ways that are meant for it: taylor and slimming take channels out, so that the net is really
-smaller; lottery, rigl and scl set weights to zero, which makes a file compress better, and no dense kernel faster; qnn
-(with saq beside it, if you like) trains in few bits, for which see the rows of --int8.
+smaller; lottery, rigl and scl set weights to zero, which makes a file compress better, and no dense kernel faster; qnn,
+saq, noise_tempering, csq and bitat train in few bits, symreg and satnl for rounding afterwards: for all of them see the
+rows of --int8; linearize takes nonlinearities out, channel by channel.
 
-One table: parameters, nonzero ones, FLOPs, bytes of the ONNX export (and gzipped), images/s by onnxruntime, accuracy
-and agreement with the run on test images, of the run and of each way; with --int8 also of each in 8 bits.
+One table: parameters, nonzero ones, FLOPs, effective depth, bytes of the ONNX export (and gzipped), images/s by
+onnxruntime, accuracy and agreement with the run on test images, of the run and of each way; with --int8 also of each in
+8 bits.
 """
 
 from dataclasses import dataclass, replace
@@ -76,7 +78,7 @@ def main(settings: Settings) -> None:
         nets[way] = result.method.predictor()
     found = []
     for name, net in nets.items():
-        found.append(compress.candidate_of(name, net, pool.style))
+        found.append(compress.candidate_of(name, net, pool))
         found += [compress.as_int8(found[-1], net, pool)] if settings.int8 else []
     Console(width=max(Console().width, 130)).print(compress.compared(found, pool))
 

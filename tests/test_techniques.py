@@ -76,7 +76,10 @@ OFF = {
     "corrupt_labels": "corrupt_labels(share=0)",
     "head_norm": "head_norm",
     "rigl": "rigl(density=1, every=2)",
+    "noise_tempering": "noise_tempering(weights=32, inputs=32)",
     "qnn": "qnn(weights=32, inputs=32)",
+    "satnl": "satnl(deviations=0)",
+    "symreg": "symreg(weight=0)",
     "slimming": "slimming(ratio=0.0, weight=0)",
     "taylor": "taylor(ratio=0.0)",
 }

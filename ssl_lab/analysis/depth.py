@@ -44,7 +44,8 @@ def _through(part: nn.Module, x: Tensor) -> tuple[Tensor, float]:
         return x, depth
     if isinstance(part, Residual):
         (branch, one), (shortcut, other) = _through(part.branch, x), _through(part.shortcut, x)
-        return F.relu(branch + shortcut), (one + other) / 2 + bends(branch + shortcut)
+        out, last = _through(nn.ReLU() if part.after is None else part.after, branch + shortcut)
+        return out, (one + other) / 2 + last
     if isinstance(part, WideBlock):
         before = part.norm1(x)
         middle = part.norm2(part.conv1(F.leaky_relu(before, 0.1)))

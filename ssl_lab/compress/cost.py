@@ -14,9 +14,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_lab.batch import At, Style, generator
+from ssl_lab.analysis import effective_depth
+from ssl_lab.batch import At, generator
 from ssl_lab.bench.measure import in_turn, seconds
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.errors import UsageError
 from ssl_lab.export import Exported, written
 from ssl_lab.nets import Net, describe
 from ssl_lab.report import Column, Table
@@ -30,13 +32,14 @@ class Candidate:
     """A net as a file of ONNX, and what is known of it.
 
     parameters: of the net. nonzero: of them. flops: of one image, by dense kernels; a multiply-add counts as 2.
-    content: the file.
+    depth: see `effective_depth`, on 64 training images; None where it is not known. content: the file.
     """
 
     name: str
     parameters: int
     nonzero: int
     flops: int
+    depth: float | None
     content: bytes
 
     def session(self, threads: int) -> Any:
@@ -48,12 +51,17 @@ class Candidate:
         return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])
 
 
-def candidate_of(name: str, net: Net, style: Style) -> Candidate:
+def candidate_of(name: str, net: Net, pool: Pool) -> Candidate:
     """A trained net, exported. UsageError where ONNX cannot have it, or the extra [export] is missing."""
-    net = net.cpu().eval()
+    net, style = net.cpu().eval(), pool.style
+    try:
+        depth = effective_depth(net, torch.from_numpy(as_seen(pool, pool.train[:ROWS])))
+    except UsageError:
+        depth = None
     content, *_ = written(Exported(net, "logits").eval(), style, "onnx", Path(f"{name}.onnx"))
     parameters, flops = describe(net, style)
-    return Candidate(name, parameters, sum(int(p.count_nonzero()) for p in net.parameters()), flops, content)
+    nonzero = sum(int(p.count_nonzero()) for p in net.parameters())
+    return Candidate(name, parameters, nonzero, flops, depth, content)
 
 
 def compared(candidates: Sequence[Candidate], pool: Pool, repeats: int = 7) -> Table:
@@ -72,12 +80,12 @@ def compared(candidates: Sequence[Candidate], pool: Pool, repeats: int = 7) -> T
     said = {name: answers(session, pool, rows) for name, session in sessions.items()}
     first, known = candidates[0].name, pool.truth[rows] >= 0
     truth = pool.truth[rows][known]
-    cells = [[each.name, each.parameters, each.nonzero, each.flops / 1e6, len(each.content) / 1e3,
+    cells = [[each.name, each.parameters, each.nonzero, each.flops / 1e6, each.depth, len(each.content) / 1e3,
               len(gzip.compress(each.content, mtime=0)) / 1e3, speeds[each.name], speeds[each.name] / speeds[first],
               float((said[each.name][known] == truth).mean()) if known.any() else None,
               float((said[each.name] == said[first]).mean()) if len(rows) else None] for each in candidates]
-    right = [("parameters", ",d"), ("nonzero", ",d"), ("MFLOPs", ".2f"), ("KB", ".1f"), ("gzipped", ".1f"),
-             ("images/s", ",.0f"), ("speed", ".2f"), ("accuracy", ".2%"), ("agreement", ".2%")]
+    right = [("parameters", ",d"), ("nonzero", ",d"), ("MFLOPs", ".2f"), ("depth", ".1f"), ("KB", ".1f"),
+             ("gzipped", ".1f"), ("images/s", ",.0f"), ("speed", ".2f"), ("accuracy", ".2%"), ("agreement", ".2%")]
     return Table(f"{first} and what was made of it: speeds by onnxruntime on {torch.get_num_threads()} threads; "
                  f"accuracy and agreement on {len(rows):,} {split} images",
                  [Column(""), *(Column(name, "right", form) for name, form in right)], cells)

@@ -37,7 +37,7 @@ def as_int8(candidate: Candidate, net: Net, pool: Pool) -> Candidate:
     quantization = _quantization()
     name = f"{candidate.name}, int8"
     if MARK in net.name:
-        candidate = candidate_of(name, with_float_inputs(copy.deepcopy(net)), pool.style)
+        candidate = candidate_of(name, with_float_inputs(copy.deepcopy(net)), pool)
     rows = pool.train[np.linspace(0, len(pool.train) - 1, min(IMAGES, len(pool.train))).astype(np.int64)]
 
     def batches() -> Iterator[dict[str, NDArray[np.float32]]]:

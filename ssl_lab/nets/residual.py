@@ -74,11 +74,14 @@ class Residual(nn.Module):
                  shortcut: nn.Module | None = None) -> None:
         super().__init__()
         self.branch = branch
+        self.register_module("after", None)  # in the place of the last rectifier: see `nets.slopes`
         self.shortcut = (nn.Identity() if inputs == outputs and stride == 1 else shortcut or
                          nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.relu(self.branch(x) + self.shortcut(x), inplace=True)
+        added = self.branch(x) + self.shortcut(x)
+        out: Tensor = F.relu(added, inplace=True) if self.after is None else self.after(added)
+        return out
 
 
 def basic(inputs: int, width: int, stride: int) -> Residual:

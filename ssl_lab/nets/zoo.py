@@ -17,18 +17,21 @@ from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style, seed_of
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets.base import Net, linear_head
+from ssl_lab.nets.capsules import MoCapsNet
 from ssl_lab.nets.families import Pooled, cifar_resnet, densenet, preact_resnet, resnext
 from ssl_lab.nets.group_norm import group_norms
 from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.quantized import MARK, check_bits, round_inputs
 from ssl_lab.nets.residual import ResNet, WideResNet
+from ssl_lab.nets.saturated import SAT, saturate
 from ssl_lab.nets.slim import SLIM, slimmed
+from ssl_lab.nets.slopes import PRELU, with_slopes
 from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import load, load_net, whole_net
 from ssl_lab.notes import once
 
-CHANGED = re.compile(rf"(.+)({re.escape(SLIM)}|{re.escape(MARK)}\d+)")
+CHANGED = re.compile(rf"(.+)({'|'.join(map(re.escape, (SLIM, SAT, PRELU)))}|{re.escape(MARK)}\d+)")
 """What a name has at its end that says how a net was changed after it was trained as another one."""
 NO_CLASSES = ("a classifier needs classes, and there are none: no image has a label. Label some (a folder for each "
               "class, lines of path,label in a CSV, or `ssl-lab label`, a page that asks for them), or learn features "
@@ -42,7 +45,7 @@ class Family:
     description: str
     examples: tuple[str, ...]
     pattern: str
-    build: Callable[..., ResNet | WideResNet | Pooled | Pixels]
+    build: Callable[..., ResNet | WideResNet | Pooled | Pixels | MoCapsNet]
 
 
 class Pixels(nn.Sequential):
@@ -139,6 +142,12 @@ _FAMILIES = {
     "densenet_{depth}_{growth}": Family(
         "DenseNet-BC for small images (Huang et al. 2017); depth = 6n + 4", ("densenet_100_12", "densenet_190_40"),
         r"densenet_(\d+)_(\d+)", _densenet),
+    "mocapsnet": Family(
+        "momentum capsule net (Gugglberger et al. 2022) of 4 reversible residual layers", ("mocapsnet",), "mocapsnet",
+        lambda style: MoCapsNet(4, style.channels)),
+    "mocapsnet_{depth}": Family(
+        "momentum capsule net of so many layers, whose activations are not kept for the gradient", ("mocapsnet_8",),
+        r"mocapsnet_([1-9]\d*)", lambda style, depth: MoCapsNet(depth, style.channels)),
     "pixels": Family(
         "no net: the features are the image's values, the baseline of every backbone; its head is softmax regression",
         ("pixels",), "pixels", Pixels),
@@ -153,6 +162,8 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
     "{net}+unit": "any of these with features of length 1, as after `features.py` or `--with ldam`",
     "{net}+normed": "any of these with fixed normalizations of its blocks' outputs, as after `--with layerwise_reinit`",
     "{net}+in{bits}": "any of these whose layers see their inputs in so many bits, as after `--with qnn`",
+    "{net}+prelu": "any of these with slopes in the place of rectifiers, as after `--with linearize`",
+    "{net}+sat": "any of these whose layers see their inputs saturated, as after `--with satnl`",
     "{net}+slim": "any of these with the fewer channels that its weights have, as after `--with taylor`",
 }
 """The families of nets, name pattern -> what they are."""
@@ -185,8 +196,8 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
         whole = None if state is None else whole_net(state)
         if state is not None and whole is None:
             raise UsageError(f"weights {weights} are of a backbone alone; {name} takes a run's model.safetensors")
-        built = _changed(name, whole, lambda base: net(base, classes, style, pretrained, None, seed, bn_momentum,
-                                                       **options))
+        built = _changed(name, style, whole, lambda base: net(base, classes, style, pretrained, None, seed,
+                                                              bn_momentum, **options))
         if whole is not None:
             load_net(built, whole, weights or "")
         built.origin = str(weights or built.origin)
@@ -231,14 +242,19 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     return built
 
 
-def _changed(name: str, state: Weights | None, plain: Callable[[str], Net]) -> Net:
-    """The net of a name with +slim or +in8 at its end; `plain` makes those without, `state` has its weights."""
+def _changed(name: str, style: Style, state: Weights | None, plain: Callable[[str], Net]) -> Net:
+    """The net of a name with +slim, +in8, +sat or +prelu at its end; `plain` makes those without, `state` has the
+    weights."""
     match = CHANGED.fullmatch(name)
     if match is None:
         return plain(name)
-    base = _changed(match[1], state, plain)
+    base = _changed(match[1], style, state, plain)
     if match[2] == SLIM:
         return slimmed(base, state)
+    if match[2] == SAT:
+        return saturate(base)
+    if match[2] == PRELU:
+        return with_slopes(base, style)
     bits = int(match[2].removeprefix(MARK))
     check_bits(name, inputs=bits)
     return round_inputs(base, bits)

@@ -41,19 +41,25 @@ from ssl_lab.techniques.step.saq import SAQ
 from ssl_lab.techniques.step.svi import SVI
 from ssl_lab.techniques.term.adversarial import SAT, Adversarial, SecondOrder
 from ssl_lab.techniques.term.batch_entropy import BatchEntropy
+from ssl_lab.techniques.term.bitat import BiTAT
 from ssl_lab.techniques.term.class_weights import ClassWeights
+from ssl_lab.techniques.term.csq import CSQ
 from ssl_lab.techniques.term.cure import CURE
 from ssl_lab.techniques.term.cyclical_focal import CyclicalFocal
 from ssl_lab.techniques.term.deep_supervision import DeepSupervision
 from ssl_lab.techniques.term.dp import DP
 from ssl_lab.techniques.term.head_norm import HeadNorm
 from ssl_lab.techniques.term.ldam import LDAM
+from ssl_lab.techniques.term.linearize import Linearize
 from ssl_lab.techniques.term.mixing import CutMix, MixUp
 from ssl_lab.techniques.term.noise_consistency import NoiseConsistency
+from ssl_lab.techniques.term.noise_tempering import NoiseTempering
 from ssl_lab.techniques.term.perturbation_margin import PerturbationMargin
 from ssl_lab.techniques.term.qnn import QNN
 from ssl_lab.techniques.term.relay import Relay
+from ssl_lab.techniques.term.satnl import SatNL
 from ssl_lab.techniques.term.scl import SCL
+from ssl_lab.techniques.term.symreg import SymReg
 from ssl_lab.techniques.term.temperature import Temperature
 from ssl_lab.techniques.term.vs import VS
 from ssl_lab.techniques.together import Techniques
@@ -98,6 +104,12 @@ _ALL: tuple[type[Technique], ...] = (
     CutMix,
     SCL,
     QNN,
+    SymReg,
+    SatNL,
+    NoiseTempering,
+    Linearize,
+    CSQ,
+    BiTAT,
     SAM,
     GNP,
     HERO,
@@ -165,6 +177,7 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
 
 
 __all__ = [
+    "CSQ",
     "CURE",
     "DP",
     "GNP",
@@ -182,6 +195,7 @@ __all__ = [
     "Around",
     "AutoInit",
     "BatchEntropy",
+    "BiTAT",
     "ClassWeights",
     "CorruptLabels",
     "CutMix",
@@ -196,11 +210,13 @@ __all__ = [
     "HeadNorm",
     "Kind",
     "LayerwiseReinit",
+    "Linearize",
     "Lookahead",
     "Lottery",
     "MixUp",
     "NetTechnique",
     "NoiseConsistency",
+    "NoiseTempering",
     "Oversample",
     "PerturbationMargin",
     "PoF",
@@ -210,11 +226,13 @@ __all__ = [
     "ReplicatedSGD",
     "Rewire",
     "RigL",
+    "SatNL",
     "SecondOrder",
     "ShrinkPerturb",
     "Slimming",
     "Sphere",
     "StepTechnique",
+    "SymReg",
     "Taylor",
     "Technique",
     "Techniques",

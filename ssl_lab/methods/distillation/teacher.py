@@ -154,7 +154,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     """
     from ssl_lab import methods  # which imports this file
 
-    if "," in str(source):
+    if "," in str(source) and not Path(source).exists():
         several = [load_teacher(part, classes, style, name, image_size, images, reading)
                    for part in str(source).split(",")]
         if any(each.fixed for each in several) or len({each.image_size for each in several}) > 1:
