@@ -21,7 +21,7 @@ from ssl_lab.nets import NETS, Ema, Net, describe, net
 from ssl_lab.nets.families import Dense, Padded, PreActivation, cifar_resnet, densenet, preact_resnet, resnext
 from ssl_lab.schedule import constant, linear
 
-OURS = ["tiny_16", "wrn_10_1", "resnet18", "resnet_8_1", "preact_11", "resnext_11_4_4", "densenet_10_4"]
+OURS = ["tiny_16", "wrn_10_1", "resnet18", "resnet_8_1", "preact_11", "resnext_11_4_4", "densenet_10_4", "mocapsnet_2"]
 TIMM = ["timm/resnet18", "timm/vit_tiny_patch16_224"]
 SIZES = [(4, 4), (8, 8), (28, 28), (32, 32), (33, 47)]
 
@@ -294,8 +294,8 @@ def test_one_more_layer(base: str) -> None:
 
 def test_families_are_described_and_import_is_light() -> None:
     assert [name.partition("{")[0] for name in NETS] == [
-        "tiny_", "wrn_", "resnet", "resnet_", "preact_resnet", "preact_", "resnext_", "densenet_", "pixels", "lite0",
-        "lite1", "lite2", "timm/", "", "", ""]
+        "tiny_", "wrn_", "resnet", "resnet_", "preact_resnet", "preact_", "resnext_", "densenet_", "mocapsnet",
+        "mocapsnet_", "pixels", "lite0", "lite1", "lite2", "timm/", *[""] * 7]
     command = "import ssl_lab.nets, sys; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
