@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
         for label, each in parts.items()])
     summary = run.stored.summary
     named = " with ".join(filter(None, [f"{summary['method']} on {summary['data']}", ", ".join(run.techniques)]))
-    table = Table(named, [Column("number"), Column("value", "right")], [[each.name, each.value] for each in numbers])
+    table = Table(named, [Column("number"), Column("value")], [[each.name, each.value] for each in numbers])
     Console().print(table)
     write_report(run, numbers, table, classes, whole, land, settings)
     print(f"The report is {settings.out / 'report.html'}")

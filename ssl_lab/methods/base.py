@@ -105,7 +105,8 @@ class Method(nn.Module):
         for a method whose views are all the same, "strong". UsageError for a name that it does not have.
         """
         made = {name: named(view) if isinstance(view, str) else view for name, view in views.items()}
-        self.views = Views(**replaced(self.name, self.views.by_kind, by_name(texts) | made))
+        kinds = replaced(self.name, self.views.by_kind, by_name(texts) | made)
+        self.views = Views(kinds["labeled"], kinds["unlabeled"], self.views.poisson)
         return self
 
     def joint(self, *views: Tensor, constant: int | None = None) -> tuple[Output, ...]:

@@ -127,5 +127,7 @@ class MapDistillation(Distillation):
 def all_rows(batch: Batch) -> Rows:
     """All images of a batch as rows under one view, "view", labeled ones first."""
     parts = [part for part in (batch.labeled, batch.unlabeled) if part.views]
-    return Rows({"view": torch.cat([part["view"] for part in parts])},
-                *(torch.cat([getattr(part, name) for part in parts]) for name in ("targets", "truth", "indices")))
+    views = {"view": torch.cat([part["view"] for part in parts])}
+    targets, truth, indices = (torch.cat([getattr(part, name) for part in parts])
+                               for name in ("targets", "truth", "indices"))
+    return Rows(views, targets, truth, indices)
