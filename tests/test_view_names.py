@@ -16,11 +16,12 @@ from test_recipes import recipe
 import ssl_lab as sl
 from ssl_lab import methods, notes, presets
 from ssl_lab.batch import Style
+from ssl_lab.begun import Begun
 from ssl_lab.command_line import parse
 from ssl_lab.engine import Feed
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import UsageError
-from ssl_lab.train import _plan_of, train
+from ssl_lab.train import train
 from ssl_lab.views import VIEWS, SimCLRView, Strong, Weak, by_name, kornia, named, torchvision
 from ssl_lab.views.naming import built, text_of
 
@@ -292,10 +293,14 @@ def test_train_goes_on_under_the_same_views(tmp_path):
     (tmp_path / "checkpoint.pt").touch()
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
     with pytest.raises(UsageError, match="would import a module; if you trust it, say so: --view strong=their"):
-        _plan_of(tmp_path, "fixmatch", ())
-    assert _plan_of(tmp_path, "fixmatch", ("strong=their.module:View",)).view == ("strong=their.module:View",)
+        begun(tmp_path, ())
+    assert begun(tmp_path, ("strong=their.module:View",)).plan.view == ("strong=their.module:View",)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(content | {"view": ["strong=simclr"]}))
-    assert _plan_of(tmp_path, "fixmatch", ()).view == ("strong=simclr",)
+    assert begun(tmp_path, ()).plan.view == ("strong=simclr",)
+
+
+def begun(out, view):
+    return Begun.read(out, {"image_size": None}, {"method": "fixmatch", "view": view})
 
 
 def test_a_comparison_hands_views_to_its_runs(tmp_path, monkeypatch):
