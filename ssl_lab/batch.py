@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -171,16 +171,34 @@ class Batch:
         return [Batch(self.labeled.part(i, parts), self.unlabeled.part(i, parts)) for i in range(parts)]
 
 
+class Share(NamedTuple):
+    """How many rows are right, of those that count: kept apart, so that parts of a batch add up to the share of all."""
+
+    right: Tensor
+    rows: Tensor
+
+    @property
+    def value(self) -> Tensor:
+        """Float scalar; NaN where no row counts."""
+        return self.right / self.rows
+
+    def detach(self) -> Tensor:
+        return self.value.detach()
+
+    def item(self) -> float:
+        return float(self.value)
+
+
 @dataclass
 class Loss:
     """What a method returns. `total`, the sum of the named terms, is differentiated.
 
-    terms: name -> scalar tensor with gradient. logs: name -> scalar tensor for the metrics, no gradient;
-    NaN means "nothing to report in this step" and is left out of averages.
+    terms: name -> scalar tensor with gradient. logs: name -> scalar tensor, or a share of rows, for the metrics, no
+    gradient; NaN means "nothing to report in this step" and is left out of averages.
     """
 
     terms: dict[str, Tensor]
-    logs: dict[str, Tensor] = field(default_factory=dict)
+    logs: dict[str, Tensor | Share] = field(default_factory=dict)
 
     @property
     def total(self) -> Tensor:
@@ -199,5 +217,12 @@ def mean_loss(losses: Sequence[Loss]) -> Loss:
     if len(losses) == 1:
         return losses[0]
     terms = {name: torch.stack([loss.terms[name].detach() for loss in losses]).mean() for name in losses[0].terms}
-    logs = {name: torch.stack([loss.logs[name] for loss in losses]).nanmean() for name in losses[0].logs}
-    return Loss(terms, logs)
+    return Loss(terms, {name: _together([loss.logs[name] for loss in losses]) for name in losses[0].logs})
+
+
+def _together(parts: Sequence[Tensor | Share]) -> Tensor | Share:
+    """One log of all parts."""
+    shares = [part for part in parts if isinstance(part, Share)]
+    if len(shares) == len(parts):
+        return Share(*(torch.stack(each).sum() for each in zip(*shares, strict=True)))
+    return torch.stack([part.detach() for part in parts]).nanmean()

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ssl_lab.batch import Share
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(logits)[target] over the rows. targets: int64 [B], or probabilities [B, C]."""
@@ -55,15 +57,15 @@ def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
     return aligned / aligned.sum(dim=-1, keepdim=True)
 
 
-def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Tensor:
+def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Share:
     """Share of rows with predicted == truth, among those with a known truth (>= 0) and, if given, mask.
 
-    predicted, truth: int64 [B]; mask: bool [B]. Float scalar on the device; NaN where no row counts.
+    predicted, truth: int64 [B]; mask: bool [B]. On their device.
     """
     counted = truth >= 0
     if mask is not None:
         counted = counted & mask
-    return ((predicted == truth) & counted).sum() / counted.sum()
+    return Share(((predicted == truth) & counted).sum(), counted.sum())
 
 
 def _full(logits: Tensor) -> Tensor:

@@ -326,8 +326,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(digits, kind):
     (whole, expected), (cut, got) = (gradients(kind(flat_net()), digits, parts) for parts in (1, 2))
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=0)
     torch.testing.assert_close(cut.terms, whole.terms, atol=1e-6, rtol=0)
-    assert cut.logs.keys() == whole.logs.keys()
-    torch.testing.assert_close(cut.logs["train_accuracy"], whole.logs["train_accuracy"])
+    torch.testing.assert_close(cut.logs, whole.logs)  # also shares of rows, of which the parts have not equally many
 
 
 def test_micro_batches_have_their_own_batch_statistics(digits):

@@ -62,4 +62,6 @@ def test_accuracy_counts_known_and_masked_rows_only():
     predicted, truth = torch.tensor([0, 1, 2, 3]), torch.tensor([0, 0, 2, -1])
     assert losses.accuracy(predicted, truth).item() == pytest.approx(2 / 3)
     assert losses.accuracy(predicted, truth, torch.tensor([False, True, True, True])).item() == 0.5
-    assert math.isnan(losses.accuracy(predicted, truth, torch.tensor([False, False, False, True])).item())
+    none = losses.accuracy(predicted, truth, torch.tensor([False, False, False, True]))
+    assert math.isnan(none.item())
+    assert (int(none.right), int(none.rows)) == (0, 0)

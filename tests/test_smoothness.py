@@ -426,7 +426,7 @@ def test_temporal_ensembling_target_after_one_visit_is_that_prediction():
     loss, predictions = _visits(method, 3, [0, 1, 2, 3], At(0, 2))
     assert loss.terms["consistency"] == 0  # no targets yet
     assert loss.logs["mask_rate"] == 0
-    assert loss.logs["pseudo_label_accuracy"].isnan()
+    assert math.isnan(loss.logs["pseudo_label_accuracy"].item())
     method.after_step(At(0, 2))
     total = method.ensemble.sum(dim=1)
     assert total.tolist() == pytest.approx([0.4] * 4)

@@ -87,7 +87,7 @@ class Step:
             loss = self.update(_Timed(closure, self.clock), self.optimizer, at)
             self.method.after_step(at)
         with self.clock.part("logging"):  # the trainer reads the numbers once in a hundred steps or so
-            self.meter.add(at.step, loss.detached())
+            self.meter.add(at.step, loss)
         return loss
 
     def __call__(self) -> tuple[float, dict[str, float]]:

@@ -8,8 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ssl_lab.batch import Loss, Share
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import NonFiniteLossError
+
+ROWS = "rows of "
+"""What the number of rows of a share is kept under, before the share's name."""
 
 
 class Meter:
@@ -22,9 +26,12 @@ class Meter:
         self._device: list[tuple[int, dict[str, Tensor]]] = []
         self._host: list[dict[str, float]] = []
 
-    def add(self, step: int, numbers: dict[str, Tensor]) -> None:
-        """Remembers one step's scalar tensors."""
-        self._device.append((step, numbers))
+    def add(self, step: int, loss: Loss) -> None:
+        """Remembers one step's numbers: of shares, how many rows are right, and of how many."""
+        shares = {name: value for name, value in loss.logs.items() if isinstance(value, Share)}
+        right = {name: value.right for name, value in shares.items()}
+        rows = {ROWS + name: value.rows for name, value in shares.items()}
+        self._device.append((step, loss.detached() | right | rows))
 
     def check(self) -> None:
         """Reads what is pending. Raises NonFiniteLossError naming the first bad step and its terms."""
@@ -43,14 +50,15 @@ class Meter:
     def mean(self, runtime: Runtime) -> dict[str, float]:
         """The averages since the last call, over ranks too, without what a step left out or reported as NaN.
 
-        Each step of each rank counts alike: of shares of rows (accuracies) also where it knew more rows than another.
+        Each step of each rank counts alike; in shares of rows (accuracies) each row does.
         """
         self.check()
         rows, self._host = self._host, []
-        names = list(dict.fromkeys(name for row in rows for name in row))
-        values = [[row[name] for row in rows if name in row and not math.isnan(row[name])] for name in names]
-        sums = runtime.totals([math.fsum(numbers) for numbers in values])
-        counts = runtime.totals([len(numbers) for numbers in values])
+        names = list(dict.fromkeys(name for row in rows for name in row if not name.startswith(ROWS)))
+        values = [[(row[name], row.get(ROWS + name, 1.0)) for row in rows if not math.isnan(row.get(name, math.nan))]
+                  for name in names]
+        sums = runtime.totals([math.fsum(value for value, _ in numbers) for numbers in values])
+        counts = runtime.totals([math.fsum(count for _, count in numbers) for numbers in values])
         return {name: total / count for name, total, count in zip(names, sums, counts, strict=True) if count}
 
     def state(self) -> list[dict[str, float]]:

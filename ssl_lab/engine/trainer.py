@@ -182,7 +182,7 @@ class Run:
             for step in range(self.start, self.steps):
                 at = At(step, self.steps, trainer.seed, runtime.rank, runtime.world)
                 loss = self.step(at, self.micro_batches)
-                self.meter.add(step, loss.detached())
+                self.meter.add(step, loss)
                 done = step + 1
                 watching.step(done)
                 row = self._row(done, at)

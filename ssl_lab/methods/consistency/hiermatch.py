@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, Rows, seed_of
+from ssl_lab.batch import At, Batch, Loss, Rows, Share, seed_of
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, RowLosses
 from ssl_lab.methods.consistency.mixmatch import MixMatch
@@ -70,7 +70,7 @@ class HierMatch(Method):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         terms: dict[str, Tensor] = {}
-        logs: dict[str, Tensor] = {}
+        logs: dict[str, Tensor | Share] = {}
         for level, base in enumerate(cast(Sequence[Method], self.bases)):
             self.passes.rewind()
             loss: Loss = base(Batch(self._rows(batch.labeled, level), self._rows(batch.unlabeled, level)), at)

@@ -53,7 +53,8 @@ class NoisyStudent(Method):
         x, u = batch.labeled, batch.unlabeled
         if self._generation(at.step, at) == 0:
             logits, none = self.net(x["strong"]).logits, torch.full((), torch.nan, device=x.targets.device)
-            unlabeled, mask_rate, pseudo_label_accuracy = torch.zeros_like(none), none, none
+            unlabeled, mask_rate, nothing = torch.zeros_like(none), none, x.targets[:0]
+            pseudo_label_accuracy = losses.accuracy(nothing, nothing)
         else:
             logits, strong = (out.logits for out in self.joint(x["strong"], u["strong"]))
             with torch.no_grad():

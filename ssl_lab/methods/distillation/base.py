@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, Rows
+from ssl_lab.batch import At, Batch, Loss, Rows, Share
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.smoothness import full_precision
@@ -93,7 +93,7 @@ class Distillation(Method):
             if len(x):
                 terms["labeled"] = at.value(self.labeled) * self.labeled_loss(student.logits[: len(x)], x.targets)
             terms["distilled"] = at.value(self.weight) * self.distance(student, teacher, rows, at)
-        logs = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
+        logs: dict[str, Tensor | Share] = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
         if self.teacher.classifies:
             logs["agreement"] = (said == teacher.logits.argmax(dim=1)).float().mean()
             unseen = rows.truth.where(rows.targets < 0, -1)  # labeled images may have trained the teacher
