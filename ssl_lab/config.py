@@ -144,7 +144,8 @@ class Settings(ReadingSettings, Data):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     """auto: bf16 where this machine multiplies it faster; fp16 on GPUs that have tensor cores for no other."""
     compile: Literal["off", "on", "auto"] = "off"
-    """Compile the nets with torch.compile; auto: if a few timed steps show that it makes the run faster."""
+    """Compile the nets with torch.compile, on a GPU also the views, and small nets there as CUDA graphs; auto: if a few
+    timed steps show that it makes the run faster."""
     shard: bool = False
     """Under torchrun, spread every weight over the processes (FSDP2): for nets that are too large for one device."""
     micro_batches: int | Literal["auto"] = 1

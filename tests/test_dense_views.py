@@ -10,7 +10,11 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.bench.launches import launches_of_view
-from ssl_lab.views import BYOL1, BYOL2, SimCLRView, Strong, ViewFactory, Weak, dense, dense_contrastive
+from ssl_lab.data import load
+from ssl_lab.engine import Feed
+from ssl_lab.methods import Views
+from ssl_lab.views import BYOL1, BYOL2, VIEWS, SimCLRView, Strong, ViewFactory, Weak, dense, dense_contrastive
+from ssl_lab.views.base import compiled
 from ssl_lab.views.randaugment import OPERATIONS
 
 EVERY = 14 * 9  # operations and levels
@@ -125,16 +129,28 @@ def test_the_whole_view_compiles_as_one_graph() -> None:
     style, images = Style(height=16, width=16), pictures(32, 3, 16, 16)
     plain = Strong(style)(images, At(0, 1).draw("s", 32))
     whole = torch.compile(dense.augmented, fullgraph=True, backend="eager")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense, "augmented", whole)
-        assert torch.equal(dense.strong(images, At(0, 1).draw("s", 32), style, 2, 0.5), plain)
+    assert torch.equal(dense.strong(images, At(0, 1).draw("s", 32), style, 2, 0.5, augment=whole), plain)
     view, images = SimCLRView(Style(height=40, width=40)), pictures(4, 3, 40, 40)
     drawn = view._drawn(At(0, 1).draw("s", 4), 40, 40)
     plain = view._at_once(images, drawn)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_contrastive, "augmented",
-                      torch.compile(dense_contrastive.augmented, fullgraph=True, backend="eager"))
-        assert torch.equal(view._at_once(images, drawn), plain)
+        patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+        one = compiled(view)
+    assert one == view
+    assert one.augment is not view.augment is dense_contrastive.augmented
+    assert torch.equal(one._at_once(images, drawn), plain)
+
+
+def test_a_feed_compiles_views_but_on_a_cpu() -> None:
+    pool = load("digits").split(labels=10, seed=0)
+    views = Views(labeled={"weak": Weak}, unlabeled={"strong": Strong, "other": VIEWS["eval"]})
+    for device in ("cpu", "meta"):
+        feed = Feed(pool, views, 2, 2, 0, torch.device(device), compile=True)
+        made = [view for stream in feed.streams.values() for view in stream.views.values()]
+        assert [getattr(view, "augment", None) is dense.augmented for view in made] == [*2 * [device == "cpu"], False]
+        assert feed.said == Feed(pool, views, 2, 2, 0, torch.device("cpu")).said
+        feed.uncompile()
+        assert feed.streams["unlabeled"].views["strong"].augment is dense.augmented
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

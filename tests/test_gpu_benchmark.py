@@ -12,8 +12,9 @@ import pytest
 
 import ssl_lab as sl
 
-BENCHMARKS = Path(__file__).parent / "benchmarks"
-ELSEWHERE = {"tests", "ranks", "compiled"}  # parts that start this suite, torchrun and a compiler: run them by hand
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "tests" / "benchmarks"
+ELSEWHERE = {"tests", "ranks"}  # parts that start this suite and torchrun: run them by hand
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,26 @@ def test_every_part_runs_on_a_cpu(gpu, tmp_path):
     assert found["launches", "strong, 32 px: operations"] <= 60
     assert found["resume", "largest difference of weights, resumed and whole"] == 0
     assert found["fixmatch", "FixMatch, tiny_4: images/s"] > 0
+    assert found["compiled", "FixMatch, tiny_4, as CUDA graphs (no GPU: none): images/s"] > 0
+    assert found["compiled views", "simclr, compiled, 16 x 8 px: images/s"] > 0
     assert {row["part"] for row in rows} == {*parts}
+
+
+def test_it_fits_into_eight_minutes(gpu):
+    """What is left to a part is what the others left, whatever it may take; and none is worth less than its limit."""
+    assert gpu.SECONDS <= 450
+    assert all(gpu.LEAST < limit <= 200 for _, limit in gpu.PARTS.values())
+
+
+def test_the_tests_that_it_starts_are_there(gpu):
+    """By the names that it selects; each file has one that needs a GPU."""
+    named = "on_a_gpu", "waits_for_the_gpu"
+    for file in gpu.GPU_TESTS:
+        text = (ROOT / file).read_text()
+        found = [line for line in text.splitlines() if line.startswith("def test_") and any(n in line for n in named)]
+        assert found, file
+    others = [path for path in (ROOT / "tests").glob("test_*.py") if 'reason="needs a GPU"' in path.read_text()]
+    assert {f"tests/{path.name}" for path in others} == {*gpu.GPU_TESTS, "tests/test_gpu_benchmark.py"}
 
 
 def test_a_part_that_fails_or_takes_too_long_is_a_row(gpu, tmp_path):

@@ -26,6 +26,7 @@ from ssl_lab.config import Texts
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.compiled import as_graphs, compile_nets, mark_step
 from ssl_lab.engine.machine import TYPES, matmul_tflops
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.timing import fastest_micro_batches
@@ -58,7 +59,7 @@ class Step:
         self.method, self.runtime = techniques.around(method, pool, seed=0).train(), runtime
         method = self.method
         self.feed = Feed(techniques.pool(pool, seed=0), method.views, labeled, unlabeled, 0, runtime.device,
-                         parts=1 if micro_batches == "auto" else micro_batches)
+                         parts=1 if micro_batches == "auto" else micro_batches, compile=compile)
         self.wait, self.clock, self.meter, self.steps = waiting(runtime.device), Clock(), Meter(), 0
         for stream in self.feed.streams.values():
             stream.views = {name: self._timed(view) for name, view in stream.views.items()}
@@ -67,7 +68,10 @@ class Step:
             if isinstance(module, Net):
                 module.register_forward_pre_hook(entered)
                 module.register_forward_hook(left)
-        self.forward = runtime.wrap(method, compile)
+        self.graphs = compile and as_graphs(runtime, method, pool.style, self.feed)
+        self.forward = runtime.wrap(method)
+        if compile:
+            compile_nets(method, self.graphs)
         self.update = techniques.update(method, runtime.device, seed=0)
         self.spec = SGD()
         self.optimizer = self.spec.build(method)
@@ -79,6 +83,8 @@ class Step:
         """The next step, in so many micro-batches."""
         at = At(self.steps, STEPS)
         self.steps += 1
+        if self.graphs:
+            mark_step()
         self.spec.set(self.optimizer, at)
         with self.clock.part("sampling"):
             parts = self.feed(at).chunk(micro_batches)

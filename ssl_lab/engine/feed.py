@@ -18,6 +18,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import ViewFactory
+from ssl_lab.views.base import compiled
 from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
 from ssl_lab.views.send import send
 
@@ -33,14 +34,23 @@ class Feed:
     """
 
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
-                 world: int = 1, parts: int = 1, share: Scalar = 1.0) -> None:
+                 world: int = 1, parts: int = 1, share: Scalar = 1.0, compile: bool = False) -> None:
         """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows. share: of its images
         that a step has, rounded to what divides over ranks and parts, at least two to each; those that it leaves out
-        wait for their next epoch."""
+        wait for their next epoch. compile: whether views that can be are compiled, which they are not on a CPU."""
         self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {
             kind: Stream(pool, kind, views.by_kind[kind], batch, seed, device, world, parts, share, views.poisson)
             for kind, batch in (("labeled", labeled), ("unlabeled", unlabeled))}
+        self.steady = not callable(share) and not views.poisson  # whether all batches are of one size
+        if compile and device.type != "cpu":
+            for stream in self.streams.values():
+                stream.views = {name: compiled(view) for name, view in stream.plain.items()}
+
+    def uncompile(self) -> None:
+        """Views are as they were without `compile`."""
+        for stream in self.streams.values():
+            stream.views = stream.plain
 
     def __call__(self, at: At) -> Batch:
         return Batch(**{name: stream(at) for name, stream in self.streams.items()})
@@ -79,7 +89,7 @@ class Stream:
             raise UsageError(f"the batch of {batch} {kind} images does not divide into {parts} micro-batches "
                              f"on each of {world} ranks")
         self.rows = self.batch // world
-        self.views = {name: built(name, factory, pool.style) for name, factory in views.items()}
+        self.views = self.plain = {name: built(name, factory, pool.style) for name, factory in views.items()}
         self.poisson = poisson and bool(views)
         if self.poisson and (world > 1 or parts > 1 or share != 1):
             raise UsageError("batches by Poisson sampling, as privacy asks for, are of one process, in one piece and "

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
 from ssl_lab.engine.checks import explaining_single_images
+from ssl_lab.engine.compiled import uncompile
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.runtime import Compile, Runtime
 from ssl_lab.engine.timing import compiling_pays, fastest_micro_batches, steps_within
@@ -64,7 +65,8 @@ class Timed:
             pays = compiling_pays(lambda: self.step(at, parts), steps, 60 * (trainer.minutes or 0), runtime)
             self.compile = "on" if pays else "off"
             if not pays:
-                runtime.uncompile(self.method)
+                uncompile(self.method)
+                self.feed.uncompile()
         self.micro_batches = parts
         self.steps = steps or steps_within(
             60 * (trainer.minutes or 0), begun, lambda: self.step(at, parts), self.method, self.pool, runtime,

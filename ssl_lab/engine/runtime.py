@@ -28,7 +28,6 @@ from ssl_lab.engine.machine import (
 )
 from ssl_lab.engine.weights import MIXED, place
 from ssl_lab.errors import RunFailedError, UsageError
-from ssl_lab.nets import Net
 from ssl_lab.processes import out_of_memory
 
 Compile = Literal["off", "on", "auto"]
@@ -95,8 +94,8 @@ class Runtime:
             return torch.autocast(self.device.type, dtype=torch.float16)
         return nullcontext()
 
-    def wrap(self, method: nn.Module, compile: bool = False) -> nn.Module:
-        """Moves the method to the device and compiles its nets; DDP around it, or shards, where there are ranks.
+    def wrap(self, method: nn.Module) -> nn.Module:
+        """Moves the method to the device; DDP around it, or shards, where there are ranks.
 
         Returns the module to call for a differentiated forward. BatchNorm stays local to a rank (each
         normalizes by its own rows).
@@ -108,21 +107,12 @@ class Runtime:
             shard(method, self.device)
         else:
             place(method, self.device)
-        if compile:
-            for module in method.modules():
-                if isinstance(module, Net):
-                    module.compile()
         if self.world == 1 or sharded:
             return method
         ddp = nn.parallel.DistributedDataParallel
         renamed = "forward_sync_buffers" in inspect.signature(ddp).parameters  # torch 2.14
         local: dict[str, Any] = {"forward_sync_buffers" if renamed else "broadcast_buffers": False}
         return ddp(method, **local)
-
-    def uncompile(self, method: nn.Module) -> None:
-        """Takes back what `wrap` did with compile."""
-        for module in method.modules():
-            module._compiled_call_impl = None
 
     def no_sync(self, wrapped: nn.Module, last: bool) -> AbstractContextManager[Any]:
         """Keeps DDP from reducing gradients before the last micro-batch of a step."""

@@ -31,6 +31,7 @@ from ssl_lab.engine import checkpoint, evaluate, records
 from ssl_lab.engine.callbacks import Callback, Together
 from ssl_lab.engine.checks import check_classes, check_settings
 from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.compiled import as_graphs, compile_nets, mark_step
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, make_way, writes_behind
 from ssl_lab.engine.machine import Precision
@@ -63,11 +64,11 @@ class Trainer:
     micro_batches: parts of a step that pass the net one after another, each with its own batch statistics, their
     gradients averaged; "auto" times a few steps and records how many were fastest. forward: "split" passes the views
     that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
-    gradient. batch: share of its images that a step has (see `Feed`). compile: "on" compiles the method's nets, "auto"
-    does if a few timed steps are faster then. shard: of several ranks each holds a part of every weight, during the run
-    and after it (see `sharded`). evaluations: points of the accuracy curve, at which also the monitors measure. track:
-    see `trackers`. callbacks: by default a progress bar, and report.html at the end. config: settings to record, in
-    place of the trainer's own.
+    gradient. batch: share of its images that a step has (see `Feed`). compile: "on" compiles the method's nets (see
+    `compiled`) and, but on a CPU, its views; "auto" does if a few timed steps are faster then. shard: of several ranks
+    each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of the accuracy
+    curve, at which also the monitors measure. track: see `trackers`. callbacks: by default a progress bar, and
+    report.html at the end. config: settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None
@@ -146,11 +147,14 @@ class Run:
         self.folder = RunFolder(trainer.folder, writes=runtime.main, behind=writes_behind(runtime.device))
         parts = 1 if trainer.micro_batches == "auto" else trainer.micro_batches
         self.plain, self.method = method, techniques.around(method, pool, trainer.seed)
-        self.feed = Feed(techniques.pool(pool, trainer.seed), self.method.views, labeled, unlabeled, trainer.seed,
-                         runtime.device, runtime.world, parts, trainer.batch)
-        self.method.set_forward(trainer.forward)
         compile = saved["config"]["compile"] if saved and trainer.compile == "auto" else trainer.compile
-        self.forward = runtime.wrap(self.method, compile != "off")
+        self.feed = Feed(techniques.pool(pool, trainer.seed), self.method.views, labeled, unlabeled, trainer.seed,
+                         runtime.device, runtime.world, parts, trainer.batch, compile != "off")
+        self.method.set_forward(trainer.forward)
+        self.graphs = compile != "off" and as_graphs(runtime, self.method, pool.style, self.feed)
+        self.forward = runtime.wrap(self.method)
+        if compile != "off":
+            compile_nets(self.method, self.graphs)
         self.update = trainer.update or techniques.update(self.method, runtime.device, trainer.seed)
         self._begin_optimizer()
         self.meter, self.start, self.seconds = Meter(), 0, 0.0
@@ -206,6 +210,8 @@ class Run:
 
     def step(self, at: At, micro_batches: int) -> Loss:
         """One step of training."""
+        if self.graphs:
+            mark_step()
         self.trainer.optimizer.set(self.optimizer, at)
         parts = self.feed(at).chunk(micro_batches)
         clip = None if self.trainer.clip is None else at.value(self.trainer.clip)

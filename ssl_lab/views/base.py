@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Protocol
 
@@ -27,6 +28,20 @@ class View(Protocol):
 
 ViewFactory = Callable[[Style], View]
 """How a method declares a view: `Weak`, `Strong`, or `partial(Strong, ops=3)`; the loop calls it."""
+
+
+def compiled(view: View) -> View:
+    """The view with its pixels computed by one compiled graph, where it has that (`augment`, a function of nothing but
+    tensors on the images' device) and the images are not on a CPU; else itself.
+
+    On a CPU such a graph does not pay: rows in groups are several times as fast (tests/benchmarks/README.md).
+    """
+    augment = getattr(view, "augment", None)
+    if augment is None:
+        return view
+    changed = copy.copy(view)
+    object.__setattr__(changed, "augment", torch.compile(augment, fullgraph=True))  # of a frozen dataclass
+    return changed
 
 
 def check_images(images: Tensor, draw: Draw) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +46,7 @@ class SimCLRView:
     blur: float = 0.5
     solarize: float = 0.0
     most: float = 1.0
+    augment: ClassVar = staticmethod(dense_contrastive.augmented)
 
     def __post_init__(self) -> None:
         shares = (self.gray, self.blur, self.solarize)
@@ -89,7 +90,7 @@ class SimCLRView:
         blurs = self.blur > 0 and not self._small
         return dense_contrastive.simclr(images, drawn.boxes, drawn.flipped, drawn.changes, drawn.gray,
                                         torch.where(drawn.blurred, drawn.sigmas, 0.0) if blurs else None,
-                                        drawn.solarized if self.solarize else None)
+                                        drawn.solarized if self.solarize else None, self.augment)
 
     def _in_chunks(self, images: Tensor, drawn: _Drawn) -> Tensor:
         """On a CPU."""

@@ -9,6 +9,7 @@ off by so little that truncation forgets it, in any order and fused or not. A tu
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -25,6 +26,9 @@ from ssl_lab.views.shift import GRAY, drawn_shifts, drawn_squares
 from ssl_lab.views.tables import Turn
 
 KINDS = torch.tensor([ops.MOVES.index(name) if name in ops.MOVES else -1 for name in OPERATIONS])
+
+
+Augment = Callable[..., Tensor]
 
 
 class Constants(NamedTuple):
@@ -45,13 +49,15 @@ class Constants(NamedTuple):
     table: Tensor
 
 
-def weak(images: Tensor, draw: Draw, style: Style) -> Tensor:
+def weak(images: Tensor, draw: Draw, style: Style, augment: Augment | None = None) -> Tensor:
     """`Weak`'s views of checked images."""
-    return strong(images, draw, style, count=0, fraction=0.0)
+    return strong(images, draw, style, count=0, fraction=0.0, augment=augment)
 
 
-def strong(images: Tensor, draw: Draw, style: Style, count: int, fraction: float, chance: float = CHANCE) -> Tensor:
-    """`Strong`'s views of checked images."""
+def strong(images: Tensor, draw: Draw, style: Style, count: int, fraction: float, chance: float = CHANCE,
+           augment: Augment | None = None) -> Tensor:
+    """`Strong`'s views of checked images. augment: `augmented`, or what it was compiled to."""
+    pixels = augment or augmented
     if not len(images):
         return to_unit(images)
     _, channels, height, width = images.shape
@@ -62,13 +68,13 @@ def strong(images: Tensor, draw: Draw, style: Style, count: int, fraction: float
     squares = [part.bool() for part in drawn_squares(draw, height, width, fraction)] if fraction else []
     if not count:
         sent = send([shifts, *squares], images.device)
-        return augmented(images, sent[0], None, sent[1:], fixed)
+        return pixels(images, sent[0], None, sent[1:], fixed)
     kinds = KINDS[numbers]
     moves = ops.coefficients(torch.where(kinds < 0, 0.0, values), kinds.clamp(min=0), height, width)
     drawn = tables.turn(numbers, levels, channels)
     sent = send([torch.cat([shifts, moves], dim=1), *squares, *drawn], images.device)
     of_turns = len(sent) - len(drawn)
-    return augmented(images, sent[0], Turn(*sent[of_turns:]), sent[1:of_turns], fixed)
+    return pixels(images, sent[0], Turn(*sent[of_turns:]), sent[1:of_turns], fixed)
 
 
 def augmented(images: Tensor, moves: Tensor, turns: Turn | None, squares: list[Tensor], fixed: Constants) -> Tensor:

@@ -11,6 +11,7 @@ joins what comes before.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -57,8 +58,8 @@ class Constants(NamedTuple):
 
 
 def simclr(images: Tensor, boxes: Tensor, flipped: Tensor, changes: Jitter, gray: Tensor, sigmas: Tensor | None,
-           solarized: Tensor | None) -> Tensor:
-    """`SimCLRView`'s views of checked images, float32 [B, C, H, W].
+           solarized: Tensor | None, augment: Callable[..., Tensor] | None = None) -> Tensor:
+    """`SimCLRView`'s views of checked images, float32 [B, C, H, W]. augment: `augmented`, or what it was compiled to.
 
     boxes: int64 [B, 4]. flipped, gray, solarized: bool [B]. sigmas: float [B], 0 for no blur. All of them on the CPU.
     None: nothing is blurred, or solarized.
@@ -71,8 +72,8 @@ def simclr(images: Tensor, boxes: Tensor, flipped: Tensor, changes: Jitter, gray
         parts.append(torch.where(solarized, 1.0, 2.0).view(-1, 1, 1, 1))
     axes, *sent = send(parts, images.device)
     colors, rest = Colors(*sent[:7]), sent[7:]
-    return augmented(images, axes, colors, rest.pop(0) if sigmas is not None else None,
-                     rest.pop(0) if solarized is not None else None, constants(height, width, images.device))
+    exponents, sums = (rest.pop(0) if given is not None else None for given in (sigmas, solarized))
+    return (augment or augmented)(images, axes, colors, exponents, sums, constants(height, width, images.device))
 
 
 def augmented(images: Tensor, axes: Tensor, colors: Colors, exponents: Tensor | None, sums: Tensor | None,

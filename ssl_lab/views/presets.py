@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,6 +33,7 @@ class Weak:
     """Horizontal flip in half of the images (where the style allows it), then a small shift."""
 
     style: Style
+    augment: ClassVar = staticmethod(dense.augmented)
 
     @property
     def mirrors(self) -> bool:
@@ -44,7 +46,7 @@ class Weak:
     def pixels(self, images: Tensor, draw: Draw) -> Tensor:
         """The views of checked images."""
         if images.device.type != "cpu":
-            return dense.weak(images, draw, self.style)
+            return dense.weak(images, draw, self.style, self.augment)
         return to_unit(flip_and_shift(images, draw, self.style))
 
 
@@ -69,6 +71,6 @@ class Strong(Weak):
     def pixels(self, images: Tensor, draw: Draw) -> Tensor:
         side, chance = draw.value(self.cutout), draw.value(self.chance)
         if images.device.type != "cpu":
-            return dense.strong(images, draw, self.style, self.ops, side, chance)
+            return dense.strong(images, draw, self.style, self.ops, side, chance, self.augment)
         shifted = flip_and_shift(images, draw, self.style)
         return to_unit(cutout(rand_augment(shifted, draw, self.ops, chance), draw, side))

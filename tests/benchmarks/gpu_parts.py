@@ -1,4 +1,4 @@
-"""The parts of `gpu.py`: each yields rows of what it measures."""
+"""The parts of `gpu.py`, those of `gpu_views.py` among them: each yields rows of what it measures."""
 
 from __future__ import annotations
 
@@ -17,20 +17,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gpu_views import Row, compiled_views, count_launches, views
 from safetensors.torch import load_file
 from usual import FixMatchStep, SimCLRStep
 
 import ssl_lab as sl
-from ssl_lab.batch import At, Style
-from ssl_lab.bench.launches import launches_of_view
 from ssl_lab.bench.measure import Spread, flops, in_turn, seconds, waiting
 from ssl_lab.bench.step import Step, random_pool
+from ssl_lab.engine import compiled
 from ssl_lab.engine.machine import TYPES, matmul_tflops
 from ssl_lab.presets import build
-from ssl_lab.views import VIEWS, dense, dense_contrastive
-from ssl_lab.views.base import to_unit
-from ssl_lab.views.randaugment import rand_augment
-from ssl_lab.views.shift import cutout, flip_and_shift
 
 if TYPE_CHECKING:
     from gpu import Bench
@@ -38,8 +34,7 @@ if TYPE_CHECKING:
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 DATA = ROOT / "data"
-Row = tuple[str, float | str, str]
-"""What was measured, its value, and what it is to be compared with or noted."""
+GPU_TESTS = "tests/test_dense_views.py", "tests/test_bench.py", "tests/test_compiled.py"
 
 
 def command(*arguments: object, limit: float) -> subprocess.CompletedProcess[str]:
@@ -63,81 +58,9 @@ def machine(bench: Bench) -> Iterator[Row]:
 
 def tests(bench: Bench) -> Iterator[Row]:
     """Those that need a GPU, and the views' launches."""
-    named = ["tests/test_dense_views.py", "tests/test_bench.py"][: 1 if bench.tiny else 2]
-    done = command("-m", "pytest", "-q", "-p", "no:cacheprovider", *named, "-k", "on_a_gpu or waits_for_the_gpu",
-                   limit=bench.left)
+    done = command("-m", "pytest", "-q", "-p", "no:cacheprovider", *GPU_TESTS[: 1 if bench.tiny else None],
+                   "-k", "on_a_gpu or waits_for_the_gpu", limit=bench.left)
     yield "tests that need a GPU", done.stdout.strip().splitlines()[-1], "skipped where there is none"
-
-
-def count_launches(bench: Bench) -> Iterator[Row]:
-    for name, rows, side in (("weak", 448, 32), ("strong", 448, 32), ("simclr", 256, 96), ("simclr", 256, 224)):
-        found = launches_of_view(VIEWS[name], rows, side)
-        yield (f"{name}, {side} px: operations", found.operations.total(),
-               f"{found.copies} copies, {found.bytes:,} bytes")
-
-
-def views(bench: Bench) -> Iterator[Row]:
-    """Images per second of all views that have names, and of the strong one by groups, as a CPU takes it."""
-    for side, rows in ((8, 16),) if bench.tiny else ((32, 448), (96, 256), (224, 128)):
-        style = Style(height=side, width=side)
-        images = torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8).to(bench.runtime.device)
-        made = {name: partial(view(style), images) for name, view in VIEWS.items()}
-        made["strong, all rows at once"] = partial(at_once, images, style)
-        made["strong, by groups"] = partial(by_groups, images, style)
-        yield from viewed(bench, rows, side, made)
-
-
-def compiled_views(bench: Bench) -> Iterator[Row]:
-    """Views whose pixels are computed by one compiled graph."""
-    side, rows = (8, 16) if bench.tiny else (32, 448)
-    style = Style(height=side, width=side)
-    images = torch.randint(0, 256, (rows, 3, side, side), dtype=torch.uint8).to(bench.runtime.device)
-    yield from viewed(bench, rows, side, {
-        "strong, compiled": compiled(partial(at_once, images, style), dense, bench.tiny),
-        "simclr, compiled": compiled(partial(VIEWS["simclr"](style), images), dense_contrastive, bench.tiny)})
-
-
-def viewed(bench: Bench, rows: int, side: int, made: dict[str, Callable[[Any], torch.Tensor]]) -> Iterator[Row]:
-    """How many images views make in a second; what one cannot do is a row."""
-    def take(view: Callable[[Any], torch.Tensor]) -> None:
-        view(At(0, 1).draw("bench", rows, bench.runtime.device))
-
-    for name, view in made.items():
-        try:
-            laps = in_turn({name: partial(seconds, partial(take, view), waiting(bench.runtime.device))},
-                           2 * bench.repeats + 1, 2)
-        except TimeoutError:
-            raise
-        except Exception as error:
-            yield f"{name}, {rows} x {side} px", "failed", " ".join(str(error).split())[:200]
-            continue
-        took = Spread.of(laps[name])
-        yield (f"{name}, {rows} x {side} px: images/s", rows / took.median,
-               f"{1e3 * took.median:.2f} ms, {1e3 * took.least:.2f} to {1e3 * took.most:.2f}")
-
-
-def at_once(images: torch.Tensor, style: Style, draw: Any) -> torch.Tensor:
-    """The strong view as a GPU takes it, on any device."""
-    return dense.strong(images, draw, style, 2, 0.5)
-
-
-def by_groups(images: torch.Tensor, style: Style, draw: Any) -> torch.Tensor:
-    """The strong view as a CPU takes it, on any device."""
-    return to_unit(cutout(rand_augment(flip_and_shift(images, draw, style), draw, 2), draw, 0.5))
-
-
-def compiled(view: Callable[[Any], torch.Tensor], module: Any, tiny: bool) -> Callable[[Any], torch.Tensor]:
-    """The view with its pixels' part compiled as one graph, in small only traced."""
-    plain = module.augmented
-    whole = torch.compile(plain, fullgraph=True, backend="eager" if tiny else "inductor")
-
-    def called(draw: Any) -> torch.Tensor:
-        module.augmented = whole
-        try:
-            return view(draw)
-        finally:
-            module.augmented = plain
-    return called
 
 
 def fixmatch(bench: Bench) -> Iterator[Row]:
@@ -163,6 +86,40 @@ def simclr(bench: Bench) -> Iterator[Row]:
         yield from measured(bench, "simclr", f"SimCLR, {net}, {side} px", pool, 0, rows, new, {
             "as usual, Pillow in workers": partial(lambda new, pool, rows: SimCLRStep(
                 new(), pool, rows, bench.runtime, workers(bench)), new, pool, rows)})
+
+
+def compiled_nets(bench: Bench) -> Iterator[Row]:
+    """FixMatch with a small net, as it is, with its net and its views compiled, and the net as CUDA graphs; in small
+    nets are only traced."""
+    net, labeled, unlabeled, side = ("tiny_4", 4, 8, 8) if bench.tiny else ("tiny_16", 32, 224, 32)
+    pool = random_pool(side, labeled + unlabeled)
+
+    def step(graphs: bool | None) -> Step:
+        method = build("fixmatch", sl.net(net, classes=10, style=pool.style), pool, {})
+        made = Step(method, pool, labeled, unlabeled, bench.runtime, 1, graphs is not None and not bench.tiny)
+        compiled.uncompile(made.method)
+        made.graphs = graphs is True and bench.runtime.device.type == "cuda"
+        if graphs is not None:
+            compiled.compile_nets(made.method, graphs, "eager" if bench.tiny else "inductor")
+        return made
+
+    plain = 0.0
+    for name, graphs in (("as it is", None), ("compiled", False), ("as CUDA graphs", True)):
+        try:
+            made = step(graphs)
+            first = seconds(lambda made=made: made.take(1), waiting(bench.runtime.device))
+            for _ in range(1 if bench.tiny else 3):
+                made()
+            took = Spread.of([made()[0] for _ in range(2 * bench.repeats)]).median
+        except TimeoutError:
+            raise
+        except Exception as error:
+            yield f"FixMatch, {net}, {name}", "failed", " ".join(str(error).split())[:200]
+            continue
+        plain = plain or took
+        name += " (no GPU: none)" if graphs and not made.graphs else ""
+        yield (f"FixMatch, {net}, {name}: images/s", made.feed.images_per_step / took,
+               f"{1e3 * took:.2f} ms a step, {plain / took:.2f} times as fast; the first took {first:.1f} s")
 
 
 def measured(bench: Bench, method: str, what: str, pool: sl.Pool, labeled: int, unlabeled: int,
@@ -306,5 +263,5 @@ def packed(name: str) -> str:
 PARTS: dict[str, tuple[Callable[[Bench], Iterator[Row]], float]] = {
     "machine": (machine, 30), "launches": (count_launches, 20), "tests": (tests, 75), "fixmatch": (fixmatch, 50),
     "simclr": (simclr, 80), "views": (views, 40), "resume": (resume, 45), "ranks": (ranks, 45), "mnist": (mnist, 80),
-    "rapid": (rapid, 200), "compiled": (compiled_views, 75)}
+    "compiled": (compiled_nets, 75), "rapid": (rapid, 200), "compiled views": (compiled_views, 75)}
 """In the order in which they are run, and for how many seconds at most."""
