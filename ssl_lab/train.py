@@ -168,12 +168,13 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     if recipe in ("finetune", "ensemble") and not known:
         raise UsageError(f"--recipe {recipe} needs a pretrained net: --net lite0 (ssl-lab fetch lite0 brings it), or "
                          "the folder of a run")
-    looked = [backbone(name, pool, minutes, runtime, "tiny_16", image_size, weights, pretrained) for name in known]
+    looked = [backbone(name, pool, minutes, runtime, "tiny_16", image_size, weights, pretrained)
+              for name in known if recipe != "scratch"]  # which has no use for them, and looking takes seconds
     small = smaller(pool, image_size)
     others = [Plan("features", net or "pixels", "knn", small)] if net is None or not known else []
     groups = [[replace(plan, method=each) for each in ([str(method)] if learner else ["knn", "probe"][:1 + plan.known])]
               for plan in [*others, *looked]]
-    tuned = [fine_tuned(looked[0], method or "supervised", image_size)] if known and not learner else []
+    tuned = [fine_tuned(looked[0], method or "supervised", image_size)] if looked and not learner else []
     fresh = Plan("scratch", net if net is not None and not known else "tiny_16", "supervised", small)
     methods = [method] if method is not None else ["supervised", "fixmatch"][len(known) > 0:]
     scratch = [] if learner or fresh.net == "pixels" else [replace(fresh, method=each) for each in methods]

@@ -8,6 +8,8 @@ import signal
 import sys
 import threading
 import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -365,9 +367,26 @@ def test_a_baseline_that_could_not_be_tuned_ends_the_comparison(tmp_path, monkey
         assert failure in str(ended.value)
 
 
+def first_in_a_process(monkeypatch):
+    """Of the runs that are started the first is a process; the others do the same here, where all is imported."""
+    started, in_a_process = [], jobs.Children.run
+
+    def run(self, command, log):
+        started.append(command)
+        if len(started) == 1:
+            return in_a_process(self, command, log)
+        module = recipe(Path(command[1]).stem)
+        with log.open("a") as file, redirect_stdout(file), redirect_stderr(file):
+            module.main(parse(module.Settings, command[2:]))
+        return 0
+
+    monkeypatch.setattr(jobs.Children, "run", run)
+
+
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     module = recipe("compare")
     monkeypatch.setattr(module, "GRID", [("weak", 0.1)])
+    first_in_a_process(monkeypatch)
     arguments = [*TINY[:4], *TINY[6:], "--methods", "fixmatch", "--steps", "3", "--out", str(tmp_path)]
     module.main(parse(module.Settings, [*arguments, "--seeds", "1"]))
     out, err = capsys.readouterr()

@@ -100,8 +100,8 @@ def test_it_leaves_a_run_that_predicts(tmp_path, capsys, few, learner, also):
     assert f"{100 * right:.1f}%" == table[kept]
 
 
-def test_no_other_run_is_overwritten(tmp_path):
-    run(tmp_path, "--labels", 40, "--splits", 1, "--learner", "knn")
+def test_no_other_run_is_overwritten(tmp_path, few):
+    run(tmp_path, "--data", few, "--labels", 40, "--splits", 1, "--learner", "knn")
     recipe = module("recipes", "features")
     with pytest.raises(UsageError, match="holds a run that is finished, and it is not overwritten"):
         recipe.main(parse(recipe.Settings, ["--out", str(tmp_path / "run")]))
@@ -114,8 +114,8 @@ def test_bad_input(tmp_path):
         run(tmp_path, "--data", "digit")
 
 
-def test_each_split_says_which_classes_it_leaves_out(tmp_path, capsys):
-    run(tmp_path, "--labels", 5, "--balance", "natural", "--splits", 2, "--learner", "knn")
+def test_each_split_says_which_classes_it_leaves_out(tmp_path, capsys, few):
+    run(tmp_path, "--data", few, "--labels", 5, "--balance", "natural", "--splits", 2, "--learner", "knn")
     said = re.findall(r"note: seed (\d): (\d+) of the 10 classes have no labeled train image", capsys.readouterr().err)
     assert [seed for seed, _ in said] == ["0", "1"]
     assert all(int(count) >= 5 for _, count in said)

@@ -26,7 +26,7 @@ from ssl_lab.label.session import Session, Thought
 from ssl_lab.label.thinker import Thinker
 
 CHROMIUM = Path("/usr/bin/chromium")
-KEYS = int(os.environ.get("SSL_LAB_KEYS", "24"))  # pressed in a browser; 100 take a minute
+KEYS = int(os.environ.get("SSL_LAB_KEYS", "12"))  # pressed in a browser; 100 take a minute
 
 
 def pool_of(labels) -> Pool:

@@ -21,6 +21,7 @@ RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # Tested in files of their own.
 ELSEWHERE = {"active", "active_benchmark", "compare", "compress", "ensemble", "evaluate", "features", "finetune",
              "pretrain", "techniques", "workflow"}
+SMALL = {"distill": ("--teacher-net", "tiny_4", "--teacher-steps", 20, "--unlabeled", 16)}  # what else is small of some
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
 
 
@@ -46,7 +47,7 @@ def in_a_process(name, *arguments, **environment):
 @pytest.mark.parametrize("name", sorted({*RECIPES} - ELSEWHERE))
 def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
     first, again = tmp_path / "first", tmp_path / "again"
-    run(name, "--minutes", "0.01", "--valid", "50", "--out", first)
+    run(name, "--minutes", "0.01", "--valid", "50", "--out", first, *SMALL.get(name, ()))
     out, err = capsys.readouterr()
     method = getattr(recipe(name).Settings(), "method", name)
     assert out.startswith(f"{method} on digits with 40 labels: valid ")
