@@ -11,6 +11,7 @@ No CUDA graph was recorded with this yet: there was no GPU. What it rests on is 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -70,9 +71,9 @@ class Replayed:
     """What calls a net in place of its own call."""
 
     def __init__(self, net: Net, backend: str) -> None:
-        self.plain = net._call_impl
+        self.plain: Callable[..., Any] = net._call_impl
         mode = "reduce-overhead" if backend == "inductor" else None
-        self.compiled = torch.compile(self.plain, mode=mode, backend=backend)
+        self.compiled: Callable[..., Any] = torch.compile(self.plain, mode=mode, backend=backend)
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         if torch.is_inference_mode_enabled():
