@@ -1,13 +1,19 @@
 r"""What is this run like? Numbers of a finished run's net, each with what it means and what it cannot tell.
 
-    python recipes/supervised.py --data digits --labels 200 --steps 300 --out runs/plain --with head_norm
+    python recipes/supervised.py --data digits --labels 200 --steps 300 --net tiny_8 --out runs/plain --with head_norm
     python recipes/analyze.py --from runs/plain --out runs/analysis
-    python recipes/supervised.py --data digits --labels 200 --steps 300 --out runs/wrong --with "corrupt_labels(0.4)"
+    python recipes/supervised.py --data digits --labels 200 --steps 300 --net tiny_8 --out runs/wrong \
+        --with "corrupt_labels(0.4)" --with head_norm
     python recipes/analyze.py --from runs/wrong --out runs/analysis-wrong
+
+The second run learned 49% of its 73 wrong labels by heart, and told 41% right in spite of them (test accuracy 73.0%;
+95.2% of the first, which has none). Its valley is steeper: sharpness 0.32 against 0.10, largest eigenvalue 222 against
+62, local energy +9.2 against +5.1 points; effective depth (5.5) and the exponent of gradient noise (0.52) do not tell
+the two apart. One seed of each; an analysis takes some 20 seconds of CPU time.
 
 It prints one table, and writes report.html. Data and labels are those of the run (--data says where they lie now). The
 loss that is looked at is that of --images training images, as they are, by their classes (labels, where no more is
-known). Test images are counted, and choose nothing.
+known). Test images play no part.
 """
 
 from collections.abc import Callable
@@ -127,7 +133,8 @@ def of_the_net(run: Finished, land: analysis.Landscape) -> list[Number]:
         Number("effective depth", known(lambda: f"{analysis.effective_depth(run.net, land.x):.2f} nonlinearities"),
                "How many nonlinearities an image passes on average over paths, where channels that never bend on these "
                "images count as linear: a small one says that layers could be merged.",
-               "How much accuracy merging would cost: recipes/compress.py tries."),
+               "How much accuracy merging would cost: recipes/compress.py --how linearize tries. In a net of ReLUs "
+               "nearly every channel bends on some image, so that it has about all the depth it can."),
         Number("safe change of weights", known(lambda: safe(run, land)),
                "The share of its norm by which every layer's weights may change before the median image that is "
                "told right can be told wrong, by a bound that holds for any change.",

@@ -1,7 +1,11 @@
 r"""How does a finished run stand attacks, corruptions and noise? Accuracy and calibration under each, on one page.
 
-    python recipes/supervised.py --data digits --labels 200 --steps 300 --out runs/plain
-    python recipes/robustness.py --from runs/plain --out runs/robustness
+    python recipes/supervised.py --data digits --labels 200 --steps 300 --net tiny_8 --out runs/plain
+    python recipes/robustness.py --from runs/plain --images 200 --out runs/robustness
+
+Clean 97.0%, calibration error 2.4%; PGD-20 within 0.05 of a pixel 55.5%, within 0.1 4.0%; mean of 75 corruptions 71.1%
+(error 17.1%), the worst of them contrast (33.2%) and fog (38.0%); Gaussian noise of 0.2 74.5%. One seed; 16 seconds of
+CPU time.
 
 Of --images test images, of those that the run was tested on: clean; attacked by PGD-20 (ours, and those of torchattacks
 and of autoattack where they are installed: `pip install torchattacks`); under 15 common corruptions of 5 strengths

@@ -19,8 +19,10 @@ from ssl_lab.methods import METHODS
 
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # Tested in files of their own.
-ELSEWHERE = {"active", "active_benchmark", "compare", "compress", "ensemble", "evaluate", "features", "finetune",
-             "pretrain", "techniques", "workflow"}
+ELSEWHERE = {"active", "active_benchmark", "analyze", "compare", "compress", "ensemble", "evaluate", "features",
+             "finetune", "pretrain", "robustness", "techniques", "workflow"}
+UNTRAINED = {"analyze", "evaluate", "features", "robustness"}
+REPORTS = {"analyze", "evaluate", "robustness"}
 SMALL = {"distill": ("--teacher-net", "tiny_4", "--teacher-steps", 20, "--unlabeled", 16)}  # what else is small of some
 TINY = ("--net", "tiny_8", "--labels", "40", "--labeled", "8", "--device", "cpu", "--precision", "fp32")
 
@@ -63,7 +65,7 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
     assert written == config | {"out": str(again)}
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("evaluate", "finetune")])  # a report, tuning
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in {*REPORTS, "finetune"}])  # pages, tuning
 def test_a_recipe_is_short_and_shows_its_command(name):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
     docstring = recipe(name).__doc__
@@ -71,7 +73,7 @@ def test_a_recipe_is_short_and_shows_its_command(name):
     assert f"python recipes/{name}.py --" in docstring
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("evaluate", "features")])  # train nothing
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in UNTRAINED])
 def test_what_may_be_a_schedule_takes_its_text(name):
     kinds, text = recipe(name).Settings, "linear(0.5, 1.0, until=0.3)"
     names = [each.name for each in fields(kinds) if each.name in (
