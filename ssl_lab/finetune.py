@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -17,10 +17,14 @@ from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, is_for
 from ssl_lab.notes import once
 from ssl_lab.optim import SGD, with_rates
 from ssl_lab.optim import optimizer as chosen
-from ssl_lab.schedule import Scalar, cosine, course, times
+from ssl_lab.schedule import Scalar, Schedule, cosine, course, times, warm_up
 from ssl_lab.techniques import WeightsTechnique, together
 
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
+CLIP = 1.0
+"""Largest norm of a gradient where statistics are frozen and unlabeled images learn: no BatchNorm holds what the first
+strong views do to the net. Without it, and a warm-up, lite0 on soft labels (CIFAR-10, 96 px, steps of 40) agreed with
+69% of them at first, with 16% six steps later, and ended at chance; with both it learns."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,8 @@ class FineTuning:
         Of labels alone BatchNorm keeps its statistics, and the net learns slowly. Unlabeled images and their strong
         views are others than those that the statistics of a run of ours are of, which normalizes by those of each batch
         then, and learns fast. A timm net learned from other images altogether: by the batch's statistics its features,
-        on which the head begins as a probe, are others at once, and a fast rate makes it forget them.
+        on which the head begins as a probe, are others at once, and a fast rate makes it forget them. Where statistics
+        stay and unlabeled images learn, rates warm up and gradients are clipped (`CLIP`), unless somebody says how.
         """
         self.check()
         many = not issubclass(methods.get(self.method), methods.Supervised)
@@ -108,11 +113,15 @@ class FineTuning:
         lr, rate = with_all.lr, with_all.backbone_rate
         assert lr is not None
         assert rate is not None
-        optimizer = chosen(self.optimizer, SGD(lr=course(lr, cosine), weight_decay=self.weight_decay))
-        if self.train_blocks != 0:
-            slower = times(optimizer.lr, rate) if self.optimizer else course(times(lr, rate), cosine)
-            optimizer = with_rates(optimizer, {"net.backbone": slower})
         still = with_all.statistics == "frozen" or self.learn == "lora"
+        gently = still and not isinstance(method, methods.Supervised)
+        fall: Callable[[float], Schedule] = _gentle if gently else cosine
+        optimizer = chosen(self.optimizer, SGD(lr=course(lr, fall), weight_decay=self.weight_decay))
+        if self.train_blocks != 0:
+            slower = times(optimizer.lr, rate) if self.optimizer else course(times(lr, rate), fall)
+            optimizer = with_rates(optimizer, {"net.backbone": slower})
+        if gently and trainer.get("clip") is None:
+            trainer["clip"] = CLIP
         if still and method.splits and not techniques.given and trainer.get("forward", "joint") == "joint":
             trainer["forward"] = "split"  # the same gradient, as no row sees another one, in less time
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(
@@ -125,3 +134,8 @@ class FineTuning:
             freeze_weights(net)
         elif self.learn == "lora":
             add_lora(net, self.rank, pool.style, seed)
+
+
+def _gentle(peak: float) -> Schedule:
+    """A tenth of the run to the peak, then half a cosine wave to zero."""
+    return warm_up(0.1, cosine(peak))
