@@ -188,7 +188,7 @@ def test_a_mask_without_a_gradient_of_the_task_comes_down_by_the_penalty():
 
 def test_learned_masks_end_as_zeros_in_a_plain_net(tmp_path):
     result = train(tmp_path, Supervised(tiny_net(digits()), ema=0.0), steps=6, evaluations=1,
-                   techniques=["scl(first=0.01, weight=0.5)"])
+                   techniques=["scl(start=0.01, weight=0.5)"])
     net = result.method.predictor()
     nonzero, total = sparse(net)
     assert 0 < nonzero < total
@@ -286,7 +286,7 @@ def test_a_slim_run_is_opened_and_trained_on(tmp_path, text):
     ("lottery(prune=1.0)", "lottery: .*prune=1.0.*expected"),
     ("taylor(ratio=1.0)", "taylor: ratio=1.0.*expected a ratio from 0 to below 1"),
     ("slimming(until=0)", "slimming: .*until=0.*expected"),
-    ("scl(first=0)", "scl: first=0; expected a positive number"),
+    ("scl(start=0)", "scl: start=0; expected a positive number"),
 ])
 def test_what_cannot_be_is_said(text, words):
     with pytest.raises(UsageError, match=words):

@@ -44,7 +44,7 @@ def _through(part: nn.Module, x: Tensor) -> tuple[Tensor, float]:
         return x, depth
     if isinstance(part, Residual):
         (branch, one), (shortcut, other) = _through(part.branch, x), _through(part.shortcut, x)
-        out, last = _through(nn.ReLU() if part.after is None else part.after, branch + shortcut)
+        out, last = _through(part.after if isinstance(part.after, nn.Module) else nn.ReLU(), branch + shortcut)
         return out, (one + other) / 2 + last
     if isinstance(part, WideBlock):
         before = part.norm1(x)

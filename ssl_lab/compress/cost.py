@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +45,7 @@ class Candidate:
 
     def session(self, threads: int) -> Any:
         """onnxruntime's, on so many threads of the CPU."""
-        import onnxruntime
-
+        onnxruntime: Any = importlib.import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
         return onnxruntime.InferenceSession(self.content, options, providers=["CPUExecutionProvider"])

@@ -93,7 +93,7 @@ class _Reversible(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
         x, v = ctx.saved_tensors
         of_v, found = torch.zeros_like(slope), dict[Tensor, Tensor]()
@@ -131,7 +131,7 @@ class MoCapsNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         maps = F.adaptive_avg_pool2d(self.stem(x), 4)
         with torch.autocast(x.device.type, enabled=False):
-            primary = maps.float().unflatten(1, (4, SIZE)).permute(0, 1, 3, 4, 2).flatten(1, 3)
+            primary = maps.float().view(len(x), 4, SIZE, 4, 4).permute(0, 1, 3, 4, 2).flatten(1, 3)
             capsules: Tensor = self.blocks(self.first(squash(primary.to(self.first.weight.dtype))))
         return capsules.flatten(1)
 

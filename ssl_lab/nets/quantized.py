@@ -81,9 +81,9 @@ def ranges_of(net: nn.Module) -> list[Tensor]:
 def with_float_inputs(net: Net) -> Net:
     """The net, in place, without what `round_inputs` did; its weights stay."""
     for layer in layers_of(net).values():
-        for key, hook in list(layer._forward_pre_hooks.items()):
+        for number, hook in list(layer._forward_pre_hooks.items()):
             if isinstance(hook, _Rounding):
-                del layer._forward_pre_hooks[key]
+                del layer._forward_pre_hooks[number]
         for key in ("input_low", "input_high"):
             layer._buffers.pop(key, None)
     net.name = net.name.partition(MARK)[0]

@@ -43,7 +43,8 @@ def _resize(part: nn.Module, name: str, state: Mapping[str, Tensor], net: str) -
                 raise UsageError(f"the weights are not those of a {net} with fewer channels: {name}.{key} is "
                                  f"{'missing' if stored is None else list(stored.shape)}, of {list(value.shape)}")
             empty = torch.zeros_like(stored, dtype=value.dtype, device=value.device)
-            kind[key] = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+            made = nn.Parameter(empty, value.requires_grad) if isinstance(value, nn.Parameter) else empty
+            setattr(part, key, made)
     set_sizes(part)
 
 

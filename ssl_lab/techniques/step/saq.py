@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
@@ -17,7 +17,7 @@ from ssl_lab.optim import Closure
 from ssl_lab.schedule import Scalar
 from ssl_lab.techniques.base import StepTechnique
 from ssl_lab.techniques.step.nearby import along, gradients, learning, moved
-from ssl_lab.techniques.term.qnn import Rounded, clip_signs
+from ssl_lab.techniques.term.qnn import Rounded, clip_signs, rounded_of
 from ssl_lab.techniques.term.quantizing import Quantizing, check_quantized, quantize
 from ssl_lab.techniques.weights.invariant import nets_of
 
@@ -37,7 +37,7 @@ class SAQ(StepTechnique):
     name = "saq"
     paper = "Sharpness-aware Quantization for Deep Neural Networks"
     arxiv = "2111.12273"
-    excludes: ClassVar[Mapping[str, str]] = Quantizing.excludes | {"qnn": "both round weights; saq does by itself"}
+    excludes: ClassVar[Mapping[str, str]] = {**Quantizing.excludes, "qnn": "both round weights; saq does by itself"}
 
     def __init__(self, rho: Scalar = 0.4, weights: int = 4, inputs: int = 8) -> None:
         super().__init__()
@@ -50,8 +50,7 @@ class SAQ(StepTechnique):
     def begin(self, method: Method, seed: int) -> None:
         quantize(nets_of(method), lambda _, __, edge: Rounded(max(self.weights, 8) if edge else self.weights),
                  self.inputs)
-        self._rounded = {id(part.original): part[0] for part in method.net.modules()
-                         if isinstance(part, nn.utils.parametrize.ParametrizationList)}
+        self._rounded = rounded_of(method.net)
 
     def forward(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
         loss = closure()

@@ -56,7 +56,7 @@ class Linearize(TermTechnique):
 
     def forward(self, batch: Batch, at: At) -> Loss:
         loss = super().forward(batch, at)
-        slopes = torch.cat(slopes_of(self.net))
+        slopes = torch.cat([*slopes_of(self.net)])
         loss.terms["linearize"] = at.value(self.weight) * bend(slopes, self.power).sum()
         loss.logs["bent"] = ((1 - slopes.detach()).abs() >= self.near).float().mean()
         return loss

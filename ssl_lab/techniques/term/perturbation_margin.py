@@ -89,7 +89,7 @@ def _through(part: nn.Module, x: Tensor, change: Tensor, radius: float | Tensor)
         for each in part:
             x, change = _through(each, x, change, radius)
         return x, change
-    if isinstance(part, Residual) and part.after is None:
+    if isinstance(part, Residual) and not isinstance(part.after, nn.Module):
         branch, one = _through(part.branch, x, change, radius)
         shortcut, other = _through(part.shortcut, x, change, radius)
         return torch.relu(branch + shortcut), one + other

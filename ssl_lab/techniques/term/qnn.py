@@ -38,10 +38,14 @@ class QNN(Quantizing):
 
     def after_step(self, at: At) -> None:
         if self.weights == 1:
-            parts = {id(part.original): part[0] for part in self.net.modules()
-                     if isinstance(part, nn.utils.parametrize.ParametrizationList)}
-            clip_signs(list(self.net.parameters()), parts)
+            clip_signs(self.net.parameters(), rounded_of(self.net))
         super().after_step(at)
+
+
+def rounded_of(net: nn.Module) -> dict[int, Rounded]:
+    """What rounds each weight of the net, by the id of the float one."""
+    return {id(part.original): part[0] for part in net.modules()
+            if isinstance(part, nn.utils.parametrize.ParametrizationList) and isinstance(part[0], Rounded)}
 
 
 @torch.no_grad()

@@ -28,13 +28,13 @@ REWRITES = dict.fromkeys(
 class SCL(TermTechnique):
     """w_eff = w H(m),    L + weight * sum H(m),    dH/dm := 1
 
-    H(m) = 1 where m > 0, else 0; m, one number for each weight of convolutions and linear layers, starts at `first`
+    H(m) = 1 where m > 0, else 0; m, one number for each weight of convolutions and linear layers, starts at `start`
     and learns by the run's optimizer. So m has the gradient dL/dw_eff w + weight: a weight that the task does not ask
-    for is masked after its m has come down from `first`, and comes back if the gradient asks for it. normalize: of each
+    for is masked after its m has come down from `start`, and comes back if the gradient asks for it. normalize: of each
     output feature, the task's part of that gradient is divided by its largest entry: `weight` is then the share of it
     below which a weight goes. Unmasked weights are what is evaluated and exported; zeros in it make no kernel faster.
 
-    Only the abstract and a summary were read: the identity H' = 1 and the penalty are the paper's, `normalize`, `first`
+    Only the abstract and a summary were read: the identity H' = 1 and the penalty are the paper's, `normalize`, `start`
     and the defaults are ours.
     """
 
@@ -43,17 +43,17 @@ class SCL(TermTechnique):
     arxiv = "2201.05020"
     excludes: ClassVar[Mapping[str, str]] = REWRITES
 
-    def __init__(self, weight: Scalar = 0.1, first: float = 0.5, normalize: bool = True) -> None:
+    def __init__(self, weight: Scalar = 0.1, start: float = 0.5, normalize: bool = True) -> None:
         super().__init__()
-        if first <= 0:
-            raise UsageError(f"scl: first={first}; expected a positive number, so that all weights are there at first")
-        self.weight, self.first, self.normalize = weight, first, normalize
+        if start <= 0:
+            raise UsageError(f"scl: start={start}; expected a positive number, so that all weights are there at first")
+        self.weight, self.start, self.normalize = weight, start, normalize
 
     def check(self, method: Method, pool: Pool) -> None:
         check_plain(self.name, method.net)
 
     def begin(self, pool: Pool, seed: int) -> None:
-        reparametrize(nets_of(self), lambda _, layer: Gates(layer.weight, self.first, self.normalize))
+        reparametrize(nets_of(self), lambda _, layer: Gates(layer.get_parameter("weight"), self.start, self.normalize))
 
     def forward(self, batch: Batch, at: At) -> Loss:
         loss = super().forward(batch, at)
@@ -70,9 +70,9 @@ class SCL(TermTechnique):
 class Gates(nn.Module):
     """w -> w H(m) of a weight [out, ...]."""
 
-    def __init__(self, weight: Tensor, first: float, normalize: bool) -> None:
+    def __init__(self, weight: Tensor, start: float, normalize: bool) -> None:
         super().__init__()
-        self.m, self.normalize = nn.Parameter(torch.full_like(weight, first)), normalize
+        self.m, self.normalize = nn.Parameter(torch.full_like(weight, start)), normalize
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.open(self.normalize)
@@ -87,8 +87,12 @@ def normalized_slope(m: Tensor) -> Tensor:
     """m [out, ...], whose gradient is divided by its largest entry in each output feature."""
     out = m.view_as(m)
     if out.requires_grad:
-        out.register_hook(lambda g: g / g.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (g.ndim - 1)))
+        out.register_hook(_by_largest)  # type: ignore[no-untyped-call]
     return out
+
+
+def _by_largest(slope: Tensor) -> Tensor:
+    return slope / slope.flatten(1).abs().amax(1).clamp(min=1e-12).view(-1, *[1] * (slope.ndim - 1))
 
 
 def check_plain(name: str, net: Net) -> None:

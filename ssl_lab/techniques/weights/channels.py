@@ -106,7 +106,7 @@ def _cannot(net: Net, name: str) -> UsageError:
 def _copy(net: Net) -> Net:
     shadow = copy.deepcopy(net).cpu().requires_grad_(True)
     for part in shadow.modules():
-        part._compiled_call_impl = None  # type: ignore[assignment]
+        part._compiled_call_impl = None
     return shadow
 
 

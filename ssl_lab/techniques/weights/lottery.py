@@ -63,4 +63,4 @@ def tickets(weights: Sequence[Tensor], masks: Sequence[Tensor], density: float) 
     """The masks that leave this share of all weights, rounded: those of largest |w| where the masks are 1."""
     scores = torch.cat([torch.where(mask, w.abs(), -1.0).flatten() for w, mask in zip(weights, masks, strict=True)])
     chosen = largest(scores, round(density * scores.numel()))
-    return [part.view_as(w) for part, w in zip(chosen.split([w.numel() for w in weights]), weights, strict=True)]
+    return [part.view_as(w) for part, w in zip(torch.split(chosen, [w.numel() for w in weights]), weights, strict=True)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -46,7 +47,8 @@ class Masked(WeightsTechnique):
         self.masks = nn.Module()
         for number, weight in enumerate(self.weights()):
             self.masks.register_buffer(str(number), torch.ones_like(weight, dtype=torch.bool))
-            weight.register_hook(lambda slope, number=number: self.seen(number, slope))
+            hook = partial(self.seen, number)
+            weight.register_hook(hook)  # type: ignore[no-untyped-call]
 
     def weights(self) -> list[nn.Parameter]:
         """Those of the net that learns."""
@@ -83,8 +85,9 @@ class Masked(WeightsTechnique):
 
 def sparse_weights(net: Net) -> dict[str, nn.Parameter]:
     """The weights that masks are for, by name in the net: those of its convolutions and linear layers that learn."""
-    return {f"{name}.weight": part.weight for name, part in net.named_modules()
-            if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear) and part.weight.requires_grad}
+    found = {f"{name}.weight": part._parameters["weight"] for name, part in net.named_modules()
+             if isinstance(part, nn.Conv1d | nn.Conv2d | nn.Linear) and "weight" in part._parameters}
+    return {name: weight for name, weight in found.items() if weight is not None and weight.requires_grad}
 
 
 def largest(values: Tensor, count: int) -> Tensor:

@@ -58,7 +58,7 @@ class Pruning(WeightsTechnique):
 
     def by_group(self, values: Tensor) -> list[Tensor]:
         """A number of each channel, as parts of one for each group."""
-        return list(values.split([group.size for group in self._groups]))
+        return list(torch.split(values, [group.size for group in self._groups]))
 
     def measured(self, at: At) -> Tensor:
         """The importance of each channel, float of the shape of `alive`; called after every step."""

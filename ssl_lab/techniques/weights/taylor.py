@@ -52,6 +52,8 @@ class Taylor(Pruning):
 
 def gate_slopes(parameters: list[Tensor], gradients: list[Tensor | None]) -> Tensor:
     """dL/dz float [rows] of gates that multiply a layer's output channels: sum of w dL/dw of what writes each."""
-    parts = [(w * g).flatten(1).sum(1) if w.ndim > 1 else w * g if g is not None else torch.zeros_like(w)
-             for w, g in zip(parameters, gradients, strict=True) if g is not None or w.ndim == 1]
-    return torch.stack(parts).sum(0) if parts else torch.zeros(len(parameters[0]), device=parameters[0].device)
+    total = torch.zeros(len(parameters[0]), device=parameters[0].device, dtype=parameters[0].dtype)
+    for w, g in zip(parameters, gradients, strict=True):
+        if g is not None:  # of a head that the loss does not reach there is none
+            total += (w * g).flatten(1).sum(1) if w.ndim > 1 else w * g
+    return total
