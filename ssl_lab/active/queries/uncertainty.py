@@ -1,4 +1,10 @@
-"""Queries by what the model does not know of each row alone. All are exact; equal scores are ordered by the seed."""
+"""Queries by what the model does not know of each row alone. All are exact; equal scores are ordered by the seed.
+
+The definitions take the highest scores. Rows of high scores may be alike, so that a batch of them asks one thing many
+times: `power(margin)` draws by score, `prefilter(margin, k_means)` spreads, `without_duplicates(margin)` passes over
+what is alike. Where the highest were far worse than random (`bald`, `committee`, `epig`, `view_disagreement`), the
+query itself draws.
+"""
 
 from __future__ import annotations
 
