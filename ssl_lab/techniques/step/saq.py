@@ -27,7 +27,7 @@ class SAQ(StepTechnique):
 
     Q rounds weights, and inputs of layers, as `qnn` does. The second pass rounds the same w, and adds e after it; the
     gradient passes straight, so that g is also the gradient of w. Biases and BatchNorm have their e, without rounding;
-    one norm is of all together. rho = 0 is `qnn`.
+    one norm is of all together. rho = 0 is `qnn`. No argument turns it off.
 
     rho: 0.4 is the authors' for ResNet-20 on CIFAR, from a trained net. weights, inputs: bits. Checked against their
     code (`utils/qsam.py`) by a summary; its quantizer, of standardized weights with learned limits, and its search for

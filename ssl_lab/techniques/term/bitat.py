@@ -23,7 +23,7 @@ class BiTAT(Quantizing):
     inputs are uncorrelated, and a is the best scale for l-weighted squared errors. Layers become so one after another,
     from the first on, until the fraction `until` of training, and have float weights before; the gradient passes
     straight. Grouped convolutions, the first layer and the head stay in floats. Weights that come out are dense in the
-    usual basis: to be small, a file has to hold the signs and V.
+    usual basis: to be small, a file has to hold the signs and V. No argument turns it off.
 
     inputs: bits of layers' inputs. Of the paper only the abstract was read (an orthonormal transform by input-dependent
     correlation, importance, from the bottom to the top); the formulas are ours, and V does not learn.

@@ -26,7 +26,7 @@ class CSQ(Quantizing):
     n = 8. For each weight p and q, one number for each bit, begin as the bits of +w0 and -w0, s = max |w0| of the
     layer, and each layer's m as 0. After the fraction `until` of training m is held hard. What is evaluated and
     exported has steps in place of sigmoids: weights of as many bits as a layer's m are positive. p and q are 16 numbers
-    for each weight: take small nets.
+    for each weight: take small nets. No argument turns it off.
 
     target: mean bits that the gates are to come to. weight: 0.001 in the paper. inputs: bits of layers' inputs. Checked
     against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.

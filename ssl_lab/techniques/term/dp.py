@@ -38,7 +38,8 @@ class DP(TermTechnique):
     private with regard to adding or removing one *labeled* image with its label, for whoever does not know the seed,
     by which all noise is drawn. Labeled-only privacy: training sees no other image, so that images without labels are
     trivially safe, and need no budget. All-image privacy, in which a method also learns from unlabeled images, is not
-    offered: there an image acts on the losses of others, or needs a budget of its own; such methods are refused.
+    offered: there an image acts on the losses of others, or needs a budget of its own; such methods are refused. No
+    argument turns it off: without noise and clipping, too, rows are drawn by coins.
     What is *not* covered: training losses in metrics.jsonl and on the page, validation and test images (calibration
     uses the former), pixel means of the data as a whole, the weights that training began from, the choice of settings
     by several runs, and a data set that shows one person in several images.

@@ -25,7 +25,7 @@ class Linearize(TermTechnique):
 
     A channel whose slope comes to 1 is linear, and stays as good as that: what is evaluated and exported, {net}+prelu,
     has slope 1 where |1 - a| < `near`. `analysis.effective_depth` says how many nonlinearities are left on a path;
-    while training, `bent` is the share of channels that are.
+    while training, `bent` is the share of channels that are. No argument turns it off: slopes learn.
 
     Of the paper the abstract was read, and a summary (slopes by channel, driven to 1 by a penalty on |1 - a|^p); the
     defaults and `near` are ours.

@@ -33,6 +33,7 @@ class SCL(TermTechnique):
     for is masked after its m has come down from `start`, and comes back if the gradient asks for it. normalize: of each
     output feature, the task's part of that gradient is divided by its largest entry: `weight` is then the share of it
     below which a weight goes. Unmasked weights are what is evaluated and exported; zeros in it make no kernel faster.
+    No argument turns it off.
 
     Only the abstract and a summary were read: the identity H' = 1 and the penalty are the paper's, `normalize`, `start`
     and the defaults are ours.

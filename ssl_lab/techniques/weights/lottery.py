@@ -27,6 +27,7 @@ class Lottery(Masked):
     that starts again with each round give a cyclical one.
 
     Equations from memory, no code was read. The papers prune the output layer at half the rate; here it is one of all.
+    No argument turns it off: with prune 0, too, weights go back.
     """
 
     name = "lottery"
