@@ -13,7 +13,7 @@ LEVELS = [
     {"engine", "presets", "pretraining_presets"},
     {"features", "report", "analysis"},
     {"active"},
-    {"model", "finetune"},
+    {"model", "finetune", "rounds"},
     {"ensemble"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",

@@ -33,7 +33,8 @@ def _style(side=12, channels=3, flip=True):
 
 
 @pytest.mark.parametrize("view", [SimCLRView, BYOL1, BYOL2, VICREG, MOCO,
-                                  partial(SimCLRView, gray=1.0, blur=1.0, solarize=1.0), PLAIN])
+                                  partial(SimCLRView, gray=1.0, blur=1.0, solarize=1.0), PLAIN,
+                                  partial(SimCLRView, size=7)])
 def test_contract(view):
     check_views(view, sizes=((1, 1), (8, 8), (33, 47)))
 
@@ -94,13 +95,14 @@ def test_gray_and_solarize_are_torchvisions():
         assert not torch.equal(changed, images)
 
 
+@pytest.mark.parametrize("sides", [None, (16, 16), (9, 20)])
 @pytest.mark.parametrize("flipped", [False, True])
-def test_the_crop_is_torchvisions(flipped):
+def test_the_crop_is_torchvisions(flipped, sides):
     images = _images(20, 16)
     boxes = random_boxes(_draw(20), 16, 16, 0.1)
-    found = resized_crop(images, boxes, torch.full((20,), flipped))
+    found = resized_crop(images, boxes, torch.full((20,), flipped), sides)
     for image, box, one in zip(images, boxes.tolist(), found, strict=True):
-        expected = reference.resized_crop(image, *box, [16, 16], antialias=False)
+        expected = reference.resized_crop(image, *box, list(sides or (16, 16)), antialias=False)
         torch.testing.assert_close(one, expected.flip(2) if flipped else expected, atol=1e-5, rtol=0)
 
 

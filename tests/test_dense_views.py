@@ -100,7 +100,7 @@ def test_launches(view: ViewFactory, most: int, rows: int, side: int, channels: 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (32, 32), (33, 47), (96, 96), (224, 224)])
 @pytest.mark.parametrize("view", [SimCLRView, partial(BYOL2, gray=0.5), partial(SimCLRView, jitter=(1.5, 1.5, 1.5, .5)),
-                                  partial(BYOL1, blur=0.0)])
+                                  partial(BYOL1, blur=0.0), partial(SimCLRView, size=20)])
 def test_simclr_has_the_same_pixels(view: ViewFactory, size: tuple[int, int], channels: int) -> None:
     rows = max(8, 400 // max(size))
     style, images = style_of(channels, *size), pictures(rows, channels, *size)

@@ -294,8 +294,8 @@ def test_one_more_layer(base: str) -> None:
 
 def test_families_are_described_and_import_is_light() -> None:
     assert [name.partition("{")[0] for name in NETS] == [
-        "tiny_", "wrn_", "resnet", "resnet_", "preact_resnet", "preact_", "resnext_", "densenet_", "mocapsnet",
-        "mocapsnet_", "pixels", "lite0", "lite1", "lite2", "timm/", *[""] * 7]
+        "tiny_", "rapid_", "wrn_", "resnet", "resnet_", "preact_resnet", "preact_", "resnext_", "densenet_",
+        "mocapsnet", "mocapsnet_", "pixels", "lite0", "lite1", "lite2", "timm/", *[""] * 7]
     command = "import ssl_lab.nets, sys; sys.exit('timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], check=False).returncode == 0
 
@@ -436,6 +436,15 @@ def test_ema_against_a_loop(decay: object) -> None:
             torch.testing.assert_close(value.double(), expected[key], rtol=1e-5, atol=1e-6)
         if step == 0 or decay == 0:
             assert equal(average.net, source)
+
+
+def test_ema_without_a_warm_up_goes_on_from_what_it_was() -> None:
+    source, average = nn.Linear(2, 2).double(), Ema(nn.Linear(2, 2).double(), 0.75, warm_up=0)
+    expected = average.net.weight.clone()
+    for step in range(3):
+        average.update(source, At(step, 3))
+        expected = 0.75 * expected + 0.25 * source.weight.detach()
+        torch.testing.assert_close(average.net.weight, expected)
 
 
 def test_ema_is_a_copy_in_eval_mode_without_gradient() -> None:

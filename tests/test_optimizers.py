@@ -109,6 +109,35 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
         torch.testing.assert_close(moved[name], -0.1 * gradients[name].sign(), rtol=1e-5, atol=1e-6)
 
 
+def test_muon_normed_is_its_equation():
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"body": nn.Conv2d(4, 6, 2), "wide": nn.Linear(3, 40), "head": nn.Linear(6, 3)}).double()
+    w = {name: p.detach().clone() for name, p in module.named_parameters()}
+    spec = optim.MuonNormed(lr=0.1, weight_decay=0.5, momentum=0.8, iterations=2, beside=0.3, betas=(0.7, 0.9))
+    optimizer = spec.build(module)
+    m, v = ({name: torch.zeros_like(value) for name, value in w.items()} for _ in range(2))
+    for step in (1, 2, 3):
+        spec.set(optimizer, At(step - 1, 3))
+        for name, p in module.named_parameters():
+            p.grad = g = torch.randn_like(p)
+            decay = 0.0 if name.endswith("bias") else 0.5
+            if name in ("body.weight", "wide.weight"):
+                m[name] = 0.8 * m[name] + g
+                u, s, vt = torch.linalg.svd((g + 0.8 * m[name]).flatten(1), full_matrices=False)
+                s = s / s.norm()
+                for _ in range(2):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                unit = len(w[name]) ** 0.5 * w[name] / w[name].norm()
+                w[name] = unit * (1 - 0.1 * decay) - 0.1 * (u @ s.diag() @ vt).view(w[name].shape)
+            else:
+                m[name], v[name] = 0.7 * m[name] + 0.3 * g, 0.9 * v[name] + 0.1 * g**2
+                move = m[name] / (1 - 0.7**step) / ((v[name] / (1 - 0.9**step)).sqrt() + 1e-8)
+                w[name] = w[name] * (1 - 0.03 * decay) - 0.03 * move
+        optimizer.step()
+    for name, p in module.named_parameters():
+        torch.testing.assert_close(p.detach(), w[name], rtol=1e-5, atol=1e-7)
+
+
 @pytest.mark.parametrize("r", [None, 2.0])
 def test_koala_is_its_filter(r):
     values, gradients = tensors(*SHAPES), [tensors(*SHAPES, seed=k) for k in range(1, 5)]

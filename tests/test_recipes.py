@@ -20,7 +20,7 @@ from ssl_lab.methods import METHODS
 RECIPES = sorted(path.stem for path in (ROOT / "recipes").glob("*.py"))
 # Tested in files of their own.
 ELSEWHERE = {"active", "active_benchmark", "analyze", "compare", "compress", "ensemble", "evaluate", "features",
-             "finetune", "pretrain", "robustness", "techniques", "workflow"}
+             "finetune", "pretrain", "rapid", "robustness", "techniques", "workflow"}
 UNTRAINED = {"analyze", "evaluate", "features", "robustness"}
 REPORTS = {"analyze", "evaluate", "robustness"}
 SMALL = {"distill": ("--teacher-net", "tiny_4", "--teacher-steps", 20, "--unlabeled", 16)}  # what else is small of some

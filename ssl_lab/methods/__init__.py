@@ -61,6 +61,7 @@ from ssl_lab.methods.distillation import (
     SoTeacher,
     TeacherAssistant,
 )
+from ssl_lab.methods.labeled_simclr import LabeledSimCLR
 from ssl_lab.methods.pretraining.barlow_twins import BarlowTwins
 from ssl_lab.methods.pretraining.byol import BYOL
 from ssl_lab.methods.pretraining.dino import DINO
@@ -79,7 +80,7 @@ _ALL: tuple[type[Method], ...] = (
     Supervised,
     PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L, S4LExemplar,
     FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
-    ReferencePrior, HierMatch, ABC, DARP, OpenCoS,
+    ReferencePrior, LabeledSimCLR, HierMatch, ABC, DARP, OpenCoS,
     SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg, DINO, SwAV, NNCLR, Rotation, MAE,
     *DISTILLATION.values(), *TEACHERLESS.values(), SoftLabels,
 )
@@ -158,6 +159,7 @@ __all__ = [
     "FreeMatch",
     "FunctionMatching",
     "HierMatch",
+    "LabeledSimCLR",
     "LogitStd",
     "MeanTeacher",
     "Method",

@@ -20,7 +20,8 @@ class Ema(nn.Module, Generic[M]):
 
     After the step at `at`, `net` <- d * net + (1 - d) * source, d = min(1 - k / (step + k), decay) with
     k = `warm_up`: the first update copies the source, and until `decay` is reached the average spans about
-    the last 1/k of the steps so far. k = 1, the paper's rule, is then the mean of all steps. BatchNorm's
+    the last 1/k of the steps so far. k = 1, the paper's rule, is then the mean of all steps; with k = 0 it goes on from
+    what `net` was. BatchNorm's
     running statistics are averaged alike: with those of the source, averaged weights can fail altogether
     (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many
     steps. Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
@@ -42,7 +43,7 @@ class Ema(nn.Module, Generic[M]):
     @torch.no_grad()
     def update(self, source: M, at: At) -> None:
         """Move towards `source`, a net of the same structure; call it after the optimizer's step."""
-        decay = min(1 - self.warm_up / (at.step + self.warm_up), at.value(self.decay))
+        decay = min(1 - self.warm_up / max(1, at.step + self.warm_up), at.value(self.decay))
         parts: list[Iterable[tuple[Tensor, Tensor]]] = [zip(self.net.parameters(), source.parameters(), strict=True)]
         if not self.teacher:
             parts.append(zip(self.net.buffers(), source.buffers(), strict=True))

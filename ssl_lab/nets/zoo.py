@@ -23,6 +23,7 @@ from ssl_lab.nets.group_norm import group_norms
 from ssl_lab.nets.normed import NORMED, normed
 from ssl_lab.nets.pretrained import Trunk, timm_trunk
 from ssl_lab.nets.quantized import MARK, check_bits, round_inputs
+from ssl_lab.nets.rapid import Rapid
 from ssl_lab.nets.residual import ResNet, WideResNet
 from ssl_lab.nets.saturated import SAT, saturate
 from ssl_lab.nets.slim import SLIM, slimmed
@@ -45,7 +46,7 @@ class Family:
     description: str
     examples: tuple[str, ...]
     pattern: str
-    build: Callable[..., ResNet | WideResNet | Pooled | Pixels | MoCapsNet]
+    build: Callable[..., ResNet | WideResNet | Pooled | Pixels | MoCapsNet | Rapid]
 
 
 class Pixels(nn.Sequential):
@@ -116,10 +117,21 @@ def _tiny(style: Style, width: int) -> ResNet:
     return ResNet((1, 1, 1), width, style.channels, stem_stride=stem_stride)
 
 
+def _rapid(style: Style, *widths: int) -> Rapid:
+    if min(widths) < 1 or min(style.height, style.width) < 2:
+        raise UsageError(f"no net rapid_{'_'.join(map(str, widths))} for images of {style.height} x {style.width}: its "
+                         "widths must be at least 1, and the images 2 pixels a side. Try rapid_64_128_256")
+    return Rapid(style.channels, min(style.height, style.width), widths)
+
+
 _FAMILIES = {
     "tiny_{width}": Family(
         "residual net of 7 convolutions for CPUs, in three stages of 1, 2 and 4 times width channels",
         ("tiny_16", "tiny_32", "tiny_64"), r"tiny_(\d+)", _tiny),
+    "rapid_{a}_{b}_{c}": Family(
+        "wide and shallow net of 7 convolutions, as in speed-runs on CIFAR-10 (Jordan 2024), in three groups of so "
+        "many channels; --with whiten fits its first filters to the images", ("rapid_64_128_256",),
+        r"rapid_(\d+)_(\d+)_(\d+)", _rapid),
     "wrn_{depth}_{width}": Family(
         "wide ResNet as in FixMatch (Zagoruyko and Komodakis 2016); depth = 6n + 4",
         ("wrn_16_2", "wrn_28_2", "wrn_28_8", "wrn_28_10"), r"wrn_(\d+)_(\d+)", _wrn),

@@ -13,12 +13,13 @@ from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
 from ssl_lab.optim.named import OPTIMIZERS, optimizer
+from ssl_lab.optim.normed import MuonNormed
 from ssl_lab.optim.rates import with_rates
 from ssl_lab.optim.scaling import lanczos, largest_eigenvalue, scaled_rate, stable_rate
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups
 from ssl_lab.optim.update import Closure, Update, forget, plain
 
 __all__ = ["INSGD", "KOALA", "KOALAM", "LARS", "NSGD", "OPTIMIZERS", "SGD", "AdamW", "Closure", "MiniBlockFisher",
-           "Muon", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "adam_remark", "forget",
+           "Muon", "MuonNormed", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "adam_remark", "forget",
            "lanczos", "largest_eigenvalue", "optimizer", "parameter_groups", "plain", "scaled_rate", "stable_rate",
            "with_rates"]

@@ -14,12 +14,13 @@ from ssl_lab.optim.inputs import INSGD, NSGD
 from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
+from ssl_lab.optim.normed import MuonNormed
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer
 from ssl_lab.schedule import MAKERS, Scalar, Schedule
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {
-    "sgd": SGD, "adamw": AdamW, "radam": RAdam, "padam": Padam, "muon": Muon, "lars": LARS, "nsgd": NSGD,
-    "insgd": INSGD, "koala": KOALA, "koala_m": KOALAM, "mini_block_fisher": MiniBlockFisher,
+    "sgd": SGD, "adamw": AdamW, "radam": RAdam, "padam": Padam, "muon": Muon, "muon_normed": MuonNormed,
+    "lars": LARS, "nsgd": NSGD, "insgd": INSGD, "koala": KOALA, "koala_m": KOALAM, "mini_block_fisher": MiniBlockFisher,
 }
 
 

@@ -31,6 +31,7 @@ from ssl_lab.techniques.net.dropout import Dropout
 from ssl_lab.techniques.net.gradinit import GradInit
 from ssl_lab.techniques.net.rewire import Rewire
 from ssl_lab.techniques.net.weight_norm import WeightNorm
+from ssl_lab.techniques.net.whiten import Whiten
 from ssl_lab.techniques.step.entropy_sgd import EntropySGD
 from ssl_lab.techniques.step.gnp import GNP
 from ssl_lab.techniques.step.hero import HERO
@@ -84,6 +85,7 @@ _ALL: tuple[type[Technique], ...] = (
     GradInit,
     Rewire,
     WeightNorm,
+    Whiten,
     BatchEntropy,
     DeepSupervision,
     Relay,
@@ -242,6 +244,7 @@ __all__ = [
     "WeightNorm",
     "WeightRescaling",
     "WeightsTechnique",
+    "Whiten",
     "prepared",
     "technique",
     "together",

@@ -20,7 +20,8 @@ class View(Protocol):
     draw: random numbers for these B rows. Returns float32 [B, C, H, W] in [0, 1] on the same device (nets
     normalize). Row i depends on image i and on its own numbers only, and nothing is read back to the host.
 
-    An attribute `mirrors` may say whether it mirrors images left-right, which none does where `style.flip` is False.
+    An attribute `size` may say that the result has H = W = size, `mirrors` whether it mirrors images left-right, which
+    none does where `style.flip` is False.
     """
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor: ...

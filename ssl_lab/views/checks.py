@@ -48,13 +48,19 @@ def check_pixels(view: View, style: Style) -> None:
     images, name = _images(style), _name(view, style)
     result = _run(view, images)
     assert isinstance(result, Tensor), f"{name}: the result is a {type(result).__name__}, expected a tensor"
-    assert result.shape == images.shape, f"{name}: the result has shape {list(result.shape)}"
+    assert result.shape == _shape(view, images), f"{name}: the result has shape {list(result.shape)}"
     assert result.dtype == torch.float32, f"{name}: the result is {result.dtype}, expected float32"
     assert result.device == images.device, f"{name}: the result is on {result.device}, not with the images"
     assert bool(((result >= 0) & (result <= 1)).all()), (
         f"{name}: values from {result.min():g} to {result.max():g}, expected [0, 1]; nets normalize"
     )
     assert torch.equal(images, _images(style)), f"{name}: it modified its input"
+
+
+def _shape(view: View, images: Tensor) -> tuple[int, ...]:
+    """Of the view of images: theirs, but for the sides of a view that says which these are."""
+    size: int | None = getattr(view, "size", None)
+    return tuple(images.shape) if size is None else (*images.shape[:2], size, size)
 
 
 def check_rows(view: View, style: Style) -> None:
@@ -79,7 +85,7 @@ def check_rows(view: View, style: Style) -> None:
         empty = _run(view, images[:0])
     except Exception as error:
         raise AssertionError(f"{name}: it fails on a batch of 0 rows") from error
-    assert empty.shape == images[:0].shape, f"{name}: a batch of 0 rows gives shape {list(empty.shape)}"
+    assert empty.shape == _shape(view, images[:0]), f"{name}: a batch of 0 rows gives shape {list(empty.shape)}"
     _check_own_numbers(view, images, name)
 
 
@@ -155,6 +161,6 @@ def _check_device(view: View, images: Tensor, name: str) -> None:
     assert result.device.type == "meta", (
         f"{name}: of images on another device the result is on {result.device}; make tensors with device=images.device"
     )
-    assert (result.shape, result.dtype) == (images.shape, torch.float32), (
+    assert (result.shape, result.dtype) == (_shape(view, images), torch.float32), (
         f"{name}: on another device the result is {result.dtype} of shape {list(result.shape)}"
     )

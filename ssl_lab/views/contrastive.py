@@ -29,14 +29,16 @@ SIGMA = 0.1, 2.0  # of the blur, in pixels
 class SimCLRView:
     """Random resized crop, flip (where the style allows it), color jitter, gray, blur and solarize: SimCLR and BYOL.
 
-    A box of `area` to `most` of the image and a ratio of sides from 3/4 to 4/3 is resized to the image's size. In 0.8
+    A box of `area` to `most` of the image and a ratio of sides from 3/4 to 4/3 is resized to the image's size, or to
+    `size` x `size`. In 0.8
     of the images, brightness, contrast, saturation and hue change in random order by factors in 1 +- `jitter` and an
     angle of +- jitter[3] turns. Gray images have neither saturation nor hue.
 
     area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08. jitter: None: (0.4, 0.4, 0.4, 0.1)
     up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that. most: greatest share of the image. gray, blur,
     solarize: shares of the images. The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up
-    to 32 pixels, nothing is blurred.
+    to 32 pixels, nothing is blurred. size: side of the result; what the style's images are large or small by, and the
+    Gaussian's sigma, is not affected.
     """
 
     style: Style
@@ -46,15 +48,17 @@ class SimCLRView:
     blur: float = 0.5
     solarize: float = 0.0
     most: float = 1.0
+    size: int | None = None
     augment: ClassVar = staticmethod(dense_contrastive.augmented)
 
     def __post_init__(self) -> None:
         shares = (self.gray, self.blur, self.solarize)
         if not (0 < self._area <= self.most <= 1 and all(0 <= share <= 1 for share in shares) and min(self._jitter) >= 0
-                and self._jitter[3] <= 0.5):
+                and self._jitter[3] <= 0.5 and (self.size is None or self.size >= 1)):
             raise UsageError(f"SimCLRView(area={self.area}, jitter={self.jitter}, gray={self.gray}, blur={self.blur}, "
-                             f"solarize={self.solarize}, most={self.most}): give an area in (0, most], a most of up to "
-                             "1, jitter of at least 0, of hue at most 0.5, and shares in [0, 1]")
+                             f"solarize={self.solarize}, most={self.most}, size={self.size}): give an area in "
+                             "(0, most], a most of up to 1, jitter of at least 0, of hue at most 0.5, shares in [0, "
+                             "1], and a size of 1 or more")
 
     @property
     def mirrors(self) -> bool:
@@ -77,6 +81,10 @@ class SimCLRView:
         drawn = self._drawn(draw, images.shape[2], images.shape[3])
         return (self._in_chunks if images.device.type == "cpu" or not len(images) else self._at_once)(images, drawn)
 
+    def _sides(self, images: Tensor) -> tuple[int, int]:
+        """Height and width of the result."""
+        return (images.shape[2], images.shape[3]) if self.size is None else (self.size, self.size)
+
     def _drawn(self, draw: Draw, height: int, width: int) -> _Drawn:
         boxes = random_boxes(draw, height, width, self._area, self.most)
         flipped = (draw.uniform() < 0.5) & self.style.flip
@@ -88,7 +96,8 @@ class SimCLRView:
     def _at_once(self, images: Tensor, drawn: _Drawn) -> Tensor:
         """On a GPU."""
         blurs = self.blur > 0 and not self._small
-        return dense_contrastive.simclr(images, drawn.boxes, drawn.flipped, drawn.changes, drawn.gray,
+        return dense_contrastive.simclr(images, self._sides(images), drawn.boxes, drawn.flipped, drawn.changes,
+                                        drawn.gray,
                                         torch.where(drawn.blurred, drawn.sigmas, 0.0) if blurs else None,
                                         drawn.solarized if self.solarize else None, self.augment)
 
@@ -98,10 +107,11 @@ class SimCLRView:
         # Rows whose hue changes at the same turn lie beside each other: slices of them are views of the batch.
         order = changes.turn.argsort(stable=True)
         rows = max(1, CHUNK // max(1, images.shape[2] * images.shape[3]))
-        result = images.new_empty(images.shape, dtype=torch.float32)
+        sides = self._sides(images)
+        result = images.new_empty((*images.shape[:2], *sides), dtype=torch.float32)
         for start in range(0, len(order), rows):
             chosen = order[start : start + rows]
-            x = resized_crop(to_unit(images.index_select(0, chosen)), boxes[chosen], flipped[chosen])
+            x = resized_crop(to_unit(images.index_select(0, chosen)), boxes[chosen], flipped[chosen], sides)
             if images.shape[1] == 3:
                 color.jitter_(x, changes[chosen])
                 color.to_gray_(x, gray[chosen])
@@ -154,20 +164,22 @@ def random_boxes(draw: Draw, height: int, width: int, area: float, most: float =
     return torch.cat([corner, sides], dim=1)
 
 
-def resized_crop(images: Tensor, boxes: Tensor, flipped: Tensor) -> Tensor:
-    """Each image's box, mirrored where `flipped`, resized to the image's size: bilinear, one pass.
+def resized_crop(images: Tensor, boxes: Tensor, flipped: Tensor, sides: tuple[int, int] | None = None) -> Tensor:
+    """Each image's box, mirrored where `flipped`, resized to `sides`, height and width: bilinear, one pass.
 
-    images: float [B, C, H, W]. boxes: int64 [B, 4], see `random_boxes`. flipped: bool [B]; both on the CPU.
+    images: float [B, C, H, W]. boxes: int64 [B, 4], see `random_boxes`. flipped: bool [B]; both on the CPU. sides: by
+    default those of the images.
     """
     height, width = images.shape[2:]
+    out = sides or (height, width)
     top, left, box_height, box_width = boxes.double()[:, :, None].unbind(1)
-    lines = _places(height, top, box_height)
-    columns = _places(width, left, box_width)
+    lines = _places(out[0], top, box_height)
+    columns = _places(out[1], left, box_width)
     columns = torch.where(flipped[:, None], columns.flip(1), columns)
     # grid_sample's coordinates: -1 and 1 are the outer edges of the first and of the last pixel
     x, y = ((2 * places + 1) / size - 1 for places, size in ((columns, width), (lines, height)))
     x, y = (part.float().to(images.device, non_blocking=True) for part in (x, y))
-    shape = (len(images), height, width)
+    shape = (len(images), *out)
     grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], dim=3)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="border", align_corners=False)
 

@@ -57,15 +57,16 @@ class Constants(NamedTuple):
     across: Tensor
 
 
-def simclr(images: Tensor, boxes: Tensor, flipped: Tensor, changes: Jitter, gray: Tensor, sigmas: Tensor | None,
-           solarized: Tensor | None, augment: Callable[..., Tensor] | None = None) -> Tensor:
-    """`SimCLRView`'s views of checked images, float32 [B, C, H, W]. augment: `augmented`, or what it was compiled to.
+def simclr(images: Tensor, sides: tuple[int, int], boxes: Tensor, flipped: Tensor, changes: Jitter, gray: Tensor,
+           sigmas: Tensor | None, solarized: Tensor | None, augment: Callable[..., Tensor] | None = None) -> Tensor:
+    """`SimCLRView`'s views of checked images, float32 [B, C, *sides], height and width. augment:
+    `augmented`, or what it was compiled to.
 
     boxes: int64 [B, 4]. flipped, gray, solarized: bool [B]. sigmas: float [B], 0 for no blur. All of them on the CPU.
     None: nothing is blurred, or solarized.
     """
     channels, height, width = images.shape[1:]
-    parts = [_axes(boxes, flipped, height, width), *_colors(changes, gray, channels)]
+    parts = [_axes(boxes, flipped, (height, width), sides), *_colors(changes, gray, channels)]
     if sigmas is not None:
         parts.append(torch.where(sigmas > 0, -0.5 / sigmas.square(), SHARP).repeat_interleave(channels)[:, None])
     if solarized is not None:
@@ -73,17 +74,18 @@ def simclr(images: Tensor, boxes: Tensor, flipped: Tensor, changes: Jitter, gray
     axes, *sent = send(parts, images.device)
     colors, rest = Colors(*sent[:7]), sent[7:]
     exponents, sums = (rest.pop(0) if given is not None else None for given in (sigmas, solarized))
-    return (augment or augmented)(images, axes, colors, exponents, sums, constants(height, width, images.device))
+    return (augment or augmented)(images, sides, axes, colors, exponents, sums,
+                                  constants(*sides, images.device))
 
 
-def augmented(images: Tensor, axes: Tensor, colors: Colors, exponents: Tensor | None, sums: Tensor | None,
-              fixed: Constants) -> Tensor:
+def augmented(images: Tensor, sides: tuple[int, int], axes: Tensor, colors: Colors, exponents: Tensor | None,
+              sums: Tensor | None, fixed: Constants) -> Tensor:
     """The views, by nothing but tensors of the images' device, so that all of it may be compiled.
 
     axes: float64 [4, 2, B, 1]. exponents: float32 [B * C, 1], of the Gaussians. sums: float32 [B, 1, 1, 1], from which
     a solarized image is subtracted where that is darker.
     """
-    channels, height, width = images.shape[1:]
+    channels, (height, width) = images.shape[1], sides
     slope, start, first, last = axes
     places = torch.addcmul(start, slope, fixed.places).clamp_(first, last).float()
     shape = (len(images), height, width)
@@ -148,13 +150,13 @@ def constants(height: int, width: int, device: torch.device) -> Constants:
     return Constants(*(part.to(device) for part in numbers))
 
 
-def _axes(boxes: Tensor, flipped: Tensor, height: int, width: int) -> Tensor:
+def _axes(boxes: Tensor, flipped: Tensor, given: tuple[int, int], sides: tuple[int, int]) -> Tensor:
     """float64 [4, 2, B, 1]: grid_sample's coordinates of place k of the columns and of the lines are slope * k + start,
-    within first and last; see `contrastive.resized_crop`."""
+    within first and last; see `contrastive.resized_crop`. given, sides: height and width of images and results."""
     top, left, box_height, box_width = boxes.double().unbind(1)
     found = []
-    for size, start, length, mirrored in ((width, left, box_width, flipped), (height, top, box_height, None)):
-        slope = length / size
+    for axis, start, length, mirrored in ((1, left, box_width, flipped), (0, top, box_height, None)):
+        size, slope = given[axis], length / sides[axis]
         begin = slope / 2 - 0.5
         if mirrored is not None:
             begin = torch.where(mirrored, length - 1 - begin, begin)

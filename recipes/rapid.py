@@ -1,0 +1,68 @@
+"""Few labels, from scratch, in minutes: short rounds of SimCLR with labels inside, and labels propagated in between.
+
+    python recipes/rapid.py --data cifar10 --labels 250 --minutes 60
+    python recipes/rapid.py --data cifar10 --labels 250 --minutes 10 --resume auto
+
+A wide and shallow net with whitened first filters, trained by Muon on crops of 20 and 24 px; after each round the
+averaged net's features and its head label the images that they are surest of, and the next round learns from these
+too. In the end the head is refitted on the labels. `ssl_lab/rounds.py` has the rounds. The net's shape and optimizer
+come from speed-runs that were tuned on fully labeled CIFAR-10 (arXiv 2404.00498).
+
+CIFAR-10, 250 labels, validation accuracy (%) on 1,000 images, one seed each. Only the first round was run so far, on an
+Intel Xeon two cores of which ten processes shared (490 s; a step takes about 0.43 s of one core):
+
+    rounds                split   PFLOP   accuracy, own head
+    first, 382 steps      100     0.031   55.1
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import ssl_lab as sl
+from ssl_lab.config import Quantity
+from ssl_lab.optim import MuonNormed, Optimizer, with_rates
+from ssl_lab.rounds import Rounds, said
+from ssl_lab.schedule import Schedule, course, linear, times, warm_up
+
+
+@dataclass
+class Settings(sl.Settings):
+    net: str = "rapid_64_128_256"
+    lr: Quantity = 0.08
+    """Peak of the filters' learning rate in the first round; 0.4 of it in later ones."""
+    projector_lr: Quantity = 0.02
+    """The same of the projector."""
+
+
+def up_and_down(peak: float) -> Schedule:
+    """Up in a tenth of the steps, then linearly to 0."""
+    return warm_up(0.1, linear(peak, 0.0))
+
+
+def optimizer(settings: Settings, peak: float) -> Optimizer:
+    filters, projector = (times(course(rate, up_and_down), peak) for rate in (settings.lr, settings.projector_lr))
+    return sl.optimizer(settings.optimizer, with_rates(MuonNormed(lr=filters), {"projector": projector}))
+
+
+def main(settings: Settings) -> None:
+    pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
+    whiten = ("whiten",) if settings.net.startswith("rapid_") else ()
+
+    def new() -> sl.Net:
+        net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
+                     pretrained=settings.pretrained, weights=settings.weights)
+        return sl.prepared(net, [*whiten, *settings.techniques], pool, settings.seed)
+
+    def trainer(steps: int | None, minutes: float | None, folder: Path, peak: float) -> sl.Trainer:
+        how = settings.trainer() | {"steps": steps, "minutes": minutes, "out": folder, "resume": "auto"}
+        return sl.Trainer(optimizer=optimizer(settings, peak), evaluations=2, callbacks=[sl.ShowProgress()], **how)
+
+    rounds = Rounds(out, new, trainer, settings.steps, settings.minutes, views=settings.view, seed=settings.seed,
+                    config=settings.plain())
+    runtime = sl.Runtime.start(settings.device, settings.precision)
+    print(said(rounds.fit(pool, runtime, resume=settings.resume is not None), out))
+
+
+if __name__ == "__main__":
+    sl.launch(main, Settings)

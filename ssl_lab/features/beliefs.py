@@ -1,0 +1,103 @@
+"""What a net's features and its head together say of unlabeled images: a table to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from ssl_lab.batch import Draw, Style
+from ssl_lab.data import IntArray, Pool
+from ssl_lab.engine import Runtime
+from ssl_lab.errors import UsageError
+from ssl_lab.features.embed import embed
+from ssl_lab.features.knn import check_labels, softmax
+from ssl_lab.features.propagation import affinity, propagated
+from ssl_lab.features.search import FloatArray, matrix
+from ssl_lab.nets import Net
+from ssl_lab.views.base import check_images, to_unit
+
+NEIGHBORS, ALPHA = 20, 0.9
+
+
+@dataclass(frozen=True)
+class _Mirror:
+    """The image, mirrored left-right."""
+
+    style: Style
+    mirrors = True
+
+    def __call__(self, images: Tensor, draw: Draw) -> Tensor:
+        check_images(images, draw)
+        return to_unit(images.flip(3))
+
+
+def both_sides(net: Net, pool: Pool, rows: IntArray, runtime: Runtime) -> FloatArray:
+    """float32 [n, D]: the mean of the features of images and of their mirror images; of the images alone where a
+    mirrored one may be of another class (`style.flip`)."""
+    features = embed(net, pool, rows, runtime)
+    if pool.style.flip:
+        features += embed(net, pool, rows, runtime, _Mirror)
+        features /= 2
+    return features
+
+
+def said_by_head(net: Net, features: FloatArray) -> FloatArray:
+    """float32 [n, classes]: the probabilities that a net's head gives features [n, D]."""
+    weight, bias = (p.detach().float().cpu() for p in (net.head.weight, net.head.bias))
+    return softmax(torch.from_numpy(features) @ weight.T + bias)
+
+
+def agreed(features: ArrayLike, probs: ArrayLike, labels: ArrayLike) -> FloatArray:
+    """float32 [N, C]: the geometric mean of what propagation over the features and what a head says of each row.
+
+        r = (p' q')^(1/2) / sum,  p'_ic = p_ic s_c / mean_j p_jc
+
+    p: `propagated` labels over the graph of 20 nearest neighbors of centered features, alpha 0.9 (Iscen et al. 2019,
+    arXiv 1904.04717). q: `probs` [N, C]. Both are brought to the classes' shares s among the labels. labels: int [N],
+    -1 = unlabeled. UsageError for shapes that do not fit.
+    """
+    rows, said = matrix(features, "features"), matrix(probs, "probabilities")
+    classes = said.shape[1]
+    known = check_labels(labels, classes)
+    if not len(rows) == len(said) == len(known):
+        raise UsageError(f"{len(rows)} rows of features, {len(said)} of probabilities and {len(known)} labels; "
+                         "expected one each")
+    shares = np.bincount(known[known >= 0], minlength=classes) / (known >= 0).sum()
+    graph = affinity(rows - rows.mean(axis=0), min(NEIGHBORS, len(rows) - 1))
+    both = [p.astype(np.float64) * shares / np.maximum(p.mean(axis=0, dtype=np.float64), 1e-12)
+            for p in (propagated(graph, known, classes, ALPHA), said)]
+    joint = np.sqrt(both[0] * both[1]) + 1e-12
+    found: FloatArray = (joint / joint.sum(axis=1, keepdims=True)).astype(np.float32)
+    return found
+
+
+def surest(probs: ArrayLike, share: float) -> FloatArray:
+    """float32 [N, C]: 1 for the class of the surest `share` of the rows of each predicted class, else 0.
+
+    probs: [N, C]. share: in [0, 1], rounded to whole rows of each class.
+    """
+    if not 0 <= share <= 1:
+        raise UsageError(f"share={share}: expected a number from 0 to 1")
+    p = matrix(probs, "probabilities")
+    guess, confidence = p.argmax(axis=1), p.max(axis=1)
+    table = np.zeros(p.shape, dtype=np.float32)
+    for each in range(p.shape[1]):
+        rows = np.flatnonzero(guess == each)
+        order = rows[np.argsort(-confidence[rows], kind="stable")]
+        table[order[: round(share * len(order))], each] = 1
+    return table
+
+
+def believed(net: Net, pool: Pool, runtime: Runtime, share: float) -> FloatArray:
+    """float32 [images of the pool, classes]: the surest share of what net and neighbors agree on, one 1 in the row of
+    each unlabeled training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at."""
+    features = both_sides(net, pool, pool.train, runtime)
+    table = surest(agreed(features, said_by_head(net, features), pool.labels[pool.train]), share)
+    table[pool.labels[pool.train] >= 0] = 0
+    whole = np.zeros((len(pool), pool.classes), dtype=np.float32)
+    whole[pool.train] = table
+    return whole

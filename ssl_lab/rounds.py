@@ -1,0 +1,235 @@
+"""Short rounds of training in one run, each from the last one's net and the labels that are propagated over it."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from ssl_lab.afterwards import finished
+from ssl_lab.batch import seed_of
+from ssl_lab.data import Pool, announce
+from ssl_lab.data.inventory import inventory, write_inventory
+from ssl_lab.engine import Runtime, Trainer, checkpoint, evaluate
+from ssl_lab.engine.card import card_of
+from ssl_lab.engine.folder import RunFolder, alone_in, check_same, make_way
+from ssl_lab.engine.weights import place, whole_state
+from ssl_lab.errors import UsageError
+from ssl_lab.features.beliefs import believed
+from ssl_lab.features.probe import probe_head
+from ssl_lab.files import write_atomically, write_text
+from ssl_lab.methods import LabeledSimCLR
+from ssl_lab.nets import Net, describe
+from ssl_lab.nets.stored import read_weights
+from ssl_lab.nets.weights import load_net, whole_net
+from ssl_lab.notes import once
+
+LABELED, UNLABELED = 64, 256
+FORWARDS = 3  # that a row with gradient costs
+LAST = 0.04  # of the time, for refitting the head and testing
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class Round:
+    """crop: side of the crops in pixels. share: of the rows of each predicted class that are believed. peak: of the
+    learning rates, as a multiple. temperature, ema: of the method."""
+
+    crop: int = 20
+    share: float = 0.0
+    peak: float = 0.4
+    temperature: float = 0.15
+    ema: float = 0.995
+
+
+ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
+          Round(crop=24, share=0.8), Round(crop=24, share=0.8))
+"""As long as each other in steps; chosen on one split of CIFAR-10 with 250 labels."""
+
+
+@dataclass
+class Rounds:
+    """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
+
+    new: a new net, prepared for the pool. trainer: (steps, minutes, folder, peak) -> the trainer of a round. steps or
+    minutes: of all rounds together. A decision about lengths is recorded in plan.json before it is acted on, and every
+    round and table is read from the disk by the next, so that a run that was killed goes on as if it had not been.
+    config: to record.
+    """
+
+    out: Path
+    new: Callable[[], Net]
+    trainer: Callable[[int | None, float | None, Path, float], Trainer]
+    steps: int | None = None
+    minutes: float | None = None
+    rounds: Sequence[Round] = ROUNDS
+    views: Sequence[str] = ()
+    seed: int = 0
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+    def fit(self, pool: Pool, runtime: Runtime, resume: bool) -> dict[str, Any]:
+        """What summary.json holds. UsageError for bad settings, Interrupted after a signal."""
+        if runtime.world > 1:
+            raise UsageError("rounds with propagated labels run in one process; start them without torchrun")
+        if (self.steps is None) == (self.minutes is None) or (self.steps or self.minutes or 0) <= 0:
+            raise UsageError(f"steps={self.steps}, minutes={self.minutes}: give one of the two, above zero")
+        if self.steps is not None and self.steps < len(self.rounds):
+            raise UsageError(f"steps={self.steps}: expected one for each of {len(self.rounds)} rounds, or more")
+        if not resume:
+            make_way(self.out, PLAN)
+        with alone_in(self.out):
+            announce(pool)
+            once(f"{len(self.rounds)} rounds, in which there are no test images: these are read in the end")
+            self.begun, self.plan = time.perf_counter(), self._plan(pool)
+            blind = replace(pool, test=pool.test[:0])
+            for number in range(len(self.rounds)):
+                if not (self._folder(number) / "summary.json").exists():
+                    self._round(number, blind, runtime)
+                if number == len(self.plan["steps"]):  # the first one's, of a run by the clock
+                    self._decide(steps=[*self.plan["steps"], _recorded(self._folder(number))])
+            return self._finish(pool, runtime)
+
+    def _plan(self, pool: Pool) -> dict[str, Any]:
+        path, now = self.out / PLAN, {**self.config, "split": pool.manifest()["hash"]}
+        if path.exists():
+            plan: dict[str, Any] = json.loads(path.read_text())
+            check_same(plan["config"], json.loads(json.dumps(now)), self.out)
+            return plan
+        plan = {"config": now, "spent": 0.0, "steps": [], "propagating": []}
+        write_text(path, json.dumps(plan) + "\n")
+        return plan
+
+    def _decide(self, **new: Any) -> None:
+        """Records what is decided, and the seconds that were spent until now."""
+        self.plan |= new
+        self.plan["spent"] += time.perf_counter() - self.begun
+        self.begun = time.perf_counter()
+        write_text(self.out / PLAN, json.dumps(self.plan) + "\n")
+
+    def _folder(self, number: int) -> Path:
+        return self.out / f"round-{number}"
+
+    def _round(self, number: int, pool: Pool, runtime: Runtime) -> None:
+        this, folder = self.rounds[number], self._folder(number)
+        net, before = self.new(), None
+        if number:
+            before = checkpoint.load(self._folder(number - 1) / "checkpoint.pt")["method"]
+            self._load(net, number - 1)
+        table = self._table(number, net, pool, runtime) if this.share else None
+        method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
+        if before is not None:
+            method.projector.load_state_dict({key.removeprefix("projector."): value for key, value in before.items()
+                                              if key.startswith("projector.")})
+            method.ema.warm_up = 0  # goes on from the net that the last round left
+        method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
+        steps, minutes = self._length(number, folder, net, pool)
+        seed = seed_of(self.seed, "round", number) % 2**31 if number else self.seed  # other draws in each round
+        replace(self.trainer(steps, minutes, folder, this.peak), seed=seed).fit(method, pool, LABELED, UNLABELED)
+
+    def _load(self, net: Net, number: int) -> None:
+        """The averaged net that a round left."""
+        file = self._folder(number) / "model.safetensors"
+        state = whole_net(read_weights(file))
+        assert state is not None
+        load_net(net, state, file)
+
+    def _table(self, number: int, net: Net, pool: Pool, runtime: Runtime) -> torch.Tensor:
+        path = self.out / f"beliefs-{number}.npy"
+        if not path.exists():
+            start = time.perf_counter()
+            table = believed(net, pool, runtime, self.rounds[number].share)
+            write_atomically(path, lambda file: np.save(file, table))
+            self._decide(propagating=[*self.plan["propagating"], time.perf_counter() - start])
+        return torch.from_numpy(np.load(path))
+
+    def _length(self, number: int, folder: Path, net: Net, pool: Pool) -> tuple[int | None, float | None]:
+        """Steps of a round; for the first one of a run by the clock its minutes, of which the trainer makes steps."""
+        decided = self.plan["steps"]
+        if number < len(decided):
+            return decided[number], None
+        if self.steps is not None:
+            ends = [self.steps * place // len(self.rounds) for place in (number, number + 1)]
+            self._decide(steps=[*decided, ends[1] - ends[0]])
+            return self.plan["steps"][number], None
+        assert self.minutes is not None
+        if not number and (folder / "config.yaml").exists():  # killed before its end: its length is known
+            self._decide(steps=[_recorded(folder)])
+            return self.plan["steps"][0], None
+        costs = [self._flops(net, pool, each.crop) for each in self.rounds]
+        spent = self.plan["spent"] + time.perf_counter() - self.begun
+        propagating = [each.share > 0 for each in self.rounds[number + 1:]]
+        guess = self.plan["propagating"][-1] if self.plan["propagating"] else 0.03 * 60 * self.minutes
+        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - sum(propagating) * guess)
+        mine = left * costs[number] / sum(costs[number:])
+        if not number:
+            return None, mine / 60
+        last = json.loads((self._folder(number - 1) / "summary.json").read_text())
+        rate = last["seconds"] / last["steps"] * costs[number] / costs[number - 1]
+        self._decide(steps=[*decided, max(1, int(mine / rate))])
+        return self.plan["steps"][number], None
+
+    def _flops(self, net: Net, pool: Pool, side: int) -> int:
+        return describe(net, replace(pool.style, height=side, width=side))[1]
+
+    def _pflop(self, net: Net, pool: Pool) -> float:
+        """Of training and propagation, a multiply-add as 2: three forwards of each row with a gradient, else one."""
+        rows = FORWARDS * (LABELED + 2 * UNLABELED)
+        trained = sum(steps * rows * self._flops(net, pool, each.crop)
+                      for each, steps in zip(self.rounds, self.plan["steps"], strict=True))
+        sides = (1 + pool.style.flip) * sum(each.share > 0 for each in self.rounds)
+        return float(trained + sides * len(pool.train) * describe(net, pool.style)[1]) / 1e15
+
+    def _finish(self, pool: Pool, runtime: Runtime) -> dict[str, Any]:
+        """Refits the head on the labels, and measures once: each round's net, and the last one with its new head."""
+        net, predicted = self.new(), dict[str, evaluate.Predictions]()
+        place(net, runtime.device)
+        split, rows = ("valid", pool.valid) if len(pool.valid) else ("test", pool.test)
+        curve, folder = [], RunFolder(self.out)
+        config = {**self.config, "steps": sum(self.plan["steps"]), "minutes": None}
+        folder.begin(config, pool.manifest(), 0)
+        write_inventory(self.out, inventory(pool))
+        for number in range(len(self.rounds)):
+            self._load(net, number)
+            curve.append(evaluate.accuracy(net, pool, rows, runtime))
+        probe_head(net, pool, runtime)
+        measured: dict[str, float] = {}
+        for name, part in (("valid", pool.valid), ("test", pool.test)):
+            if len(part):
+                found = evaluate.scores(net, pool, part, runtime, partial(predicted.__setitem__, name))
+                measured |= {f"{name}_{key}": value for key, value in found.items()}
+        self._decide()
+        images = sum(self.plan["steps"]) * (LABELED + UNLABELED)
+        summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
+                   "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
+                   "images": images, "pflop": round(self._pflop(net, pool), 4), "valid_accuracy": None,
+                   "test_accuracy": None, **measured, f"{split}_accuracy_of_rounds": curve,
+                   "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",
+                   "precision": runtime.precision, "device": str(runtime.device), "split": pool.manifest()["hash"],
+                   "class_names": list(pool.class_names), "loaded": list(pool.notes)}
+        folder.finish(whole_state(net), summary, predicted, card_of(net, True, pool, predicted.get("valid")))
+        finished(self.out, pool)
+        return summary
+
+
+def _recorded(folder: Path) -> int:
+    """The steps of a round whose trainer turned minutes into them."""
+    return int(yaml.safe_load((folder / "config.yaml").read_text())["steps"])
+
+
+def said(summary: Mapping[str, Any], out: Path) -> str:
+    """A run in two lines: accuracy of each round and at the end, PFLOP, images, seconds."""
+    split = "valid" if summary["valid_accuracy"] is not None else "test"
+    ends = "  ".join(f"{name} {summary[f'{name}_accuracy']:.2%}" for name in ("valid", "test")
+                     if summary[f"{name}_accuracy"] is not None)
+    curve = ", ".join(f"{value:.1%}" for value in summary[f"{split}_accuracy_of_rounds"])
+    return (f"{split} accuracy of the rounds' nets: {curve}\nrapid on {summary['data']} with {summary['labels']} "
+            f"labels: {ends}  ({summary['pflop']:.4g} PFLOP, {summary['images']:,} images in {summary['steps']} steps, "
+            f"{summary['seconds']:.0f} s; {out})")

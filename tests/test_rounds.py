@@ -1,0 +1,156 @@
+"""Labels that features and head agree on, and short rounds in one run: recipes/rapid.py at a tiny size."""
+
+import json
+import shutil
+import signal
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from small_runs import At, digits, signal_at, tiny_net
+from test_recipes import recipe
+
+import ssl_lab as sl
+from ssl_lab import rounds as module
+from ssl_lab.command_line import parse
+from ssl_lab.engine.runtime import Runtime
+from ssl_lab.errors import Interrupted, UsageError
+from ssl_lab.features import beliefs
+
+CPU = Runtime(torch.device("cpu"), "fp32", "asked")
+TINY = ("--net", "rapid_4_4_8", "--labels", "40", "--device", "cpu", "--precision", "fp32", "--view", "eval")
+
+
+def test_what_neighbors_and_head_agree_on_is_its_equation():
+    draw = np.random.default_rng(0)
+    x, q = draw.normal(size=(30, 4)), draw.dirichlet(np.ones(3), size=30)
+    labels = np.full(30, -1)
+    labels[[0, 1, 2, 3]] = 0, 1, 2, 0
+    unit = x - x.mean(axis=0)
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    cosines, graph = unit @ unit.T, np.zeros((30, 30))
+    for i in range(30):
+        near = [j for j in np.argsort(-cosines[i]) if j != i][:20]
+        graph[i, near] = np.maximum(cosines[i, near], 0) ** 3
+    graph = graph + graph.T
+    graph /= np.sqrt(np.outer(graph.sum(axis=1), graph.sum(axis=1)))
+    seeds = np.zeros((30, 3))
+    seeds[[0, 3], 0], seeds[1, 1], seeds[2, 2] = 1 / 2, 1, 1
+    p = np.linalg.solve(np.eye(30) - 0.9 * graph, seeds)
+    p /= p.sum(axis=1, keepdims=True)
+    joint = np.sqrt(np.prod([each * [1 / 2, 1 / 4, 1 / 4] / each.mean(axis=0) for each in (p, q)], axis=0))
+    expected = joint / joint.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(beliefs.agreed(x, q, labels), expected, atol=1e-4)
+
+
+def test_the_surest_share_of_each_predicted_class():
+    p = np.array([[0.9, 0.1], [0.6, 0.4], [0.8, 0.2], [0.3, 0.7], [0.45, 0.55], [0.7, 0.3]])
+    assert np.array_equal(np.argwhere(beliefs.surest(p, 0.5)), [[0, 0], [2, 0], [3, 1]])
+    assert beliefs.surest(p, 0).sum() == 0
+    assert beliefs.surest(p, 1).sum() == 6
+    with pytest.raises(UsageError, match=r"share=1.5: expected a number from 0 to 1"):
+        beliefs.surest(p, 1.5)
+
+
+def test_beliefs_are_of_unlabeled_training_images_and_blind_to_the_truth():
+    pool = sl.load("digits").split(labels=40, valid=100, seed=0)
+    net = tiny_net(pool)
+    table = beliefs.believed(net, pool, CPU, 0.5)
+    others = np.setdiff1d(np.arange(len(pool)), pool.unlabeled)
+    assert table.shape == (len(pool), 10)
+    assert not table[others].any()
+    assert set(table.sum(axis=1)) == {0.0, 1.0}
+    assert 0.4 < table.sum() / len(pool.unlabeled) < 0.55
+    pool.truth[pool.unlabeled] = 0
+    assert np.array_equal(beliefs.believed(net, pool, CPU, 0.5), table)
+
+
+def test_mirror_images_count_where_they_keep_their_class():
+    pool = digits()
+    net, rows = tiny_net(pool).eval(), pool.train[:5]
+    x = torch.from_numpy(pool.images.pixels[rows]).float() / 255
+    plain = net(x).features.detach().numpy()
+    np.testing.assert_allclose(beliefs.both_sides(net, pool, rows, CPU), plain, atol=1e-5)
+    mirrored = sl.load("digits", flip=True).split(labels=100, seed=0)
+    both = (plain + net(x.flip(3)).features.detach().numpy()) / 2
+    np.testing.assert_allclose(beliefs.both_sides(net, mirrored, rows, CPU), both, atol=1e-5)
+
+
+# ---- the recipe
+
+
+def run(*arguments):
+    this = recipe("rapid")
+    this.main(parse(this.Settings, [*TINY, *map(str, arguments)]))
+
+
+@pytest.fixture(autouse=True)
+def few(monkeypatch):
+    monkeypatch.setattr(module, "LABELED", 8)
+    monkeypatch.setattr(module, "UNLABELED", 16)
+    short = (module.Round(peak=1.0), module.Round(crop=7, share=0.5))
+    monkeypatch.setattr(module.Rounds.__init__, "__defaults__",
+                        tuple(short if each is module.ROUNDS else each for each in module.Rounds.__init__.__defaults__))
+
+
+def weights(out):
+    return (out / "model.safetensors").read_bytes()
+
+
+def test_a_run_predicts_and_resumes_between_rounds_and_amid_one(tmp_path, capsys, monkeypatch):
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    run("--steps", 7, "--out", whole)
+    printed = capsys.readouterr().out
+    assert "rapid on digits with 40 labels: test " in printed
+    assert "PFLOP, 168 images in 7 steps" in printed
+    summary = json.loads((whole / "summary.json").read_text())
+    assert len(summary["test_accuracy_of_rounds"]) == 2
+    assert json.loads((whole / "plan.json").read_text())["steps"] == [3, 4]
+    assert json.loads((whole / "round-0" / "summary.json").read_text())["test_accuracy"] is None
+    assert yaml.safe_load((whole / "config.yaml").read_text())["net"] == "rapid_4_4_8"
+    pool = sl.load("digits").split(labels=40, seed=0)
+    left = sl.net("rapid_4_4_8", pool.class_names, pool.style, weights=whole / "model.safetensors")
+    assert sl.accuracy(left, pool, pool.test, CPU) == pytest.approx(summary["test_accuracy"])
+    assert sl.open(whole).predict(pool.images.pixels[pool.test[:3]]).probabilities.shape == (3, 10)
+
+    class Killed(BaseException):
+        pass
+
+    def stop():
+        raise Killed
+
+    watch = sl.ShowProgress
+    for stopping, error in ((At(2, stop), Killed), (signal_at(3, signal.SIGTERM), Interrupted), (At(4, stop), Killed)):
+        monkeypatch.setattr(sl, "ShowProgress", lambda stopping=stopping: stopping)
+        with pytest.raises(error):  # without a checkpoint in round 0, with one in round 1 and after it
+            run("--steps", 7, "--out", other, "--resume", "auto")
+    assert (other / "round-1" / "checkpoint.pt").exists()
+    monkeypatch.setattr(sl, "ShowProgress", watch)
+    run("--steps", 7, "--out", other, "--resume", "auto")
+    assert weights(other) == weights(whole)
+    with pytest.raises(UsageError, match="holds a run that is finished"):
+        run("--steps", 7, "--out", other)
+    with pytest.raises(UsageError, match="started with other settings"):
+        run("--steps", 7, "--lr", 0.5, "--out", other, "--resume", "auto")
+
+
+def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path):
+    out = tmp_path / "run"
+    run("--minutes", 0.02, "--out", out)
+    steps = json.loads((out / "plan.json").read_text())["steps"]
+    assert len(steps) == 2
+    assert min(steps) >= 1
+    before = weights(out)
+    shutil.rmtree(out / "round-1")
+    run("--minutes", 5, "--out", out, "--resume", "auto")
+    assert json.loads((out / "plan.json").read_text())["steps"] == steps
+    assert weights(out) == before
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ((), "how long to train"), (("--steps", 4, "--minutes", 1), "minutes"),
+    (("--steps", 1), "expected one for each of 2 rounds"), (("--minutes", -1), "above zero")])
+def test_lengths_that_cannot_be(tmp_path, arguments, message):
+    with pytest.raises(UsageError, match=message):
+        run(*arguments, "--out", tmp_path / "run")
