@@ -27,7 +27,7 @@ from ssl_lab.nets.parametrized import baked
 from ssl_lab.nets.quantized import rounded_input, rounded_weight, with_float_inputs
 from ssl_lab.nets.saturated import saturated
 from ssl_lab.nets.slopes import slopes_of
-from ssl_lab.nets.start import start_net
+from ssl_lab.nets.start import net_of_run, start_net
 from ssl_lab.optim import SGD, AdamW, forget
 from ssl_lab.techniques.term.bitat import Signs, second_moments, signs_in
 from ssl_lab.techniques.term.csq import Bits
@@ -291,6 +291,14 @@ def test_a_slim_run_is_opened_and_trained_on(tmp_path, text):
 def test_what_cannot_be_is_said(text, words):
     with pytest.raises(UsageError, match=words):
         sl.techniques.technique(text)
+
+
+def test_a_damaged_card_leaves_the_name_to_the_settings(tmp_path):
+    (tmp_path / "config.yaml").write_text("net: tiny_4\n")
+    (tmp_path / "model.json").write_text('{"net": "tiny_4+slim"}')
+    assert net_of_run(tmp_path) == "tiny_4+slim"
+    (tmp_path / "model.json").write_text('{"net": "tiny')
+    assert net_of_run(tmp_path) == "tiny_4"
 
 
 def test_nets_that_cannot_be_made_smaller_say_so(monkeypatch):

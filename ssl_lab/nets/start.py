@@ -41,7 +41,10 @@ def start_net(start: str, classes: int | Sequence[str], style: Style, name: str 
 def net_of_run(run: Path) -> str | None:
     """The name of the net that the run in this folder has left, or begun with; None if there is no run."""
     for file in (run / "model.json", run / "config.yaml"):
-        content = yaml.safe_load(file.read_text()) if file.is_file() else None  # which reads JSON too
+        try:
+            content = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None  # reads JSON too
+        except (OSError, ValueError, yaml.YAMLError):  # damaged: the other one may say it
+            content = None
         if isinstance(content, dict) and "net" in content:
             return str(content["net"])
     return None
