@@ -58,7 +58,7 @@ def machine(bench: Bench) -> Iterator[Row]:
 
 def tests(bench: Bench) -> Iterator[Row]:
     """Those that need a GPU, and the views' launches."""
-    done = command("-m", "pytest", "-q", "-p", "no:cacheprovider", *GPU_TESTS[: 1 if bench.tiny else None],
+    done = command("-m", "pytest", "-p", "no:cacheprovider", *GPU_TESTS[: 1 if bench.tiny else None],
                    "-k", "on_a_gpu or waits_for_the_gpu", limit=bench.left)
     yield "tests that need a GPU", done.stdout.strip().splitlines()[-1], "skipped where there is none"
 
