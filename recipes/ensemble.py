@@ -59,7 +59,8 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     how = Ensembling(settings.nets, settings.tuned, settings.tuning_steps, settings.own, settings.labeled,
-                     settings.unlabeled, settings.lr, settings.backbone_rate, settings.ema, settings.view)
+                     settings.unlabeled, settings.lr, settings.backbone_rate, settings.ema, settings.view,
+                     settings.optimizer)
     runtime = sl.Runtime.start(settings.device, settings.precision)
     trainer = settings.trainer()
     trainer["config"].pop("net")  # which is the first of --nets

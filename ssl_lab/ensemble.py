@@ -52,7 +52,7 @@ class Ensembling:
     member. Of the first of them the others are fine-tuned, and it is the net that learns at last. tuned: what of it
     learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps. own: the net's say over the
     soft labels, labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see `SoftLabels` and
-    `FineTuning`. view: texts of views in place of the method's.
+    `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one than SGD.
     """
 
     nets: Sequence[str]
@@ -65,6 +65,7 @@ class Ensembling:
     backbone_rate: float = 0.2
     ema: Scalar = 0.99
     view: Sequence[str] = ()
+    optimizer: str | None = None
 
     def fit(self, pool: Pool, runtime: Runtime, out: Path, seed: int = 0, minutes: float | None = None,
             data_dir: Path | None = None, resume: str | None = None, **trainer: Any) -> tuple[Result, Table]:
@@ -186,7 +187,7 @@ class _Work:
         how = self.how
         way = FineTuning("soft_labels", {"teacher": self.out / SOFT, "own": how.own}, how.view,
                          head="start", labeled=how.labeled, unlabeled=how.unlabeled, lr=how.lr, ema=how.ema,
-                         backbone_rate=how.backbone_rate, statistics="frozen")
+                         backbone_rate=how.backbone_rate, statistics="frozen", optimizer=how.optimizer)
         config = {"net": net.name, **(self.trainer.get("config") or {})}
         return way.fit(net, self.pool, self.runtime, self.seed, **dict(self.trainer) | {
             "minutes": left, "out": self.out, "resume": "auto", "config": config})
