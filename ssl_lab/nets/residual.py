@@ -79,8 +79,8 @@ class Residual(nn.Module):
                          nn.Sequential(conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)))
 
     def forward(self, x: Tensor) -> Tensor:
-        added = self.branch(x) + self.shortcut(x)
-        out: Tensor = F.relu(added, inplace=True) if self.after is None else self.after(added)
+        added: Tensor = self.branch(x) + self.shortcut(x)
+        out: Tensor = self.after(added) if isinstance(self.after, nn.Module) else F.relu(added, inplace=True)
         return out
 
 
