@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.batch import At, Batch, Loss, Share
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.smoothness import full_precision
@@ -57,8 +57,9 @@ class LabeledSimCLR(Method):
             contrast = losses.cross_entropy(scores, positives)
         terms = {"contrast": contrast,
                  "labeled": at.value(self.labeled) * self.labeled_loss(labeled.logits, x.targets)}
-        logs = {"train_accuracy": losses.accuracy(labeled.logits.detach().argmax(dim=1), x.targets),
-                "contrast_accuracy": losses.accuracy(scores.detach().argmax(dim=1), positives)}
+        logs: dict[str, Tensor | Share] = {
+            "train_accuracy": losses.accuracy(labeled.logits.detach().argmax(dim=1), x.targets),
+            "contrast_accuracy": losses.accuracy(scores.detach().argmax(dim=1), positives)}
         if self.beliefs is not None:
             belief = self.beliefs[u.indices]
             trust, guess = belief.sum(dim=1), belief.argmax(dim=1)

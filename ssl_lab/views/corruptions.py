@@ -48,12 +48,13 @@ def brightness(x: Pixels, c: float, rng: np.random.Generator, scale: float) -> P
     """c is added to the value (the largest channel), hue and saturation stay."""
     value = x.max(axis=2, keepdims=True)
     bright = np.minimum(value + c, 1)
-    return np.where(value > 0, x * bright / np.where(value > 0, value, 1), bright)
+    scaled: Pixels = np.where(value > 0, x * bright / np.where(value > 0, value, 1), bright)
+    return scaled
 
 
 def contrast(x: Pixels, c: float, rng: np.random.Generator, scale: float) -> Pixels:
     """c: what is left of the distance from each channel's mean."""
-    mean = x.mean(axis=(0, 1), keepdims=True)
+    mean: Pixels = x.mean(axis=(0, 1), keepdims=True)
     return (x - mean) * c + mean
 
 
