@@ -5,9 +5,10 @@
         --try sam --try swa --try lookahead --try lr=0.1 --processes 2
 
 --try names what is tried: techniques (see `ssl-lab list techniques`) and settings of the recipe as NAME=VALUE, together
-by `+`; `all` is each technique alone. The difference is paired by seed, its interval is Student's, and with fewer than
-3 seeds nothing is ranked. Test images judge; they choose no setting. Each run is a process of the recipe with a folder
-of its own in --out: finished ones are kept and cut ones resumed, so the same command goes on where it stopped.
+by `+`; `all` is each technique for accuracy alone. The difference is paired by seed, its interval is Student's, and
+with fewer than 3 seeds nothing is ranked. Test images judge; they choose no setting. Each run is a process of the
+recipe with a folder of its own in --out: finished ones are kept and cut ones resumed, so the same command goes on where
+it stopped.
 
 The second command, 2 min 21 s on two cores of an Intel Xeon: the base has 86.1 ± 0.8%; lr=0.1 adds 2.1 ± 2.1 points,
 swa 0.5 ± 1.4, sam 0.1 ± 3.0 (at 1.7 times the cost), lookahead -3.1 ± 3.0: corrected for four comparisons, none can be

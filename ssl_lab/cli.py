@@ -115,7 +115,8 @@ def _methods() -> list[dict[str, str]]:
 def _techniques() -> list[dict[str, str]]:
     from ssl_lab.techniques import TECHNIQUES
 
-    return [{"name": name, "family": each.kind, "arxiv": each.arxiv, "paper": each.paper}
+    return [{"name": name, "family": each.kind if each.serves == "accuracy" else f"{each.kind}, for {each.serves}",
+             "arxiv": each.arxiv, "paper": each.paper}
             for name, each in TECHNIQUES.items()]
 
 

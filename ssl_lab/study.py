@@ -24,6 +24,7 @@ from ssl_lab.report.charts import difference_chart
 from ssl_lab.techniques import TECHNIQUES, together
 
 BASE = "base"
+FOR_ACCURACY = [name for name, kind in TECHNIQUES.items() if kind.serves == "accuracy"]
 RANKED = 3  # seeds, from which on techniques are ranked and judged
 
 
@@ -42,11 +43,11 @@ class Arm:
 
 def arms(given: Sequence[str]) -> list[Arm]:
     """What texts name, once each: techniques and settings NAME=VALUE, several together by `+`, as in "sam + swa" or
-    "lr=0.03 + swa"; `all` is each technique of ssl_lab alone, with its defaults.
+    "lr=0.03 + swa"; `all` is each technique of ssl_lab that is for accuracy, alone, with its defaults.
 
     Raises UsageError for what is no technique, and for techniques that exclude each other.
     """
-    named = [name for text in given for name in (TECHNIQUES if text.strip() == "all" else [text])]
+    named = [name for text in given for name in (FOR_ACCURACY if text.strip() == "all" else [text])]
     found: dict[str, Arm] = {}
     for text in named:
         arm = _arm(text)

@@ -6,9 +6,9 @@ Neural Networks: A Survey" (arXiv 2208.06064) compares: both are small, and most
 
 from ssl_lab.compress.cost import Candidate, candidate_of, compared
 from ssl_lab.compress.int8 import as_int8
+from ssl_lab.techniques import TECHNIQUES
 
-WAYS = ("taylor", "slimming", "lottery", "rigl", "scl", "qnn", "saq", "symreg", "satnl", "noise_tempering", "csq",
-        "bitat", "linearize")
+WAYS = tuple(name for name, kind in TECHNIQUES.items() if kind.serves == "size")
 """The techniques that make a net smaller."""
 
 __all__ = ["WAYS", "Candidate", "as_int8", "candidate_of", "compared"]

@@ -18,21 +18,23 @@ from ssl_lab.nets import Ema, Net
 from ssl_lab.optim import Closure, Optimizer
 
 Kind = Literal["net", "term", "step", "weights", "data"]
+Serves = Literal["accuracy", "size", "privacy", "robustness", "insight"]
 
 
 class Technique:
     """Base of the five kinds. The arguments of a technique's `__init__` are kept as attributes of the same names.
 
-    excludes: techniques that it may not be combined with, by name, and why. shards: whether it works where each rank
-    holds a part of every weight. overwrites: what it does to weights that a net has learned before, in words that
-    follow its name; "" if they stay. A run of such a net says so. fresh_only: it is refused instead. one_pass:
-    whether a step has to be the plain one, which passes its batch once.
+    serves: what it is meant to better, or to show. excludes: techniques that it may not be combined with, by name, and
+    why. shards: whether it works where each rank holds a part of every weight. overwrites: what it does to weights that
+    a net has learned before, in words that follow its name; "" if they stay. A run of such a net says so. fresh_only:
+    it is refused instead. one_pass: whether a step has to be the plain one, which passes its batch once.
     """
 
     kind: ClassVar[Kind]
     name: ClassVar[str]
     paper: ClassVar[str]
     arxiv: ClassVar[str]
+    serves: ClassVar[Serves] = "accuracy"
     excludes: ClassVar[Mapping[str, str]] = {}
     shards: ClassVar[bool] = False
     fresh_only: ClassVar[bool] = False

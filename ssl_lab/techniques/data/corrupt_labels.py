@@ -27,6 +27,7 @@ class CorruptLabels(DataTechnique):
     name = "corrupt_labels"
     paper = "Understanding deep learning requires rethinking generalization"
     arxiv = "1611.03530"
+    serves = "insight"
 
     def __init__(self, share: float = 0.4) -> None:
         if not 0 <= share <= 1:

@@ -37,6 +37,7 @@ class SAQ(StepTechnique):
     name = "saq"
     paper = "Sharpness-aware Quantization for Deep Neural Networks"
     arxiv = "2111.12273"
+    serves = "size"
     excludes: ClassVar[Mapping[str, str]] = {**Quantizing.excludes, "qnn": "both round weights; saq does by itself"}
 
     def __init__(self, rho: Scalar = 0.4, weights: int = 4, inputs: int = 8) -> None:

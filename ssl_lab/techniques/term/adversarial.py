@@ -58,6 +58,7 @@ class Adversarial(Attacked):
     name = "adversarial"
     paper = "Towards Deep Learning Models Resistant to Adversarial Attacks"
     arxiv = "1706.06083"
+    serves = "robustness"
 
     def __init__(self, radius: Scalar = 8 / 255, size: Scalar = 2 / 255, steps: int = 10, gap: Scalar = 1.0) -> None:
         super().__init__()
@@ -83,6 +84,7 @@ class SAT(Adversarial):
     name = "sat"
     paper = "SAT: Improving Adversarial Training via Curriculum-Based Loss Smoothing"
     arxiv = "2003.09347"
+    serves = "robustness"
 
     def __init__(self, radius: Scalar = 8 / 255, size: Scalar = 2 / 255, steps: int = 10,
                  gap: Scalar = CURRICULUM) -> None:
@@ -100,6 +102,7 @@ class SecondOrder(Attacked):
     name = "second_order"
     paper = "Hessian-Free Second-Order Adversarial Examples for Adversarial Learning"
     arxiv = "2207.01396"
+    serves = "robustness"
 
     def __init__(self, radius: Scalar = 0.5, size: int = 3) -> None:
         super().__init__()

@@ -32,6 +32,7 @@ class BiTAT(Quantizing):
     name = "bitat"
     paper = "BiTAT: Neural Network Binarization with Task-dependent Aggregated Transformation"
     arxiv = "2207.01394"
+    serves = "size"
 
     def __init__(self, inputs: int = 8, until: float = 0.5) -> None:
         super().__init__(inputs)

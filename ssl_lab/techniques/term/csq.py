@@ -35,6 +35,7 @@ class CSQ(Quantizing):
     name = "csq"
     paper = "CSQ: Growing Mixed-Precision Quantization Scheme with Bi-level Continuous Sparsification"
     arxiv = "2212.02770"
+    serves = "size"
 
     def __init__(self, target: float = 4.0, weight: Scalar = 0.001, inputs: int = 8, until: float = 0.8) -> None:
         super().__init__(inputs)

@@ -34,6 +34,7 @@ class CURE(TermTechnique):
     name = "cure"
     paper = "Robustness via curvature regularization, and vice versa"
     arxiv = "1811.09716"
+    serves = "robustness"
 
     def __init__(self, weight: Scalar = 4.0, h: Scalar = RISING) -> None:
         super().__init__()

@@ -58,6 +58,7 @@ class DP(TermTechnique):
     name = "dp"
     paper = "Unlocking High-Accuracy Differentially Private Image Classification through Scale"
     arxiv = "2204.13650"
+    serves = "privacy"
     excludes: ClassVar[Mapping[str, str]] = Beside()
     one_pass = True
     rate: Tensor

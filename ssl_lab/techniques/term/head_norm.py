@@ -19,6 +19,7 @@ class HeadNorm(TermTechnique):
     name = "head_norm"
     paper = "The Slingshot Mechanism: An Empirical Study of Adaptive Optimizers and the Grokking Phenomenon"
     arxiv = "2206.04817"
+    serves = "insight"
 
     def check(self, method: Method, pool: Pool) -> None:
         if not hasattr(method.net, "head"):

@@ -34,6 +34,7 @@ class Linearize(TermTechnique):
     name = "linearize"
     paper = "Nonlinear Advantage: Trained Networks Might Not Be As Complex as You Think"
     arxiv = "2211.17180"
+    serves = "size"
     excludes: ClassVar[Mapping[str, str]] = dict.fromkeys(
         ("gradmax", "svi", "reinit", "shrink_perturb", "layerwise_reinit", "perturbation_margin", "swa"),
         "it counts on rectifiers as they are")

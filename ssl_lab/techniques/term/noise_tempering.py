@@ -23,6 +23,7 @@ class NoiseTempering(Quantizing):
     name = "noise_tempering"
     paper = "Error-aware Quantization through Noise Tempering"
     arxiv = "2212.05603"
+    serves = "size"
 
     def __init__(self, weights: int = 4, inputs: int = 8, decay: float = 5.0) -> None:
         super().__init__(inputs, weights=weights)

@@ -34,6 +34,7 @@ class PerturbationMargin(TermTechnique):
     name = "perturbation_margin"
     paper = "Formalizing Generalization and Robustness of Neural Networks to Weight Perturbations"
     arxiv = "2103.02200"
+    serves = "robustness"
 
     def __init__(self, weight: Scalar = 0.01, radius: Scalar = 1e-4) -> None:
         super().__init__()

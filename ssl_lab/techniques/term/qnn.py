@@ -28,6 +28,7 @@ class QNN(Quantizing):
     name = "qnn"
     paper = "Quantized Neural Networks: Training Neural Networks with Low Precision Weights and Activations"
     arxiv = "1609.07061"
+    serves = "size"
 
     def __init__(self, weights: int = 4, inputs: int = 8) -> None:
         super().__init__(inputs, weights=weights)

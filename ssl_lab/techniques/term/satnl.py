@@ -29,6 +29,7 @@ class SatNL(TermTechnique):
     name = "satnl"
     paper = "Symmetry Regularization and Saturating Nonlinearity for Robust Quantization"
     arxiv = "2208.00338"
+    serves = "size"
 
     def __init__(self, deviations: float = 4.0) -> None:
         super().__init__()

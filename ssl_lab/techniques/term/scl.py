@@ -42,6 +42,7 @@ class SCL(TermTechnique):
     name = "scl"
     paper = "Automatic Sparse Connectivity Learning for Neural Networks"
     arxiv = "2201.05020"
+    serves = "size"
     excludes: ClassVar[Mapping[str, str]] = REWRITES
 
     def __init__(self, weight: Scalar = 0.1, start: float = 0.5, normalize: bool = True) -> None:

@@ -28,6 +28,7 @@ class SymReg(TermTechnique):
     name = "symreg"
     paper = "Symmetry Regularization and Saturating Nonlinearity for Robust Quantization"
     arxiv = "2208.00338"
+    serves = "size"
 
     def __init__(self, weight: Scalar = 0.1) -> None:
         super().__init__()

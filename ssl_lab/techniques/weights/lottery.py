@@ -33,6 +33,7 @@ class Lottery(Masked):
     name = "lottery"
     paper = "The Lottery Ticket Hypothesis: Finding Sparse, Trainable Neural Networks"
     arxiv = "1803.03635"
+    serves = "size"
 
     def __init__(self, rounds: int = 4, prune: float = 0.4, rewind: float = 0.0) -> None:
         super().__init__()

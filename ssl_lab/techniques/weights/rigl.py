@@ -33,6 +33,7 @@ class RigL(Masked):
     name = "rigl"
     paper = "Rigging the Lottery: Making All Tickets Winners"
     arxiv = "1911.11134"
+    serves = "size"
 
     def __init__(self, density: float = 0.1, every: int = 100, share: float = 0.3, until: float = 0.75,
                  first: Literal["largest", "random"] = "largest") -> None:

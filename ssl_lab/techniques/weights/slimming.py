@@ -27,6 +27,7 @@ class Slimming(Pruning):
     name = "slimming"
     paper = "Learning Efficient Convolutional Networks through Network Slimming"
     arxiv = "1708.06519"
+    serves = "size"
 
     def __init__(self, ratio: float = 0.5, weight: Scalar = 1e-4, rounds: int = 1, until: float = 0.5) -> None:
         super().__init__(ratio, rounds, until)

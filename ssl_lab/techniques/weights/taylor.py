@@ -25,6 +25,7 @@ class Taylor(Pruning):
     name = "taylor"
     paper = "Importance Estimation for Neural Network Pruning"
     arxiv = "1906.10771"
+    serves = "size"
 
     def __init__(self, ratio: float = 0.5, rounds: int = 10, until: float = 0.5) -> None:
         super().__init__(ratio, rounds, until)
