@@ -24,6 +24,7 @@ from ssl_lab.engine.folder import RunFolder, alone_in, check_same, make_way
 from ssl_lab.engine.weights import place, whole_state
 from ssl_lab.errors import UsageError
 from ssl_lab.features.beliefs import believed
+from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
 from ssl_lab.methods import LabeledSimCLR
@@ -35,6 +36,8 @@ from ssl_lab.notes import once
 LABELED, UNLABELED = 64, 256
 FORWARDS = 3  # that a row with gradient costs
 LAST = 0.04  # of the time, for refitting the head and testing
+PROPAGATING = 0.3  # of the time at most, for labels between rounds
+GRAPH = 1.0  # of the time in which a net embeds all images, for neighbors and propagation
 PLAN = "plan.json"
 
 
@@ -87,8 +90,8 @@ class Rounds:
             make_way(self.out, PLAN)
         with alone_in(self.out):
             announce(pool)
-            once(f"{len(self.rounds)} rounds, in which there are no test images: these are read in the end")
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
+            self._choose(pool, runtime)
             blind = replace(pool, test=pool.test[:0])
             for number in range(len(self.rounds)):
                 if not (self._folder(number) / "summary.json").exists():
@@ -106,6 +109,21 @@ class Rounds:
         plan = {"config": now, "spent": 0.0, "steps": [], "propagating": []}
         write_text(path, json.dumps(plan) + "\n")
         return plan
+
+    def _choose(self, pool: Pool, runtime: Runtime) -> None:
+        """Which rounds there are: of a run by the clock as many as leave most of the time for training."""
+        if "rounds" not in self.plan:
+            chosen, guess = list(range(len(self.rounds))), 0.0
+            if self.minutes is not None:
+                place(net := self.new(), runtime.device)
+                guess = (1 + GRAPH) * (1 + pool.style.flip) * len(pool.train) * seconds_to_embed(net, pool, runtime)
+                chosen = affordable(len(self.rounds), 60 * self.minutes, guess)
+            self._decide(rounds=chosen, propagating=[guess] if guess else [])
+        count, most = len(self.plan["rounds"]), len(self.rounds)
+        once(f"{count} round{'s' * (count > 1)}, in which there are no test images: these are read in the end" + (
+            f"; {most} where there is more time: labels between two take about {self.plan['propagating'][0]:.0f} s"
+            if count < most else ""))
+        self.rounds = [self.rounds[number] for number in self.plan["rounds"]]
 
     def _decide(self, **new: Any) -> None:
         """Records what is decided, and the seconds that were spent until now."""
@@ -166,8 +184,7 @@ class Rounds:
         costs = [self._flops(net, pool, each.crop) for each in self.rounds]
         spent = self.plan["spent"] + time.perf_counter() - self.begun
         propagating = [each.share > 0 for each in self.rounds[number + 1:]]
-        guess = self.plan["propagating"][-1] if self.plan["propagating"] else 0.03 * 60 * self.minutes
-        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - sum(propagating) * guess)
+        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - sum(propagating) * self.plan["propagating"][-1])
         mine = left * costs[number] / sum(costs[number:])
         if not number:
             return None, mine / 60
@@ -217,6 +234,13 @@ class Rounds:
         folder.finish(whole_state(net), summary, predicted, card_of(net, True, pool, predicted.get("valid")))
         finished(self.out, pool)
         return summary
+
+
+def affordable(rounds: int, seconds: float, each: float) -> list[int]:
+    """Which of so many rounds a run of these seconds has: the first, and of the others, in equal distances, as many as
+    leave 0.7 of the time for training where the labels before every one of them take `each` seconds."""
+    others = min(rounds - 1, int(PROPAGATING * seconds / each))
+    return [0, *(round(number) for number in np.linspace(1, rounds - 1, others))]
 
 
 def _recorded(folder: Path) -> int:

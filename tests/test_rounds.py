@@ -77,6 +77,14 @@ def test_mirror_images_count_where_they_keep_their_class():
     np.testing.assert_allclose(beliefs.both_sides(net, mirrored, rows, CPU), both, atol=1e-5)
 
 
+def test_time_decides_how_many_rounds_there_are():
+    assert module.affordable(6, 3600, 45) == [0, 1, 2, 3, 4, 5]
+    assert module.affordable(6, 600, 45) == [0, 1, 2, 4, 5]
+    assert module.affordable(6, 600, 60) == [0, 1, 3, 5]
+    assert module.affordable(6, 600, 90) == [0, 1, 5]
+    assert module.affordable(6, 600, 1000) == [0]
+
+
 # ---- the recipe
 
 
@@ -135,14 +143,16 @@ def test_a_run_predicts_and_resumes_between_rounds_and_amid_one(tmp_path, capsys
         run("--steps", 7, "--lr", 0.5, "--out", other, "--resume", "auto")
 
 
-def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path):
+def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path, monkeypatch):
     out = tmp_path / "run"
+    monkeypatch.setattr(module, "affordable", lambda rounds, seconds, each: [0, 1])
     run("--minutes", 0.02, "--out", out)
     steps = json.loads((out / "plan.json").read_text())["steps"]
     assert len(steps) == 2
     assert min(steps) >= 1
     before = weights(out)
     shutil.rmtree(out / "round-1")
+    monkeypatch.setattr(module, "affordable", lambda rounds, seconds, each: [0])  # which is decided once
     run("--minutes", 5, "--out", out, "--resume", "auto")
     assert json.loads((out / "plan.json").read_text())["steps"] == steps
     assert weights(out) == before
