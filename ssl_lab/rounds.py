@@ -187,7 +187,7 @@ class Rounds:
         left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - sum(propagating) * self.plan["propagating"][-1])
         mine = left * costs[number] / sum(costs[number:])
         if not number:
-            return None, mine / 60
+            return None, max(mine, 0.1) / 60  # a step at least
         last = json.loads((self._folder(number - 1) / "summary.json").read_text())
         rate = last["seconds"] / last["steps"] * costs[number] / costs[number - 1]
         self._decide(steps=[*decided, max(1, int(mine / rate))])
