@@ -28,7 +28,7 @@ from rich.console import Console
 
 import ssl_lab as sl
 from ssl_lab import compress, presets, texts
-from ssl_lab.config import Texts, may_run
+from ssl_lab.config import Quantity, Texts, may_run
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation import load_teacher
 from ssl_lab.nets.start import start_net
@@ -50,8 +50,8 @@ class Settings(sl.Settings):
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step."""
-    lr: float = 0.03
-    """Peak learning rate."""
+    lr: Quantity = 0.03
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
 
 
 def main(settings: Settings) -> None:
@@ -71,7 +71,8 @@ def main(settings: Settings) -> None:
         net = sl.prepared(new(), given, pool, settings.seed)
         arguments = {"teacher": teacher, "ema": 0.99}
         method = presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)
-        optimizer = sl.optimizer(settings.optimizer, sl.SGD(lr=sl.schedule.cosine_7_16(settings.lr)))
+        usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
+        optimizer = sl.optimizer(settings.optimizer, usual)
         trainer = sl.Trainer(optimizer=optimizer, **own.trainer() | {"techniques": given})
         result = trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
         print(result)

@@ -51,25 +51,22 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
+    from ssl_lab.begun import check_same_learner
     from ssl_lab.data.files import data_folder
     from ssl_lab.data.remarks import remarks
-    from ssl_lab.engine.folder import check_same, check_same_split, make_way
+    from ssl_lab.engine.folder import make_way
     from ssl_lab.features import LEARNERS, FeatureStore, ensemble, label_propagation
     from ssl_lab.features.run import save_run
     from ssl_lab.nets.start import start_net
     from ssl_lab.notes import tell
-    from ssl_lab.report.stored import StoredRun
 
     if settings.view:
         raise sl.UsageError(f"--view {settings.view[0]}: features are of images as they are; nothing is trained here")
     if settings.resume is None:
         make_way(settings.out)
     pool = sl.load(settings.data, **settings.reading())
-    if settings.resume is not None and (settings.out / "summary.json").exists():  # it is found again, or an error
-        before, now = StoredRun.read(settings.out), pool.split(**settings.split())
-        net = before.settings.get("backbone")
-        check_same({**before.settings, "net": net}, settings.plain() | {"backbone": net}, settings.out)
-        check_same_split(before.summary["split"], now.manifest(), now, settings.out)
+    if settings.resume is not None:
+        check_same_learner(settings.out, settings.plain(), pool.split(**settings.split()))
     sl.announce(pool)
     nets = [sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
                    pretrained=settings.pretrained, weights=settings.weights)]

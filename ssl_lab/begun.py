@@ -19,6 +19,7 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import checkpoint
 from ssl_lab.engine.folder import check_same, check_same_split
 from ssl_lab.errors import UsageError
+from ssl_lab.report.stored import StoredRun
 from ssl_lab.ways import Plan
 
 
@@ -67,3 +68,13 @@ class Begun:
         found: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
         check_same_split(found["split"], pool.manifest(), pool, self.out)
         return found
+
+
+def check_same_learner(out: Path, settings: Mapping[str, Any], pool: Pool) -> None:
+    """UsageError, naming both values, where the run of a learner on features in `out`, if there is one, is of other
+    settings than recipes/features.py is given now, or of other images or labels."""
+    if (out / "summary.json").exists():
+        before = StoredRun.read(out)
+        net = before.settings.get("backbone")
+        check_same({**before.settings, "net": net}, {**settings, "backbone": net}, out)
+        check_same_split(before.summary["split"], pool.manifest(), pool, out)

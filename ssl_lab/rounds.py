@@ -226,8 +226,9 @@ class Rounds:
         images = sum(self.plan["steps"]) * (LABELED + UNLABELED)
         summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                    "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
-                   "images": images, "pflop": round(self._pflop(net, pool), 4), "valid_accuracy": None,
-                   "test_accuracy": None, **measured, f"{split}_accuracy_of_rounds": curve,
+                   "images": images, "images_per_second": round(images / self.plan["spent"], 1),
+                   "pflop": round(self._pflop(net, pool), 4), "valid_accuracy": None, "test_accuracy": None, **measured,
+                   f"{split}_accuracy_of_rounds": curve,
                    "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",
                    "precision": runtime.precision, "device": str(runtime.device), "split": pool.manifest()["hash"],
                    "class_names": list(pool.class_names), "loaded": list(pool.notes)}

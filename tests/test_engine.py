@@ -346,29 +346,33 @@ def test_the_gradient_is_clipped(digits):
 # Numbers
 
 
+def loss_of(value, **logs):
+    return Loss({"labeled": torch.tensor(value)}, {name: torch.tensor(each) for name, each in logs.items()})
+
+
 def test_the_meter_averages_what_is_reported():
     meter, nan = Meter(), math.nan
-    for step, numbers in enumerate([{"loss": 1.0, "a": nan}, {"loss": 2.0, "a": 0.5}, {"loss": 6.0, "b": 1.0}]):
-        meter.add(step, {name: torch.tensor(value) for name, value in numbers.items()})
-    assert meter.mean(CPU) == {"loss": 3.0, "a": 0.5, "b": 1.0}
-    meter.add(3, {"loss": torch.tensor(1.0), "a": torch.tensor(nan)})
-    assert meter.mean(CPU) == {"loss": 1.0}
+    for step, (loss, logs) in enumerate([(1.0, {"a": nan}), (2.0, {"a": 0.5}), (6.0, {"b": 1.0})]):
+        meter.add(step, loss_of(loss, **logs))
+    assert meter.mean(CPU) == {"loss": 3.0, "loss/labeled": 3.0, "a": 0.5, "b": 1.0}
+    meter.add(3, loss_of(1.0, a=nan))
+    assert meter.mean(CPU) == {"loss": 1.0, "loss/labeled": 1.0}
     assert meter.mean(CPU) == {}
 
 
 def test_the_meter_goes_on_where_it_was_saved():
     meter, again = Meter(), Meter()
-    meter.add(0, {"loss": torch.tensor(1.0)})
+    meter.add(0, loss_of(1.0))
     again.load(meter.state())
     for each in (meter, again):
-        each.add(1, {"loss": torch.tensor(4.0)})
-    assert meter.mean(CPU) == again.mean(CPU) == {"loss": 2.5}
+        each.add(1, loss_of(4.0))
+    assert meter.mean(CPU) == again.mean(CPU) == {"loss": 2.5, "loss/labeled": 2.5}
 
 
 def test_the_meter_names_the_first_step_that_is_not_finite():
     meter = Meter()
     for step, value in enumerate([1.0, math.inf, math.nan]):
-        meter.add(step, {"loss": torch.tensor(value), "loss/labeled": torch.tensor(value), "a": torch.tensor(1.0)})
+        meter.add(step, loss_of(value, a=1.0))
     with pytest.raises(NonFiniteLossError, match=r"at step 1: loss = inf, loss/labeled = inf$"):
         meter.mean(CPU)
 

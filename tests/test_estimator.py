@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import sys
 import tempfile
 
 import numpy as np
@@ -247,6 +248,7 @@ def test_a_pickled_or_copied_estimator_keeps_its_model_and_a_clone_does_not(monk
 def test_a_method_is_a_text_with_arguments_or_ones_own_by_its_path(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("import ssl_lab as sl\n\nclass Mine(sl.Supervised):\n    name = 'mine'\n")
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
     images, truth = photos(24)
     own = quick("mine:Mine").fit(images, truth).predict_proba(images)
     assert np.array_equal(own, quick().fit(images, truth).predict_proba(images))

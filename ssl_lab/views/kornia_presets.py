@@ -51,7 +51,7 @@ def simclr_kornia(style: Style, area: float | None = None, jitter: tuple[float, 
                   gray: float = 0.2, blur: float = 0.5, solarize: float = 0.0, most: float = 1.0) -> View:
     """As simclr: random resized crop, flip, color jitter, gray, blur and solarize; modules of kornia.augmentation.
 
-    Arguments are those of `SimCLRView`. The order of the jitter's changes is one for the batch.
+    Arguments are those of `SimCLRView`, but for `size`. The order of the jitter's changes is one for the batch.
     """
     ours = SimCLRView(style, area, jitter and (*jitter,), gray, blur, solarize, most)
     return _by_kornia(ours)(style)

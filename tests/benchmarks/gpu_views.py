@@ -80,7 +80,7 @@ def at_once(images: Tensor, style: Style, draw: Draw, augment: dense.Augment | N
 
 def simclr_at_once(images: Tensor, drawn: Any, augment: dense.Augment) -> Tensor:
     """The same of SimCLR's view."""
-    return dense_contrastive.simclr(images, drawn.boxes, drawn.flipped, drawn.changes, drawn.gray, None, None, augment)
+    return dense_contrastive.simclr(images, tuple(images.shape[2:]), *drawn[:4], None, None, augment)
 
 
 def by_groups(images: Tensor, style: Style, draw: Draw) -> Tensor:

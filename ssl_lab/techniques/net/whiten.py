@@ -21,6 +21,7 @@ class Whiten(NetTechnique):
     whose outputs are uncorrelated and of mean square 1. It does not learn. Labels are not looked at.
 
     images: how many are looked at. epsilon: keeps directions that hardly occur from being blown up.
+    Nothing turns it off.
     """
 
     name = "whiten"
