@@ -3,13 +3,11 @@
 import copy
 import itertools
 import math
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from two_ranks import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.methods.consistency.comatch import CoMatch, pseudo_label_graph
@@ -266,22 +264,12 @@ def test_micro_batches_know_alike_when_the_memory_is_full(at):
         assert _mean([half.terms[term].item() for half in halves]) == pytest.approx(loss.terms[term].item())
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_comatch import _method, _run, _state
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-method = _run(_method().eval(), 3, rank=dist.get_rank(), world=2)
-torch.save(_state(method), sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _state_of_rank(rank):
+    return _state(_run(_method().eval(), 3, rank=rank, world=2))
 
 
 def test_memory_is_equal_on_one_rank_and_on_two(tmp_path):
-    code = _TWO_RANKS.format(tests=str(Path(__file__).parent))
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store"), str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(f"{tmp_path / 'store'}{rank}") for rank in range(2))
+    first, second = two_ranks(_state_of_rank, tmp_path)
     assert all(torch.equal(first[name], second[name]) for name in STATE)
     alone = _state(_run(_method().eval(), 3))
     assert _same_rows(alone, first)

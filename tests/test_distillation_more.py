@@ -7,10 +7,7 @@ import math
 import os
 import signal
 import statistics
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,6 +15,7 @@ from small_runs import assert_same_run, digits, train, with_teacher
 from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _slow_kd, _softmax, _teacher
 from test_recipes import run as run_recipe
 from torch import nn
+from two_ranks import two_ranks
 
 from ssl_lab import methods, presets
 from ssl_lab.batch import At, Batch, Rows
@@ -285,21 +283,12 @@ def _stepped(build, rank=0, world=1):
     return {name: value for name, value in method.named_buffers() if "." not in name}
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_distillation_more import STATEFUL, _stepped
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-torch.save([_stepped(build, dist.get_rank(), 2) for build in STATEFUL], sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _states_of_rank(rank):
+    return [_stepped(build, rank, 2) for build in STATEFUL]
 
 
 def test_state_is_equal_on_one_rank_and_on_two(tmp_path):
-    code = _TWO_RANKS.format(tests=str(Path(__file__).parent))
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store"), str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(f"{tmp_path / 'store'}{rank}") for rank in range(2))
+    first, second = two_ranks(_states_of_rank, tmp_path)
     for build, one, two in zip(STATEFUL, first, second, strict=True):
         alone, start = _stepped(build), dict(build().named_buffers())
         for name in one:

@@ -2,10 +2,7 @@
 
 import copy
 import math
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
+from two_ranks import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.config import Settings
@@ -546,28 +544,17 @@ def test_darp_micro_batches_move_the_state_as_one_batch_does():
         assert torch.allclose(value, _own(parts)[name], rtol=1e-9), name
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_imbalance import BATCH, MAKE_DARP, _method, _own
-from ssl_lab.batch import At
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-rank = dist.get_rank()
-method = _method(MAKE_DARP).eval()
-for step in range(3):
-    at = At(step, 10, rank=rank, world=2)
-    method(BATCH.chunk(2)[rank], at)
-    method.after_step(at)
-torch.save(_own(method), sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _darp_of_rank(rank):
+    method = _method(MAKE_DARP).eval()
+    for step in range(3):
+        at = At(step, 10, rank=rank, world=2)
+        method(BATCH.chunk(2)[rank], at)
+        method.after_step(at)
+    return _own(method)
 
 
 def test_darp_state_is_equal_on_one_rank_and_on_two(tmp_path):
-    code = _TWO_RANKS.format(tests=str(Path(__file__).parent))
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store"), str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(f"{tmp_path / 'store'}{rank}") for rank in range(2))
+    first, second = two_ranks(_darp_of_rank, tmp_path)
     alone = _run(_method(MAKE_DARP).eval(), 3)
     assert _moved(alone)
     for name, value in _own(alone).items():

@@ -2,15 +2,13 @@
 
 import copy
 import math
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
 from small_runs import flat_net
 from torch import nn
+from two_ranks import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.losses import cross_entropy
@@ -379,39 +377,27 @@ def flat_methods():
     return {"simclr": SimCLR(flat_net(), temperature=0.3).double(), "moco_v2": MoCoV2(flat_net(), queue=24).double()}
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_pretraining_losses import BATCH, _gradients, flat_methods
-from ssl_lab.batch import At, Batch
-rank = int(sys.argv[2])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
-found = _gradients(rank, 2)
-for values in found.values():
-    for value in values:
-        dist.all_reduce(value)
-        value.div_(2)
-steps = {{}}
-for name, method in flat_methods().items():
-    at = At(0, 10, rank=rank, world=2)
-    wrapped = torch.nn.parallel.DistributedDataParallel(method)
-    loss = wrapped(Batch(BATCH.labeled, BATCH.unlabeled.part(rank, 2)), at).total
-    loss.backward()
-    method.after_step(at)
-    gradients = {{key: p.grad for key, p in method.named_parameters() if p.grad is not None}}
-    steps[name] = gradients, getattr(method, "queue", None)
-torch.save((found, steps), sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _step_of_rank(rank):
+    found = _gradients(rank, 2)
+    for values in found.values():
+        for value in values:
+            torch.distributed.all_reduce(value)
+            value.div_(2)
+    steps = {}
+    for name, method in flat_methods().items():
+        at = At(0, 10, rank=rank, world=2)
+        wrapped = torch.nn.parallel.DistributedDataParallel(method)
+        loss = wrapped(Batch(BATCH.labeled, BATCH.unlabeled.part(rank, 2)), at).total
+        loss.backward()
+        method.after_step(at)
+        gradients = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}
+        steps[name] = gradients, getattr(method, "queue", None)
+    return found, steps
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    out, tests = tmp_path_factory.mktemp("ranks"), str(Path(__file__).parent)
-    processes = [subprocess.Popen([sys.executable, "-c", _TWO_RANKS.format(tests=tests), out / "store", str(rank)])
-                 for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    return [torch.load(f"{out / 'store'}{rank}") for rank in range(2)]
+    return two_ranks(_step_of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", ["nt_xent", "barlow_twins", "vicreg", "moco_v3"])

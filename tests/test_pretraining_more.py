@@ -3,10 +3,8 @@
 import copy
 import importlib.util
 import math
-import subprocess
 import sys
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +13,7 @@ from PIL import Image
 from small_runs import ROOT, flat_net
 from torch import nn
 from torch.nn.functional import normalize
+from two_ranks import two_ranks
 
 from ssl_lab import methods
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -636,32 +635,20 @@ def test_queues_take_the_rows_of_all_micro_batches(name):
     assert not torch.equal(whole.queue, fresh.queue)
 
 
-_TWO_RANKS = """
-import sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_pretraining_more import BATCH, LATE, _moved, flat_methods
-from ssl_lab.batch import At, Batch
-rank = int(sys.argv[2])
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
-found = {{}}
-for name, method in flat_methods().items():
-    at = At(8, 10, rank=rank, world=2)
-    wrapped = torch.nn.parallel.DistributedDataParallel(method)
-    wrapped(Batch(BATCH.labeled, BATCH.unlabeled.part(rank, 2)), at).total.backward()
-    method.after_step(at)
-    found[name] = {{key: p.grad for key, p in method.named_parameters() if p.grad is not None}}, _moved(method)
-torch.save(found, sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _step_of_rank(rank):
+    found = {}
+    for name, method in flat_methods().items():
+        at = At(8, 10, rank=rank, world=2)
+        wrapped = torch.nn.parallel.DistributedDataParallel(method)
+        wrapped(Batch(BATCH.labeled, BATCH.unlabeled.part(rank, 2)), at).total.backward()
+        method.after_step(at)
+        found[name] = {key: p.grad for key, p in method.named_parameters() if p.grad is not None}, _moved(method)
+    return found
 
 
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
-    out, tests = tmp_path_factory.mktemp("ranks"), str(Path(__file__).parent)
-    processes = [subprocess.Popen([sys.executable, "-c", _TWO_RANKS.format(tests=tests), out / "store", str(rank)])
-                 for rank in range(2)]
-    assert [process.wait(timeout=120) for process in processes] == [0, 0]
-    return [torch.load(f"{out / 'store'}{rank}") for rank in range(2)]
+    return two_ranks(_step_of_rank, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("name", [*METHODS, "mae"])

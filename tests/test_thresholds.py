@@ -2,13 +2,11 @@
 
 import copy
 import math
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
+from two_ranks import two_ranks
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -143,31 +141,20 @@ def test_micro_batches_move_the_state_as_one_batch_does(build):
         assert torch.allclose(value, parts.get_buffer(name), atol=1e-12), name
 
 
-_TWO_RANKS = """
-import os, sys, torch, torch.distributed as dist
-sys.path.insert(0, {tests!r})
-from test_thresholds import BATCH, STATEFUL, _method
-from ssl_lab.batch import At, Batch
-dist.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=int(sys.argv[2]), world_size=2)
-rank = dist.get_rank()
-states = []
-for build in STATEFUL:
-    method = _method(build).eval()
-    for step in range(3):
-        at = At(step, 10, rank=rank, world=2)
-        method(Batch(BATCH.labeled.part(rank, 2), BATCH.unlabeled.part(rank, 2)), at)
-        method.after_step(at)
-    states.append({{name: value for name, value in method.named_buffers() if "." not in name}})
-torch.save(states, sys.argv[1] + sys.argv[2])
-dist.destroy_process_group()
-"""
+def _states_of_rank(rank):
+    states = []
+    for build in STATEFUL:
+        method = _method(build).eval()
+        for step in range(3):
+            at = At(step, 10, rank=rank, world=2)
+            method(Batch(BATCH.labeled.part(rank, 2), BATCH.unlabeled.part(rank, 2)), at)
+            method.after_step(at)
+        states.append({name: value for name, value in method.named_buffers() if "." not in name})
+    return states
 
 
 def test_state_is_equal_on_one_rank_and_on_two(tmp_path):
-    code = _TWO_RANKS.format(tests=str(Path(__file__).parent))
-    ranks = [subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "store"), str(rank)]) for rank in range(2)]
-    assert [rank.wait(timeout=120) for rank in ranks] == [0, 0]
-    first, second = (torch.load(f"{tmp_path / 'store'}{rank}") for rank in range(2))
+    first, second = two_ranks(_states_of_rank, tmp_path)
     for build, one, two in zip(STATEFUL, first, second, strict=True):
         alone = _run(_method(build).eval(), 3)
         assert _moved(build, alone)
