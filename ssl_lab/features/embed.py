@@ -56,8 +56,8 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
 
 
 def seconds_to_embed(net: Net, pool: Pool, runtime: Runtime) -> float:
-    """For an image of the pool, here."""
-    rows, begun = np.resize(pool.train, 16), 0.0
+    """For an image of the pool, in a batch, here."""
+    rows, begun = np.resize(pool.train, batch_of(pool.style, runtime)), 0.0
     for few in (rows[:4], rows):  # first the memory, then the time
         begun = time.perf_counter()
         embed(net, pool, few, runtime)
