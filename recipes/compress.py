@@ -15,7 +15,7 @@ rows of --int8; linearize takes nonlinearities out, channel by channel.
 
 One table: parameters, nonzero ones, FLOPs, effective depth, bytes of the ONNX export (and gzipped), images/s by
 onnxruntime, accuracy and agreement with the run on test images, of the run and of each way; with --int8 also of each in
-8 bits.
+8 bits. What each way is worth was not measured yet: their strengths are guesses for short runs.
 """
 
 from dataclasses import dataclass, replace

@@ -13,6 +13,8 @@ Why several nets: on 12,000 of CIFAR-10's training images at 128 px, self-traini
 77.3% of 3,000 validation images with 40 labels and 78.7% with 250; of lite2 alone 79.1 and 80.6; of lite0, lite1 and
 lite2 side by side 81.2 and 83.3, the mean of what it says on each by itself 80.2 and 82.5 (one split).
 
+The whole chain was not run at this size yet.
+
 --out is the one net's run, for `ssl-lab predict` and every --from; the fine-tuned members are runs in its members/. It
 ends with a table of what each of them, all together and the one net recognize. Soft labels of your own:
 recipes/finetune.py --method soft_labels --arguments teacher FILE, with a tensor `logits` [images, classes].

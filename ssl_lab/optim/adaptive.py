@@ -65,12 +65,16 @@ class Muon(Optimizer):
     beside: float = 1.0
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        heads = {id(p) for name, p in module.named_parameters() if "head" in name.split(".")}
-        weights, others = parameter_groups(module)
-        matrices = [p for p in weights["params"] if id(p) not in heads]
-        rest = [p for p in weights["params"] if id(p) in heads]
-        return _Muon([{"params": matrices, "decay": True, "matrices": True}, {"params": rest, "decay": True},
-                      others], self.momentum, self.beside)
+        return _Muon(matrix_groups(module), self.momentum, self.beside)
+
+
+def matrix_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Parameter groups of Muon: hidden weights, with `matrices` set; the classifier's; what has no decay."""
+    heads = {id(p) for name, p in module.named_parameters() if "head" in name.split(".")}
+    weights, others = parameter_groups(module)
+    matrices = [p for p in weights["params"] if id(p) not in heads]
+    rest = [p for p in weights["params"] if id(p) in heads]
+    return [{"params": matrices, "decay": True, "matrices": True}, {"params": rest, "decay": True}, others]
 
 
 class _Padam(torch.optim.Optimizer):

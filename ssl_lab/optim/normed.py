@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.optim.spec import Optimizer, parameter_groups
+from ssl_lab.optim.adaptive import matrix_groups
+from ssl_lab.optim.spec import Optimizer
 from ssl_lab.schedule import Scalar
 
 QUINTIC = 3.4445, -4.7750, 2.0315
@@ -36,12 +37,7 @@ class MuonNormed(Optimizer):
     betas: tuple[float, float] = (0.85, 0.98)
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        heads = {id(p) for name, p in module.named_parameters() if "head" in name.split(".")}
-        weights, others = parameter_groups(module)
-        matrices = [p for p in weights["params"] if id(p) not in heads]
-        rest = [p for p in weights["params"] if id(p) in heads]
-        return _MuonNormed([{"params": matrices, "decay": True, "matrices": True}, {"params": rest, "decay": True},
-                            others], self)
+        return _MuonNormed(matrix_groups(module), self)
 
 
 class _MuonNormed(torch.optim.Optimizer):
