@@ -91,14 +91,15 @@ def test_gradients_can_be_differentiated():
     assert torch.autograd.grad(slope.sum(), layer.weight)[0].abs().sum() > 0
 
 
-def test_gradients_under_autocast_are_those_of_bf16():
+@pytest.mark.parametrize("side", [2, 3])
+def test_gradients_under_autocast_are_those_of_bf16(side):
     layer, plain = (kind(2, 4, 3, padding=1, bias=False) for kind in (Conv, nn.Conv2d))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = layer(images(8, 3, 2).float())
+        y = layer(images(8, side, 2).float())
     y.float().sum().backward()
     assert y.dtype == torch.bfloat16
     assert layer.weight.grad.dtype == torch.float32
-    plain(images(8, 3, 2).float()).sum().backward()
+    plain(images(8, side, 2).float()).sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad, rtol=0.01, atol=0.01)
 
 

@@ -73,6 +73,15 @@ class Conv(nn.Conv2d):
         return result
 
 
+def dense(x: Tensor, weight: Tensor) -> Tensor:
+    """The convolution of x [N, C, 2, 2] by a filter [O, C, 3, 3] with padding 1, as one product: [N, O, 2, 2]."""
+    filters = weight.permute(2, 3, 1, 0)
+    seen = [filters[1 - y:3 - y, 1 - x:3 - x] for y in (0, 1) for x in (0, 1)]  # what each place sees of the four
+    matrix = torch.stack(seen, 3).reshape(4 * weight.shape[1], 4 * weight.shape[0])
+    result = x.permute(0, 2, 3, 1).reshape(len(x), -1) @ matrix
+    return result.view(len(x), 2, 2, -1).permute(0, 3, 1, 2)
+
+
 class _Convolved(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
@@ -98,8 +107,9 @@ def _gradients(slope: Tensor, x: Tensor, weight: Tensor, wanted: tuple[bool, boo
 def beside(x: Tensor, count: int) -> Tensor:
     """[N, C, H, W] -> [N / count, C, H, count * (W + 1)]: so many images beside each other, zeros after each."""
     rows, channels, height, width = x.shape
-    lines = F.pad(x.movedim(1, 3).reshape(rows // count, count, height, width, channels), (0, 0, 0, 1))
-    return lines.transpose(1, 2).reshape(rows // count, height, count * (width + 1), channels).movedim(3, 1)
+    lines = x.new_zeros(rows // count, height, count, width + 1, channels)
+    lines[..., :width, :] = x.movedim(1, 3).reshape(rows // count, count, height, width, channels).transpose(1, 2)
+    return lines.view(rows // count, height, count * (width + 1), channels).movedim(3, 1)
 
 
 def _conv(inputs: int, outputs: int) -> Conv:
