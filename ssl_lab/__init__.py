@@ -21,7 +21,22 @@ from ssl_lab.afterwards import AFTERWARDS
 from ssl_lab.processes import quiet_imports
 
 if TYPE_CHECKING:
-    from ssl_lab import losses, methods, schedule, techniques, testing, views
+    from ssl_lab import (
+        active,
+        analysis,
+        compress,
+        data,
+        engine,
+        features,
+        losses,
+        methods,
+        nets,
+        optim,
+        schedule,
+        techniques,
+        testing,
+        views,
+    )
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.active.command import query_command as query
     from ssl_lab.active.leaving import labels
@@ -86,7 +101,8 @@ _WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:
           "labels": "active.leaving:labels", "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
-_MODULES = ("losses", "methods", "schedule", "techniques", "testing", "views")
+_MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
+            "schedule", "techniques", "testing", "views")
 
 
 def _function(word: str) -> Any:
@@ -146,4 +162,5 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     rooms = [importlib.import_module(f"ssl_lab.{room}").__all__ for room in ("methods", "techniques")]
-    return [*_HOME, *_MODULES, *(name for names in rooms for name in names if name[0].isupper())]
+    return sorted({*_HOME, *_WORDS, *_MODULES, "write_report",
+                   *(name for names in rooms for name in names if name[0].isupper())})

@@ -28,6 +28,10 @@ class Style:
     mean, std: per channel, of pixels scaled to [0, 1]. flip: whether a mirrored image keeps its class
     (not so for digits). shift: largest translation of the weak view, in pixels. The default is that of
     CIFAR-sized RGB photographs.
+
+    >>> digits = sl.load("digits").style
+    >>> digits.channels, digits.height, digits.flip  # a mirrored digit is another one, or none
+    (1, 8, False)
     """
 
     channels: int = 3
@@ -40,7 +44,12 @@ class Style:
 
 
 def seed_of(*key: Key) -> int:
-    """A 63-bit seed that is a pure function of the key, e.g. `seed_of(seed, "unlabeled", step)`."""
+    """A 63-bit seed that is a pure function of the key, e.g. `seed_of(seed, "unlabeled", step)`.
+
+    >>> from ssl_lab.batch import seed_of
+    >>> seed_of(0, "unlabeled", 7) == seed_of(0, "unlabeled", 7) != seed_of(0, "unlabeled", 8)
+    True
+    """
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -52,7 +61,12 @@ def generator(*key: Key) -> torch.Generator:
 
 @dataclass(frozen=True)
 class At:
-    """Where training is. step: 0-based optimizer step; total: steps of the whole run."""
+    """Where training is. step: 0-based optimizer step; total: steps of the whole run.
+
+    >>> at = sl.At(step=250, total=1000, seed=0)
+    >>> at.frac, at.value(sl.schedule.linear(0.0, 1.0)), at.value(0.95)
+    (0.25, 0.25, 0.95)
+    """
 
     step: int
     total: int
@@ -82,6 +96,11 @@ class Draw:
     Each call draws on the CPU for all `total` rows (the same numbers on every rank and every device) and
     returns this rank's rows, on the CPU: what a view decides from them costs no read-back. `to_device` moves
     what the pixels need.
+
+    >>> whole = sl.At(7, 100, seed=0).draw("weak", rows=4).uniform()
+    >>> parts = [sl.At(7, 100, seed=0, rank=rank, world=2).draw("weak", rows=2).uniform() for rank in (0, 1)]
+    >>> torch.equal(whole, torch.cat(parts))  # two ranks see what one would
+    True
     """
 
     def __init__(self, key: tuple[Key, ...], total: int, rows: slice, device: torch.device, frac: float = 0.0) -> None:
@@ -137,6 +156,11 @@ class Rows:
     diagnostics *only*: -1 where nothing is, and of unlabeled rows where the method has the label anyway.
     indices: int64 [B], global indices into the pool. expected: the mean of B over steps, where it varies by chance
     (Poisson sampling), else 0.
+
+    >>> targets, truth = torch.tensor([3, 5, -1, -1]), torch.tensor([3, 5, 1, 1])
+    >>> rows = sl.Rows({"weak": torch.zeros(4, 1, 8, 8)}, targets, truth, torch.arange(4))
+    >>> len(rows), rows["weak"].shape, rows.part(1, parts=2).indices
+    (4, torch.Size([4, 1, 8, 8]), tensor([2, 3]))
     """
 
     views: Mapping[str, Tensor]
@@ -161,7 +185,16 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's images: `labeled` and `unlabeled` rows. A method that declares no views of one gets 0 rows."""
+    """One step's images: `labeled` and `unlabeled` rows. A method that declares no views of one gets 0 rows.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> feed = sl.Feed(pool, sl.FixMatch.views, labeled=4, unlabeled=12, seed=0)
+    >>> batch = feed(sl.At(0, 100))
+    >>> list(batch.unlabeled.views), batch.unlabeled["strong"].shape, batch.unlabeled.targets.unique()
+    (['weak', 'strong'], torch.Size([12, 1, 8, 8]), tensor([-1]))
+    >>> [len(part.unlabeled) for part in batch.chunk(2)]
+    [6, 6]
+    """
 
     labeled: Rows
     unlabeled: Rows
@@ -195,6 +228,10 @@ class Loss:
 
     terms: name -> scalar tensor with gradient. logs: name -> scalar tensor, or a share of rows, for the metrics, no
     gradient; NaN means "nothing to report in this step" and is left out of averages.
+
+    >>> loss = sl.Loss({"labeled": torch.tensor(2.0), "unlabeled": torch.tensor(0.5)})
+    >>> loss.total, list(loss.detached())
+    (tensor(2.5000), ['loss', 'loss/labeled', 'loss/unlabeled'])
     """
 
     terms: dict[str, Tensor]

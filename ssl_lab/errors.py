@@ -7,7 +7,14 @@ from collections.abc import Iterable
 
 
 class UsageError(ValueError):
-    """Bad input. Recipes and the command line print it as one line and exit with status 2."""
+    """Bad input. Recipes and the command line print it as one line and exit with status 2.
+
+    >>> try:
+    ...     sl.load("no/such/folder")
+    ... except sl.UsageError as error:
+    ...     print(str(error).partition(";")[0])
+    there is no file or folder no/such/folder
+    """
 
 
 class BusyError(UsageError):

@@ -11,24 +11,47 @@ from torch import Tensor
 
 from ssl_lab.batch import Share
 
+__all__ = ["accuracy", "align", "cross_entropies", "cross_entropy", "masked_cross_entropy", "probabilities",
+           "pseudo_labels", "squared_error"]
+
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the rows. targets: int64 [B], or probabilities [B, C]."""
+    """Mean of -log softmax(logits)[target] over the rows. targets: int64 [B], or probabilities [B, C].
+
+    >>> guess = torch.zeros(4, 10)  # that all of ten classes are as likely
+    >>> sl.losses.cross_entropy(guess, torch.tensor([3, 1, 4, 1])).exp().item()
+    10.0
+    """
     return F.cross_entropy(_full(logits), targets)
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] of each row, float [B]. targets: int64 [B], or probabilities [B, C]."""
+    """-log softmax(logits)[target] of each row, float [B]. targets: int64 [B], or probabilities [B, C].
+
+    >>> p = torch.tensor([[0.5, 0.25, 0.25]])
+    >>> bits = sl.losses.cross_entropies(p.log(), p) / np.log(2)  # of a distribution and itself: its entropy
+    >>> round(bits.item(), 4)
+    1.5
+    """
     return F.cross_entropy(_full(logits), targets, reduction="none")
 
 
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
-    """softmax(logits / temperature) over the classes: float [B, C], with gradient."""
+    """softmax(logits / temperature) over the classes: float [B, C], with gradient.
+
+    >>> logits = torch.tensor([[2.0, 0.0]])
+    >>> [round(sl.losses.probabilities(logits, t)[0, 0].item(), 3) for t in (0.5, 1.0, 2.0)]
+    [0.982, 0.881, 0.731]
+    """
     return (_full(logits) / temperature).softmax(dim=-1)
 
 
 def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Confidence max_c p_c (float [B]) and class argmax_c p_c (int64 [B]) of p = softmax(logits); no gradient."""
+    """Confidence max_c p_c (float [B]) and class argmax_c p_c (int64 [B]) of p = softmax(logits); no gradient.
+
+    >>> sl.losses.pseudo_labels(torch.tensor([[0.1, 0.9], [0.6, 0.4]]).log())
+    (tensor([0.9000, 0.6000]), tensor([1, 0]))
+    """
     confidence, label = probabilities(logits.detach()).max(dim=1)
     return confidence, label
 
@@ -38,12 +61,21 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
 
     With targets = pseudo-labels and mask = confidence >= threshold, this is the unlabeled loss of FixMatch
     (Sohn et al. 2020, equation 4). targets: int64 [B], or probabilities [B, C]. mask: bool or float [B].
+
+    >>> logits, targets = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
+    >>> keep = torch.tensor([True, False, False, False])
+    >>> (sl.losses.masked_cross_entropy(logits, targets, keep) / np.log(2)).item()  # one row of log 2, over four
+    0.25
     """
     return (cross_entropies(logits, targets) * mask).mean()
 
 
 def squared_error(p: Tensor, q: Tensor) -> Tensor:
-    """(1 / BC) sum_bc (p_bc - q_bc)^2: the mean is over rows *and* classes. p, q: float [B, C]."""
+    """(1 / BC) sum_bc (p_bc - q_bc)^2: the mean is over rows *and* classes. p, q: float [B, C].
+
+    >>> sl.losses.squared_error(torch.eye(2), torch.zeros(2, 2)).item()
+    0.5
+    """
     return (p - q).square().mean()
 
 
@@ -52,6 +84,11 @@ def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
 
     p: probabilities [B, C]. target: float [C], what their mean should be; current: what it is (ReMixMatch,
     Berthelot et al. 2020, section 3.1, with the constants of AdaMatch's code).
+
+    >>> p = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
+    >>> sl.losses.align(p, target=torch.tensor([0.5, 0.5]), current=p.mean(dim=0))
+    tensor([[0.6316, 0.3684],
+            [0.3913, 0.6087]])
     """
     aligned = p * (target + 1e-6) / (current + 1e-6)
     return aligned / aligned.sum(dim=-1, keepdim=True)
@@ -61,6 +98,10 @@ def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Sh
     """Share of rows with predicted == truth, among those with a known truth (>= 0) and, if given, mask.
 
     predicted, truth: int64 [B]; mask: bool [B]. On their device.
+
+    >>> truth = torch.tensor([3, 5, -1])  # -1: unknown, which does not count
+    >>> sl.losses.accuracy(torch.tensor([3, 6, 6]), truth).item()
+    0.5
     """
     counted = truth >= 0
     if mask is not None:

@@ -1,8 +1,29 @@
 """Active learning: which images to label next, asking for their labels, and whether it was worth it."""
 
+from ssl_lab.active import queries
+from ssl_lab.active.annotators import Reliability, assign, dawid_skene
+from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.oracle import Command, FromFile, Truth
-from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import PoolView, Query, ScoreQuery
+from ssl_lab.active.plugins import make_oracle, make_query
+from ssl_lab.active.queries import *  # noqa: F403
+from ssl_lab.active.query import PoolView, Query, ScoreQuery, Wrapper
+from ssl_lab.active.stands import Stands, stands_for
+from ssl_lab.active.statistics import (
+    Paired,
+    area,
+    efficiency_interval,
+    holm,
+    labeling_efficiency,
+    labels_needed,
+    monotone,
+    paired_t,
+    win_matrix,
+)
+from ssl_lab.active.stopping import Estimate, estimate_accuracy, expected_gain, kappa
 
-__all__ = ["ActiveLoop", "Command", "FromFile", "PoolView", "Query", "ScoreQuery", "Truth", "make_query"]
+__all__ = ["ActiveLoop", "Command", "Estimate", "FromFile", "LabelStudio", "Paired", "PoolView", "Query", "Reliability",
+           "ScoreQuery", "Stands", "Truth", "Wrapper", "area", "assign", "dawid_skene", "efficiency_interval",
+           "estimate_accuracy", "expected_gain", "holm", "kappa", "labeling_efficiency", "labels_needed", "make_oracle",
+           "make_query", "monotone", "paired_t", "stands_for", "win_matrix"]
+__all__ += queries.__all__

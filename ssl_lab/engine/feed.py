@@ -33,11 +33,13 @@ class Feed:
     A method that declares no views of one kind gets none of its rows.
     """
 
-    def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int, device: torch.device,
-                 world: int = 1, parts: int = 1, share: Scalar = 1.0, compile: bool = False) -> None:
+    def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int,
+                 device: torch.device | str = "cpu", world: int = 1, parts: int = 1, share: Scalar = 1.0,
+                 compile: bool = False) -> None:
         """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows. share: of its images
         that a step has, rounded to what divides over ranks and parts, at least two to each; those that it leaves out
         wait for their next epoch. compile: whether views that can be are compiled, which they are not on a CPU."""
+        device = torch.device(device)
         self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {
             kind: Stream(pool, kind, views.by_kind[kind], batch, seed, device, world, parts, share, views.poisson)

@@ -2,7 +2,10 @@
 
 from ssl_lab.features.anchored import anchored
 from ssl_lab.features.cka import layer_cka, linear_cka
+from ssl_lab.features.confident import Doubt, confident_joint, doubt
+from ssl_lab.features.crossfit import CrossFitted, cross_fitted
 from ssl_lab.features.embed import embed
+from ssl_lab.features.fidelity import fidelity
 from ssl_lab.features.health import (
     Health,
     OnlineAccuracy,
@@ -13,11 +16,15 @@ from ssl_lab.features.health import (
     uniformity,
 )
 from ssl_lab.features.knn import nearest_prototype, weighted_knn
-from ssl_lab.features.probe import linear_probe, sgd_probe
+from ssl_lab.features.probe import linear_probe, probe_head, set_head, sgd_probe
+from ssl_lab.features.projector import with_projector
 from ssl_lab.features.propagation import label_propagation
+from ssl_lab.features.protocols import Scores, few_label_curve, label_counts, label_free, small_data
 from ssl_lab.features.search import Approximate, neighbors, top_k, within
-from ssl_lab.features.self_training import Learner, ensemble, self_training
+from ssl_lab.features.self_training import Learner, ensemble, pseudo_labels, self_training
 from ssl_lab.features.store import FeatureStore
+from ssl_lab.features.stored import stored_logits
+from ssl_lab.features.topic import off_topic
 
 LEARNERS: dict[str, Learner] = {
     "knn": weighted_knn,
@@ -30,9 +37,10 @@ LEARNERS: dict[str, Learner] = {
 """The learners on frozen features: (features, labels with -1 = unlabeled, queries, classes) -> probabilities."""
 
 __all__ = [
-    "LEARNERS", "Approximate", "FeatureStore", "Health", "Learner", "OnlineAccuracy", "alignment", "anchored",
-    "class_separation",
-    "effective_rank", "embed", "embedding_std", "ensemble", "label_propagation", "layer_cka", "linear_cka",
-    "linear_probe", "nearest_prototype", "neighbors", "self_training", "sgd_probe", "top_k", "uniformity",
-    "weighted_knn", "within",
+    "LEARNERS", "Approximate", "CrossFitted", "Doubt", "FeatureStore", "Health", "Learner", "OnlineAccuracy",
+    "Scores", "alignment", "anchored", "class_separation", "confident_joint", "cross_fitted", "doubt",
+    "effective_rank", "embed", "embedding_std", "ensemble", "few_label_curve", "fidelity", "label_counts",
+    "label_free", "label_propagation", "layer_cka", "linear_cka", "linear_probe", "nearest_prototype", "neighbors",
+    "off_topic", "probe_head", "pseudo_labels", "self_training", "set_head", "sgd_probe", "small_data",
+    "stored_logits", "top_k", "uniformity", "weighted_knn", "with_projector", "within",
 ]

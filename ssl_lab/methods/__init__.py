@@ -51,6 +51,7 @@ from ssl_lab.methods.distillation import (
     TEACHERLESS,
     VID,
     AttentionTransfer,
+    Distillation,
     FitNet,
     FunctionMatching,
     LogitStd,
@@ -59,7 +60,10 @@ from ssl_lab.methods.distillation import (
     SelfDistillation,
     SoftLabels,
     SoTeacher,
+    StoredLogits,
+    Teacher,
     TeacherAssistant,
+    load_teacher,
 )
 from ssl_lab.methods.labeled_simclr import LabeledSimCLR
 from ssl_lab.methods.pretraining.barlow_twins import BarlowTwins
@@ -153,6 +157,7 @@ __all__ = [
     "CoMatch",
     "Dash",
     "DeFixMatch",
+    "Distillation",
     "FitNet",
     "FixMatch",
     "FlexMatch",
@@ -183,10 +188,13 @@ __all__ = [
     "SoTeacher",
     "SoftLabels",
     "SoftMatch",
+    "StoredLogits",
     "Supervised",
     "SwAV",
+    "Teacher",
     "TeacherAssistant",
     "TemporalEnsembling",
     "VICReg",
     "Views",
+    "load_teacher",
 ]

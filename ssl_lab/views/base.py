@@ -22,6 +22,12 @@ class View(Protocol):
 
     An attribute `size` may say that the result has H = W = size, `mirrors` whether it mirrors images left-right, which
     none does where `style.flip` is False.
+
+    >>> pool = sl.load("digits")
+    >>> images = pool.images.take(np.arange(3))
+    >>> seen = sl.Strong(pool.style)(images, sl.At(0, 100).draw("strong", rows=3))
+    >>> images.dtype, seen.dtype, seen.shape, bool(seen.min() >= 0 and seen.max() <= 1)
+    (torch.uint8, torch.float32, torch.Size([3, 1, 8, 8]), True)
     """
 
     def __call__(self, images: Tensor, draw: Draw) -> Tensor: ...

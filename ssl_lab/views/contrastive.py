@@ -38,6 +38,11 @@ class SimCLRView:
     solarize: shares of the images. The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up
     to 32 pixels, nothing is blurred. size: side of the result; what the style's images are large or small by, and the
     Gaussian's sigma, is not affected.
+
+    >>> images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
+    >>> view = sl.views.SimCLRView(sl.Style(3, 96, 96), size=32)
+    >>> view(images, sl.At(0, 1).draw("view", rows=2)).shape
+    torch.Size([2, 3, 32, 32])
     """
 
     style: Style

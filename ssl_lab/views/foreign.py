@@ -42,6 +42,12 @@ def kornia(*augmentations: Any) -> ViewFactory:
 
     UsageError for what decides once for a batch (kornia.augmentation.auto, random_apply, same_on_batch), what mixes
     images or wants labels, and a pipeline that cannot take the images of a style or gives them another size.
+
+    >>> import kornia.augmentation as K
+    >>> affine = sl.views.kornia(K.RandomAffine(15, (0.1, 0.1)), K.RandomErasing(p=0.5))
+    >>> images = torch.randint(256, (4, 3, 32, 32), dtype=torch.uint8)
+    >>> affine(sl.Style())(images, sl.At(0, 1).draw("affine", rows=4)).shape
+    torch.Size([4, 3, 32, 32])
     """
     modules = list(_flat(augmentations))
     if not modules:
@@ -155,6 +161,12 @@ def torchvision(transform: Callable[[Tensor], Tensor]) -> ViewFactory:
 
     Image by image, each with a seed of its own, on the host, to which pixels of a GPU are read back: slow, and not for
     long runs. UsageError where it changes the shape of images.
+
+    >>> from torchvision.transforms import v2
+    >>> invert = sl.views.torchvision(v2.RandomInvert(p=1.0))
+    >>> invert(sl.Style(1, 2, 2))(torch.zeros(1, 1, 2, 2, dtype=torch.uint8), sl.At(0, 1).draw("invert", rows=1))
+    tensor([[[[1., 1.],
+              [1., 1.]]]])
     """
     return partial(Torchvision, transform=transform)
 

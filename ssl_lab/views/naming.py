@@ -40,6 +40,9 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
 
     modules: whether the text may import a module, which one from a file of settings may not. UsageError for what is no
     view, and for arguments that it does not have.
+
+    >>> sl.views.named("strong(ops=3)")(sl.Style()).ops
+    3
     """
     call = texts.read(text, "view", "strong(ops=3)") if isinstance(text, str) else text
     if modules and ":" in call.name:
@@ -68,6 +71,10 @@ def by_name(given: Sequence[str]) -> dict[str, ViewFactory]:
     """The views that texts give to names, as in strong=simclr; a text alone stands for the name "".
 
     UsageError where one name is given two, and see `named`.
+
+    >>> views = sl.views.by_name(["weak=simclr", "strong=strong(ops=3)"])
+    >>> views["weak"].__name__, views["strong"](sl.Style()).ops
+    ('SimCLRView', 3)
     """
     found: dict[str, ViewFactory] = {}
     for text in given:

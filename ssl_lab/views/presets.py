@@ -18,7 +18,12 @@ from ssl_lab.views.shift import cutout, flip_and_shift
 
 @dataclass(frozen=True)
 class Eval:
-    """The image as it is, scaled to [0, 1]."""
+    """The image as it is, scaled to [0, 1].
+
+    >>> images = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
+    >>> sl.Eval(sl.Style(1, 1, 3))(images, sl.At(0, 1).draw("eval", rows=1))
+    tensor([[[[0.0000, 0.2000, 1.0000]]]])
+    """
 
     style: Style
     mirrors = False
@@ -30,7 +35,14 @@ class Eval:
 
 @dataclass(frozen=True)
 class Weak:
-    """Horizontal flip in half of the images (where the style allows it), then a small shift."""
+    """Horizontal flip in half of the images (where the style allows it), then a small shift.
+
+    >>> images = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3)
+    >>> weak = sl.Weak(sl.Style(1, 3, 3, flip=False, shift=1))
+    >>> seen = [255 * weak(images, sl.At(step, 9).draw("weak", rows=1)) for step in range(3)]
+    >>> [image[0, 0, 1].round().int().tolist() for image in seen]  # the middle row of each
+    [[4, 3, 4], [0, 1, 2], [1, 0, 1]]
+    """
 
     style: Style
     augment: ClassVar = staticmethod(dense.augmented)
@@ -56,6 +68,12 @@ class Strong(Weak):
 
     ops: how many operations each image draws. cutout: side of the gray square as a fraction of the image's
     shorter side, in [0, 1]; 0 for none. chance: of each operation to be done, in [0, 1]. Both may be schedules.
+
+    >>> pool = sl.load("digits")
+    >>> images = pool.images.take(np.zeros(64, dtype=int))  # the same image, 64 times
+    >>> seen = sl.Strong(pool.style, ops=2, cutout=0.25)(images, sl.At(0, 1).draw("strong", rows=64))
+    >>> len(seen.flatten(1).unique(dim=0)) > 60  # each of them draws for itself
+    True
     """
 
     ops: int = 2

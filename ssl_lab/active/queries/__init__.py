@@ -86,5 +86,4 @@ __all__ = [
     "VariationRatio",
     "ViewDisagreement",
     "WithoutDuplicates",
-    "get",
 ]

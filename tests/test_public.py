@@ -1,0 +1,62 @@
+"""What people call by name: it changes on purpose, says what it is, and its examples run.
+
+The names are in public_names.txt; after a change that is meant, `python tests/test_public.py` writes them anew.
+"""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import ssl_lab as sl
+
+ROOT = Path(__file__).parent.parent
+NAMES = Path(__file__).parent / "public_names.txt"
+MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
+           "report", "schedule", "techniques", "testing", "views")
+
+
+def public() -> list[str]:
+    """Every name that is meant to be used, as `sl` has it, sorted."""
+    inside = [f"sl.{module}.{name}" for module in MODULES for name in getattr(sl, module).__all__]
+    return sorted([f"sl.{name}" for name in dir(sl)] + inside)
+
+
+def value(name: str) -> object:
+    found: object = sl
+    for part in name.split(".")[1:]:
+        found = getattr(found, part)
+    return found
+
+
+def test_names_change_on_purpose():
+    listed = NAMES.read_text().split()
+    assert public() == listed, "if this is meant, run `python tests/test_public.py`"
+
+
+def modules_with_examples() -> list[str]:
+    files = [path for path in sorted((ROOT / "ssl_lab").rglob("*.py")) if ">>> " in path.read_text()]
+    return [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files]
+
+
+@pytest.mark.parametrize("module", modules_with_examples())
+def test_examples(module, tmp_path, monkeypatch):
+    """Each with sl, torch and np at hand, torch's seed 0, and an empty folder to write to."""
+    monkeypatch.chdir(tmp_path)
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(
+        verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    said: list[str] = []
+    names = {"sl": sl, "torch": torch, "np": np, "__name__": "example"}
+    with torch.random.fork_rng():
+        for test in finder.find(importlib.import_module(module), globs=names):
+            torch.manual_seed(0)
+            runner.run(test, out=said.append)
+    assert not runner.failures, "".join(said)
+    assert runner.tries
+
+
+if __name__ == "__main__":
+    NAMES.write_text("\n".join(public()) + "\n")
