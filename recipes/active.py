@@ -60,7 +60,7 @@ class Settings(TrainSettings):
 def main(settings: Settings) -> None:
     if settings.labels is not None:
         raise sl.UsageError(f"--labels {settings.labels}: active learning begins with --initial N labels")
-    out = settings.out if settings.resume in (None, "auto") else Path(settings.resume)
+    out = settings.folder
     if settings.resume is None and (out / "loop.json").exists():
         raise sl.UsageError(f"{out} holds the labels of a loop; go on with --resume auto, or choose another --out")
     settings = dataclasses.replace(settings, out=out)

@@ -61,13 +61,12 @@ def main(settings: Settings) -> None:
     ways = {way: [sl.techniques.technique(text).text for text in texts.split(way, "+")] for way in settings.how}
     if not ways:
         raise UsageError('which way? Give one or more, as in --how "taylor(ratio=0.5)"')
-    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
     first = new()
     nets = {"the run": first}
     for way, techniques in ways.items():
         given = tuple(dict.fromkeys(sl.techniques.technique(text).text for text in (*settings.techniques, *techniques)))
-        own = replace(settings, how=(way,), out=out / texts.as_file_name(way), resume=settings.resume and "auto",
-                      net=first.name, int8=False)  # which no run depends on
+        own = replace(settings, how=(way,), out=settings.folder / texts.as_file_name(way), net=first.name,
+                      resume=settings.resume and "auto", int8=False)  # which no run depends on
         net = sl.prepared(new(), given, pool, settings.seed)
         arguments = {"teacher": teacher, "ema": 0.99}
         method = presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)

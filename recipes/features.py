@@ -26,19 +26,25 @@ Of 250 labels, with --also and two runs of recipes/finetune.py on the same label
 --splits 1: self_training 80.2%, ensemble 84.7% in 68 seconds; each run is embedded first, 4 minutes.
 """
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import numpy as np
-
 import ssl_lab as sl
+from ssl_lab.begun import check_same_learner
+from ssl_lab.config import Untrained
+from ssl_lab.data.files import data_folder
+from ssl_lab.data.remarks import remarks
+from ssl_lab.engine.folder import make_way
+from ssl_lab.features import LEARNERS, FeatureStore, label_propagation
+from ssl_lab.features.run import save_run
+from ssl_lab.features.side_by_side import ENSEMBLE, side_by_side
+from ssl_lab.nets.start import start_net
+from ssl_lab.notes import tell
 
 
 @dataclass
-class Settings(sl.Settings):
-    trains = False
+class Settings(Untrained):
     learner: Literal["all", "knn", "prototype", "probe", "propagation", "self_training", "anchored"] = "all"
     """Which learner to run."""
     also: tuple[str, ...] = ()
@@ -46,22 +52,9 @@ class Settings(sl.Settings):
     together are one more learner, the ensemble."""
     splits: int = 3
     """Draws of the labels, of seeds --seed, --seed + 1, ..."""
-    steps: int | None = 0
-    """Nothing is trained but the learners."""
 
 
 def main(settings: Settings) -> None:
-    from ssl_lab.begun import check_same_learner
-    from ssl_lab.data.files import data_folder
-    from ssl_lab.data.remarks import remarks
-    from ssl_lab.engine.folder import make_way
-    from ssl_lab.features import LEARNERS, FeatureStore, ensemble, label_propagation
-    from ssl_lab.features.run import save_run
-    from ssl_lab.nets.start import start_net
-    from ssl_lab.notes import tell
-
-    if settings.view:
-        raise sl.UsageError(f"--view {settings.view[0]}: features are of images as they are; nothing is trained here")
     if settings.resume is None:
         make_way(settings.out)
     pool = sl.load(settings.data, **settings.reading())
@@ -76,32 +69,20 @@ def main(settings: Settings) -> None:
     stores = [FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime) for net in nets]
     for net, store in zip(nets, stores, strict=True):
         print(f"{pool.name}: {len(store)} images embedded by {net.name} in {store.seconds:.0f} s, in {store.folder}")
+    features = [store.features for store in stores]
 
     learners = LEARNERS | {"propagation": partial(label_propagation, kept={})}
-    names = [*(learners if settings.learner == "all" else [settings.learner]), *(["ensemble"] if settings.also else [])]
-    accuracies: dict[str, list[float]] = {}
-    seconds: dict[str, float] = {}
-    for seed in range(settings.seed, settings.seed + settings.splits):
-        few = pool.split(**settings.split() | {"seed": seed})
-        tell([f"note: seed {seed}: {remark}" for remark in remarks(few) if remark not in pool.notes])
-        train, queries = ([store.features[rows] for store in stores] for rows in (few.train, few.test))
-        labels = few.labels[few.train]
-        for name in names:
-            start = time.perf_counter()
-            if name == "ensemble":
-                probs = ensemble(train, labels, queries, pool.classes, learners["self_training"], pseudo=False)
-            else:
-                probs = learners[name](train[0], labels, queries[0], pool.classes)
-            seconds[name] = seconds.get(name, 0.0) + time.perf_counter() - start
-            accuracies.setdefault(name, []).append(float((probs.argmax(axis=1) == pool.truth[few.test]).mean()))
-    print(f"{len(few.labeled)} labels, {settings.splits} splits")
-    for name, each in accuracies.items():
-        spread = f" ± {100 * np.std(each, ddof=1):.1f}" if len(each) > 1 else ""
-        print(f"{name:14} {100 * np.mean(each):5.1f}{spread}%  {seconds[name] / len(each):6.1f} s")
+    names = [*(learners if settings.learner == "all" else [settings.learner]), *([ENSEMBLE] if settings.also else [])]
+    seeds = range(settings.seed, settings.seed + settings.splits)
+    pools = [pool.split(**settings.split() | {"seed": seed}) for seed in seeds]
+    tell([f"note: seed {seed}: {remark}" for seed, few in zip(seeds, pools, strict=True) for remark in remarks(few)
+          if remark not in pool.notes])
+    found = side_by_side(names, learners, features, pools)
+    print(f"{len(pools[-1].labeled)} labels, {settings.splits} splits", *found, sep="\n")
     kept = settings.learner if settings.learner != "all" and not settings.also else "self_training"
-    save_run(settings.out, kept, nets, [store.features for store in stores], pool.split(**settings.split()), learners,
+    save_run(settings.out, kept, nets, features, pool.split(**settings.split()), learners,
              settings.plain() | {"backbone": settings.net}, runtime)
-    print(f"{'ensemble' if settings.also else kept} of seed {settings.seed} is in {settings.out}, for `ssl-lab predict "
+    print(f"{ENSEMBLE if settings.also else kept} of seed {settings.seed} is in {settings.out}, for `ssl-lab predict "
           f"{settings.out} IMAGES`")
 
 

@@ -147,7 +147,7 @@ def tuned(settings: Settings, pool: sl.Pool) -> tuple[Settings, sl.Pool]:
     """The settings with the best learning rate and weight decay, and the pool in which validation images train too."""
     if settings.steps is None:
         raise UsageError("--trials needs --steps, so that all trials have the same length")
-    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
+    out = settings.folder
     settings = replace(settings, out=out, resume=settings.resume and "auto")
     trials, everything = tuning_pools(pool, settings.seed)
 

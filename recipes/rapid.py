@@ -49,7 +49,6 @@ def optimizer(settings: Settings, peak: float) -> Optimizer:
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
     whiten = ("whiten",) if settings.net.startswith("rapid_") else ()
 
     def new() -> sl.Net:
@@ -61,10 +60,10 @@ def main(settings: Settings) -> None:
         how = settings.trainer() | {"steps": steps, "minutes": minutes, "out": folder, "resume": "auto"}
         return sl.Trainer(optimizer=optimizer(settings, peak), evaluations=2, callbacks=[sl.ShowProgress()], **how)
 
-    rounds = Rounds(out, new, trainer, settings.steps, settings.minutes, views=settings.view, seed=settings.seed,
-                    config=settings.plain())
+    rounds = Rounds(settings.folder, new, trainer, settings.steps, settings.minutes, views=settings.view,
+                    seed=settings.seed, config=settings.plain())
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    print(said(rounds.fit(pool, runtime, resume=settings.resume is not None), out))
+    print(said(rounds.fit(pool, runtime, resume=settings.resume is not None), settings.folder))
 
 
 if __name__ == "__main__":

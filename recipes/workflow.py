@@ -53,8 +53,7 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    out = settings.out if settings.resume in (None, "auto") else Path(str(settings.resume))
-    split = settings.split() | {"labels": None, "labeled": []}
+    out, split = settings.folder, settings.split() | {"labels": None, "labeled": []}
     pool = sl.load(settings.data, **settings.reading()).split(**split)
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 

@@ -55,6 +55,8 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     if parsed.techniques and not parsed.trains:
         raise UsageError(f"--with {shlex.quote(parsed.techniques[0])} changes how a method trains, and this recipe "
                          "trains none; leave it out")
+    if parsed.view and not parsed.trains:
+        raise UsageError(f"--view {parsed.view[0]}: images are looked at as they are; nothing is trained here")
     if not parsed.trains and (parsed.clip is not None or parsed.batch != 1):
         raise UsageError("--clip and --batch change how a method trains, and this recipe trains none; leave them out")
     return parsed

@@ -165,6 +165,11 @@ class Settings(ReadingSettings, Data):
     track: Literal["tensorboard", "mlflow", "wandb"] | None = None
     """Also show settings, metrics and summary there (pip install "ssl_lab[mlflow]", or of another name)."""
 
+    @property
+    def folder(self) -> Path:
+        """Where the run lies: --out, or the folder that --resume goes on in."""
+        return self.out if self.resume in (None, "auto") else Path(str(self.resume))
+
     def split(self) -> dict[str, Any]:
         """The arguments of `Pool.split`."""
         return {"labels": self.labels, "labeled": self.split_file, "valid": self.valid, "seed": self.seed,
@@ -175,6 +180,16 @@ class Settings(ReadingSettings, Data):
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",
                  "micro_batches", "techniques", "forward", "clip", "batch", "track")
         return {name: getattr(self, name) for name in names} | {"config": self.plain()}
+
+
+@dataclass
+class Untrained(Settings):
+    """Settings of a recipe that trains no method: it looks at nets, or fits learners to features of images as they
+    are."""
+
+    trains = False
+    steps: int | None = 0
+    """Nothing is trained."""
 
 
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from ssl_lab.analysis import Landscape
 from ssl_lab.analysis.depth import bends
 from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
-from ssl_lab.finished import Finished
 from ssl_lab.methods import Supervised
 from ssl_lab.nets import Net
 from ssl_lab.nets.residual import Residual
+from ssl_lab.report.finished import Finished
 
 RNG = np.random.default_rng(0)
 

@@ -14,7 +14,7 @@ from test_features_recipe import module
 from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError
-from ssl_lab.features import probe, uniformity, weighted_knn
+from ssl_lab.features import probe, uniformity, weighted_knn, worth
 from ssl_lab.features.protocols import (
     Scores,
     few_label_curve,
@@ -296,7 +296,7 @@ def test_validation_images_choose_where_there_are_some(tmp_path, capsys, wide, m
         seen.append((len(features), None if valid is None else valid.tolist()))
         return weighted_knn(features, labels, queries, classes)
 
-    monkeypatch.setattr(recipe, "linear_probe", spy)
+    monkeypatch.setattr(worth, "linear_probe", spy)
     recipe.main(parse(recipe.Settings, [
         "--from", str(run_folder(tmp_path / "run")), "--data-dir", str(tmp_path), "--out", str(tmp_path / "out"),
         "--labels", "20", "--valid", "30", "--splits", "1", "--learner", "knn", "--shown", "3", "--device", "cpu"]))

@@ -10,6 +10,7 @@ from small_runs import digits, tiny_net, train
 from test_features_recipe import module
 
 import ssl_lab as sl
+from ssl_lab.analysis.robustness import foreign, noise
 from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
@@ -46,7 +47,7 @@ def test_the_recipe_says_how_a_run_stands_it(run, recipe, tmp_path, capsys):
             recipe.main(parse(recipe.Settings, ["--from", str(run), *wrong]))
 
 
-def test_attacks_of_installed_packages_are_asked_by_their_own_words(recipe, monkeypatch):
+def test_attacks_of_installed_packages_are_asked_by_their_own_words(monkeypatch):
     """By stand-ins with the signatures of torchattacks 3.5 and autoattack 0.1."""
     asked = []
 
@@ -72,14 +73,14 @@ def test_attacks_of_installed_packages_are_asked_by_their_own_words(recipe, monk
         vars(stand_in).update(parts)
         monkeypatch.setitem(sys.modules, name, stand_in)
     net = tiny_net(digits()).eval()
-    found = recipe.foreign(net, 7)
+    found = foreign(net, 7)
     assert list(found) == ["torchattacks PGD-7", "AutoAttack"]
     x, y = torch.rand(3, 1, 8, 8), torch.tensor([1, 2, 3])
     assert all(make(0.2)(x, y) is x for make in found.values())
     assert asked == [(0.2, 7), (0.2, "cpu")]
 
 
-def test_noise_of_level_0_is_the_image(recipe):
+def test_noise_of_level_0_is_the_image():
     images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
-    assert torch.equal(recipe.noise(images, 0.0, 0), images / 255)
-    assert not torch.equal(recipe.noise(images, 0.1, 0), images / 255)
+    assert torch.equal(noise(images, 0.0, 0), images / 255)
+    assert not torch.equal(noise(images, 0.1, 0), images / 255)

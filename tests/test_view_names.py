@@ -335,9 +335,9 @@ def test_lists_of_settings_files_without_repeated_flags(tmp_path):
 
 
 def test_where_nothing_is_trained_views_are_refused():
-    module = recipe("features")
-    with pytest.raises(UsageError, match="--view weak: features are of images as they are"):
-        module.main(parse(module.Settings, ["--view", "weak"]))
+    for name in ("features", "evaluate", "analyze", "robustness"):
+        with pytest.raises(UsageError, match="--view weak: images are looked at as they are; nothing is trained here"):
+            parse(recipe(name).Settings, ["--view", "weak"])
 
 
 def test_a_job_gives_modules_as_flags(tmp_path):

@@ -24,6 +24,11 @@ class Band(NamedTuple):
     spread: FloatArray
 
 
+def line(x: ArrayLike, y: ArrayLike) -> Band:
+    """A curve whose points, [N] each, are exact."""
+    return Band(np.asarray(x, np.float64), np.asarray(y, np.float64), np.zeros(np.shape(x)))
+
+
 def read_metrics(path: str | Path) -> list[Row]:
     """The numbers of a run, one row for each step, by step.
 

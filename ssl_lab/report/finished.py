@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from ssl_lab.config import Settings, reading_of
+from ssl_lab.config import Untrained, reading_of
 from ssl_lab.data import Pool, load
 from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
@@ -29,6 +29,12 @@ class Finished:
     def techniques(self) -> list[str]:
         """The texts of those that it was trained with."""
         return list(self.stored.summary.get("techniques") or [])
+
+    @property
+    def named(self) -> str:
+        """Its method, its data, and what it was trained with."""
+        summary = self.stored.summary
+        return " with ".join(filter(None, [f"{summary['method']} on {summary['data']}", ", ".join(self.techniques)]))
 
     @property
     def seed(self) -> int:
@@ -59,16 +65,13 @@ class Finished:
 
 
 @dataclass
-class OfARun(Settings):
+class OfARun(Untrained):
     """Settings of a recipe that looks into a finished run, with its images and its labels."""
 
-    trains = False
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
     """The run: its --out."""
     data: str = ""
     """Where its images lie now (default: where they lay for the run)."""
-    steps: int | None = 0
-    """Nothing is trained."""
 
     def finished(self) -> Finished:
         """The run. UsageError for flags that ask for other labels than its own."""
