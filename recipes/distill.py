@@ -42,10 +42,10 @@ import ssl_lab as sl
 from ssl_lab import presets
 from ssl_lab.config import Quantity, may_run
 from ssl_lab.data.files import data_folder
-from ssl_lab.engine.folder import make_way
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.features.stored import stored_logits
 from ssl_lab.methods.distillation import Distillation, Teacher, load_teacher
+from ssl_lab.stages import first_stage, trained_teacher
 
 
 @dataclass
@@ -89,17 +89,10 @@ def main(settings: Settings) -> None:
         trainer.begun(around(new(settings.net), teacher), pool)
 
     if sl.methods.is_described(settings.teacher):
-        if settings.resume is None:  # before the teacher is trained, who lies in this folder too
-            sl.Runtime.start(settings.device, "fp32").from_first(lambda: make_way(trainer.folder, "teacher"))
-        own = settings.plain() | {"method": settings.teacher, "net": settings.teacher_net or "tiny_16"}
-        first = replace(trainer, steps=settings.teacher_steps, minutes=None, out=trainer.folder / "teacher",
-                        resume=settings.resume and "auto", config=own, techniques=(), optimizer=usual)
-        name, kind = sl.methods.get(settings.teacher).name, presets.kind_for(settings.teacher_steps)
-        suited = presets.preset(name, settings.data, kind).arguments
-        learner = presets.build(settings.teacher, new(own["net"]), pool, {}, suited)
-        check(Teacher(learner.predictor(), classifies=learner.classifies))
-        trained = first.fit(learner, pool, settings.labeled, settings.unlabeled).method
-        teacher = Teacher(trained.predictor(), classifies=trained.classifies)
+        known = settings.teacher_net or "tiny_16"
+        first = first_stage(trainer, "teacher", settings.teacher_steps, usual, method=settings.teacher, net=known)
+        teacher = trained_teacher(settings.teacher, new(known), pool, first, settings.labeled, settings.unlabeled,
+                                  check)
     else:
         teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
                                settings.teacher_size, len(pool), pool.reading)

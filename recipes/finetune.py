@@ -43,27 +43,17 @@ its evaluation points as well, for it has no validation images left). Killed at 
 on with --resume auto.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 import ssl_lab as sl
-from ssl_lab import methods
 from ssl_lab.config import MaybeQuantity, Quantity, may_run
-from ssl_lab.data.inventory import NAME, require_same
-from ssl_lab.engine import Callback, ShowProgress
-from ssl_lab.engine.tune import tune, tuning_pools
-from ssl_lab.errors import UsageError
 from ssl_lab.features.projector import with_projector
-from ssl_lab.finetune import FineTuning
+from ssl_lab.finetune import FineTuning, tuned
 from ssl_lab.nets.start import start_net
-
-# The papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for the backbone at a
-# fifth of --lr; `decay` is the product of learning rate and weight decay.
-SPACE = {"lr": (5e-4, 0.5), "decay": (1e-6, 1e-3)}
 
 
 @dataclass
@@ -106,29 +96,13 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    check(settings)
+    how = FineTuning.of(settings)
+    how.check(settings.shard)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     if settings.trials:
-        settings, pool = tuned(settings, pool)
-    watched = [] if by_labels_alone(settings) else [sl.PseudoLabels()]
-    print(fit(settings, pool, monitors=watched))
-
-
-def check(settings: Settings) -> None:
-    """UsageError, before anything is embedded, for what cannot be fine-tuned, or not so."""
-    if settings.learn == "lora" and settings.shard:
-        raise UsageError("--learn lora merges its updates into whole weights, of which a sharded run holds parts; "
-                         "leave out --shard, or give --learn all or biases")
-    fine_tuning(settings).check()
-
-
-def fine_tuning(settings: Settings) -> FineTuning:
-    return FineTuning(**{each.name: getattr(settings, each.name) for each in fields(FineTuning)})
-
-
-def by_labels_alone(settings: Settings) -> bool:
-    return issubclass(methods.get(settings.method), methods.Supervised)
+        settings, pool = tuned(settings, pool, settings.trials, fit)
+    print(fit(settings, pool, monitors=[] if how.by_labels_alone else [sl.PseudoLabels()]))
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
@@ -136,34 +110,11 @@ def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
                     settings.seed)
     if settings.projector:
         net = with_projector(net, Path(settings.start), pool.style, settings.seed)
-    way = fine_tuning(settings).filled(net)
-    settings = replace(settings, statistics=way.statistics, lr=way.lr, backbone_rate=way.backbone_rate,
+    how = FineTuning.of(settings).filled(net)
+    settings = replace(settings, statistics=how.statistics, lr=how.lr, backbone_rate=how.backbone_rate,
                        net=net.name)  # recorded, so that the run is one to start from too
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    return way.fit(net, pool, runtime, **settings.trainer() | trainer)
-
-
-def tuned(settings: Settings, pool: sl.Pool) -> tuple[Settings, sl.Pool]:
-    """The settings with the best learning rate and weight decay, and the pool in which validation images train too."""
-    if settings.steps is None:
-        raise UsageError("--trials needs --steps, so that all trials have the same length")
-    out = settings.folder
-    settings = replace(settings, out=out, resume=settings.resume and "auto")
-    trials, everything = tuning_pools(pool, settings.seed)
-
-    def chosen(values: Mapping[str, float]) -> dict[str, float]:
-        return {"lr": values["lr"], "weight_decay": values["decay"] / values["lr"]}
-
-    def run(values: Mapping[str, float], out: Path, watch: Callback) -> float:
-        trial = replace(settings, **chosen(values), out=out, resume=None, trials=0)
-        return float(fit(trial, trials, callbacks=[ShowProgress(), watch]).summary["valid_accuracy"])
-
-    if settings.resume is None:
-        (out / NAME).unlink(missing_ok=True)
-    require_same(out, pool, f"the trials in {out} are of")
-    config = settings.plain() | {"trials": None, "split": trials.manifest()["hash"]}
-    best = tune(run, SPACE, settings.trials, out, settings.seed, config, resume=settings.resume is not None)
-    return replace(settings, **chosen(best)), everything
+    return how.fit(net, pool, runtime, **settings.trainer() | trainer)
 
 
 if __name__ == "__main__":

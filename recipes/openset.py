@@ -10,7 +10,7 @@ with --encoder s4l 91.8% (seed 0). On an Intel Xeon, seed 0: OpenCoS 95.0%, FixM
 Without --other, nothing is mixed in.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -23,6 +23,7 @@ from ssl_lab.config import Quantity, may_run
 from ssl_lab.data.openset import open_set
 from ssl_lab.features.embed import embed
 from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
+from ssl_lab.stages import first_stage
 
 
 @dataclass
@@ -57,9 +58,7 @@ def main(settings: Settings) -> None:
         check_labels(targets, pool.classes)  # before an encoder is trained
         if sl.methods.is_described(settings.encoder):
             learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
-            first = replace(trainer, steps=settings.encoder_steps, minutes=None, out=trainer.folder / "encoder",
-                            resume=settings.resume and "auto", techniques=(), optimizer=usual,
-                            config=settings.plain() | {"method": settings.encoder})
+            first = first_stage(trainer, "encoder", settings.encoder_steps, usual, method=settings.encoder)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)

@@ -14,21 +14,20 @@ had 93.4 and 92.9%. With 40 labels drawn evenly over the classes, as no query ca
 label, FixMatch from scratch has 97.9 ± 0.2% after as many steps (recipes/distill.py).
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import presets
 from ssl_lab.active.plugins import make_oracle
 from ssl_lab.active.show import say_how_it_stands
 from ssl_lab.config import may_run
 from ssl_lab.export import SUFFIXES, Format, export
 from ssl_lab.features.fidelity import comparison
-from ssl_lab.methods.distillation import Teacher, load_teacher
+from ssl_lab.methods.distillation import load_teacher
 from ssl_lab.report import stage_report, stage_table
+from ssl_lab.stages import Stages
 
 
 @dataclass
@@ -57,25 +56,22 @@ def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**split)
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 
-    def train(stage: str, method: str, net: sl.Net, pool: sl.Pool, lr: float, *views: str, **more: object) -> sl.Result:
-        own = replace(settings, net=net.name, out=out / stage, resume="auto",  # later stages read there which net it is
-                      techniques=settings.techniques if stage == "teacher" else ())
-        optimizer = sl.optimizer(settings.optimizer, sl.SGD(lr=sl.schedule.cosine_7_16(lr)))
-        trainer = sl.Trainer(optimizer=optimizer, **own.trainer())
-        net = sl.prepared(net, own.techniques, pool, settings.seed)
-        return trainer.fit(presets.build(method, net, pool, more).with_views(*views), pool, 32, 128)
-
     query = sl.make_query(settings.query)
     oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
                          agreement=settings.agreement, data=settings.data)
-    check(settings, pool, new)
-    stages, weights = {}, settings.weights
-    if not (settings.pretrained or weights):
-        stages["backbone"], weights = out / "backbone", out / "backbone" / "model.safetensors"
-        train("backbone", settings.pretrain, new(settings.net), pool, lr=0.06)
-    start = partial(new, settings.net, pretrained=settings.pretrained, weights=weights)
-    loop = sl.ActiveLoop(pool, lambda pool, _: train("teacher", settings.method, start(), pool, 0.03, *settings.view),
-                         query, oracle, settings.labels, rounds=1, out=out / "labels",
+    start = partial(new, settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    few = pool.split(**settings.split()) if settings.oracle == "truth" else None  # elsewhere no label is known yet
+    stages = Stages(settings)
+    stages.check(settings.pretrain, settings.method, settings.distill, start(), new(settings.student), pool, few)
+
+    if not (settings.pretrained or settings.weights):
+        stages.train("backbone", settings.pretrain, new(settings.net), pool, 0.06)
+        start = partial(start, weights=out / "backbone" / "model.safetensors")
+
+    def train(pool: sl.Pool, _: int) -> sl.Result:
+        return stages.train("teacher", settings.method, start(), pool, 0.03, settings.view, settings.techniques)
+
+    loop = sl.ActiveLoop(pool, train, query, oracle, settings.labels, rounds=1, out=out / "labels",
                          seed=settings.seed, backbone=start(), device=settings.device, precision=settings.precision)
     loop.run()
     if len(loop.pending):
@@ -83,28 +79,13 @@ def main(settings: Settings) -> None:
         return
     say_how_it_stands(loop)
     teacher = load_teacher(out / "teacher", pool.class_names, pool.style)
-    student = train("student", settings.distill, new(settings.student), loop.pool, lr=0.1, teacher=teacher).method
+    student = stages.train("student", settings.distill, new(settings.student), loop.pool, 0.1, teacher=teacher).method
     file = out / f"{settings.student.replace('/', '-')}.{SUFFIXES[settings.to]}"
     export(out / "student", settings.to, file)
     said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
-    stages |= {"teacher": out / "teacher", "student": out / "student"}
-    stage_report(f"From {settings.labels} labels to {file.name}", said, stages, loop.pool, loop.records[0].ids, out)
-    print(stage_table(stages).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
-
-
-def check(settings: Settings, pool: sl.Pool, new: Callable[..., sl.Net]) -> None:
-    """UsageError for what a later stage would stop at, before the first one trains."""
-    for method in (settings.pretrain, settings.method, settings.distill):
-        sl.methods.get(method)
-    sl.optimizer(settings.optimizer, sl.SGD())
-    net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
-    presets.build(settings.distill, new(settings.student), pool, {"teacher": Teacher(net)})
-    few = pool.split(**settings.split()) if settings.oracle == "truth" else None  # elsewhere no label is known yet
-    if few is None:
-        sl.views.by_name(settings.view)
-    else:
-        learner = presets.build(settings.method, new(settings.net), few, {}).with_views(*settings.view)
-        sl.Trainer(steps=1, device=settings.device, techniques=settings.techniques).begun(learner, few)
+    runs = {stage: out / stage for stage in ("backbone", "teacher", "student") if (out / stage).exists()}
+    stage_report(f"From {settings.labels} labels to {file.name}", said, runs, loop.pool, loop.records[0].ids, out)
+    print(stage_table(runs).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar
 
 from ssl_lab import methods, presets
+from ssl_lab.config import Settings
 from ssl_lab.data import Pool
-from ssl_lab.engine import Result, Runtime, Trainer
+from ssl_lab.data.inventory import NAME, require_same
+from ssl_lab.engine import Callback, Result, Runtime, ShowProgress, Trainer
+from ssl_lab.engine.tune import tune, tuning_pools
 from ssl_lab.errors import UsageError
 from ssl_lab.features.probe import probe_head
 from ssl_lab.nets import Net
@@ -16,7 +20,7 @@ from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, is_foreign
 from ssl_lab.notes import once
 from ssl_lab.optim import SGD, with_rates
-from ssl_lab.optim import optimizer as chosen
+from ssl_lab.optim import optimizer as optimizer_of
 from ssl_lab.schedule import Scalar, Schedule, cosine, course, times, warm_up
 from ssl_lab.techniques import WeightsTechnique, together
 
@@ -25,6 +29,11 @@ CLIP = 1.0
 """Largest norm of a gradient where statistics are frozen and unlabeled images learn: no BatchNorm holds what the first
 strong views do to the net. Without it, and a warm-up, lite0 on soft labels (CIFAR-10, 96 px, steps of 40) agreed with
 69% of them at first, with 16% six steps later, and ended at chance; with both it learns."""
+SPACE = {"lr": (5e-4, 0.5), "decay": (1e-6, 1e-3)}
+"""What is tuned: the papers' ranges (Kornblith et al. 2019, arXiv 1805.08974; Chen et al. 2020, arXiv 2002.05709) for
+the backbone at a fifth of the head's learning rate; `decay` is the product of learning rate and weight decay."""
+
+S = TypeVar("S", bound=Settings)
 
 
 @dataclass(frozen=True)
@@ -56,8 +65,21 @@ class FineTuning:
     ema: Scalar = 0.99
     optimizer: str | None = None
 
-    def check(self) -> None:
-        """UsageError, before anything is embedded, for what cannot be fine-tuned, or not so."""
+    @classmethod
+    def of(cls, settings: object) -> FineTuning:
+        """With what settings have of the same name."""
+        return cls(**{each.name: getattr(settings, each.name) for each in fields(cls)})
+
+    @property
+    def by_labels_alone(self) -> bool:
+        """Whether unlabeled images play no part."""
+        return issubclass(methods.get(self.method), methods.Supervised)
+
+    def check(self, shard: bool = False) -> None:
+        """UsageError, before anything is embedded, for what cannot be fine-tuned, or not so, or not on shards."""
+        if self.learn == "lora" and shard:
+            raise UsageError("--learn lora merges its updates into whole weights, of which a sharded run holds parts; "
+                             "leave out --shard, or give --learn all or biases")
         if not methods.get(self.method).classifies:
             raise UsageError(f"{self.method} trains no classifier; pretrain with it, and fine-tune by another method "
                              "from its run")
@@ -76,7 +98,7 @@ class FineTuning:
         stay and unlabeled images learn, rates warm up and gradients are clipped (`CLIP`), unless somebody says how.
         """
         self.check()
-        many = not issubclass(methods.get(self.method), methods.Supervised)
+        many = not self.by_labels_alone
         fast = many and not is_foreign(net)
         rates = RATES | ({"all": 1.0} if fast else {})
         given = {name: value for name in ("statistics", "lr", "backbone_rate")
@@ -116,7 +138,7 @@ class FineTuning:
         still = with_all.statistics == "frozen" or self.learn == "lora"
         gently = still and not isinstance(method, methods.Supervised)
         fall: Callable[[float], Schedule] = _gentle if gently else cosine
-        optimizer = chosen(self.optimizer, SGD(lr=course(lr, fall), weight_decay=self.weight_decay))
+        optimizer = optimizer_of(self.optimizer, SGD(lr=course(lr, fall), weight_decay=self.weight_decay))
         if self.train_blocks != 0:
             slower = times(optimizer.lr, rate) if self.optimizer else course(times(lr, rate), fall)
             optimizer = with_rates(optimizer, {"net.backbone": slower})
@@ -134,6 +156,39 @@ class FineTuning:
             freeze_weights(net)
         elif self.learn == "lora":
             add_lora(net, self.rank, pool.style, seed)
+
+
+class Fit(Protocol[S]):
+    """Fine-tunes by settings on a pool. trainer: further arguments of `Trainer`."""
+
+    def __call__(self, settings: S, pool: Pool, **trainer: Any) -> Result: ...
+
+
+def tuned(settings: S, pool: Pool, trials: int, fit: Fit[S]) -> tuple[S, Pool]:
+    """The settings with the learning rate and the weight decay that were best in so many trials, and the pool in which
+    validation images train too. See `tune`.
+
+    settings: with `lr`, `weight_decay` and `trials`. UsageError without steps: all trials have the same length.
+    """
+    if settings.steps is None:
+        raise UsageError("--trials needs --steps, so that all trials have the same length")
+    out = settings.folder
+    settings = replace(settings, out=out, resume=settings.resume and "auto")
+    tried, everything = tuning_pools(pool, settings.seed)
+
+    def chosen(values: Mapping[str, float]) -> dict[str, Any]:
+        return {"lr": values["lr"], "weight_decay": values["decay"] / values["lr"]}
+
+    def run(values: Mapping[str, float], out: Path, watch: Callback) -> float:
+        trial = replace(settings, **chosen(values), out=out, resume=None, **{"trials": 0})
+        return float(fit(trial, tried, callbacks=[ShowProgress(), watch]).summary["valid_accuracy"])
+
+    if settings.resume is None:
+        (out / NAME).unlink(missing_ok=True)
+    require_same(out, pool, f"the trials in {out} are of")
+    config = settings.plain() | {"trials": None, "split": tried.manifest()["hash"]}
+    best = tune(run, SPACE, trials, out, settings.seed, config, resume=settings.resume is not None)
+    return replace(settings, **chosen(best)), everything
 
 
 def _gentle(peak: float) -> Schedule:

@@ -14,7 +14,7 @@ LEVELS = [
     {"features", "analysis"},
     {"report"},
     {"active"},
-    {"model", "finetune", "rounds"},
+    {"model", "finetune", "rounds", "stages"},
     {"ensemble"},
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",

@@ -489,7 +489,7 @@ def test_defaults_suit_the_method_and_the_net(name, arguments, expected, capsys)
     recipe = module("recipes", "finetune")
     once.cache_clear()
     bare = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), (0.0,), (1.0,), name)
-    found = recipe.fine_tuning(parse(recipe.Settings, ["--steps", "1", *map(str, arguments)])).filled(bare)
+    found = FineTuning.of(parse(recipe.Settings, ["--steps", "1", *map(str, arguments)])).filled(bare)
     assert (found.statistics, found.lr, found.backbone_rate) == expected
     flags = [flag for flag in ("--statistics", "--lr", "--backbone-rate") if flag not in arguments]
     said = f"{', '.join(flags)} {'says' if len(flags) == 1 else 'say'} otherwise"
