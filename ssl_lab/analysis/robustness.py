@@ -62,13 +62,13 @@ class Trial:
     def score(self, pixels: Tensor) -> Score:
         """Of images as they have become, float [n, C, H, W] in [0, 1]."""
         with torch.inference_mode():
-            logits = torch.cat([self.net(part.to(self.y.device)).logits for part in pixels.split(ROWS)])
+            logits = torch.cat([self.net(part.to(self.y.device)).logits for part in torch.split(pixels, ROWS)])
         found = rates(tallies(logits.double().softmax(dim=1).cpu().numpy(), self.y.cpu().numpy()))
         return Score(found["accuracy"], found["ece"])
 
     def attacked(self, attack: Attack) -> Score:
-        clean = self.x / 255
-        return self.score(torch.cat([attack(x, y) for x, y in zip(clean.split(ROWS), self.y.split(ROWS), strict=True)]))
+        parts = zip(torch.split(self.x / 255, ROWS), torch.split(self.y, ROWS), strict=True)
+        return self.score(torch.cat([attack(x, y) for x, y in parts]))
 
 
 @dataclass(frozen=True)

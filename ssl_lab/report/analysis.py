@@ -188,9 +188,9 @@ def write_analysis(run: Finished, numbers: Sequence[Number], whole: analysis.Spe
 def _add_spectrum(report: Report, run: Finished, whole: analysis.Spectrum, parts: Mapping[int, analysis.Spectrum],
                   land: analysis.Landscape) -> None:
     report.section("The spread of the Hessian's eigenvalues")
-    ends = np.array([whole.smallest, whole.largest])
-    at = np.linspace(*(ends + np.array([-0.05, 0.05]) * np.ptp(ends)), 300)
-    density = np.log10(np.maximum(whole.density(at, max(float(np.ptp(ends)), 1e-12) / 60), 1e-6))
+    width = whole.largest - whole.smallest
+    at = np.linspace(whole.smallest - 0.05 * width, whole.largest + 0.05 * width, 300)
+    density = np.log10(np.maximum(whole.density(at, max(width, 1e-12) / 60), 1e-6))
     report.figure(curves({"all classes": line(at, density)}, "log10 of density", "eigenvalue"),
                   f"By {len(whole.values)} steps of Lanczos' method from a random direction; most lie near 0.")
     report.table(Table("The Hessian, class by class", [

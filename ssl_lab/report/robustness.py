@@ -12,7 +12,7 @@ from ssl_lab.report.finished import Finished
 from ssl_lab.report.html import NAME, Report
 from ssl_lab.report.metrics import line
 from ssl_lab.report.plots import curves
-from ssl_lab.report.tables import Column, Table
+from ssl_lab.report.tables import Cell, Column, Table
 from ssl_lab.views.corruptions import KINDS
 
 
@@ -20,12 +20,12 @@ def table_of_all(found: Stand) -> Table:
     """A row for the clean images, each attack and radius, the mean of all corruptions, and each level of noise."""
     low, high = wilson(round(found.clean.accuracy * found.count), found.count)
     every = [score for scores in found.corrupted.values() for score in scores[1:]]
-    rows = [[f"clean (95%: {100 * low:.1f} to {100 * high:.1f})", *found.clean],
-            *([f"{name}, radius {255 * radius:.3g}/255", *score] for name, scores in found.attacks.items()
-              for radius, score in scores.items() if radius),
-            ["corruptions, mean of 75", *np.mean(every, axis=0).tolist()],
-            *([f"Gaussian noise {level:g}", *score] for level, score in
-              zip(LEVELS[1:], found.noisy[1:], strict=True))]
+    rows: list[list[Cell]] = [
+        [f"clean (95%: {100 * low:.1f} to {100 * high:.1f})", *found.clean],
+        *([f"{name}, radius {255 * radius:.3g}/255", *score] for name, scores in found.attacks.items()
+          for radius, score in scores.items() if radius),
+        ["corruptions, mean of 75", *np.mean(every, axis=0).tolist()],
+        *([f"Gaussian noise {level:g}", *score] for level, score in zip(LEVELS[1:], found.noisy[1:], strict=True))]
     return Table(f"{found.count} test images", [Column("under"), Column("accuracy", "right", ".1%"),
                                                 Column("calibration error", "right", ".1%")], rows)
 
