@@ -2,7 +2,7 @@
 
     python recipes/fixmatch.py --data mnist --labels 40 --net tiny_16 --steps 1000 --out runs/fixmatch
     python recipes/compress.py --from runs/fixmatch --how "taylor(ratio=0.5)" --data mnist --labels 40 --steps 1000
-    python recipes/compress.py --from runs/fixmatch --how "rigl(density=0.1)" --how "lottery(rounds=4)" --int8 \
+    python recipes/compress.py --from runs/fixmatch --how "rigl(density=0.1)" --how "lottery(rounds=4)" --int8 \\
         --data mnist --labels 40 --steps 1000 --resume auto
 
 The run is its own teacher: that is what makes compression work where labels are few. Each --how is a technique, or

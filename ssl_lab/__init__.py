@@ -78,6 +78,7 @@ if TYPE_CHECKING:
 
 quiet_imports()
 
+__version__ = "0.1.0"
 _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
     "auditing": ("Audit", "audit"),

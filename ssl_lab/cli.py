@@ -5,19 +5,22 @@ from __future__ import annotations
 
 import importlib
 import json as jsonlib
+import os
 import platform
+import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+import ssl_lab
 from ssl_lab.command_line import run_command
 from ssl_lab.exits import exit_with_status
 
-Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets", "data"]
+Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets", "data", "recipes"]
 
 
 def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int = 1) -> None:
@@ -31,53 +34,31 @@ def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int
 
 
 def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, papers: bool = False, json: bool = False) -> None:
-    """Lists what there is: methods, techniques, optimizers, queries, views, nets and data sets.
+    """Lists what there is, with papers, recipes and how each is asked for: methods, techniques, optimizers, queries,
+    views, nets, data sets and recipes.
 
     kind: only these. papers: the papers that it is made of, each with its name here and how to run it, instead. json:
     print JSON.
     """
+    from ssl_lab import catalog
+
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if papers:
-        _list_papers(json)
-        return
-    tables = {name: table() for name, table in _TABLES.items() if kind in (None, name)}
-    if json:
-        print(jsonlib.dumps(tables if kind is None else tables[kind], indent=2))
-        return
-    from rich.console import Console
-    from rich.table import Table
+        from ssl_lab.papers import listed
 
-    for name, rows in tables.items():
-        for family in dict.fromkeys(row.get("family") for row in rows):
-            members = [row for row in rows if row.get("family") == family]
-            recipes = ", ".join(sorted({row["recipe"] for row in members if "recipe" in row}))
-            title = ": ".join(filter(None, [name, family, recipes]))
-            table = Table(title=title, title_justify="left", title_style="bold", box=None, show_header=False)
-            *narrow, wide = (key for key in members[0] if key not in ("family", "recipe"))
-            for key in narrow:
-                table.add_column(key, no_wrap=True, min_width=max(len(row[key]) for row in rows))
-            table.add_column(wide, no_wrap=family is not None)  # titles may be cut, descriptions may not
-            for row in members:
-                table.add_row(*(row[key] for key in (*narrow, wide)))
-            Console().print(table)
-
-
-def _list_papers(json: bool) -> None:
-    from ssl_lab.papers import listed
-
-    rows = listed()
+        rows = listed()
+        lines: Iterable[str] = [f"papers: {len(rows)}"] + [line for row in rows for line in catalog.row_of(
+            row["row"], f"{row['paper']} (arXiv {row['arxiv']}): {row['how']}", width, longest=2)]
+    else:
+        tables = catalog.tables(kind)
+        rows = tables if kind is None else tables[kind]
+        lines = catalog.laid_out(tables, width)
     if json:
         print(jsonlib.dumps(rows, indent=2))
         return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(title=f"{len(rows)} papers", title_justify="left", title_style="bold", box=None)
-    for key in rows[0]:
-        table.add_column(key, no_wrap=key in ("row", "arxiv"), overflow="fold")
-    for row in rows:
-        table.add_row(*map(Text, row.values()))
-    Console().print(table)
+    for line in lines:
+        bold = width is not None and line[:1].strip() and "NO_COLOR" not in os.environ
+        print(f"\033[1m{line}\033[0m" if bold else line)
 
 
 def env() -> None:
@@ -103,64 +84,6 @@ def env() -> None:
     }
     for key, value in lines.items():
         print(f"{key:20} {value}")
-
-
-def _methods() -> list[dict[str, str]]:
-    from ssl_lab.methods import METHODS
-
-    return [{key: getattr(method, key) for key in ("name", "family", "arxiv", "recipe", "paper")}
-            for method in METHODS.values()]
-
-
-def _techniques() -> list[dict[str, str]]:
-    from ssl_lab.techniques import TECHNIQUES
-
-    return [{"name": name, "family": each.kind if each.serves == "accuracy" else f"{each.kind}, for {each.serves}",
-             "arxiv": each.arxiv, "paper": each.paper}
-            for name, each in TECHNIQUES.items()]
-
-
-def _optimizers() -> list[dict[str, str]]:
-    from ssl_lab.optim import OPTIMIZERS
-
-    return _described({name: str(each.__doc__).partition("\n")[0] for name, each in OPTIMIZERS.items()})
-
-
-def _queries() -> list[dict[str, str]]:
-    from ssl_lab.active.queries import QUERIES, WRAPPERS
-
-    return [{"name": name, "family": query.family, "needs": ", ".join(sorted(query.needs)), "arxiv": query.arxiv,
-             "paper": query.paper} for name, query in (QUERIES | WRAPPERS).items()]
-
-
-def _views() -> list[dict[str, str]]:
-    from ssl_lab.views import VIEWS, kornia, torchvision
-
-    named = VIEWS | {f"views.{each.__name__}(...)": each for each in (kornia, torchvision)}
-    return [{"name": name, "what": str(view.__doc__).partition("\n")[0]} for name, view in named.items()]
-
-
-def _nets() -> list[dict[str, str]]:
-    from ssl_lab.at_hand import PRETRAINED
-    from ssl_lab.nets import NETS
-
-    here = {name: "here" if known.is_here else f"not here: {known.fetched_by} ({known.megabytes} MB)"
-            for name, known in PRETRAINED.items()}
-    return _described({name: f"{what}; {here[name]}" if name in here else what for name, what in NETS.items()})
-
-
-def _data() -> list[dict[str, str]]:
-    from ssl_lab.data import DATASETS
-
-    return _described(DATASETS)
-
-
-def _described(names: Mapping[str, str]) -> list[dict[str, str]]:
-    return [{"name": name, "what": what} for name, what in names.items()]
-
-
-_TABLES: dict[str, Any] = {"methods": _methods, "techniques": _techniques, "optimizers": _optimizers,
-                           "queries": _queries, "views": _views, "nets": _nets, "data": _data}
 
 
 def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
@@ -207,6 +130,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
+    if argv == ["--version"]:
+        print(f"ssl_lab {ssl_lab.__version__}")
+        return
     if argv[:1] == ["bench"]:
         from ssl_lab import bench as room
         from ssl_lab.bench.nets import bench_nets

@@ -20,6 +20,7 @@ LEVELS = [
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "find_lr", "reporting", "estimator", "begun", "refits"},
     {"train", "study", "papers", "compress"},
+    {"catalog"},
     {"cli", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

@@ -1,32 +1,20 @@
-"""The `ssl-lab` command: what it lists, and what it says to bad usage."""
+"""The `ssl-lab` command: its words, and what it says to bad usage."""
 
 import importlib
-import json
 import sys
+import tomllib
 
 import pytest
 import torch
+import yaml
+from small_runs import ROOT
 
 import ssl_lab as sl
-from ssl_lab.active.queries import QUERIES, WRAPPERS
 from ssl_lab.cli import _ELSEWHERE, main
 from ssl_lab.command_line import run_command
-from ssl_lab.data import DATASETS
 from ssl_lab.errors import UsageError
-from ssl_lab.methods import METHODS
-from ssl_lab.nets import NETS
-from ssl_lab.optim import OPTIMIZERS
-from ssl_lab.techniques import TECHNIQUES
-from ssl_lab.views import VIEWS
 
-KNOWN = {"methods": METHODS, "techniques": TECHNIQUES, "optimizers": OPTIMIZERS,
-         "queries": QUERIES | WRAPPERS,
-         "views": [*VIEWS, "views.kornia(...)", "views.torchvision(...)"], "nets": NETS, "data": DATASETS}
-
-
-def _listed(arguments, capsys):
-    main(["list", *arguments])
-    return capsys.readouterr().out
+FORMS = ROOT / ".github/ISSUE_TEMPLATE"
 
 
 @pytest.mark.parametrize("word", sorted({*_ELSEWHERE, "labels", "quickstart"} - {"bench"}))
@@ -44,27 +32,6 @@ def test_a_word_in_code_does_what_is_typed(tmp_path):
                         (lambda: sl.report(tmp_path), "no"), (lambda: sl.export(tmp_path, "onnx"), "no")]:
         with pytest.raises(sl.UsageError, match=match):
             call()
-
-
-@pytest.mark.parametrize("kind", KNOWN)
-def test_list_of_one_kind_as_json(kind, capsys):
-    rows = json.loads(_listed([kind, "--json"], capsys))
-    assert [row["name"] for row in rows] == list(KNOWN[kind])
-    assert all(isinstance(value, str) for row in rows for value in row.values())
-
-
-def test_list_of_everything(capsys):
-    tables = json.loads(_listed(["--json"], capsys))
-    assert list(tables) == list(KNOWN)
-    assert {row["name"]: row["arxiv"] for row in tables["methods"]}["fixmatch"] == "2001.07685"
-
-
-def test_list_as_a_table(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-    text = _listed([], capsys)
-    for kind, names in KNOWN.items():
-        assert kind in text
-        assert all(name in text for name in names)
 
 
 def test_env_says_versions_device_and_precision(capsys):
@@ -88,6 +55,25 @@ def test_bad_usage_is_one_line_and_status_2(arguments, says, capsys):
     assert line.count("\n") == 1
     assert says in line
     assert out == ""
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"ssl_lab {sl.__version__}\n"
+    changes = (ROOT / "CHANGELOG.md").read_text()
+    assert f"\n## [{sl.__version__}]" in changes
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ssl_lab.__version__"}
+
+
+@pytest.mark.parametrize("form", sorted(path.name for path in FORMS.glob("[!c]*.yml")))
+def test_forms_ask_for_what_is_needed(form):
+    fields = yaml.safe_load((FORMS / form).read_text())["body"]
+    assert len({field["id"] for field in fields}) == len(fields)
+    assert all(field["attributes"]["label"] for field in fields)
+    required = {field["id"]: field["attributes"]["label"] for field in fields
+                if field.get("validations", {}).get("required")}
+    assert required.get("env") == "`ssl-lab env`" if form == "bug.yml" else "situation" in required
 
 
 def test_help_is_status_0(capsys):

@@ -23,11 +23,11 @@ from ssl_lab.presets import build
 from ssl_lab.views import Eval, Strong, Weak
 
 TINY = ("--labels", "40", "--net", "tiny_4", "--device", "cpu", "--precision", "fp32", "--steps", "2")
-README = (ROOT / "README.md").read_text()
-# The README's example, and what else people write: arguments with and without types, **others, no average.
+GUIDE = (ROOT / ".github/CONTRIBUTING.md").read_text()
+# The example for contributors, and what else people write: arguments with and without types, **others, no average.
 OWN = """
 import ssl_lab as sl
-{readme}
+{example}
 
 class Sharper(MinimumEntropy):
     name = "sharper"
@@ -63,10 +63,11 @@ def plain(style, size=1):
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     """A folder with a package of methods, in which the person is."""
-    block = next(block for block in re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    block = next(block for block in re.findall(r"```python\n(.*?)```", GUIDE, flags=re.DOTALL)
                  if "class MinimumEntropy" in block)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "soft.py").write_text(OWN.format(readme=block.replace("check_method(", "(lambda method: 0)(")))
+    unchecked = block.replace("check_method(", "(lambda method: 0)(")
+    (tmp_path / "mine" / "soft.py").write_text(OWN.format(example=unchecked))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("mine", "mine.soft"):

@@ -5,8 +5,6 @@ import json
 import re
 from pathlib import Path
 
-import pytest
-
 from ssl_lab.cli import main
 from ssl_lab.methods import METHODS
 from ssl_lab.papers import listed, papers
@@ -59,12 +57,3 @@ def test_list_papers_says_how_to_run_each(capsys):
                        "paper": "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence"}
     assert rows[1]["how"] == "python recipes/consistency.py --method mixmatch"
     assert rows[20]["how"].startswith('--with "sam(parts=4, after=0.8)"; ')
-
-
-@pytest.mark.parametrize("width", ["60", "200"])
-def test_list_papers_as_a_table(width, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", width)
-    main(["list", "--papers"])
-    text = capsys.readouterr().out
-    assert "86 papers" in text
-    assert all(each.arxiv in text for each in papers())

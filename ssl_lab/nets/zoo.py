@@ -171,6 +171,7 @@ NETS = {name: family.description for name, family in _FAMILIES.items()} | {
 } | {
     "timm/{model}": "any model of timm, e.g. timm/vit_tiny_patch16_224; with pretrained weights if wanted",
     "{net}+{width}": "any of these and one more layer of ReLUs, e.g. tiny_16+64, as after `finetune.py --projector`",
+    "{net}+gn": "any of these with GroupNorm for BatchNorm, as private training by `--with dp(...)` needs it",
     "{net}+unit": "any of these with features of length 1, as after `features.py` or `--with ldam`",
     "{net}+normed": "any of these with fixed normalizations of its blocks' outputs, as after `--with layerwise_reinit`",
     "{net}+in{bits}": "any of these whose layers see their inputs in so many bits, as after `--with qnn`",

@@ -18,7 +18,9 @@ FORGETS = 0.9
 
 @dataclass(frozen=True)
 class NSGD(Optimizer):
-    """SGD with momentum, where the step of a layer's weights is divided by 0.01 + ||x||_1, x the layer's input.
+    """NSGD (Aktas et al. 2022, arXiv 2212.09921): SGD whose steps are normalized by what a layer is given.
+
+    With momentum; the step of a layer's weights is divided by 0.01 + ||x||_1, x the layer's input.
 
     Of a convolution x is an input channel: the largest sum of absolute values in a column of its map, and its weights
     are divided each by their input channel's; of a linear layer x is the row of features. Means over the batch. Biases
@@ -38,7 +40,9 @@ class NSGD(Optimizer):
 
 @dataclass(frozen=True)
 class INSGD(NSGD):
-    """The same with P <- 0.9 P + 0.1 ||x||_2^2 and the divisor max(log P, 0.01), x standardized first.
+    """INSGD (Aktas et al. 2022, arXiv 2212.09921): NSGD that averages the sizes of inputs over steps.
+
+    As NSGD with P <- 0.9 P + 0.1 ||x||_2^2 and the divisor max(log P, 0.01), x standardized first.
 
     Standardized over the features of a row in a linear layer, and over the map of a channel in a convolution, where a
     standard deviation counts as 0.01 at least; P of each input channel, from 0.

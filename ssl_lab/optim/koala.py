@@ -17,7 +17,9 @@ LEAST = 1e-9  # norm of a gradient below which a tensor stays
 
 @dataclass(frozen=True)
 class KOALA(Optimizer):
-    """KOALA-V. For each tensor, with g its gradient with decay and l = L + decay / 2 ||w||^2:
+    """KOALA-V (Davtyan et al. 2022, arXiv 2107.03331): one Kalman filter for all weights, which observes the loss.
+
+    For each tensor, with g its gradient with decay and l = L + decay / 2 ||w||^2:
 
         s <- s + q,    R <- 0.9 R + 0.1 L^2,    S = s ||g||^2 + R,    w <- w - lr (l s / S) g
         s <- s - s^2 max over tensors of ||g||^2 / S
@@ -41,7 +43,9 @@ class KOALA(Optimizer):
 
 @dataclass(frozen=True)
 class KOALAM(Optimizer):
-    """KOALA-M: the filter's state is a weight and its velocity, P [2, 2] their covariance, for all tensors.
+    """KOALA-M (Davtyan et al. 2022, arXiv 2107.03331): the filter's state is a weight and its velocity.
+
+    P [2, 2] is their covariance, for all tensors:
 
         S = P_00 ||g||^2 + R,    w <- w - lr l P_00 / S g,    v <- v - lr l P_10 / S g,    P <- P - P diag(h, 0) P'
 

@@ -15,7 +15,9 @@ from ssl_lab.schedule import Scalar
 
 @dataclass(frozen=True)
 class MiniBlockFisher(Optimizer):
-    """w <- (1 - lr decay) w - lr (G + damping I)^-1 m,   G <- b G + (1 - b) g g',   m <- momentum m + (1 - momentum) g
+    """Mini-block Fisher (Bahamou et al. 2022, arXiv 2202.04124): many small blocks of the Fisher matrix, inverted.
+
+    w <- (1 - lr decay) w - lr (G + damping I)^-1 m,   G <- b G + (1 - b) g g',   m <- momentum m + (1 - momentum) g
 
     for each block by itself: in a convolution the kernel of each pair of an output and an input channel; in a linear
     layer the weights of each output, whose G is the mean over outputs; else each number, with G of size 1. G is that of
