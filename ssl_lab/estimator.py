@@ -33,7 +33,8 @@ from ssl_lab.data import Pool
 from ssl_lab.data.arrays import IntArray, channels_first
 from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.labels import as_column, entry_of
-from ssl_lab.data.memory import pool_of_datasets
+from ssl_lab.data.memory import content_of_datasets
+from ssl_lab.data.pool import pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.rows import fields_of, is_dataset, labels_in, names_in
 from ssl_lab.data.values import BYTES_AND_UNIT, Range, kind_of, parse_range
@@ -192,7 +193,8 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
                 raise UsageError(f"y has length {len(labels)}, but there are {len(images)} images")
             images = list(zip(images, labels.tolist(), strict=True))
         reading["value_range"] = parse_range(self.value_range)
-        return pool_of_datasets({"train": images}, names, "dataset", Reading(**reading), labels=labels)
+        content = content_of_datasets({"train": images}, names, "dataset", Reading(**reading), labels=labels)
+        return pool_of(content)
 
     def _images(self, X: Any, reset: bool) -> tuple[str, Any]:  # noqa: N803
         """What X is ("array", "files", "pictures" or "dataset"), and its images. reset: whether it is to be learned

@@ -17,7 +17,6 @@ import tyro
 import yaml
 from torch import Tensor, nn
 
-from ssl_lab import methods
 from ssl_lab.batch import Style, generator
 from ssl_lab.class_names import shown
 from ssl_lab.config import reading_of
@@ -26,7 +25,7 @@ from ssl_lab.engine.card import CARD, Card
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
 from ssl_lab.nets import Net
-from ssl_lab.nets.start import start_net
+from ssl_lab.nets.start import learned_classes, start_net
 from ssl_lab.nets.stored import KEY, metadata, one_line, read_weights
 
 Format = Literal["timm", "onnx", "torchscript"]
@@ -114,7 +113,7 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
         style = load(settings["data"], **reading_of(settings)).style
-    return start_net(str(run), classes, style), style, methods.learned_classes(run)
+    return start_net(str(run), classes, style), style, learned_classes(run)
 
 
 _KINDS = {"neighbors": "the neighbors of stored features", "ensemble": "several nets together"}

@@ -5,6 +5,8 @@ Everything is computed in float32 at least, whatever the precision of the nets.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -107,6 +109,13 @@ def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Sh
     if mask is not None:
         counted = counted & mask
     return Share(((predicted == truth) & counted).sum(), counted.sum())
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Within it, products of matrices and convolutions are not rounded to bf16 by autocast."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()
 
 
 def _full(logits: Tensor) -> Tensor:

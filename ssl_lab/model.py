@@ -34,7 +34,7 @@ from ssl_lab.engine import Runtime
 from ssl_lab.engine.abreast import abreast, lanes
 from ssl_lab.engine.card import CARD, Card
 from ssl_lab.engine.machine import Precision
-from ssl_lab.engine.weights import place
+from ssl_lab.engine.placed import place
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import batch_of
 from ssl_lab.features.heads import Neighbors

@@ -21,7 +21,8 @@ from ssl_lab.data.inventory import inventory, write_inventory
 from ssl_lab.engine import Runtime, Trainer, checkpoint, evaluate
 from ssl_lab.engine.card import card_of
 from ssl_lab.engine.folder import RunFolder, alone_in, check_same, make_way
-from ssl_lab.engine.weights import place, whole_state
+from ssl_lab.engine.placed import place
+from ssl_lab.engine.weights import whole_state
 from ssl_lab.errors import UsageError
 from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed

@@ -13,18 +13,13 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.consistency.ict import ICT
-from ssl_lab.methods.consistency.mixing import (
-    all_rotations,
-    mixing,
-    rotation_head,
-    sharpen,
-    some_rotation,
-)
+from ssl_lab.methods.consistency.mixing import mixing, sharpen
 from ssl_lab.methods.consistency.mixmatch import MixMatch
 from ssl_lab.methods.consistency.remixmatch import ReMixMatch
 from ssl_lab.methods.consistency.s4l import S4L
 from ssl_lab.methods.consistency.simmatch import SimMatch, calibrate
 from ssl_lab.methods.mixture import Mixture, beta_shares, larger, mixup, permutation, rectangles
+from ssl_lab.methods.rotations import all_rotations, rotation_head, some_rotation
 from ssl_lab.nets import net
 from ssl_lab.testing import check_method
 

@@ -19,6 +19,7 @@ from ssl_lab.comparison import Runs
 from ssl_lab.engine.jobs import Job, run_all
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import FixMatch
+from ssl_lab.nets.start import learned_classes
 from ssl_lab.presets import build
 from ssl_lab.views import Eval, Strong, Weak
 
@@ -106,7 +107,7 @@ def test_a_method_of_ones_own_trains(here, name, method, called, arguments):
 def test_it_pretrains_and_is_fine_tuned_from_by_another(here, capsys):
     own = ("--method", "mine.soft:Features(temperature=0.2)", "--unlabeled", 16)
     assert run("pretrain", here / "pretrained", *own)["method"] == "my_features"
-    assert not methods.learned_classes(here / "pretrained")
+    assert not learned_classes(here / "pretrained")
     for number, method in enumerate(("mine.soft:Bare", "mine.soft:MinimumEntropy", "fixmatch(threshold=0)")):
         out = here / f"finetuned-{number}"
         run("finetune", out, "--from", here / "pretrained", "--method", method, "--unlabeled", 8)

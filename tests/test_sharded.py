@@ -20,8 +20,8 @@ from ssl_lab.batch import At
 from ssl_lab.engine import Feed, PseudoLabels, Runtime, checkpoint
 from ssl_lab.engine.evaluate import predict
 from ssl_lab.engine.folder import RunFolder
+from ssl_lab.engine.placed import place
 from ssl_lab.engine.sharded import blocks, load_sharded, save_sharded, shard, whole_state
-from ssl_lab.engine.weights import place
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import OnlineAccuracy, weighted_knn
 from ssl_lab.methods import FixMatch, MeanTeacher, SimCLR, SoTeacher, Supervised

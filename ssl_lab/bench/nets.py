@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_lab.batch import Style, generator
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
 from ssl_lab.engine import Runtime
-from ssl_lab.engine.weights import place
+from ssl_lab.engine.placed import place
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net, describe, net
 from ssl_lab.report import Column, Table

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ssl_lab.data.classes import unlabeled_texts
 from ssl_lab.data.decode import SUFFIXES
-from ssl_lab.data.listing import Listed, Listing, once, passed_over_text, pool_of_listing
-from ssl_lab.data.pool import Pool
+from ssl_lab.data.listing import Listed, Listing, content_of_listing, once, passed_over_text
+from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.walk import Folder, Found
 from ssl_lab.data.words import part_of, same, says_nothing
@@ -28,9 +28,10 @@ def load_folder(root: Path, found: Found, caches: Path, reading: Reading) -> Poo
     reading.class_level 2, the sub-folders of those are the classes.
 
     Hidden files, other files and some links are passed over and counted: see `walk`. What else holds for a listing:
-    see `pool_of_listing`.
+    see `content_of_listing`.
     """
-    return pool_of_listing(root.resolve().name, root, list_folder(root, found, reading.class_level), caches, reading)
+    listing = list_folder(root, found, reading.class_level)
+    return pool_of(content_of_listing(root.resolve().name, root, listing, caches, reading))
 
 
 def list_folder(root: Path, found: Found, class_level: int = 1) -> Listing:

@@ -8,15 +8,17 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.images import Contents
-from ssl_lab.data.pool import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_atomically
+
+if TYPE_CHECKING:
+    from ssl_lab.data.pool import Pool
 
 NAME = "images.npz"
 TRAIN, VALID, TEST, DROPPED = range(4)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ssl_lab.data.cells import csv_text, read_table, safe, unescaped
+from ssl_lab.data.inventory import read_inventory
 from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Entry, Ledger
 from ssl_lab.errors import UsageError, unknown
 
@@ -41,8 +42,6 @@ def labels_csv(source: Path, folder: Path, settle: Settle | None = None) -> tupl
     was said last). Labels are names of classes; -2 is an image to leave out.
     UsageError if there are no labels.
     """
-    from ssl_lab.data.inventory import read_inventory
-
     home = source if source.is_dir() else source.parent
     notes: list[str] = []
     if (home / "labels.jsonl").exists() or source.is_file():

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.cache import Decoded, decode_files
 from ssl_lab.data.classes import classes_of
+from ssl_lab.data.content import Content
 from ssl_lab.data.images import ArrayImages, pixel_statistics, style_of
-from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.split import hold_out
 from ssl_lab.data.values import check_spans
@@ -129,8 +129,8 @@ def once(entries: Iterable[Listed], identities: Iterable[Hashable], places: Sequ
     return [given[row] for row in kept.values()], len(given) - len(kept)
 
 
-def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, reading: Reading) -> Pool:
-    """The pool of listed files, decoded into or opened from a cache. What holds for labels and parts: see `settle`.
+def content_of_listing(name: str, root: Path, listing: Listing, caches: Path, reading: Reading) -> Content:
+    """What listed files are, decoded into or opened from a cache. What holds for labels and parts: see `settle`.
 
     Files that cannot be read are left out, listed with their reasons in the cache's skipped.json, and noted.
     """
@@ -151,7 +151,7 @@ def pool_of_listing(name: str, root: Path, listing: Listing, caches: Path, readi
         check_spans(decoded.spans, parts, decoded.survey)
     images = ArrayImages(decoded.pixels, decoded.fingerprint, decoded.contents, decoded.hold)
     style = style_of(images.shape, *pixel_statistics(images.pixels, settled.train, budget=2**26), reading.flips())
-    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid,
+    return Content(name, images, settled.truth, settled.names, style, settled.test, settled.valid,
                    tuple(dict.fromkeys([*notes, *decoded.notes])), tuple(entry.file for entry in kept),
                    dict(Counter(listing.passed_over).most_common()), root=str(root.resolve()), reading=decoded.reading)
 

@@ -11,28 +11,28 @@ from numpy.typing import ArrayLike, NDArray
 
 from ssl_lab.batch import Style
 from ssl_lab.data.arrays import PARTS, to_pixels
+from ssl_lab.data.content import Content
 from ssl_lab.data.dataset import as_numbered, read_datasets
 from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, style_of
 from ssl_lab.data.labels import Labels, read_labels, written
-from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.rows import fields_of, names_in
 from ssl_lab.errors import UsageError
 
 
-def pool_of_arrays(images: ArrayLike, labels: Any, test_images: ArrayLike | None, test_labels: Any,
-                   class_names: Sequence[str] | None, name: str, style: Style | None, reading: Reading) -> Pool:
+def content_of_arrays(images: ArrayLike, labels: Any, test_images: ArrayLike | None, test_labels: Any,
+                   class_names: Sequence[str] | None, name: str, style: Style | None, reading: Reading) -> Content:
     """See `Pool.from_arrays`."""
     if (test_images is None) != (test_labels is None):
         raise UsageError("test_images and test_labels belong together: give both or none")
     given = [images] if test_images is None else [images, test_images]
     pixels, reading, notes = to_pixels(given, reading)
     read = read_labels([labels] if test_images is None else [labels, test_labels], [*map(len, pixels)], class_names)
-    return _pool_of_pixels(pixels, ("train", "test"), read, name, style, reading, notes)
+    return _content_of_pixels(pixels, ("train", "test"), read, name, style, reading, notes)
 
 
-def pool_of_datasets(parts: Mapping[str, Any], class_names: Sequence[str] | None, name: str, reading: Reading,
-                     columns: tuple[str | None, str | None] = (None, None), labels: Any = None) -> Pool:
+def content_of_datasets(parts: Mapping[str, Any], class_names: Sequence[str] | None, name: str, reading: Reading,
+                     columns: tuple[str | None, str | None] = (None, None), labels: Any = None) -> Content:
     """See `Pool.from_dataset`. parts: train, and perhaps valid, test and unlabeled (of which labels do not count).
     columns: of images and labels. labels: of train, in place of its own."""
     notes: list[str] = []
@@ -60,11 +60,11 @@ def pool_of_datasets(parts: Mapping[str, Any], class_names: Sequence[str] | None
                              "of both are taken as numbers of the same ones")
         truth.append(numbers)
     read = read_labels(truth, [*map(len, pixels)], class_names, whats)
-    return _pool_of_pixels(pixels, tuple(parts), read, name, None, reading, notes)
+    return _content_of_pixels(pixels, tuple(parts), read, name, None, reading, notes)
 
 
-def _pool_of_pixels(pixels: Sequence[NDArray[np.uint8]], parts: Sequence[str], labels: Labels, name: str,
-                    style: Style | None, reading: Reading, notes: Sequence[str]) -> Pool:
+def _content_of_pixels(pixels: Sequence[NDArray[np.uint8]], parts: Sequence[str], labels: Labels, name: str,
+                    style: Style | None, reading: Reading, notes: Sequence[str]) -> Content:
     """pixels: uint8 [N, C, H, W] of train and, if there are any, other parts. reading: as they were read."""
     sources, notes = [], [*notes]
     for array in pixels:
@@ -83,7 +83,7 @@ def _pool_of_pixels(pixels: Sequence[NDArray[np.uint8]], parts: Sequence[str], l
         reading = replace(reading, flip=style.flip)
     height, width = sources[0].shape[1:]
     place = np.repeat(parts[:len(pixels)], [*map(len, pixels)])
-    return pool_of(name, join(sources), np.concatenate(labels.truth), labels.class_names, style,
+    return Content(name, join(sources), np.concatenate(labels.truth), labels.class_names, style,
                    np.flatnonzero(place == "test"), np.flatnonzero(place == "valid"),
                    tuple(dict.fromkeys([*notes, *labels.notes])),
                    reading=replace(reading, image_size=height if height == width else None))

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from ssl_lab.data.columns import part_said
+from ssl_lab.data.content import Content
 from ssl_lab.data.files import data_folder, identity
 from ssl_lab.data.labels import read_labels
-from ssl_lab.data.listing import Listed, Listing, once, pool_of_listing
-from ssl_lab.data.pool import Pool
+from ssl_lab.data.listing import Listed, Listing, content_of_listing, once
 from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 
 
-def pool_of_files(files: Sequence[str | os.PathLike[str]], labels: Any, parts: Sequence[Any] | None,
+def content_of_files(files: Sequence[str | os.PathLike[str]], labels: Any, parts: Sequence[Any] | None,
                   class_names: Sequence[str] | None, name: str, data_dir: str | os.PathLike[str] | None,
-                  test_share: float, reading: Reading) -> Pool:
+                  test_share: float, reading: Reading) -> Content:
     """See `Pool.from_files`."""
     if isinstance(files, str | bytes | os.PathLike):
         raise UsageError(f"files is one path, {os.fspath(files)!r}; expected a list of the paths of images. A folder "
@@ -42,7 +42,7 @@ def pool_of_files(files: Sequence[str | os.PathLike[str]], labels: Any, parts: S
     kept, again = once(entries, identities, places)
     notes = [*read.notes, *([f"{again} files are there twice: each image counts once"] if again else [])]
     names = None if class_names is None else read.class_names
-    return pool_of_listing(name, root, Listing(kept, notes, {}, names, test_share), data_folder(data_dir) / "cache",
+    return content_of_listing(name, root, Listing(kept, notes, {}, names, test_share), data_folder(data_dir) / "cache",
                            reading)
 
 

@@ -14,11 +14,15 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, to_indices, to_labels
+from ssl_lab.data.content import Content
 from ssl_lab.data.dealing import begun, dealt, require_among
 from ssl_lab.data.images import Images
 from ssl_lab.data.ledger import IGNORED, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
+from ssl_lab.data.memory import content_of_arrays, content_of_datasets
+from ssl_lab.data.paths import content_of_files
 from ssl_lab.data.reading import AS_BYTES, MAX_PIXELS, Background, Reading
+from ssl_lab.data.rows import parts_in
 from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import Balance
 from ssl_lab.data.summary import summary
@@ -161,10 +165,8 @@ class Pool:
         "pad" or "squash", see `Resize`); by default images keep their size. flip: whether views may mirror images;
         False where a mirrored image is of another class.
         """
-        from ssl_lab.data.memory import pool_of_arrays
-
         reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), flip=flip)
-        return pool_of_arrays(images, labels, test_images, test_labels, class_names, name, style, reading)
+        return pool_of(content_of_arrays(images, labels, test_images, test_labels, class_names, name, style, reading))
 
     @classmethod
     def from_files(cls, files: Sequence[str | os.PathLike[str]], labels: Any, parts: Sequence[str] | None = None,
@@ -180,10 +182,8 @@ class Pool:
         ones of each class is held out as that; 0: none. data_dir, image_size and what follows: see `load`. What holds
         for a CSV file holds here: an image counts once, and those that cannot be read are left out and noted.
         """
-        from ssl_lab.data.paths import pool_of_files
-
         reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip)
-        return pool_of_files(files, labels, parts, class_names, name, data_dir, hold_out, reading)
+        return pool_of(content_of_files(files, labels, parts, class_names, name, data_dir, hold_out, reading))
 
     @classmethod
     def from_dataset(cls, train: Any, test: Any = None, class_names: Sequence[str] | None = None,
@@ -204,26 +204,22 @@ class Pool:
         Where `test` or `valid` names its classes too, its labels are read by name; UsageError for one that `train` does
         not have.
         """
-        from ssl_lab.data.memory import pool_of_datasets
-        from ssl_lab.data.rows import parts_in
-
         reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), background=background,
                           flip=flip)
         parts = parts_in(train) | {part: given for part, given in (("valid", valid), ("test", test))
                                    if given is not None}
-        return pool_of_datasets(parts, class_names, name, reading, (image_column, label_column))
+        return pool_of(content_of_datasets(parts, class_names, name, reading, (image_column, label_column)))
 
 
-def pool_of(name: str, images: Images, truth: IntArray, class_names: tuple[str, ...], style: Style,
-            test: IntArray, valid: IntArray | None = None, notes: tuple[str, ...] = (),
-            files: tuple[str, ...] = (), passed_over: Mapping[str, int] | None = None, root: str = "",
-            reading: Reading = AS_BYTES) -> Pool:
+def pool_of(content: Content) -> Pool:
     """A pool in which every known label of the rows outside test and valid is given. UsageError for a single class."""
-    if len(class_names) == 1:
-        raise UsageError(f"{name} has one class only, {class_names[0]!r}, expected two or more (or none, if no image "
-                         "has a label)")
-    valid = test[:0] if valid is None else valid
-    train = np.setdiff1d(np.arange(len(images)), np.concatenate([test, valid]))
+    if len(content.class_names) == 1:
+        raise UsageError(f"{content.name} has one class only, {content.class_names[0]!r}, expected two or more (or "
+                         "none, if no image has a label)")
+    truth, test = content.truth, content.test
+    valid = test[:0] if content.valid is None else content.valid
+    train = np.setdiff1d(np.arange(len(content.images)), np.concatenate([test, valid]))
     known = train[truth[train] >= 0]
-    return Pool(name, images, truth, class_names, style, train, valid, test,
-                begun(Ledger(), known, truth[known]), notes, files, root, passed_over or {}, reading)
+    return Pool(content.name, content.images, truth, content.class_names, content.style, train, valid, test,
+                begun(Ledger(), known, truth[known]), content.notes, content.files, content.root, content.passed_over,
+                content.reading)

@@ -39,6 +39,7 @@ from torch import Tensor
 from ssl_lab.class_names import shown
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.classes import unlabeled_texts
+from ssl_lab.data.content import Content
 from ssl_lab.data.decode import decoding, read_image, reason
 from ssl_lab.data.files import Hold
 from ssl_lab.data.images import Contents, pixel_statistics, style_of
@@ -195,8 +196,8 @@ def load_shards(root: Path, files: Sequence[str], caches: Path, reading: Reading
     style = style_of(images.shape, *pixel_statistics(images.take(some).numpy()), reading.flips())
     name = root.resolve().name if len(files) > 1 else Path(files[0]).stem
     beside = Counter(passed_over or {}) + Counter(index.passed_over)
-    return pool_of(name, images, settled.truth, settled.names, style, settled.test, settled.valid, (*notes, *said),
-                   passed_over=dict(beside.most_common()), reading=resolved)
+    return pool_of(Content(name, images, settled.truth, settled.names, style, settled.test, settled.valid,
+                           (*notes, *said), passed_over=dict(beside.most_common()), reading=resolved))
 
 
 def _name_at(path: Path, offset: int) -> str:

@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 
 from ssl_lab.data.arrays import to_labels
+from ssl_lab.data.content import Content
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_folder
 from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, style_of
-from ssl_lab.data.memory import pool_of_arrays, pool_of_datasets
+from ssl_lab.data.memory import content_of_arrays, content_of_datasets
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
 from ssl_lab.data.rows import is_dataset, parts_in
@@ -115,7 +116,7 @@ def _at_hand(given: Any, reading: Reading) -> Pool:
                          "parts as a dict of train, valid and test")
     columns = reading.path_column, reading.label_column
     reading = replace(reading, path_column=None, label_column=None)
-    return pool_of_datasets(parts_in(given), None, "dataset", reading, columns)
+    return pool_of(content_of_datasets(parts_in(given), None, "dataset", reading, columns))
 
 
 def _digits() -> Pool:
@@ -130,7 +131,7 @@ def _digits() -> Pool:
     order = np.concatenate([np.setdiff1d(rows, test), test])
     pixels, truth, first = pixels[order], truth[order], len(truth) - len(test)
     style = style_of((1, 8, 8), *pixel_statistics(pixels[:first]), flip=False)
-    return pool_of("digits", ArrayImages(pixels), truth, tuple("0123456789"), style, test=rows[first:])
+    return pool_of(Content("digits", ArrayImages(pixels), truth, tuple("0123456789"), style, test=rows[first:]))
 
 
 def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
@@ -156,7 +157,8 @@ def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
                          flip=name not in _NO_FLIP)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
         raise UsageError(f"{folder} is damaged ({error}). Fetch it again: {command}") from error
-    return pool_of(name, join(images), truth, class_names, style, test=np.arange(len(images[0]), len(truth)))
+    test = np.arange(len(images[0]), len(truth))
+    return pool_of(Content(name, join(images), truth, class_names, style, test))
 
 
 def _resized(pool: Pool, reading: Reading) -> Pool:
@@ -181,5 +183,5 @@ def _npz(path: Path, reading: Reading) -> Pool:
                          "perhaps test_images, test_labels and class_names")
     if "class_names" in arrays:
         arrays["class_names"] = [str(name) for name in arrays["class_names"]]
-    return pool_of_arrays(arrays["images"], arrays["labels"], arrays.get("test_images"), arrays.get("test_labels"),
-                          arrays.get("class_names"), path.stem, None, reading)
+    return pool_of(content_of_arrays(arrays["images"], arrays["labels"], arrays.get("test_images"),
+                                     arrays.get("test_labels"), arrays.get("class_names"), path.stem, None, reading))

@@ -17,8 +17,8 @@ from ssl_lab.data.delimited import read_rows
 from ssl_lab.data.files import identity
 from ssl_lab.data.label_file import COLUMNS
 from ssl_lab.data.ledger import IGNORED
-from ssl_lab.data.listing import Listed, Listing, once, pool_of_listing
-from ssl_lab.data.pool import Pool
+from ssl_lab.data.listing import Listed, Listing, content_of_listing, once
+from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import Reading
 from ssl_lab.errors import UsageError
 
@@ -29,7 +29,7 @@ def load_csv(path: Path, caches: Path, reading: Reading) -> Pool:
     """A pool of the images that a CSV file lists: with a column of paths, relative to the file's folder, one of labels,
     and, if wanted, one of parts (train, valid or test; empty: train). See `list_csv`."""
     name = path.name[:-len(next(end for end in TABLES if path.name.lower().endswith(end)))]
-    return pool_of_listing(name, path.parent, list_csv(path, reading), caches, reading)
+    return pool_of(content_of_listing(name, path.parent, list_csv(path, reading), caches, reading))
 
 
 def list_csv(path: Path, reading: Reading) -> Listing:

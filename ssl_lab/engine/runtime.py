@@ -26,7 +26,7 @@ from ssl_lab.engine.machine import (
     set_up_gpu,
     share_processors,
 )
-from ssl_lab.engine.weights import MIXED, place
+from ssl_lab.engine.placed import MIXED, place
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.processes import out_of_memory
 

@@ -30,7 +30,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from ssl_lab.engine.checkpoint import check_files, list_files
-from ssl_lab.engine.weights import is_sharded
+from ssl_lab.engine.placed import is_sharded
 from ssl_lab.errors import UsageError
 from ssl_lab.files import cannot_write
 from ssl_lab.nets import Net

@@ -5,7 +5,6 @@ FSDP, which shards them, takes a second to import: `sharded` is imported only wh
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,23 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab.engine import checkpoint
+from ssl_lab.engine.placed import is_sharded
 from ssl_lab.nets import Net
 from ssl_lab.nets.parametrized import baked
-
-MIXED = "got mixed torch.Tensor and DTensor"
-"""What torch says where sharded weights are read without having been gathered."""
-
-
-def is_sharded(module: nn.Module) -> bool:
-    """Whether ranks hold parts of its weights."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")
-    return fsdp is not None and any(isinstance(part, fsdp.FSDPModule) for part in module.modules())
-
-
-def place(module: nn.Module, device: torch.device) -> None:
-    """Moves a module to the device, in channels_last. A sharded one lies there, and has to stay as it is."""
-    if not is_sharded(module):
-        module.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def whole(net: nn.Module) -> AbstractContextManager[None]:

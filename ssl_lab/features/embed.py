@@ -14,7 +14,8 @@ from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.abreast import abreast, lanes
 from ssl_lab.engine.feed import pinned, read_ahead
-from ssl_lab.engine.weights import place, whole
+from ssl_lab.engine.placed import place
+from ssl_lab.engine.weights import whole
 from ssl_lab.features.search import FloatArray
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval, ViewFactory

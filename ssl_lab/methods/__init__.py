@@ -4,7 +4,6 @@ Which families there are, semi-supervised, self-supervised, distillation (and ac
 the scope of "Annotation efficient learning (a thesis)": we know its abstract alone, and neither its title nor author.
 """
 
-import json
 import re
 from pathlib import Path
 
@@ -118,15 +117,6 @@ def is_described(text: str) -> bool:
     """Whether this text describes a method, rather than naming a file or a folder."""
     name = text.partition("(")[0].strip()
     return name in METHODS or (re.fullmatch(r"[\w.]+:[\w.]+", name) is not None and not Path(text).exists())
-
-
-def learned_classes(run: Path) -> bool:
-    """Whether the method of the run in this folder trained a classifier; True if its summary.json does not say."""
-    summary = run / "summary.json"
-    said = json.loads(summary.read_text()) if summary.is_file() else {}
-    if "class_names" in said:
-        return bool(said["class_names"])
-    return said.get("method") not in METHODS or METHODS[said["method"]].classifies
 
 
 __all__ = [

@@ -8,8 +8,8 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Share
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.methods.pretraining.simclr import similarities
 from ssl_lab.nets import Net

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def net_of_run(run: Path) -> str | None:
         if isinstance(content, dict) and "net" in content:
             return str(content["net"])
     return None
+
+
+def learned_classes(run: Path) -> bool:
+    """Whether the run in this folder trained a classifier; True if its summary.json does not say."""
+    summary = run / "summary.json"
+    return bool(json.loads(summary.read_text()).get("class_names", True)) if summary.is_file() else True
 
 
 def is_foreign(net: Net) -> bool:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lab.methods.consistency.smoothness import full_precision
+from ssl_lab.losses import full_precision
 from ssl_lab.nets import Net, evaluating
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import RowLosses
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.nets import Net
 
 _BUDGET = "learns from unlabeled images too, each of which would need a budget of its own, and dp has one for labels"

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.consistency.thresholds import recent_mean
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net

@@ -9,9 +9,10 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import mixing, rotation_head, sharpen, some_rotation
+from ssl_lab.methods.consistency.mixing import mixing, sharpen
 from ssl_lab.methods.mixture import Mix, check_mix
 from ssl_lab.methods.ranks import Notes
+from ssl_lab.methods.rotations import rotation_head, some_rotation
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar, linear
 from ssl_lab.views import Strong, Weak

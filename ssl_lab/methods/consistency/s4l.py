@@ -12,7 +12,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.mixing import all_rotations, rotation_head
+from ssl_lab.methods.rotations import all_rotations, rotation_head
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -35,10 +33,3 @@ def beta_share(at: At, purpose: str, alpha: float) -> float:
     if alpha == 0:
         return 1.0
     return float(np.random.default_rng(seed_of(at.seed, purpose, at.step)).beta(alpha, alpha))
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """Within it, products of matrices and convolutions are not rounded to bf16 by autocast."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return nullcontext()

@@ -7,8 +7,9 @@ from torch import Tensor
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import divergence, full_precision, unit
+from ssl_lab.methods.consistency.smoothness import divergence, unit
 from ssl_lab.nets import Net, frozen_statistics
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Weak

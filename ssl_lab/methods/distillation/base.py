@@ -11,8 +11,8 @@ from torch import Tensor
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, Rows, Share
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.distillation.hooks import Seen, channels, pair_layers, see
 from ssl_lab.methods.distillation.teacher import Teacher
 from ssl_lab.nets import Net

@@ -10,8 +10,8 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.class_names import shown
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.distillation.base import all_rows
 from ssl_lab.methods.distillation.hooks import see
 from ssl_lab.methods.distillation.kd import kd_loss

@@ -11,8 +11,8 @@ from torch import nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.distillation.base import all_rows
 from ssl_lab.methods.distillation.hooks import adapters, channels, paths, see, stages
 from ssl_lab.methods.distillation.kd import kd_loss

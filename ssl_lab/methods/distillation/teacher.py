@@ -23,7 +23,7 @@ from ssl_lab.data.values import BYTES_AND_UNIT, KINDS
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.nets import Net, net
-from ssl_lab.nets.start import net_of_run
+from ssl_lab.nets.start import learned_classes, net_of_run
 from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import in_order, whole_net
 from ssl_lab.notes import once
@@ -152,8 +152,6 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     or that the teacher's names are unknown. reading: how the images of this style were read; where a run knows that
     its own were read otherwise, a line says so. UsageError for a teacher of other classes.
     """
-    from ssl_lab import methods  # which imports this file
-
     if "," in str(source) and not Path(source).exists():
         several = [load_teacher(part, classes, style, name, image_size, images, reading)
                    for part in str(source).split(",")]
@@ -181,7 +179,7 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     if not name:
         raise UsageError(f"which net are the weights {source} of? Name it (--teacher-net NAME)")
     whole = whole_net(state)
-    classifies = whole is not None and whole.class_names != () and methods.learned_classes(source.parent)
+    classifies = whole is not None and whole.class_names != () and learned_classes(source.parent)
     if whole is not None and classifies:
         if names is not None and whole.class_names is not None:
             order_of(whole.class_names, names, f"the teacher {source}")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ssl_lab.batch import At, Batch, Loss
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, gather
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.nets import Net

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, Target, crossed, small_crops
 from ssl_lab.methods.pretraining.heads import Head
 from ssl_lab.methods.ranks import Notes

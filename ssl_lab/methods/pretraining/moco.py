@@ -8,8 +8,8 @@ from torch import Tensor
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, Target, global_places, push
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.methods.ranks import Notes, cat_over_ranks

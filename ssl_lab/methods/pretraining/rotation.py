@@ -7,8 +7,8 @@ import torch
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.mixing import all_rotations, rotation_head
 from ssl_lab.methods.pretraining.base import Pretraining
+from ssl_lab.methods.rotations import all_rotations, rotation_head
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Weak

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.methods.pretraining.base import Pretraining, crossed, global_places, small_crops
 from ssl_lab.methods.pretraining.dino import hold
 from ssl_lab.methods.pretraining.heads import mlp

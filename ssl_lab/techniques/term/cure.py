@@ -10,8 +10,8 @@ from ssl_lab import schedule
 from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
+from ssl_lab.losses import full_precision
 from ssl_lab.methods import Method
-from ssl_lab.methods.consistency.smoothness import full_precision
 from ssl_lab.nets import Net, evaluating
 from ssl_lab.schedule import Scalar
 from ssl_lab.techniques.base import TermTechnique

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from ssl_lab.methods.consistency.smoothness import full_precision
+from ssl_lab.losses import full_precision
 from ssl_lab.nets.residual import Residual, WideBlock
 
 ENTRIES = 2**24  # of the gradients of one part of a growth matrix
