@@ -103,7 +103,11 @@ AS_USUAL = ReadingSettings()
 
 @dataclass
 class Settings(ReadingSettings, Data):
-    """The settings that every recipe shares. trains: whether a method is trained by them."""
+    """The settings that every recipe shares. trains: whether a method is trained by them.
+
+    >>> sl.Settings(steps=100, seed=1).plain()["seed"]
+    1
+    """
 
     trains: ClassVar[bool] = True
 

@@ -72,6 +72,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     After `fit`: classes_: [K], the labels that occur, sorted, in the type that they have in y. model_: the `Model`, for
     features and prediction sets. card_: what is known of it. The estimator holds all that it takes; it can be pickled.
+
+    >>> from sklearn.datasets import load_digits
+    >>> images, classes = load_digits(return_X_y=True)
+    >>> some = np.where(np.arange(len(classes)) < 20, classes, -1)  # -1: no label
+    >>> learner = sl.Classifier("fixmatch", "tiny_4", steps=3, image_shape=(8, 8), device="cpu")
+    >>> learner.fit(images[:200], some[:200]).predict_proba(images[200:203]).shape
+    (3, 10)
     """
 
     def __init__(self, method: str = "fixmatch", net: str = "tiny_16", *, arguments: Mapping[str, Any] | None = None,

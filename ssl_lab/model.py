@@ -56,6 +56,11 @@ class Predictions:
     names: of the images, e.g. paths. classes: names, in the order of the columns. probabilities: float64 [n, C],
     calibrated; NaN for images that cannot be read. reasons: why not; None where they can. threshold: a class is given
     only at so high a probability. sets: bool [n, C], which classes may be the right one, if a coverage was asked for.
+
+    >>> probs = np.array([[0.9, 0.1], [0.4, 0.6]])
+    >>> found = sl.Predictions(["a.png", "b.png"], ("cat", "dog"), probs, reasons=[None, None], threshold=0.7)
+    >>> found.labels, found.confidence, found.top(1, 2)
+    (['cat', None], array([0.9, 0.6]), [('dog', 0.6), ('cat', 0.4)])
     """
 
     names: Sequence[str]
@@ -113,6 +118,14 @@ class Model:
     card: what is known of it. classes: the names of its classes, () if it learned none. net: for those who want to go
     on in PyTorch; None of an ensemble. reading: how new images are read. see: from their pixels to logits and features.
     batch: images that pass at a time. lanes: batches that pass side by side.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
+    >>> model = sl.open(run.out, device="cpu")
+    >>> images = pool.images.take(pool.test[:3]).numpy()
+    >>> model.predict(images).probabilities.shape, model.embed(images).shape
+    ((3, 10), (3, 16))
     """
 
     def __init__(self, card: Card, see: See, batch: int, net: Net | None = None, lanes: int = 1) -> None:
@@ -202,7 +215,14 @@ class Model:
 
 def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
     """The model in the folder of a finished run, or in an ONNX file that `ssl-lab export` made of one. UsageError if
-    there is none."""
+    there is none.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
+    >>> sl.open("run", device="cpu").classes
+    ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+    """
     folder = Path(run)
     if folder.suffix == ".onnx" and not folder.is_dir():
         return _of_onnx(folder)

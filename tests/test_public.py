@@ -44,14 +44,15 @@ def modules_with_examples() -> list[str]:
 
 @pytest.mark.parametrize("module", modules_with_examples())
 def test_examples(module, tmp_path, monkeypatch):
-    """Each with sl, torch and np at hand, torch's seed 0, and an empty folder to write to."""
-    monkeypatch.chdir(tmp_path)
+    """Each with sl, torch and np at hand, torch's seed 0, and an empty folder of its own to write to."""
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(
         verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []
     names = {"sl": sl, "torch": torch, "np": np, "__name__": "example"}
     with torch.random.fork_rng():
-        for test in finder.find(importlib.import_module(module), globs=names):
+        for number, test in enumerate(finder.find(importlib.import_module(module), globs=names)):
+            (tmp_path / str(number)).mkdir()
+            monkeypatch.chdir(tmp_path / str(number))
             torch.manual_seed(0)
             runner.run(test, out=said.append)
     assert not runner.failures, "".join(said)

@@ -19,7 +19,12 @@ Float64 = NDArray[np.float64]
 
 class Reliability(NamedTuple):
     """people: names, sorted. confusion: float64 [people, C, C], P(says l | class k); rows sum to 1. classes: float64
-    [images, C], the chances of each image's class. rows: int64 [images], which these are. prior: float64 [C]."""
+    [images, C], the chances of each image's class. rows: int64 [images], which these are. prior: float64 [C].
+
+    >>> said = [(row, who, row % 2 if who == "ann" else 0) for row in range(20) for who in ("ann", "bob")]
+    >>> sl.active.dawid_skene(said, classes=2).confusion.shape  # people, true class, what is said
+    (2, 2, 2)
+    """
 
     people: tuple[str, ...]
     confusion: Float64
@@ -42,6 +47,11 @@ def dawid_skene(answers: Iterable[tuple[int, str, int]], classes: int, iteration
     answers: (row, who, class); one for each row and person, or more that count each. Tables begin with a few right
     answers each (one for a wrong cell, three for the right one), so that one who said little is taken for somewhat
     reliable, not for perfect. UsageError without answers, or for a class that is none of 0 .. classes - 1.
+
+    >>> said = [(row, who, row % 2 if who != "cy" else 0) for row in range(20) for who in ("ann", "bob", "cy")]
+    >>> found = sl.active.dawid_skene(said, classes=2)  # cy says 0 of all
+    >>> {who: round(share, 1) for who, share in found.accuracy().items()}, found.classes.argmax(axis=1)[:4]
+    ({'ann': 0.9, 'bob': 0.9, 'cy': 0.6}, array([0, 1, 0, 1]))
     """
     said = list(answers)
     if not said:
@@ -80,6 +90,9 @@ def assign(queries: Sequence[int], annotators: Sequence[str], reliability: Relia
     frequencies. done: row -> those who have labeled it already, who do not get it again; a row that all have
     labeled is left out. Exact (an assignment problem); of equal ones the earlier person, image by image. UsageError
     without annotators or with a name twice.
+
+    >>> sl.active.assign([10, 11, 12], ["ann", "bob"], done={10: ["ann"]})
+    {10: 'bob', 11: 'ann', 12: 'ann'}
     """
     if not annotators or len(set(annotators)) < len(annotators):
         raise UsageError(f"annotators {', '.join(annotators) or 'none'}: expected different names, one at least")

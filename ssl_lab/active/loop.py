@@ -63,6 +63,16 @@ class ActiveLoop:
     config: of `fit`, by name, which must be the same when the loop goes on.
 
     `pool` is replaced by one with the durable ledger, and by one with more classes where `tell` founds any.
+
+    >>> pool = sl.load("digits").split(labels=20)
+    >>> def fit(pool, number):
+    ...     net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    ...     sl.features.probe_head(net, pool, sl.Runtime.start("cpu"))
+    ...     return net
+    >>> query, oracle = sl.active.Margin(), sl.active.Truth(pool)
+    >>> loop = sl.ActiveLoop(pool, fit, query, oracle, budget=5, rounds=2, out="loop", device="cpu")
+    >>> [(record.labels, len(record.ids)) for record in loop.run()]
+    [(20, 5), (25, 5), (30, 0)]
     """
 
     pool: Pool

@@ -62,7 +62,14 @@ class Readable(Protocol):
 
 class Truth:
     """The pool's known labels. With probability `noise` a wrong one, drawn evenly from the other classes; with
-    probability `abstain` none. An answer is a pure function of (seed, id): asking again changes nothing."""
+    probability `abstain` none. An answer is a pure function of (seed, id): asking again changes nothing.
+
+    >>> from ssl_lab.active.oracle import Asked
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> answers = dict(sl.active.Truth(pool)(Asked(np.array([7, 8, 9]))))
+    >>> answers == {row: pool.truth[row] for row in (7, 8, 9)}
+    True
+    """
 
     def __init__(self, pool: Pool, noise: float = 0.0, abstain: float = 0.0, seed: int = 0) -> None:
         if not (0 <= noise <= 1 and 0 <= abstain <= 1):
@@ -91,6 +98,12 @@ class FromFile:
     answer, each under a name in `annotator`; see `agree`. Rows that were not asked for are passed over. UsageError for
     a file that cannot be read, names an unknown path, or gives an image two labels without saying who. notes: what a
     person should be told of the last reading.
+
+    >>> from pathlib import Path
+    >>> from ssl_lab.active.oracle import Asked
+    >>> written = Path("answers.csv").write_text("id,label" + chr(10) + "7,3" + chr(10))
+    >>> sl.active.FromFile("answers.csv", sl.load("digits"))(Asked(np.array([7, 8])))
+    {7: '3'}
     """
 
     def __init__(self, path: str | Path, pool: Pool, agreement: Agreement = "majority") -> None:
@@ -149,7 +162,13 @@ class Command:
     """A program that is run once for each request: it reads a JSON line {"id": 17, "path": "a.png", "predicted": "cat",
     "confidence": 0.4} for each image from its standard input and writes a line {"id": 17, "label": "dog"} for each
     answer, as soon as it has it; a label of null abstains, and a word for a missing one, such as "" or "nan", is none
-    yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else."""
+    yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else.
+
+    >>> from ssl_lab.active.oracle import Asked
+    >>> say = "import json, sys; print(json.dumps({'id': json.loads(next(sys.stdin))['id'], 'label': '3'}))"
+    >>> dict(sl.active.Command(["python3", "-c", say], sl.load("digits"))(Asked(np.array([7]))))
+    {7: '3'}
+    """
 
     def __init__(self, command: str | Sequence[str], pool: Pool) -> None:
         self.command = shlex.split(command) if isinstance(command, str) else list(command)

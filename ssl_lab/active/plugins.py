@@ -24,6 +24,9 @@ def make_query(text: str) -> Query:
     These are numbers, other queries, and .npy files in quotes: badge, prob_cover(delta=0.5),
     prefilter(margin, k_center), cost_aware(margin, 'costs.npy'). A module is looked for in the current folder too.
     UsageError for unknown names and arguments, and for what cannot be imported or read.
+
+    >>> sl.make_query("prefilter(margin, k_center)").needs == {"probs", "embeddings"}
+    True
     """
     return texts.make(texts.read(text, "query", "prob_cover(delta=0.5) or prefilter(margin, k_center)"),
                       _class_of, _value)
@@ -47,7 +50,13 @@ def make_oracle(name: str, pool: Pool, folder: Path, noise: float = 0.0, abstain
                 agreement: Agreement = "majority", data: str | Path | None = None) -> Oracle:
     """ "truth", with noise and abstention; "label_studio", by files in `folder`; "command: PROGRAM ARGUMENTS"; or the
     path of a file of answers. agreement: see `agree`. data: the folder or CSV file that the pool was loaded from, if it
-    was. UsageError for noise or abstention of anything but truth, and for another name."""
+    was. UsageError for noise or abstention of anything but truth, and for another name.
+
+    >>> from pathlib import Path
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> type(sl.active.make_oracle("truth", pool, Path("."), noise=0.1)).__name__
+    'Truth'
+    """
     if name == "truth":
         return Truth(pool, noise, abstain, seed)
     if noise or abstain:

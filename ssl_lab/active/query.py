@@ -38,6 +38,11 @@ class PoolView:
     (default: its number). The other arrays are those of `ARRAYS`: floats, kept as they are if float32 (a memory
     map stays one), None where nobody asked. Raises UsageError for shapes that are wrong or do not agree, repeated ids,
     values that are not finite or beyond 1e15, and probabilities that are none, naming the first such id.
+
+    >>> labels = np.array([3, -1, -1, -2])  # a class, two unlabeled rows, one that is ignored
+    >>> view = sl.PoolView(labels, embeddings=np.eye(4))
+    >>> view.candidates, view.labeled
+    (array([1, 2]), array([0]))
     """
 
     labels: IntArray
@@ -135,6 +140,13 @@ class Query:
 
     Calling it checks the budget and returns global ids in the order in which they were chosen, a pure function of
     (view, budget, seed).
+
+    >>> class Newest(sl.Query):
+    ...     name, family, paper, arxiv = "newest", "baseline", "", ""
+    ...     def select(self, view, budget, seed):
+    ...         return view.candidates[::-1][:budget]
+    >>> Newest()(sl.PoolView(np.array([0, -1, -1, -1])), budget=2)
+    array([3, 2])
     """
 
     name: ClassVar[str]
@@ -170,7 +182,18 @@ class Query:
 
 class Wrapper(Query):
     """Base of queries around queries. UsageError for what is not of the kind that it wraps, and for queries that may
-    choose fewer rows than they are asked for: a limit holds only where it is outermost."""
+    choose fewer rows than they are asked for: a limit holds only where it is outermost.
+
+    >>> class Odd(sl.active.Wrapper):
+    ...     name, family, paper, arxiv = "odd", "baseline", "", ""
+    ...     def __init__(self, query):
+    ...         super().__init__(query)
+    ...         self.query = query
+    ...     def select(self, view, budget, seed):
+    ...         return self.query.select(view, budget, seed + 1)
+    >>> Odd(sl.active.Margin()).needs
+    frozenset({'probs'})
+    """
 
     wraps: ClassVar[type[Query]] = Query
 
@@ -190,6 +213,13 @@ class ScoreQuery(Query):
 
     drawn: whether a batch of several rows is drawn, p(i) ~ score_i, as `power` does, because the highest scores are of
     rows that are alike.
+
+    >>> class Longest(sl.ScoreQuery):
+    ...     name, family, paper, arxiv, needs = "longest", "uncertainty", "", "", frozenset({"embeddings"})
+    ...     def scores(self, view, rows):
+    ...         return np.square(view.embeddings[rows]).sum(axis=1)
+    >>> Longest()(sl.PoolView(np.full(3, -1), embeddings=[[1, 0], [3, 4], [2, 2]]), budget=2)
+    array([1, 2])
     """
 
     drawn: ClassVar[bool] = False

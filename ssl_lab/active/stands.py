@@ -13,7 +13,11 @@ EXAMPLES = 5
 
 
 class Stands(NamedTuple):
-    """counts: of the rows that each pick stands for. examples: up to 5 of them each, the nearest first."""
+    """counts: of the rows that each pick stands for. examples: up to 5 of them each, the nearest first.
+
+    >>> sl.active.Stands(counts=(3, 1), examples=((5, 6, 7), (8,))).counts
+    (3, 1)
+    """
 
     counts: tuple[int, ...]
     examples: tuple[tuple[int, ...], ...]
@@ -23,6 +27,10 @@ def stands_for(embeddings: FloatArray, picks: IntArray, others: IntArray, exampl
     """Each of `others` belongs to the pick that it is most like by the cosine; of equal picks to the first.
 
     embeddings: [N, D]. picks, others: int64 row numbers, none in both. Exact, O(others * picks * D) in matrix products.
+
+    >>> points = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [1.0, 0.2], [0.1, 1.0]])
+    >>> sl.active.stands_for(points, picks=np.array([0, 1]), others=np.array([2, 3, 4]))
+    Stands(counts=(2, 1), examples=((2, 3), (4,)))
     """
     if not len(picks):
         return Stands((), ())

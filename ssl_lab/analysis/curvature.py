@@ -17,7 +17,12 @@ FloatArray = NDArray[Any]
 
 class Spectrum(NamedTuple):
     """values: float64 [k], eigenvalues as Krylov spaces see them; the ends are the Hessian's to many digits. shares:
-    float64 [k], of all eigenvalues, that lie there; they add up to 1."""
+    float64 [k], of all eigenvalues, that lie there; they add up to 1.
+
+    >>> spectrum = sl.analysis.Spectrum(values=np.array([0.0, 2.0]), shares=np.array([0.75, 0.25]))
+    >>> float(spectrum.shares @ spectrum.values)  # the mean eigenvalue
+    0.5
+    """
 
     values: FloatArray
     shares: FloatArray
@@ -41,6 +46,12 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
     Lanczos quadrature, as in Granziol et al. 2022 (arXiv 2006.09092), who scale rates by it.
 
     A step costs two gradients. Directions are normal, so that an eigenvalue's share is its number over that of all.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> land = sl.analysis.Landscape(net, torch.rand(16, 1, 2, 2), torch.arange(16) % 2)
+    >>> found = sl.analysis.spectrum(land, steps=10)
+    >>> bool(found.values.min() > -1e-5), round(float(found.shares.sum()), 6)  # the loss of a linear net is convex
+    (True, 1.0)
     """
     if steps < 1 or probes < 1:
         raise UsageError(f"spectrum: steps={steps}, probes={probes}; expected 1 or more")
@@ -54,5 +65,11 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
 
 def spectrum_by_class(land: Landscape, steps: int = 20, seed: int = 0) -> dict[int, Spectrum]:
     """That of each class's images alone (Rangwani et al. 2022, arXiv 2212.13827): a class that training has brought to
-    a saddle, and not to a valley, has a smallest eigenvalue far below 0 beside its largest one."""
+    a saddle, and not to a valley, has a smallest eigenvalue far below 0 beside its largest one.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> land = sl.analysis.Landscape(net, torch.rand(16, 1, 2, 2), torch.arange(16) % 2)
+    >>> len(sl.analysis.spectrum_by_class(land, steps=5))
+    2
+    """
     return {label: spectrum(land.part(land.y == label), steps, seed=seed) for label in sorted(set(land.y.tolist()))}

@@ -23,6 +23,13 @@ def effective_depth(net: Net, x: Tensor) -> float:
     changes its sign: then it passes all, or nothing. L layers that all bend have depth L, a block of m layers beside a
     plain shortcut m / 2. UsageError for nets with parts of which it is not known. The averaging is the paper's, by its
     summary; how a ReLU counts is ours.
+
+    >>> first, second = torch.nn.PReLU(8), torch.nn.PReLU(8)
+    >>> layers = torch.nn.Flatten(), torch.nn.Linear(4, 8), first, torch.nn.Linear(8, 8), second
+    >>> net = sl.Net(torch.nn.Sequential(*layers), torch.nn.Linear(8, 2), mean=(0.5,), std=(0.25,))
+    >>> second.weight.data[:4] = 1.0  # half of its channels are linear now
+    >>> sl.analysis.effective_depth(net, torch.rand(64, 1, 2, 2))
+    1.5
     """
     with evaluating(net):
         return _through(net.backbone, (x - net.mean) / net.std)[1]

@@ -17,6 +17,11 @@ def sharpness(land: Landscape, radius: float, m: int | None = None, steps: int =
     arXiv 2010.01412). m: the mean over groups of m images, each with an e of its own (m-sharpness, Andriushchenko and
     Flammarion 2022, arXiv 2206.06232, who find small m to tell generalization apart); the last group may be smaller.
     None: all together. Radius 0 gives 0. By the papers' definitions; no code was read.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> land = sl.analysis.Landscape(net, torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+    >>> 0 < sl.analysis.sharpness(land, radius=0.1) < sl.analysis.sharpness(land, radius=0.2)
+    True
     """
     if radius < 0 or steps < 1 or (m is not None and m < 1):
         raise UsageError(f"sharpness: radius={radius}, m={m}, steps={steps}; expected a radius of 0 or more, 1 image "
@@ -40,6 +45,11 @@ def local_energy(land: Landscape, scale: float, draws: int = 100, seed: int = 0)
     rises when each weight moves by some `scale` of itself (Pittorino et al. 2021, arXiv 2006.07897).
 
     Their code takes 100 draws, in evaluation mode. Scale 0 gives 0.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> land = sl.analysis.Landscape(net, torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
+    >>> sl.analysis.local_energy(land, scale=0.0, draws=3)
+    0.0
     """
     if scale < 0 or draws < 1:
         raise UsageError(f"local_energy: scale={scale}, draws={draws}; expected a scale of 0 or more, and 1 draw or "

@@ -18,6 +18,12 @@ def safe_radius(net: Net, x: Tensor, targets: Tensor) -> Tensor:
 
     x: float [B, C, H, W] in [0, 1]. targets: int64 [B]. By halving an interval, to 1e-12. The bound is safe and loose:
     larger changes may be harmless, too.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> x = torch.rand(8, 1, 2, 2)
+    >>> radius = sl.analysis.safe_radius(net, x, net(x).logits.argmax(dim=1))
+    >>> radius.shape, bool((radius > 0).all())
+    (torch.Size([8]), True)
     """
     low = torch.zeros(len(x), dtype=x.dtype, device=x.device)
     for power in range(HALVINGS):

@@ -14,7 +14,12 @@ IntArray = NDArray[np.int64]
 
 class Memorized(NamedTuple):
     """Shares of training images, NaN of none. wrong: of those whose given label is wrong, so many are told as that
-    label (by heart). righted: as their true class in spite of it. right: of those whose label is right, told so."""
+    label (by heart). righted: as their true class in spite of it. right: of those whose label is right, told so.
+
+    >>> given, truth = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0])
+    >>> sl.analysis.memorization(said=np.array([1, 0, 0, 0]), given=given, truth=truth)
+    Memorized(wrong=0.5, righted=0.5, right=1.0, corrupted=2)
+    """
 
     wrong: float
     righted: float
@@ -25,7 +30,12 @@ class Memorized(NamedTuple):
 def memorization(said: IntArray, given: IntArray, truth: IntArray) -> Memorized:
     """said: int64 [n], the classes that a net gives its training images. given: their labels in training. truth: their
     classes. A net that fits everything has wrong = right = 1; one that learned and did not memorize has righted near
-    its test accuracy."""
+    its test accuracy.
+
+    >>> given, truth = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0])  # the first two labels are wrong
+    >>> sl.analysis.memorization(said=given, given=given, truth=truth)  # a net that fits everything
+    Memorized(wrong=1.0, righted=0.0, right=1.0, corrupted=2)
+    """
     if not len(said) == len(given) == len(truth):
         raise UsageError(f"memorization: {len(said)} answers, {len(given)} labels and {len(truth)} classes; expected "
                          "one of each for each image")

@@ -21,7 +21,13 @@ KEPT = 0.01, 0.99  # exponents, there too
 def gradient_noise(land: Landscape, batches: int = 600, size: int = 32, coordinates: int = 500,
                    seed: int = 0) -> FloatArray:
     """float64 [batches, coordinates]: the gradient of a mini-batch of `size` images, less that of all, at frozen
-    weights and at coordinates drawn at random. The authors take 3,000 batches and 500,000 coordinates."""
+    weights and at coordinates drawn at random. The authors take 3,000 batches and 500,000 coordinates.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
+    >>> land = sl.analysis.Landscape(net, torch.rand(64, 1, 2, 2), torch.arange(64) % 2)
+    >>> sl.analysis.gradient_noise(land, batches=20, size=8, coordinates=5).shape
+    (20, 5)
+    """
     total = sum(w.numel() for w in land.weights)
     kept = torch.randperm(total, generator=generator(seed, "coordinates"))[:coordinates].to(land.y.device)
 
@@ -41,6 +47,10 @@ def hurst_exponents(series: FloatArray) -> FloatArray:
     The sum of white noise, a random walk, has 0.5; more: it goes on as it went; less: it turns back. Short windows bend
     R/S: fractional noise of 0.3, 0.5, 0.7 and 0.9 reads 0.37, 0.54, 0.71 and 0.86. NaN for a constant column.
     UsageError for fewer than 120 rows. As in the authors' code (`bound2024`, of a later version).
+
+    >>> rng = np.random.default_rng(0)
+    >>> sl.analysis.hurst_exponents(rng.normal(size=(600, 3))).shape
+    (3,)
     """
     rows = np.asarray(series, np.float64)
     if rows.ndim != 2 or len(rows) < LEAST:
@@ -64,7 +74,12 @@ def hurst_exponents(series: FloatArray) -> FloatArray:
 
 
 def hurst_exponent(series: FloatArray) -> float:
-    """The mean of `hurst_exponents` over columns [T, D] that are not constant."""
+    """The mean of `hurst_exponents` over columns [T, D] that are not constant.
+
+    >>> rng = np.random.default_rng(0)
+    >>> abs(sl.analysis.hurst_exponent(rng.normal(size=(1000, 20))) - 0.54) < 0.05  # of white noise
+    True
+    """
     found = hurst_exponents(series)
     return float(found[np.isfinite(found)].mean()) if np.isfinite(found).any() else float("nan")
 
@@ -74,6 +89,9 @@ def fractal_dimension(exponents: FloatArray) -> float:
     (the last, if none does): the dimension of the path of that many fractional Brownian motions, by which the paper
     bounds the gap between training and test. Exponents outside 0.01 to 0.99 are left out. Of equal ones, h, it is
     1 / h.
+
+    >>> round(sl.analysis.fractal_dimension(np.full(500, 0.5)), 3)
+    2.0
     """
     kept = np.sort(exponents[(exponents >= KEPT[0]) & (exponents <= KEPT[1])])
     if not len(kept):

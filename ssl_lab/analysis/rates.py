@@ -12,6 +12,10 @@ def effective_rates(net: Net, style: Style, rate: float) -> dict[str, float]:
 
     by which the direction of w moves, the only thing that matters of it. Empty for nets without such layers. Of the
     paper's three regimes (convergence, chaotic equilibrium, divergence) this is the coordinate, under plain SGD.
+
+    >>> rates = sl.analysis.effective_rates(sl.net("tiny_4"), sl.Style(), rate=0.1)
+    >>> "all" in rates, min(rates.values()) == rates["all"]
+    (True, True)
     """
     squares = {layer.name: layer.weight(net).detach().double().square().sum().item()
                for layer in free_layers(net, style)}

@@ -12,7 +12,11 @@ from ssl_lab.errors import UsageError
 
 class Slingshot(NamedTuple):
     """Rows start to stop of a course. growth: the norm's, as a factor. spike: the largest loss there over the median
-    before."""
+    before.
+
+    >>> sl.analysis.Slingshot(start=30, stop=32, growth=1.4, spike=5.0).growth
+    1.4
+    """
 
     start: int
     stop: int
@@ -28,6 +32,11 @@ def slingshots(norms: Sequence[float], losses: Sequence[float], jump: float = 4.
     norms, losses: [n], in the order of training; `--with head_norm` writes the norms. The first tenth of the course,
     where every norm grows, does not count. Several of them are the paper's cycle, which it sees under Adam, late and
     without weight decay; a later paper (arXiv 2605.06152) lays it to rounding. The thresholds are ours.
+
+    >>> norms = [1 + 0.001 * t + 0.5 * (t >= 30) for t in range(60)]
+    >>> losses = [0.1 + 2.0 * (t == 30) for t in range(60)]
+    >>> [(each.start, each.stop) for each in sl.analysis.slingshots(norms, losses)]
+    [(29, 30)]
     """
     if len(norms) != len(losses):
         raise UsageError(f"slingshots: {len(norms)} norms and {len(losses)} losses; expected one of each per row")

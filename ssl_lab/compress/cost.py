@@ -34,6 +34,10 @@ class Candidate:
 
     parameters: of the net. nonzero: of them. flops: of one image, by dense kernels; a multiply-add counts as 2.
     depth: see `effective_depth`, on 64 training images; None where it is not known. content: the file.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))
+    >>> sl.compress.candidate_of("linear", net, sl.load("digits")).parameters
+    650
     """
 
     name: str
@@ -52,7 +56,13 @@ class Candidate:
 
 
 def candidate_of(name: str, net: Net, pool: Pool) -> Candidate:
-    """A trained net, exported. UsageError where ONNX cannot have it, or the extra [export] is missing."""
+    """A trained net, exported. UsageError where ONNX cannot have it, or the extra [export] is missing.
+
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))
+    >>> candidate = sl.compress.candidate_of("linear", net, sl.load("digits"))
+    >>> candidate.flops, candidate.nonzero, len(candidate.content) > 0
+    (1280, 650, True)
+    """
     net, style = net.cpu().eval(), pool.style
     try:
         depth = effective_depth(net, torch.from_numpy(as_seen(pool, pool.train[:ROWS])))
@@ -69,6 +79,13 @@ def compared(candidates: Sequence[Candidate], pool: Pool, repeats: int = 7) -> T
     test images (else those of validation), and how often it says what the first one says.
 
     Speed: of batches of 64 random images, the candidates in turn; the median, on as many threads as torch has.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))
+    >>> candidate = sl.compress.candidate_of("linear", net, pool)
+    >>> table = sl.compress.compared([candidate], pool, repeats=1)
+    >>> [column.name for column in table.columns][:5]
+    ['', 'parameters', 'nonzero', 'MFLOPs', 'depth']
     """
     split, rows = ("test", pool.test) if len(pool.test) else ("validation", pool.valid)
     sessions = {each.name: each.session(torch.get_num_threads()) for each in candidates}

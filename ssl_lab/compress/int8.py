@@ -33,6 +33,13 @@ def as_int8(candidate: Candidate, net: Net, pool: Pool) -> Candidate:
 
     Inputs of layers that were rounded in training (`+in8`) are rounded by onnxruntime instead, to 8 bits whatever the
     net says. UsageError where onnx or onnxruntime is missing.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> candidate = sl.compress.candidate_of("float", net, pool)
+    >>> small = sl.compress.as_int8(candidate, net, pool)
+    >>> small.parameters == candidate.parameters
+    True
     """
     quantization = _quantization()
     name = f"{candidate.name}, int8"

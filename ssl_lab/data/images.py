@@ -24,7 +24,12 @@ HASHED = 2**29
 
 
 class Images(Protocol):
-    """Random access to images of one size."""
+    """Random access to images of one size.
+
+    >>> images: sl.data.Images = sl.load("digits").images
+    >>> images.shape, images.take(np.array([0, 1])).dtype
+    ((1, 8, 8), torch.uint8)
+    """
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,6 +52,10 @@ class ArrayImages:
     """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
 
     fingerprint, contents: known from when the file was written; computed on demand without them. hold: keeps the file.
+
+    >>> images = sl.data.ArrayImages(np.zeros((5, 3, 8, 8), dtype=np.uint8))
+    >>> len(images), images.shape, images.take(np.array([4, 0])).shape
+    (5, (3, 8, 8), torch.Size([2, 3, 8, 8]))
     """
 
     def __init__(self, pixels: NDArray[np.uint8], fingerprint: str | None = None,
@@ -78,7 +87,12 @@ class ArrayImages:
 
 
 class Concat:
-    """Several sources behind one another, in one index space."""
+    """Several sources behind one another, in one index space.
+
+    >>> both = sl.data.Concat([sl.load("digits").images, sl.load("digits").images])
+    >>> len(both), torch.equal(both.take(np.array([0])), both.take(np.array([1797])))
+    (3594, True)
+    """
 
     def __init__(self, parts: Sequence[Images]) -> None:
         self.parts = tuple(parts)

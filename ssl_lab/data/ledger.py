@@ -46,6 +46,12 @@ class Ledger:
     takes its label back; `undo` withdraws the last entry, and is itself written down. When a call returns,
     its line is on the disk. A line that was torn by a kill or a full disk never counts: it is dropped, with a
     warning, and the next `append` overwrites it. Processes that write take turns.
+
+    >>> ledger = sl.data.Ledger("labels.jsonl")
+    >>> ledger.append([0, 1], [7, 3], source="me")
+    >>> ledger.append([1], [5])  # a later entry wins
+    >>> sl.data.Ledger("labels.jsonl").labels(3)
+    array([ 7,  5, -1])
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:

@@ -43,6 +43,13 @@ class Pool:
     the labels were chosen (None: they were not drawn). imbalance: of the long tail that train rows were cut to, if they
     were; dropped: int64, sorted, the rows that it left out. drawn: int64, the rows that labeled batches are drawn from,
     some perhaps several times, where these are not `labeled`.
+
+    >>> pool = sl.load("digits").split(labels=10, valid=100)
+    >>> len(pool.labeled), len(pool.unlabeled), len(pool.valid), len(pool.test)
+    (10, 1098, 100, 599)
+    >>> pool.record([pool.unlabeled[0]], [3])  # somebody says that it is a three
+    >>> len(pool.labeled)
+    11
     """
 
     name: str
@@ -98,6 +105,11 @@ class Pool:
 
         indices, labels: int [n]. Durable on return if the ledger has a file. UsageError if a row is not of
         train or a label is out of range; nothing is recorded then.
+
+        >>> pool = sl.load("digits").split(labels=10)
+        >>> pool.record(pool.unlabeled[:2], [3, -2])  # a three, and one to ignore
+        >>> len(pool.labeled), len(pool.unlabeled)
+        (11, 1197)
         """
         rows = to_indices(indices, len(self), "record: indices")
         require_among(self, rows, self.train, "record: indices", "is not a train row")
@@ -132,6 +144,10 @@ class Pool:
         manifest written by `write_manifest`, which brings its valid rows too; labeled also a CSV of path (or id) and
         label, which brings the labels (`ssl-lab labels`). ledger: a file that holds the
         labels; if it exists, it must have begun with this very split, and its later labels count.
+
+        >>> few, more = (sl.load("digits").split(labels=labels, seed=1) for labels in (10, 50))
+        >>> set(few.labeled) <= set(more.labeled)
+        True
         """
         return dealt(self, labels, valid, seed, balance, labeled, imbalance, ledger)
 
@@ -164,6 +180,10 @@ class Pool:
         images together (see `decide`) and noted. image_size: side in pixels to resize to, as `resize` says ("crop",
         "pad" or "squash", see `Resize`); by default images keep their size. flip: whether views may mirror images;
         False where a mirrored image is of another class.
+
+        >>> images = np.random.default_rng(0).random((6, 8, 8), dtype=np.float32)
+        >>> sl.Pool.from_arrays(images, ["cat", "dog", None, None, "cat", "dog"]).class_names
+        ('cat', 'dog')
         """
         reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), flip=flip)
         return pool_of(content_of_arrays(images, labels, test_images, test_labels, class_names, name, style, reading))

@@ -12,7 +12,10 @@ NAMED = 5  # classes, where there are many to name
 
 
 def announce(pool: Pool) -> None:
-    """Says on stderr what was loaded, and the remarks on it: see `notes.tell`."""
+    """Says on stderr what was loaded, and the remarks on it: see `notes.tell`.
+
+    >>> sl.announce(sl.load("digits").split(labels=10))  # a line on stderr
+    """
     what, *others = loaded(pool)
     tell([what, *(f"note: {remark}" for remark in others)])
 

@@ -17,6 +17,10 @@ class Sampler:
     Each epoch is a permutation of `indices`, so each image is seen once before any is seen again; batches run
     on across the border of two epochs, and may be larger than an epoch. A rank of several takes its rows of
     the batch.
+
+    >>> sampler = sl.Sampler(np.arange(6), batch=2, seed=0, purpose="unlabeled")
+    >>> np.sort(np.concatenate([sampler.at(step) for step in range(3)]))  # an epoch
+    array([0, 1, 2, 3, 4, 5])
     """
 
     def __init__(self, indices: ArrayLike, batch: int, seed: int, purpose: str) -> None:
@@ -51,7 +55,12 @@ class Sampler:
 
 class PoissonSampler(Sampler):
     """Batches in which each of the images is by a coin of its own, of chance batch / n: of `batch` images on average,
-    and perhaps of none. What accountants of differential privacy take for granted."""
+    and perhaps of none. What accountants of differential privacy take for granted.
+
+    >>> sampler = sl.data.PoissonSampler(np.arange(100), batch=10, seed=0, purpose="labeled")
+    >>> [len(sampler.at(step)) for step in range(5)]
+    [5, 6, 9, 10, 5]
+    """
 
     def __init__(self, indices: ArrayLike, batch: int, seed: int, purpose: str) -> None:
         super().__init__(indices, batch, seed, purpose)

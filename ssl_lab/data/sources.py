@@ -66,6 +66,10 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     json of shards. class_level: 2 if the classes of
     a folder are the sub-folders of its folders. Every known label of a train image is given until `split` takes some
     away. UsageError says what is wrong with the name, the files or their content.
+
+    >>> pool = sl.load("digits")
+    >>> pool.images.shape, pool.classes, len(pool.train), len(pool.test)
+    ((1, 8, 8), 10, 1198, 599)
     """
     reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip, path_column,
                       label_column, split_column, class_level)

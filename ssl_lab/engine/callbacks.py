@@ -20,7 +20,17 @@ SHOWN = {"loss": "loss {:.3f}", "mask_rate": "mask {:.0%}", "pseudo_label_accura
 
 
 class Callback:
-    """Entered when training starts (or resumes) and left when it ends, however it ends."""
+    """Entered when training starts (or resumes) and left when it ends, however it ends.
+
+    >>> class Steps(sl.Callback):
+    ...     def step(self, done):
+    ...         print("step", done)
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> result = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[Steps()]).fit(method, pool, 4, 0)
+    step 1
+    step 2
+    """
 
     def start(self, name: str, out: Path, step: int, steps: int) -> None:
         """Training begins at `step` of `steps`."""
@@ -71,7 +81,12 @@ class Together(Callback):
 
 
 class ShowProgress(Callback):
-    """A live bar with time left where there is a terminal; else a line per evaluation."""
+    """A live bar with time left where there is a terminal; else a line per evaluation.
+
+    >>> trainer = sl.Trainer(steps=100, callbacks=[sl.ShowProgress()])  # and no report, which comes by default
+    >>> len(trainer.callbacks)
+    1
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr)

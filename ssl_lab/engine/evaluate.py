@@ -41,6 +41,12 @@ class Monitor(Protocol):
     """Measures a method at each evaluation point; its numbers join the row of metrics.
 
     Called on every rank, with equal weights; all ranks return the same numbers.
+
+    >>> def count(method, pool, runtime):  # a monitor is a function that names its numbers
+    ...     return {"parameters": sum(p.numel() for p in method.parameters())}
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> count(sl.FixMatch(sl.net("tiny_4", style=pool.style)), pool, None)
+    {'parameters': 10284}
     """
 
     def __call__(self, method: Method, pool: Pool, runtime: Runtime) -> Mapping[str, float]: ...
@@ -55,7 +61,14 @@ def rows_at_once(pool: Pool, device: torch.device) -> int:
 
 
 def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: int | None = None) -> Tensor:
-    """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored. batch: None: `rows_at_once`."""
+    """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored. batch: None: `rows_at_once`.
+
+    >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> logits = sl.engine.predict(net, pool, pool.test[:5], runtime)
+    >>> logits.shape, logits.dtype
+    (torch.Size([5, 10]), torch.float32)
+    """
     view, at = Eval(pool.style), At(0, 1)
     was_training = net.training
     net.eval()
@@ -70,7 +83,13 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
 
 
 def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float:
-    """Share of correct predictions in [0, 1] against the pool's truth; NaN without images. See `scores`."""
+    """Share of correct predictions in [0, 1] against the pool's truth; NaN without images. See `scores`.
+
+    >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> sl.accuracy(net, pool, pool.test, runtime) < 0.3  # it has not learned anything
+    True
+    """
     return scores(net, pool, indices, runtime)["accuracy"]
 
 
@@ -80,6 +99,11 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
 
     Each rank predicts its part; all must hold the same net. keep: is given what was predicted, on every rank that of
     all.
+
+    >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> sorted(sl.engine.scores(net, pool, pool.test[:50], runtime))
+    ['accuracy', 'balanced_accuracy', 'ece']
     """
     rows = indices[pool.truth[indices] >= 0]
     mine = rows[runtime.rank :: runtime.world]

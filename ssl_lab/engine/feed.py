@@ -31,6 +31,11 @@ class Feed:
     """Batches of `labeled` and `unlabeled` images (both over all ranks), under the views that a method asks for.
 
     A method that declares no views of one kind gets none of its rows.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> feed = sl.Feed(pool, sl.FixMatch.views, labeled=4, unlabeled=12, seed=0)
+    >>> feed.images_per_step, torch.equal(feed(sl.At(3, 9)).unlabeled["weak"], feed(sl.At(3, 9)).unlabeled["weak"])
+    (16, True)
     """
 
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int,

@@ -23,6 +23,12 @@ class PseudoLabels:
     `pseudo_precision/c`, the share of right ones among the confident predictions of c (NaN where there are none);
     `pseudo_coverage` and `pseudo_precision`, the same over all classes. Training never sees these numbers. Nothing
     is measured where no truth is known, or of a method that trains no classifier.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> found = sl.PseudoLabels(threshold=0.2)(method, pool, sl.Runtime.start("cpu"))
+    >>> "pseudo_coverage" in found, "pseudo_precision/3" in found
+    (True, True)
     """
 
     threshold: float = 0.95

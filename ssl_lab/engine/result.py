@@ -14,7 +14,14 @@ from ssl_lab.schedule import Schedule
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. summary: what summary.json holds, which has null for NaN. out: the run's folder."""
+    """What a run gave. summary: what summary.json holds, which has null for NaN. out: the run's folder.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> result = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
+    >>> result.summary["steps"], 0 <= result.test_accuracy <= 1
+    (2, True)
+    """
 
     summary: Mapping[str, Any]
     method: Method

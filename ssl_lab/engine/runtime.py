@@ -45,6 +45,10 @@ class Runtime:
 
     precision: "fp32", "bf16" or "fp16" (autocast; weights and losses stay float32). reason: why it was picked. shard:
     each of several ranks holds a part of every weight, where it would else hold all of them; see `sharded`.
+
+    >>> runtime = sl.Runtime.start("cpu", precision="fp32")
+    >>> runtime.device, runtime.precision, runtime.main
+    (device(type='cpu'), 'fp32', True)
     """
 
     device: torch.device

@@ -108,7 +108,12 @@ class Tracker(Callback):
 
 
 class TensorBoard(Tracker):
-    """Event files in the run's folder, under tensorboard/ (extra `tensorboard`)."""
+    """Event files in the run's folder, under tensorboard/ (extra `tensorboard`).
+
+    >>> trainer = sl.Trainer(steps=100, callbacks=[sl.ShowProgress(), sl.TensorBoard()])
+    >>> len(trainer.callbacks)
+    2
+    """
 
     name, module = "tensorboard", "torch.utils.tensorboard"
 
@@ -131,7 +136,12 @@ class TensorBoard(Tracker):
 
 class MLflow(Tracker):
     """A run of MLflow (extra `mlflow`), where MLFLOW_TRACKING_URI says, in the experiment MLFLOW_EXPERIMENT_NAME or
-    ssl_lab: settings are parameters, the summary's numbers metrics under summary/, its words tags."""
+    ssl_lab: settings are parameters, the summary's numbers metrics under summary/, its words tags.
+
+    >>> trainer = sl.Trainer(steps=100, track="mlflow")  # by name, beside what the callbacks are by default
+    >>> trainer.track
+    'mlflow'
+    """
 
     name, module = "mlflow", "mlflow"
 
@@ -186,7 +196,12 @@ class MLflow(Tracker):
 
 class WandB(Tracker):
     """A run of Weights & Biases (extra `wandb`), in the project WANDB_PROJECT or ssl_lab; with WANDB_MODE=offline it
-    stays in the run's folder, from where `wandb sync` sends it."""
+    stays in the run's folder, from where `wandb sync` sends it.
+
+    >>> trainer = sl.Trainer(steps=100, track="wandb")  # by name, beside what the callbacks are by default
+    >>> trainer.track
+    'wandb'
+    """
 
     name, module = "wandb", "wandb"
 

@@ -69,6 +69,13 @@ class Trainer:
     each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of the accuracy
     curve, at which also the monitors measure. track: see `trackers`. callbacks: by default a progress bar, and
     report.html at the end. config: settings to record, in place of the trainer's own.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.FixMatch(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> trainer = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[])
+    >>> result = trainer.fit(method, pool, labeled=4, unlabeled=12)
+    >>> (result.out / "model.safetensors").exists(), result.summary["steps"]
+    (True, 2)
     """
 
     steps: int | None = None

@@ -21,7 +21,15 @@ NEVER = -1e4
 def anchored(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, alpha: float = 10.0,
              steps: int = 10) -> FloatArray:
     """Probabilities of the queries by the linear probe and the mixture; see `anchored_weights`. Shapes as in
-    `weighted_knn`."""
+    `weighted_knn`.
+
+    >>> rng, truth = np.random.default_rng(0), np.arange(100) % 2
+    >>> features = rng.normal(size=(100, 3)) + np.where(truth[:, None], [4, 0, 1], [0, 4, 1])
+    >>> labels = np.where(np.arange(100) < 2, truth, -1)  # one label each
+    >>> probs = sl.features.anchored(features, labels, features, classes=2)
+    >>> bool((probs.argmax(axis=1) == truth).mean() > 0.9)
+    True
+    """
     weights = anchored_weights(features, labels, classes, alpha, steps)
     asked = unit(matrix(queries, "queries", weights.shape[1] - 1))
     return softmax(asked @ weights[:, :-1].T + weights[:, -1])

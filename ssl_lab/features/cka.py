@@ -28,6 +28,12 @@ def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
     x: [n, D], y: [n, E]; Xc, Yc: with each column's mean taken away. Invariant to rotation and to isotropic scaling
     of either, not to any invertible map. NaN if all rows of one are equal. Few images and many features raise it:
     compare only values of the same n. Computed with the smaller of [n, n] and [D, E] matrices.
+
+    >>> rng = np.random.default_rng(0)
+    >>> x = rng.normal(size=(100, 8))
+    >>> turn = np.linalg.qr(rng.normal(size=(8, 8)))[0]
+    >>> round(sl.features.linear_cka(x, 3 * x @ turn), 6)  # the same, turned and scaled
+    1.0
     """
     a, b = (np.asarray(values, dtype=np.float64) for values in (x, y))
     if a.ndim != 2 or b.ndim != 2 or len(a) != len(b) or len(a) < 2:
@@ -56,6 +62,12 @@ def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: R
     Maps are flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few
     hundred images are right. Returns float64 [layers of first, layers of second]. UsageError for layers given that are
     not there, or give no row for each image.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", style=pool.style)
+    >>> values, rows, _ = sl.features.layer_cka(net, net, pool, pool.train[:50], sl.Runtime.start("cpu"))
+    >>> values.shape == (len(rows), len(rows)), bool(np.allclose(np.diag(values), 1))
+    (True, True)
     """
     mine, mine_names = _grams(first, pool, indices, runtime, first_layers)
     theirs, their_names = _grams(second, pool, indices, runtime, second_layers)

@@ -18,7 +18,13 @@ FloatArray = NDArray[np.float64]
 
 class Doubt(NamedTuple):
     """Of n labels. likelier: int64 [n], the class that each image is of if its label is wrong. wrong: bool [n], whether
-    it likely is. score: float64 [n] in [0, 1], how improbable the label is, by which they are ranked."""
+    it likely is. score: float64 [n] in [0, 1], how improbable the label is, by which they are ranked.
+
+    >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
+    >>> found = sl.features.doubt(labels=[0, 0, 1, 1, 1], probs=probs)
+    >>> found.score.round(2)
+    array([0.1 , 0.2 , 0.1 , 0.2 , 0.95])
+    """
 
     likelier: IntArray
     wrong: NDArray[np.bool_]
@@ -43,7 +49,13 @@ def confident_class(probs: ArrayLike, threshold: FloatArray) -> IntArray:
 
 def confident_joint(labels: ArrayLike, probs: ArrayLike) -> IntArray:
     """int64 [C, C]: how many images with label i count as of class j (the paper's C); what is off the diagonal are
-    likely errors. labels: int [n]. probs: [n, C]."""
+    likely errors. labels: int [n]. probs: [n, C].
+
+    >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
+    >>> sl.features.confident_joint(labels=[0, 0, 1, 1, 1], probs=probs)  # the last label is likely wrong
+    array([[1, 0],
+           [1, 2]])
+    """
     known, p = _checked(labels, probs)
     found, classes = confident_class(p, thresholds(known, p)), p.shape[1]
     sure = found >= 0
@@ -57,6 +69,11 @@ def doubt(labels: ArrayLike, probs: ArrayLike) -> Doubt:
     wrong as the confident joint has off its diagonal: those of the highest scores, of equals the first, but for labels
     that are the most probable class all the same. (The joint says how many; which ones, the ranking of all labels.)
     UsageError for shapes that do not fit.
+
+    >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
+    >>> found = sl.features.doubt(labels=[0, 0, 1, 1, 1], probs=probs)
+    >>> np.flatnonzero(found.wrong), found.likelier[found.wrong]
+    (array([4]), array([0]))
     """
     known, p = _checked(labels, probs)
     each = np.arange(len(known))

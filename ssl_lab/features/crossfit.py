@@ -16,7 +16,13 @@ from ssl_lab.features.self_training import Learner
 
 
 class CrossFitted(NamedTuple):
-    """rows: int64 [n], the labeled rows that were held out once each. probs: float32 [n, C], of a fit without them."""
+    """rows: int64 [n], the labeled rows that were held out once each. probs: float32 [n, C], of a fit without them.
+
+    >>> labels = np.array([0, 0, 0, 1, 1, 1, -1])
+    >>> found = sl.features.cross_fitted(np.eye(7), labels, classes=2, learner=sl.features.weighted_knn, folds=3)
+    >>> found.rows, found.probs.shape
+    (array([0, 1, 2, 3, 4, 5]), (6, 2))
+    """
 
     rows: IntArray
     probs: FloatArray
@@ -29,6 +35,12 @@ def cross_fitted(features: ArrayLike, labels: ArrayLike, classes: int, learner: 
     features: [N, D]. labels: int [N], -1 = unlabeled. Each class is dealt over the folds, so that all have about its
     share. The only row of a class is never held out: without it nobody knows the class. Without two labels of one
     class, or with a single class, nothing is.
+
+    >>> labels = np.array([0, 0, 0, 1, 1, 1, -1])
+    >>> features = np.stack([labels == 0, labels == 1], axis=1) + 0.1
+    >>> found = sl.features.cross_fitted(features, labels, classes=2, learner=sl.features.weighted_knn, folds=3)
+    >>> found.probs.argmax(axis=1)
+    array([0, 0, 0, 1, 1, 1])
     """
     rows, known = matrix(features, "features"), check_labels(labels, classes)
     labeled = np.flatnonzero(known >= 0)

@@ -28,6 +28,12 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     batch: images that pass the net at a time (default: `batch_of`). The net moves to the runtime's device in
     channels_last, and its mode is restored. Images of another size than the net's: `load(..., image_size=128)`
     resizes them as they are read, which takes a CPU core a tenth of a millisecond per image.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", style=pool.style)
+    >>> features = sl.features.embed(net, pool, pool.train[:5], sl.Runtime.start("cpu"))
+    >>> features.shape, features.dtype
+    ((5, 16), dtype('float32'))
     """
     see = view(pool.style)
     batch = batch or batch_of(pool.style, runtime)

@@ -29,6 +29,12 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
 
     Logits stand for the pool's classes, by name; UsageError for nets of others. indices: int64 [n], n >= 2, of it.
     Evaluation mode and view; the student's mode is restored, the teacher is frozen for good.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> found = sl.features.fidelity(net, net, pool, pool.test[:50], sl.Runtime.start("cpu"))
+    >>> found["agreement"], round(found["kl"], 6), round(found["cka"], 4)
+    (1.0, 0.0, 1.0)
     """
     frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
     order = slice(None) if student.class_names in (None, pool.class_names) else order_of(

@@ -24,7 +24,13 @@ from ssl_lab.methods import Method
 
 def embedding_std(features: ArrayLike) -> float:
     """sqrt(D) times the mean over dimensions of the standard deviation of unit features [n, D] (Chen and He 2020,
-    arXiv 2011.10566). About 1 if they fill the sphere, 0 if all are the same."""
+    arXiv 2011.10566). About 1 if they fill the sphere, 0 if all are the same.
+
+    >>> rng = np.random.default_rng(0)
+    >>> spread, collapsed = rng.normal(size=(500, 32)), np.ones((500, 32))
+    >>> round(sl.features.embedding_std(spread), 1), round(sl.features.embedding_std(collapsed), 1)
+    (1.0, 0.0)
+    """
     rows = unit(features).astype(np.float64)
     return float(rows.std(axis=0).mean() * rows.shape[1] ** 0.5)
 
@@ -35,6 +41,11 @@ def effective_rank(features: ArrayLike) -> float:
         p_k = sigma_k / sum sigma + 1e-7,  exp(-sum p_k log p_k)
 
     From 1 to min(n, D), and for n rows only comparable with n rows; as in the paper, the mean is not taken away.
+
+    >>> x = np.zeros((100, 8))
+    >>> x[np.arange(100), np.arange(100) % 3] = 1.0  # three directions alike
+    >>> round(sl.features.effective_rank(x), 2)
+    3.0
     """
     sizes = np.linalg.svd(np.asarray(features, dtype=np.float64), compute_uv=False)
     shares = sizes / max(sizes.sum(), 1e-300) + 1e-7
@@ -45,6 +56,9 @@ def alignment(first: ArrayLike, second: ArrayLike, alpha: float = 2.0) -> float:
     """Mean of ||f(x) - f(y)||^alpha over positive pairs (Wang and Isola 2020, arXiv 2005.10242); the lower the better.
 
     first, second: [n, D], the features of two views of the same images; scaled to unit length here.
+
+    >>> sl.features.alignment([[1, 0], [0, 1]], [[0, 1], [0, 1]])  # a pair at a right angle, a pair of equals
+    1.0000000000000002
     """
     a, b = unit(first).astype(np.float64), unit(second).astype(np.float64)
     if a.shape != b.shape:
@@ -54,7 +68,11 @@ def alignment(first: ArrayLike, second: ArrayLike, alpha: float = 2.0) -> float:
 
 def uniformity(features: ArrayLike, t: float = 2.0) -> float:
     """log of the mean of exp(-t ||f(x) - f(y)||^2) over pairs of different rows [n, D] (same paper); from 0 (all
-    the same) down to about -2t in high dimensions; the lower the better."""
+    the same) down to about -2t in high dimensions; the lower the better.
+
+    >>> sl.features.uniformity([[1, 0], [1, 0]]), round(sl.features.uniformity([[1, 0], [-1, 0]]), 4)
+    (0.0, -8.0)
+    """
     rows = unit(features).astype(np.float64)
     if len(rows) < 2:
         raise UsageError("uniformity needs 2 rows or more")
@@ -69,6 +87,11 @@ def class_separation(features: ArrayLike, labels: ArrayLike) -> float:
     features: [n, D]. labels: int [n]; rows with a negative one are left out. Each class counts the same: its mean is
     over all pairs of its rows, each row with itself included, and the overall mean over all pairs of classes, so that
     sums of unit rows suffice. NaN if all rows are equal.
+
+    >>> labels = np.arange(40) % 2
+    >>> points = np.stack([labels, 1 - labels], axis=1)
+    >>> round(sl.features.class_separation(points, labels), 6)  # each class is one point
+    1.0
     """
     rows, known = labeled_rows(features, labels, int(np.max(labels, initial=0)) + 1)
     means = np.stack([unit(rows[known == label]).astype(np.float64).mean(axis=0) for label in np.unique(known)])
@@ -84,6 +107,11 @@ class OnlineAccuracy:
 
     Gives {"knn_accuracy", "probe_accuracy"}, shares in [0, 1], by `learners`; nothing while no train image has a label.
     rows: at most so many images on either side, always the same ones.
+
+    >>> pool = sl.load("digits").split(labels=100)
+    >>> method = sl.SimCLR(sl.net("tiny_4", style=pool.style), hidden=16, dim=8)
+    >>> sl.features.OnlineAccuracy(rows=200)(method, pool, sl.Runtime.start("cpu")).keys()
+    dict_keys(['knn_accuracy', 'probe_accuracy'])
     """
 
     learners: Mapping[str, Learner] = field(default_factory=lambda: {"knn": weighted_knn, "probe": sgd_probe})
@@ -113,6 +141,11 @@ class Health:
     rows: how many, always the same ones. collapsed: 1 if the features are no longer finite, if they are nearly one
     point (embedding_std below `least_std`) or nearly fill `least_rank` directions or fewer, else 0. Such a run will
     not recover: stop it, lower the learning rate or strengthen what keeps its features apart.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SimCLR(sl.net("tiny_4", style=pool.style), hidden=16, dim=8)
+    >>> sl.features.Health(rows=100)(method, pool, sl.Runtime.start("cpu"))["collapsed"]
+    0.0
     """
 
     rows: int = 1000

@@ -18,6 +18,10 @@ def weighted_knn(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
 
     features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. k: at most as many as there are labels.
     Returns probabilities float32 [M, classes].
+
+    >>> features, labels = np.array([[1, 0], [0, 1], [1, 1]]), np.array([0, 1, -1])
+    >>> sl.features.weighted_knn(features, labels, queries=[[2, 1]], classes=2, temperature=1.0).round(3)
+    array([[0.61, 0.39]], dtype=float32)
     """
     bank, known = labeled_rows(features, labels, classes)
     if k < 1 or temperature <= 0:
@@ -41,6 +45,10 @@ def nearest_prototype(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
     """softmax(cosine(query, mean of the class's unit features) / temperature), after Snell et al. 2017
     (arXiv 1703.05175), with cosines in place of distances. Shapes as in `weighted_knn`; a class without a label
     has probability 0.
+
+    >>> features, labels = np.array([[1, 0], [0, 1], [1, 1]]), np.array([0, 1, -1])
+    >>> sl.features.nearest_prototype(features, labels, queries=[[2, 1], [1, 2]], classes=2).argmax(axis=1)
+    array([0, 1])
     """
     bank, known = labeled_rows(features, labels, classes)
     if temperature <= 0:

@@ -42,6 +42,13 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
     where none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class has
     one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, and of more
     than 200 classes on 200, drawn once and for all, and only the last fit takes all.
+
+    >>> pool = sl.load("digits").split(labels=50)
+    >>> pixels = pool.images.take(np.arange(len(pool))).flatten(1).numpy()
+    >>> few = pool.labels[pool.train]  # five labels a class; -1 elsewhere
+    >>> probs = sl.features.linear_probe(pixels[pool.train], few, pixels[pool.test], classes=10, l2=1e-3)
+    >>> bool((probs.argmax(axis=1) == pool.truth[pool.test]).mean() > 0.8)
+    True
     """
     weights, basis = _probe(features, labels, classes, l2, valid)
     asked = unit(matrix(queries, "queries", np.shape(features)[1]))
@@ -79,6 +86,13 @@ def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classe
 
     Unit features are centered and scaled to a mean square length of 1, so that one learning rate suits any net. It
     falls by a cosine, with momentum 0.9 and no weight decay, from weights of zero.
+
+    >>> rng = np.random.default_rng(0)
+    >>> labels = rng.integers(0, 2, 200)
+    >>> features = rng.normal(size=(200, 8)) + 2 * labels[:, None]
+    >>> probs = sl.features.sgd_probe(features, labels, features, classes=2)
+    >>> bool((probs.argmax(axis=1) == labels).mean() > 0.95)
+    True
     """
     rows, known = labeled_rows(features, labels, classes)
     rows, asked = unit(rows), unit(matrix(queries, "queries", rows.shape[1]))
@@ -103,6 +117,13 @@ def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
     2202.10054): what is fine-tuned from there need not first unlearn what a random head makes of good features.
 
     The probe is one of unit features; those of the net have about the mean length of these images.
+
+    >>> pool, runtime = sl.load("digits").split(labels=100), sl.Runtime.start("cpu")
+    >>> net = sl.net("tiny_8", classes=pool.class_names, style=pool.style)
+    >>> before = sl.accuracy(net, pool, pool.test, runtime)
+    >>> sl.features.probe_head(net, pool, runtime)
+    >>> sl.accuracy(net, pool, pool.test, runtime) > before + 0.3  # of features that were drawn, not learned
+    True
     """
     features = embed(net, pool, pool.labeled, runtime)
     rows, known = labeled_rows(features, pool.labels[pool.labeled], net.classes)
@@ -115,6 +136,11 @@ def set_head(net: Net, features: ArrayLike, labels: IntArray, among: IntArray, l
     the strength.
 
     features: [N, D], of the net. labels: int64 [N]. among: the rows to learn from; of more than 10,000 so many.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> features = sl.features.embed(net, pool, pool.train[:200], sl.Runtime.start("cpu"))
+    >>> sl.features.set_head(net, features, pool.truth[pool.train[:200]], among=np.arange(200))
     """
     rows = stratified(among, labels, min(ENOUGH, len(among)), "head")
     found = matrix(np.asarray(features)[rows], "features")

@@ -20,6 +20,13 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
     Chen et al. 2020 (SimCLRv2, arXiv 2006.10029), section 2: with few labels, fine-tuning from there is better than
     from the features below. run: the folder of a run of pretraining, or a file in it. BatchNorm between the layer and
     its ReLU becomes part of the layer, with its running statistics. UsageError if there is no such layer.
+
+    >>> pool = sl.load("digits")
+    >>> trunk = sl.net("tiny_4", style=pool.style)
+    >>> trainer = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[])
+    >>> run = trainer.fit(sl.SimCLR(trunk, hidden=8, dim=4), pool, labeled=0, unlabeled=8)
+    >>> sl.features.with_projector(trunk, run.out, pool.style).name
+    'tiny_4+8'
     """
     folder = run if run.is_dir() else run.parent
     path = folder / "checkpoint.pt"

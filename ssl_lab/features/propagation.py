@@ -80,6 +80,12 @@ def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
 
     kept: where the graph and the queries' neighbors, which take nearly all of the time, stay for the next call:
     `partial(label_propagation, kept={})` is a learner for many sets of labels on the same rows.
+
+    >>> line = np.linspace(0, 1, 50)
+    >>> features = np.stack([np.cos(line), np.sin(line)], axis=1)
+    >>> labels = np.where(line == 0, 0, np.where(line == 1, 1, -1))  # the two ends have labels
+    >>> sl.features.label_propagation(features, labels, features[[5, 45]], classes=2, k=3).argmax(axis=1)
+    array([0, 1])
     """
     rows, known = matrix(features, "features"), check_labels(labels, classes)
     k, kept = min(k, len(rows) - 1), {} if kept is None else kept

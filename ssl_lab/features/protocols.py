@@ -28,6 +28,10 @@ class Scores:
     """Accuracies, in [0, 1], of the same experiment on several draws of the labels.
 
     name: e.g. "4 per class". labels: how many each draw has.
+
+    >>> scores = sl.features.Scores("4 per class", 40, (0.81, 0.85, 0.83))
+    >>> round(scores.mean, 3), round(scores.half_width, 3)
+    (0.83, 0.05)
     """
 
     name: str
@@ -51,6 +55,9 @@ def label_counts(truth: ArrayLike, classes: int) -> dict[str, int]:
     truth: int [N], of the training images, -1 where unknown. So many per class need a class count that large in each;
     shares are of the images whose label is known, and need one label for each class at least. Of two equal counts the
     first remains.
+
+    >>> sl.features.label_counts(sl.load("digits").truth, classes=10)
+    {'1 per class': 10, '1%': 18, '4 per class': 40, '10%': 180, '25 per class': 250}
     """
     sizes = np.bincount(_known(truth, classes), minlength=classes)
     total = int(sizes.sum())
@@ -72,6 +79,14 @@ def few_label_curve(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, a
     rows are there as unlabeled ones. counts: by default `label_counts`. Counts "... per class" draw as many from each
     class, others each class by its size, at least one. With the same seed a smaller draw is part of a larger one of
     the same kind.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.arange(60) % 2
+    >>> features = rng.normal(size=(60, 4)) + truth[:, None]
+    >>> knn = sl.features.weighted_knn
+    >>> curve = sl.features.few_label_curve(features, truth, features, truth, 2, knn, seeds=range(3))
+    >>> [(scores.name, scores.labels) for scores in curve]
+    [('1 per class', 2), ('10%', 6), ('4 per class', 8), ('25 per class', 50)]
     """
     rows, known, asked = matrix(features, "features"), check_labels(truth, classes), matrix(queries, "queries")
     right = _answers(answers, asked, classes)
@@ -95,6 +110,14 @@ def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answer
     Each seed draws `labels` images, equally many of each class, and holds out the fraction `valid` of each class. Of
     `candidates`, the learner's arguments, the one with the highest balanced accuracy there is fitted again on all
     (default: strengths of the linear probe's L2; of equals the first). Other arguments as in `few_label_curve`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> truth = np.arange(60) % 2
+    >>> features = rng.normal(size=(60, 4)) + 2 * truth[:, None]
+    >>> tried = [{"l2": 0.1}, {"l2": 1.0}]
+    >>> scores = sl.features.small_data(features, truth, features, truth, 2, labels=20, candidates=tried)
+    >>> len(scores.accuracies), scores.mean > 0.9
+    (5, True)
     """
     rows, known, asked = matrix(features, "features"), check_labels(truth, classes), matrix(queries, "queries")
     right = _answers(answers, asked, classes)
@@ -119,6 +142,10 @@ def label_free(features: ArrayLike, pairs: tuple[ArrayLike, ArrayLike] | None = 
 
     embedding_std, effective_rank (of centered features), uniformity; alignment, if the features [m, D] of two random
     views of the same images are given; collapsed: 1 or 0. All but the last are NaN if features are not finite.
+
+    >>> rng = np.random.default_rng(0)
+    >>> [sl.features.label_free(x)["collapsed"] for x in (rng.normal(size=(200, 16)), np.ones((200, 16)))]
+    [0.0, 1.0]
     """
     rows = matrix(features, "features")
     names = ["embedding_std", "effective_rank", "uniformity", *(["alignment"] if pairs else [])]

@@ -55,6 +55,10 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
 
     queries: [q, D]. bank: [n, D], read once, block by block (it may be a memory map). Returns cosines float32 [q, k],
     falling, and rows int64 [q, k]; equal cosines come in no particular order.
+
+    >>> cosines, rows = sl.features.top_k(queries=[[1, 1]], bank=[[1, 0], [2, 2], [-1, 0]], k=2)
+    >>> rows, cosines.round(3)
+    (array([[1, 0]]), array([[1.   , 0.707]], dtype=float32))
     """
     bank = matrix(bank, "the bank")
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
@@ -130,7 +134,12 @@ def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def neighbors(features: ArrayLike, k: int, device: torch.device | str = "cpu") -> tuple[FloatArray, IntArray]:
-    """Cosines and rows [n, k] of each row's k nearest *other* rows, exactly."""
+    """Cosines and rows [n, k] of each row's k nearest *other* rows, exactly.
+
+    >>> cosines, rows = sl.features.neighbors([[1, 0], [2, 0], [0, 1]], k=1)
+    >>> rows[:2, 0], cosines[:2, 0]
+    (array([1, 0]), array([1., 1.], dtype=float32))
+    """
     features = matrix(features, "features")
     return without_self(*top_k(features, features, k + 1, device), np.arange(len(features)))
 
@@ -146,7 +155,11 @@ def without_self(cosines: FloatArray, rows: IntArray, own: IntArray) -> tuple[Fl
 def within(queries: ArrayLike, bank: ArrayLike, cosine: float,
            device: torch.device | str = "cpu") -> tuple[IntArray, IntArray, FloatArray]:
     """All pairs at least this alike, exactly: query numbers int64 [P], bank rows int64 [P], cosines float32 [P];
-    sorted by query, then by row."""
+    sorted by query, then by row.
+
+    >>> sl.features.within([[1, 0]], bank=[[1, 0], [1, 1], [0, 1]], cosine=0.7)[:2]
+    (array([0, 0]), array([0, 1]))
+    """
     bank = matrix(bank, "the bank")
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
     found: list[NDArray[Any]] = []
@@ -166,6 +179,12 @@ class Approximate:
     An inverted file whose lists hold 4-bit product codes (FAISS) proposes `factor` candidates for each neighbor
     wanted; their cosines are then computed exactly. (Graphs of HNSW searched about as fast, but took seven times as
     long to build on the same data.)
+
+    >>> bank = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
+    >>> index = sl.features.Approximate.build(bank, recall=0.9)
+    >>> cosines, rows = index.search(bank[:3], k=5)
+    >>> rows.shape, rows[:, 0]
+    ((3, 5), array([0, 1, 2]))
     """
 
     def __init__(self, codes: Any, bank: FloatArray, factor: int, aim: float) -> None:

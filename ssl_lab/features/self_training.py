@@ -26,6 +26,13 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
     same number for each class, so that no class crowds out another: in round r of R, r / R of `share` of the
     unlabeled rows divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels
     alike, with this l2. first: who predicts before the first round. Shapes as in `weighted_knn`.
+
+    >>> rng, truth = np.random.default_rng(0), np.arange(100) % 2
+    >>> features = rng.normal(size=(100, 3)) + np.where(truth[:, None], [4, 0, 1], [0, 4, 1])
+    >>> labels = np.where(np.arange(100) < 2, truth, -1)  # one label each
+    >>> probs = sl.features.self_training(features, labels, features, classes=2)
+    >>> bool((probs.argmax(axis=1) == truth).mean() > 0.9)
+    True
     """
     known = check_labels(labels, classes)
     guessed = pseudo_labels(features, known, classes, rounds, share, l2, first)
@@ -36,7 +43,12 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
 
 def pseudo_labels(features: ArrayLike, labels: ArrayLike, classes: int, rounds: int = 5, share: float = 0.8,
                   l2: float = 1.0, first: Learner = linear_probe) -> IntArray:
-    """int64 [N]: the labels and pseudo-labels that the last round of `self_training` fits to, -1 = neither."""
+    """int64 [N]: the labels and pseudo-labels that the last round of `self_training` fits to, -1 = neither.
+
+    >>> features = np.array([[4, 0], [5, 1], [0, 4], [1, 5], [3, 3]])
+    >>> sl.features.pseudo_labels(features, [0, -1, 1, -1, -1], classes=2, share=0.7)  # of the row between, nothing
+    array([ 0,  0,  1,  1, -1])
+    """
     rows, known = matrix(features, "features"), check_labels(labels, classes)
     if rounds < 1 or not 0 < share <= 1:
         raise UsageError(f"rounds={rounds}, share={share}: expected 1 or more rounds, and a share in (0, 1]")
@@ -75,6 +87,12 @@ def ensemble(views: Sequence[ArrayLike], labels: ArrayLike, queries: Sequence[Ar
     views, queries: for each backbone the features [N, D_b] of all rows and [M, D_b] of the queries. pseudo: with True,
     the mean's most confident rows, equally many of each class and half of the unlabeled ones at most, become
     pseudo-labels from which each learns again: backbones teach each other what none says alone.
+
+    >>> rng = np.random.default_rng(0)
+    >>> views = [rng.normal(size=(40, 4)) + np.repeat([0, 2], 20)[:, None] for _ in range(2)]
+    >>> labels = np.where(np.arange(40) % 20 < 2, np.arange(40) // 20, -1)
+    >>> sl.features.ensemble(views, labels, views, classes=2).shape
+    (40, 2)
     """
     if not views or len(views) != len(queries):
         raise UsageError(f"{len(views)} sets of features and {len(queries)} of queries; expected one each per backbone")

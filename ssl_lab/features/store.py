@@ -36,7 +36,15 @@ LARGE = 200_000
 
 
 class FeatureStore:
-    """float32 [N, D], row i of which is image i of the pool; made by `build`, opened by `FeatureStore(folder)`."""
+    """float32 [N, D], row i of which is image i of the pool; made by `build`, opened by `FeatureStore(folder)`.
+
+    >>> pool = sl.load("digits")
+    >>> net = sl.net("tiny_4", style=pool.style)
+    >>> store = sl.features.FeatureStore.build(net, pool, "features", sl.Runtime.start("cpu"))
+    >>> len(store), store.search(store.features[:2], k=1)[1]
+    (1797, array([[0],
+           [1]]))
+    """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)

@@ -19,6 +19,11 @@ def stored_logits(teacher: Teacher, pool: Pool, out: str | Path, runtime: Runtim
 
     They lie in a `FeatureStore` in folder `out`, so that they are there at once for the next student of the same
     teacher, and a build that was cut short goes on.
+
+    >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
+    >>> teacher = sl.methods.Teacher(sl.net("tiny_6", classes=pool.class_names, style=pool.style))
+    >>> sl.features.stored_logits(teacher, pool, "logits", runtime).logits.shape
+    torch.Size([1797, 10])
     """
     style = pool.style
     name = f"logits of {', '.join(net.name for net in teacher.members)} at {teacher.image_size}"

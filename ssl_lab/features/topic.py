@@ -26,6 +26,11 @@ def off_topic(features: ArrayLike, labels: ArrayLike | None = None, seed: int = 
     features: [N, D]. labels: int [N], -1 = unlabeled. Images are held against 1,000 of all, and of each class, drawn by
     the seed; an image does not see itself. The nearest few alone would say nothing of a group of foreign images, which
     are near each other; and without the class a rare one would be foreign.
+
+    >>> rng = np.random.default_rng(0)
+    >>> features = np.concatenate([rng.normal([5, 0, 0], 1, (200, 3)), rng.normal([-5, 0, 0], 1, (2, 3))])
+    >>> np.sort(np.argsort(sl.features.off_topic(features))[-2:])  # the last two are others
+    array([200, 201])
     """
     rows = matrix(features, "features")
     everything = np.arange(len(rows))

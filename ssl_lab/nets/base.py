@@ -17,7 +17,12 @@ from ssl_lab.class_names import Names
 
 
 class Output(NamedTuple):
-    """features: [B, D], pooled, before the head. logits: [B, classes]. Both in autocast's dtype."""
+    """features: [B, D], pooled, before the head. logits: [B, classes]. Both in autocast's dtype.
+
+    >>> out = sl.net("tiny_4")(torch.rand(2, 3, 32, 32))
+    >>> out.features.shape, out.logits.shape
+    (torch.Size([2, 16]), torch.Size([2, 10]))
+    """
 
     features: Tensor
     logits: Tensor
@@ -30,6 +35,11 @@ class Net(nn.Module):
     they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
     order; None if nobody said. unit: whether features are scaled to length 1. prepared: the techniques that it was
     prepared by, as texts. origin: what its weights were learned in, in words; "" if they were drawn.
+
+    >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU())
+    >>> net = sl.Net(backbone, torch.nn.Linear(16, 10), mean=(0.3,), std=(0.4,))
+    >>> net(torch.rand(2, 1, 8, 8)).logits.shape
+    torch.Size([2, 10])
     """
 
     mean: Tensor
@@ -63,7 +73,12 @@ def linear_head(features_dim: int, classes: int) -> nn.Linear:
 
 
 def describe(net: nn.Module, style: Style) -> tuple[int, int]:
-    """(parameters, FLOPs of the forward pass of one image of this style); a multiply-add counts as 2."""
+    """(parameters, FLOPs of the forward pass of one image of this style); a multiply-add counts as 2.
+
+    >>> parameters, flops = sl.nets.describe(sl.net("wrn_28_2"), sl.Style())
+    >>> f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP"
+    '1,467,610 parameters, 0.43 GFLOP'
+    """
     shadow = copy.deepcopy(net).to("meta").eval()  # shapes only: computes nothing, leaves `net` as it was
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         shadow(torch.empty(1, style.channels, style.height, style.width, device="meta"))
@@ -73,7 +88,15 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167) normalizes by the batch as ever, but its running
-    statistics do not move."""
+    statistics do not move.
+
+    >>> net = sl.net("tiny_4")
+    >>> before = [each.clone() for each in net.buffers()]
+    >>> with sl.nets.frozen_statistics(net):
+    ...     out = net(torch.rand(8, 3, 32, 32))
+    >>> all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
+    True
+    """
     norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
     for norm in norms:
         norm.track_running_stats = False
@@ -86,7 +109,15 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Within it, the module is in evaluation mode; afterwards each of its parts is in the mode that it had."""
+    """Within it, the module is in evaluation mode; afterwards each of its parts is in the mode that it had.
+
+    >>> net = sl.net("tiny_4")
+    >>> with sl.nets.evaluating(net):
+    ...     print(net.training)
+    False
+    >>> net.training
+    True
+    """
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

@@ -28,6 +28,14 @@ class Ema(nn.Module, Generic[M]):
 
     teacher: `net` gives targets during training, as in the paper: it is in train mode while its parent is,
     and its buffers are left alone, for its own passes move them.
+
+    >>> net = sl.net("tiny_4")
+    >>> average = sl.Ema(net, decay=0.999)
+    >>> for step in range(3):
+    ...     net.head.bias = torch.nn.Parameter(torch.full((10,), float(step)))
+    ...     average.update(net, sl.At(step, 100))
+    >>> average.net.head.bias[0].item()  # at first the mean of all steps so far
+    1.0
     """
 
     def __init__(self, net: M, decay: Scalar, warm_up: int = 1, teacher: bool = False) -> None:

@@ -195,6 +195,10 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     nets written here). options: arguments of a timm model.
 
     UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
+
+    >>> one, same = sl.net("tiny_8", classes=("cat", "dog"), seed=7), sl.net("tiny_8", classes=("cat", "dog"), seed=7)
+    >>> one.class_names, torch.equal(one.head.weight, same.head.weight)
+    (('cat', 'dog'), True)
     """
     names, count = (tuple(classes), len(classes)) if isinstance(classes, Sequence) else (None, classes)
     if count < 1:

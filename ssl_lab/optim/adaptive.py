@@ -19,6 +19,9 @@ class RAdam(Optimizer):
 
     While too few squared gradients were seen for their mean to be reliable, it is SGD with momentum; then Adam's step
     times a factor that rises to 1. It needs no warm-up.
+
+    >>> sl.optim.RAdam(lr=0.002).build(torch.nn.Linear(2, 2)).defaults["decoupled_weight_decay"]
+    True
     """
 
     lr: Scalar = 1e-3
@@ -39,6 +42,9 @@ class Padam(Optimizer):
 
     power: 1/2 is AMSGrad, 0 is SGD with momentum. With SWA it is GadamX. Checked against the authors' code
     (uclaml/Padam), which has the decay in the gradient; decoupled it is as in Granziol et al. 2020.
+
+    >>> sl.optimizer("padam(power=0.25)", usual=sl.SGD(lr=0.05)).power
+    0.25
     """
 
     lr: Scalar = 0.1
@@ -57,6 +63,10 @@ class Muon(Optimizer):
     It has the weights of hidden layers, convolutions as matrices [out, in * height * width]; `beside` is for the rest:
     biases, norms and the classifier's head, by AdamW with as many times the learning rate. The step's size is matched
     to AdamW's (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that its rates and decays fit.
+
+    >>> optimizer = sl.optim.Muon(lr=0.01).build(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)))
+    >>> len(optimizer.param_groups)  # matrices by Muon, the rest by AdamW
+    3
     """
 
     lr: Scalar = 1e-3

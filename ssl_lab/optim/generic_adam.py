@@ -21,6 +21,11 @@ def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], 
     Adam): theta does not fall and stays below 1; rate / sqrt(1 - theta) is, up to constants, not increasing (here: at
     no time 10 times what it was before); and sum_t rate_t sqrt(1 - theta_t) / (T rate_T) goes to 0 (here: it is smaller
     for T than for T / 10). Fixed values, which everybody uses, fail the last: it is sufficient, not necessary.
+
+    >>> sl.optim.adam_condition(lambda t: t**-0.5, lambda t: 1 - 0.5 / t, steps=1000) is None
+    True
+    >>> sl.optim.adam_condition(lambda t: 0.001, lambda t: 0.999, steps=1000)
+    'sum of rate sqrt(1 - beta2) does not vanish'
     """
     rates, thetas = ([part(t) for t in range(1, steps + 1)] for part in (rate, theta))
     if any(b < a for a, b in itertools.pairwise(thetas)) or not all(0 <= value < 1 for value in thetas):
@@ -43,6 +48,9 @@ def adam_remark(optimizer: Optimizer) -> str | None:
 
     The first tenth of the run, in which rates warm up, does not count. That the sum does not vanish is left unsaid: it
     is so for every fixed beta2, which all of ours have.
+
+    >>> sl.optim.adam_remark(sl.AdamW(lr=sl.schedule.cosine(0.001))) is None
+    True
     """
     optimizer = getattr(optimizer, "base", optimizer)  # of `with_rates`
     betas = getattr(optimizer, "betas", None)

@@ -28,6 +28,9 @@ class NSGD(Optimizer):
 
     Checked against the authors' code (SalihFurkan/Normalized-SGD, normalized_lms_sgd.py), where a linear layer's batch
     is taken for one map.
+
+    >>> sl.optimizer("nsgd(lr=cosine(0.1))", usual=sl.SGD()).lr(1.0)
+    0.0
     """
 
     lr: Scalar = 0.1
@@ -48,6 +51,9 @@ class INSGD(NSGD):
     standard deviation counts as 0.01 at least; P of each input channel, from 0.
 
     Checked against the authors' code (SalihFurkan/INSGD, insgd.py; Normalized-SGD, nisgd.py).
+
+    >>> sl.optimizer("insgd(lr=0.1, momentum=0.8)", usual=sl.SGD()).momentum
+    0.8
     """
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:

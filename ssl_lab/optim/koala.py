@@ -29,6 +29,9 @@ class KOALA(Optimizer):
 
     Checked against the authors' code (Araachie/koala), whose R has the mean of squared losses of single images, which
     our loop does not know, and whose direction leaves the decay out of g.
+
+    >>> sl.optimizer("koala(q=0.5)", usual=sl.SGD()).lr  # how far a step goes, the filter says
+    1.0
     """
 
     lr: Scalar = 1.0
@@ -54,6 +57,9 @@ class KOALAM(Optimizer):
     sigma_v: the diagonal of P at the start.
 
     Checked against the authors' code (Araachie/koala), which also estimates q from how far weights move.
+
+    >>> sl.optimizer("koala_m(momentum=0.8, lr=1)", usual=sl.SGD()).momentum
+    0.8
     """
 
     lr: Scalar = 1.0

@@ -22,6 +22,14 @@ class LARS(Optimizer):
     and for biases and BatchNorm's parameters v <- momentum * v + g. The ratio, of the norm of the sum, is that of the
     codes of SimCLR, BYOL, Barlow Twins and MoCo v3; the paper and lightly have ||g|| + weight_decay * ||w||. It is 1
     where w or d is 0.
+
+    >>> layer, spec = torch.nn.Linear(4, 4, bias=False), sl.optim.LARS(lr=1.0, weight_decay=0.0, eta=0.001)
+    >>> before, optimizer = layer.weight.detach().clone(), spec.build(layer)
+    >>> rate = spec.set(optimizer, sl.At(0, 100))
+    >>> layer(torch.ones(1, 4)).square().sum().backward()
+    >>> optimizer.step()
+    >>> round(((layer.weight - before).norm() / before.norm()).item(), 6)  # whatever the gradient's length
+    0.001
     """
 
     lr: Scalar = 0.3

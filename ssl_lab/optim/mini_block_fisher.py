@@ -25,6 +25,9 @@ class MiniBlockFisher(Optimizer):
 
     From the paper's abstract, and from memory for the blocks of linear layers; no code was read, so claim no fidelity
     in detail.
+
+    >>> sl.optimizer("mini_block_fisher(lr=0.01, every=20)", usual=sl.SGD()).every
+    20
     """
 
     lr: Scalar = 1e-3

@@ -29,6 +29,9 @@ def optimizer(text: str | None, usual: Optimizer) -> Optimizer:
 
     Any scalar may be a schedule. Where the text gives no learning rate, its peak is the optimizer's own default, and
     its course that of `usual`, which a line on stderr says. UsageError for unknown names and arguments.
+
+    >>> sl.optimizer("radam(lr=cosine(0.002), weight_decay=0)", usual=sl.SGD())
+    RAdam(lr=cosine(0.002, 0.0, cycles=0.5), weight_decay=0, betas=(0.9, 0.999))
     """
     if text is None:
         return usual

@@ -27,6 +27,9 @@ class MuonNormed(Optimizer):
     `iterations` of Newton and Schulz's, which make a matrix roughly orthogonal. Each step sets a matrix's length anew,
     as BatchNorm after it makes its scale meaningless. `beside`: the rate of the rest (biases, norms, the classifier's
     head), as a multiple of lr, by Adam.
+
+    >>> sl.optimizer("muon_normed(lr=0.24, iterations=5)", usual=sl.SGD()).iterations
+    5
     """
 
     lr: Scalar = 0.08

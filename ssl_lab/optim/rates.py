@@ -56,5 +56,10 @@ def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar], biases: Scalar
     rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that fits
     counts. biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow
     Twins has it; by default the optimizer's. Building it raises UsageError where a part has no parameter that learns.
+
+    >>> spec = sl.optim.with_rates(sl.SGD(lr=0.1), {"head": 0.5})
+    >>> optimizer = spec.build(sl.net("tiny_4"))
+    >>> spec.set(optimizer, sl.At(0, 100)), sorted({group["lr"] for group in optimizer.param_groups})
+    (0.1, [0.1, 0.5])
     """
     return _WithRates(optimizer.lr, optimizer.weight_decay, base=optimizer, rates=rates, biases=biases)

@@ -21,6 +21,9 @@ def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most:
     rule: "linear", rate * batch / base, for SGD; "sqrt", rate * sqrt(batch / base), for Adam and its kin. most: a cap,
     such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate, and no longer where
     the curvature of the whole loss does. The paper's two rules, from its abstract; the cap is ours.
+
+    >>> sl.optim.scaled_rate(0.1, batch=1024, base=256), sl.optim.scaled_rate(0.1, 1024, 256, rule="sqrt")
+    (0.4, 0.2)
     """
     if rule not in get_args(Rule):
         raise unknown("scaling rule", rule, get_args(Rule))
@@ -33,7 +36,12 @@ def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most:
 def stable_rate(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int = 15,
                 seed: int = 0) -> float:
     """2 / lambda, the largest rate at which gradient descent does not leave a quadratic bowl of largest curvature
-    lambda, by Lanczos' method; infinite where no direction curves upwards. See `largest_eigenvalue`."""
+    lambda, by Lanczos' method; infinite where no direction curves upwards. See `largest_eigenvalue`.
+
+    >>> h = torch.diag(torch.tensor([1.0, 4.0]))
+    >>> round(sl.optim.stable_rate(lambda d: [h @ d[0]], [torch.zeros(2)]), 4)
+    0.5
+    """
     curvature = largest_eigenvalue(product, weights, steps, seed)
     return 2 / curvature if curvature > 0 else math.inf
 
@@ -44,6 +52,10 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
 
     product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
     Every new direction is made orthogonal to all before it, so that rounding brings no eigenvalue twice.
+
+    >>> h = torch.diag(torch.arange(1.0, 101.0))
+    >>> round(sl.optim.largest_eigenvalue(lambda d: [h @ d[0]], [torch.zeros(100)], steps=60), 3)
+    100.0
     """
     return float(torch.linalg.eigvalsh(lanczos(product, weights, steps, seed))[-1])
 
@@ -51,7 +63,13 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
 def lanczos(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int,
             seed: int = 0) -> Tensor:
     """float64 [k, k], on the CPU: the tridiagonal matrix that a symmetric H is in a Krylov space of k <= `steps`
-    dimensions from a random direction of length 1. product, weights: see `largest_eigenvalue`."""
+    dimensions from a random direction of length 1. product, weights: see `largest_eigenvalue`.
+
+    >>> h = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    >>> small = sl.optim.lanczos(lambda d: [h @ d[0]], [torch.zeros(2)], steps=2)
+    >>> torch.linalg.eigvalsh(small).round(decimals=4).tolist()
+    [1.0, 3.0]
+    """
     sizes, like = [w.numel() for w in weights], weights[0]
     draw = torch.randn(sum(sizes), generator=generator(seed, "lanczos"), dtype=torch.float64)
     basis = [(draw / draw.norm()).to(like.device, like.dtype)]

@@ -16,6 +16,10 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups of the parameters that learn: weights (2 or more dimensions), and biases and norms.
 
     The first is decayed, the second never is; the groups say so under "decay".
+
+    >>> weights, others = sl.optim.parameter_groups(sl.net("tiny_4"))
+    >>> len(weights["params"]), weights["decay"], len(others["params"]), others["decay"]
+    (10, True, 19, False)
     """
     learning = [p for p in module.parameters() if p.requires_grad]
     return [
@@ -31,7 +35,15 @@ def kernels(module: nn.Module) -> dict[str, bool]:
 
 @dataclass(frozen=True)
 class Optimizer:
-    """lr and weight_decay are read anew before each step; see SGD and AdamW."""
+    """lr and weight_decay are read anew before each step; see SGD and AdamW.
+
+    >>> spec = sl.SGD(lr=sl.schedule.linear(0.1, 0.0), weight_decay=5e-4)
+    >>> optimizer = spec.build(sl.net("tiny_4"))
+    >>> round(spec.set(optimizer, sl.At(step=25, total=100)), 4)
+    0.075
+    >>> [group["weight_decay"] for group in optimizer.param_groups]  # of weights, and of biases and norms
+    [0.0005, 0.0]
+    """
 
     lr: Scalar
     weight_decay: Scalar = 0.0
@@ -51,7 +63,11 @@ class Optimizer:
 
 @dataclass(frozen=True)
 class SGD(Optimizer):
-    """SGD with Nesterov momentum; weight decay is added to the gradient (L2)."""
+    """SGD with Nesterov momentum; weight decay is added to the gradient (L2).
+
+    >>> sl.Trainer(steps=100, optimizer=sl.SGD(lr=sl.schedule.cosine(0.1))).optimizer.lr(0.5)
+    0.05
+    """
 
     lr: Scalar = 0.03
     weight_decay: Scalar = 5e-4
@@ -65,7 +81,11 @@ class SGD(Optimizer):
 
 @dataclass(frozen=True)
 class AdamW(Optimizer):
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101).
+
+    >>> [group["weight_decay"] for group in sl.AdamW().build(sl.net("tiny_4")).param_groups]  # set before each step
+    [0.01, 0.01]
+    """
 
     lr: Scalar = 1e-3
     weight_decay: Scalar = 1e-2

@@ -16,6 +16,13 @@ class Closure(Protocol):
 
     It may be called again, e.g. at perturbed weights: each call sees the same views, and from the second on
     BatchNorm's running statistics stay as the first call left them.
+
+    >>> def surest(closure, optimizer, at):  # a step only where the same views have the same loss again
+    ...     if closure().total == closure().total:
+    ...         return sl.optim.plain(closure, optimizer, at)
+    ...     raise AssertionError("dropout, perhaps")
+    >>> sl.Trainer(steps=100, update=surest).update.__name__
+    'surest'
     """
 
     def __call__(self) -> Loss: ...
@@ -31,14 +38,33 @@ class Closure(Protocol):
 
 
 class Update(Protocol):
-    """An update rule: calls the closure, steps the optimizer, returns the loss to report."""
+    """An update rule: calls the closure, steps the optimizer, returns the loss to report.
+
+    >>> def uphill(closure, optimizer, at):  # a rule of one's own: gradient ascent
+    ...     loss = closure()
+    ...     for p in (p for group in optimizer.param_groups for p in group["params"]):
+    ...         p.grad.neg_()
+    ...     optimizer.step()
+    ...     return loss
+    >>> sl.Trainer(steps=100, update=uphill).update.__name__
+    'uphill'
+    """
 
     def __call__(self, closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss: ...
 
 
 def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Tensor | None = None) -> None:
     """Makes the optimizer forget what it keeps of a parameter: all of it, or the entries of its momenta where the mask
-    `where`, bool of the parameter's shape, is true."""
+    `where`, bool of the parameter's shape, is true.
+
+    >>> layer = torch.nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
+    >>> layer(torch.ones(1, 2)).sum().backward()
+    >>> optimizer.step()
+    >>> sl.optim.forget(optimizer, layer.weight)
+    >>> layer.weight in optimizer.state, layer.bias in optimizer.state
+    (False, True)
+    """
     if where is None:
         optimizer.state.pop(parameter, None)
         return
@@ -48,7 +74,14 @@ def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Ten
 
 
 def plain(closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
-    """One gradient, one step."""
+    """One gradient, one step.
+
+    >>> def twice(closure, optimizer, at):  # an update rule of one's own: two steps on the same views
+    ...     sl.optim.plain(closure, optimizer, at)
+    ...     return sl.optim.plain(closure, optimizer, at)
+    >>> sl.Trainer(steps=100, update=twice).update.__name__
+    'twice'
+    """
     loss = closure()
     optimizer.step()
     return loss

@@ -86,6 +86,11 @@ class Report:
 
     title, subtitle: the head. footer: e.g. the version and the date; by default there is none, and the page
     depends on nothing but what was added.
+
+    >>> page = sl.report.Report("Digits", "ten labels")
+    >>> page.text("One line.")
+    >>> "<title>Digits" in page.html()
+    True
     """
 
     def __init__(self, title: str, subtitle: str = "", footer: str = "") -> None:

@@ -24,6 +24,9 @@ def image_grid(images: ArrayLike, captions: Sequence[str] = (), columns: int | N
     columns: images in a row, which then shrink on a narrow screen; without it, as many as there is room for.
     scale: screen pixels for each pixel; by default images become about 80 pixels wide. rows: headings, one
     a row. Raises UsageError for images of another dtype or shape and for counts that do not fit.
+
+    >>> "cat" in sl.report.image_grid(np.zeros((2, 1, 8, 8), dtype=np.uint8), captions=["cat", "dog"])
+    True
     """
     pixels = np.asarray(images)
     shape = pixels.shape

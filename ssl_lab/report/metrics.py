@@ -17,7 +17,12 @@ FloatArray = NDArray[np.float64]
 
 
 class Band(NamedTuple):
-    """A curve and its uncertainty, float64 [N] each; `mean` is finite, a spread of NaN is unknown."""
+    """A curve and its uncertainty, float64 [N] each; `mean` is finite, a spread of NaN is unknown.
+
+    >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.array([0.01, 0.02, np.nan]))
+    >>> float(band.mean[-1])
+    0.6
+    """
 
     x: FloatArray
     mean: FloatArray
@@ -35,6 +40,11 @@ def read_metrics(path: str | Path) -> list[Row]:
     A `null` reads as NaN; values that are not numbers are left out. Lines of the same step are merged and the
     later one wins, so the steps that a resumed run repeats count once. A torn last line (the run was killed
     while writing it) is ignored. Raises UsageError if the file is absent or another line is unreadable.
+
+    >>> from pathlib import Path
+    >>> written = Path("metrics.jsonl").write_text('{"step": 1, "loss": 0.5}' + chr(10) + '{"step": 2, "lo')  # killed
+    >>> sl.report.read_metrics("metrics.jsonl")
+    [{'step': 1.0, 'loss': 0.5}]
     """
     path = Path(path)
     try:
@@ -60,7 +70,11 @@ def _numbers(values: dict[str, object]) -> Row:
 
 
 def series(rows: Sequence[Row], key: str) -> tuple[FloatArray, FloatArray]:
-    """Steps and values, float64 [N] each, of the rows in which `key` is present and finite."""
+    """Steps and values, float64 [N] each, of the rows in which `key` is present and finite.
+
+    >>> sl.report.series([{"step": 1, "loss": 0.5}, {"step": 2}, {"step": 3, "loss": 0.4}], "loss")
+    (array([1., 3.]), array([0.5, 0.4]))
+    """
     points = [(row["step"], row[key]) for row in rows if np.isfinite(row.get(key, np.nan))]
     steps, values = np.array(points, dtype=np.float64).reshape(-1, 2).T
     return steps, values
@@ -70,6 +84,10 @@ def mean_and_spread(values: ArrayLike) -> tuple[FloatArray, FloatArray]:
     """Mean and sample standard deviation (n - 1) over the first axis of `values`, [R] or [R, N].
 
     The spread of a single run is NaN: one run says nothing about the next.
+
+    >>> mean, spread = sl.report.mean_and_spread([1.0, 2.0, 3.0])
+    >>> float(mean), float(spread)
+    (2.0, 1.0)
     """
     runs = np.asarray(values, dtype=np.float64)
     mean = runs.mean(axis=0)
@@ -82,6 +100,10 @@ def band(runs: Sequence[Sequence[Row]], key: str) -> Band:
     Runs are read at all steps that any of them logged, with linear interpolation, over the range that all of
     them cover: each mean is over the same runs. Runs that never logged `key` are left out; without any, the
     band is empty. Spread is the sample standard deviation (n - 1), and NaN for a single run.
+
+    >>> one, other = ([{"step": 0, "loss": 2.0}, {"step": 10, "loss": last}] for last in (1.0, 0.0))
+    >>> sl.report.band([one, other], "loss").mean
+    array([2. , 0.5])
     """
     logged = [(steps, values) for steps, values in (series(rows, key) for rows in runs) if len(steps)]
     if not logged:

@@ -50,6 +50,10 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
     Each label stands beside the end of its line. A line's color and dashes come from its place in `lines`:
     pass the same labels to each figure of a page. An empty band is not drawn but keeps its place. Of a line
     with more than 300 points, equal groups of neighbors are averaged.
+
+    >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.array([0.01, 0.02, 0.02]))
+    >>> "<svg" in sl.report.curves({"fixmatch": band}, y="test accuracy", percent=True)
+    True
     """
     y = printable(f"{y} (%)" if percent else y)
     labels = [shortened(printable(label)) for label in lines]
@@ -98,6 +102,10 @@ def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") ->
     """One row of color for each label, from none at 0 to full at 1, over x; as an SVG beside others in a page.
 
     lines: fractions. Where a line has no value, its row is empty.
+
+    >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.zeros(3))
+    >>> "<svg" in sl.report.heat_map({"cat": band, "dog": band}, title="coverage")
+    True
     """
     title, labels = printable(title), [shortened(printable(label)) for label in lines]
     height = TOP + BOTTOM + 1.2 * FONT * len(labels)

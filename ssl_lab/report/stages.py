@@ -20,7 +20,15 @@ from ssl_lab.report.tables import Cell, Column, Table
 SHOWN = 20  # images
 
 def stage_table(stages: Mapping[str, Path]) -> Table:
-    """A row for each stage: name -> the folder of a finished run of a recipe. UsageError for another folder."""
+    """A row for each stage: name -> the folder of a finished run of a recipe. UsageError for another folder.
+
+    >>> import json
+    >>> from pathlib import Path
+    >>> done = {"method": "kd", "labels": 10, "steps": 500, "seconds": 9.0, "test_accuracy": 0.8}
+    >>> size = Path("summary.json").write_text(json.dumps(done)), Path("config.yaml").write_text("net: tiny_4")
+    >>> sl.report.stage_table({"distilled": Path(".")}).rows
+    [['distilled', 'kd', 'tiny_4', 10, 500, 9.0, 0.8]]
+    """
     columns = [Column("stage"), Column("method"), Column("net"), Column("labels", "right"),
                Column("steps", "right", ",d"), Column("training (s)", "right", ".1f"),
                Column("test accuracy", "right", ".2%")]

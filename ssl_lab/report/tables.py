@@ -23,7 +23,11 @@ MISSING = "–"  # noqa: RUF001 (an en dash: the typographer's empty cell)
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, where its cells stand, and the format specification of its numbers, e.g. ".1f" or ".1%"."""
+    """A heading, where its cells stand, and the format specification of its numbers, e.g. ".1f" or ".1%".
+
+    >>> sl.report.Column("accuracy", "right", ".1%").format
+    '.1%'
+    """
 
     name: str
     align: Literal["left", "right"] = "left"
@@ -38,7 +42,13 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A title, columns and rows; the first column names the row. A row of another length is a UsageError."""
+    """A title, columns and rows; the first column names the row. A row of another length is a UsageError.
+
+    >>> columns = [sl.report.Column("method"), sl.report.Column("accuracy", "right", ".1%")]
+    >>> table = sl.report.Table("Digits", columns, [("fixmatch", 0.764), ("supervised", 0.644)])
+    >>> [row[0] for row in table.rows]
+    ['fixmatch', 'supervised']
+    """
 
     title: str
     columns: Sequence[Column]
@@ -114,6 +124,9 @@ def mean_spread(values: Sequence[float], percent: bool = True) -> str:
 
     percent: the values are fractions in [0, 1] and are shown times 100, with one decimal; otherwise they are
     shown as they are, with three significant digits. No values, or one that is not finite, gives a dash.
+
+    >>> sl.report.mean_spread([0.76, 0.78, 0.74]), sl.report.mean_spread([0.76])
+    ('76.0 ± 2.0', '76.0')
     """
     if not len(values) or not np.all(np.isfinite(values)):
         return MISSING

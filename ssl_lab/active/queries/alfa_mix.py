@@ -29,6 +29,11 @@ class AlfaMix(Query):
     linear in eps, a prediction changes at one eps and for the farthest anchor first, and W z, W W^T and the distances
     to the anchors tell all. Predictions are those of the head. Classes without a labeled row have no anchor; without
     any, UsageError. Memory is O(N (D + C)).
+
+    >>> points = np.array([[4.0, 0.0], [0.0, 4.0], [3.0, 0.0], [1.1, 1.0]])  # the last lies near the border
+    >>> view = sl.PoolView(np.array([0, 1, -1, -1]), embeddings=points, head_weight=np.eye(2), head_bias=np.zeros(2))
+    >>> sl.active.AlfaMix()(view, budget=1)
+    array([3])
     """
 
     name = "alfa_mix"

@@ -18,6 +18,12 @@ class Badge(Query):
     C * D numbers, is never made: <g(x), g(s)> = <r(x), r(s)> <h(x), h(s)> with r = p - onehot(argmax p). The
     distribution of the picks is exact, up to float32 (see `spread`). Labeled rows do not matter. Time is O(N (D + C)
     budget) in matrix products, memory O(N C).
+
+    >>> rng = np.random.default_rng(0)
+    >>> points, sure, unsure = rng.normal(size=(40, 4)), [0.999, 0.001], [0.5, 0.5]
+    >>> view = sl.PoolView(np.full(40, -1), embeddings=points, probs=np.repeat([sure, unsure], 20, axis=0))
+    >>> int((sl.active.Badge()(view, budget=10) < 20).sum())  # sure rows are nearly one point: one stands for all
+    1
     """
 
     name = "badge"

@@ -27,6 +27,12 @@ class ClusterMargin(Query):
     distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It
     is a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one
     clustering does. pool: k_m / k_t in the paper. Memory is O(N (D + neighbors)).
+
+    >>> rng = np.random.default_rng(0)
+    >>> points, p = np.repeat(np.eye(3), 20, axis=0), rng.uniform(size=60)
+    >>> view = sl.PoolView(np.full(60, -1), embeddings=points, probs=np.stack([p, 1 - p], axis=1))
+    >>> np.sort(sl.active.ClusterMargin(pool=10, size=20)(view, budget=3)) // 20  # one of each cluster
+    array([0, 1, 2])
     """
 
     name = "cluster_margin"

@@ -100,6 +100,10 @@ class ProbCover(Query):
     The rest is exact on up to 100,000 rows: all neighbors are found once, and a row's count falls as the rows around
     it are covered. Of more, and of rows with more than 2^27 pairs of neighbors, which bounds memory, the labeled ones
     and as many drawn from the seed stand for all.
+
+    >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> sl.active.ProbCover(delta=0.15)(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
+    array([0, 3])
     """
 
     name = "prob_cover"
@@ -160,6 +164,10 @@ class MaxHerding(FacilityLocation):
     the classifier's margins and a radius for each labeled row: this one needs embeddings alone and no radius, and
     its gain does not run out. Exact, and as costly as `FacilityLocation`; the authors' code takes a subset of the
     rows as candidates.
+
+    >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> sl.active.MaxHerding()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
+    array([1, 3])
     """
 
     name = "max_herding"

@@ -17,6 +17,10 @@ class FacilityLocation(Query):
 
     over all rows i, labeled or not. Exact up to float32: gains only fall (submodularity), so lazy greedy. It
     takes O(N^2 D) time for the first gains, O(N D) for each gain computed again, and O(N D) memory.
+
+    >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
+    >>> sl.active.FacilityLocation()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
+    array([1, 3])
     """
 
     name = "facility_location"

@@ -20,6 +20,12 @@ class Galaxy(Query):
     awaited counts as of its predicted class; so a budget of 1 is the paper's algorithm, and larger ones approximate
     it. Equals are chosen among by the seed. Without labeled rows the first picks are random. Time is O(C N log N + L)
     a pick for L labeled rows, memory O(N C).
+
+    >>> labels = np.array([0, -1, -1, -1, 1])
+    >>> p = np.array([0.9, 0.7, 0.52, 0.2, 0.1])
+    >>> view = sl.PoolView(labels, probs=np.stack([p, 1 - p], axis=1))
+    >>> sl.active.Galaxy()(view, budget=1)  # the middle of the unknown rows between the two classes
+    array([2])
     """
 
     name = "galaxy"

@@ -16,6 +16,11 @@ class KCenter(Query):
     Exact up to float32: a distance to the nearest center only falls, so it is computed again only for rows whose
     last known distance is the highest (greedy.py). The paper's k-center greedy, without its integer program for
     outliers. With nothing labeled, the first pick is drawn from the seed.
+
+    >>> points = np.array([[0.0], [1.0], [5.0], [9.0]])
+    >>> view = sl.PoolView(np.array([0, -1, -1, -1]), embeddings=points)
+    >>> sl.active.KCenter()(view, budget=2)  # the farthest from all so far
+    array([3, 2])
     """
 
     name = "k_center"

@@ -16,6 +16,10 @@ class KMeans(Query):
     labeled set plays no part. Unlike the paper, rows weigh the same; see `Prefilter` for its prefilter.
 
     iterations, restarts: of k-means, of which the best restart counts.
+
+    >>> points = np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
+    >>> np.sort(sl.active.KMeans()(sl.PoolView(np.full(6, -1), embeddings=points), budget=2))  # the middle of each
+    array([1, 4])
     """
 
     name = "k_means"

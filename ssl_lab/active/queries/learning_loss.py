@@ -12,6 +12,10 @@ class LearningLoss(ScoreQuery):
 
     Exact; labeled rows do not matter. The paper draws 10,000 candidates at random and chooses among these; here all
     are compared.
+
+    >>> view = sl.PoolView(np.full(3, -1), predicted_loss=[0.1, 2.0, 0.7])
+    >>> sl.active.LearningLoss()(view, budget=2)
+    array([1, 2])
     """
 
     name = "learning_loss"

@@ -37,7 +37,13 @@ class _Stochastic(Wrapper):
 
 
 class Power(_Stochastic):
-    """p(i) ~ score_i^beta: PowerBALD by default. Rows of score 0 come last."""
+    """p(i) ~ score_i^beta: PowerBALD by default. Rows of score 0 come last.
+
+    >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
+    >>> query = sl.active.Power(sl.active.Entropy(), beta=1.0)
+    >>> query(sl.PoolView(np.full(50, -1), probs=probs), budget=3, seed=0)
+    array([25, 32,  4])
+    """
 
     name = "power"
 
@@ -46,7 +52,14 @@ class Power(_Stochastic):
 
 
 class Gibbs(_Stochastic):
-    """p(i) ~ exp(beta score_i); "softmax" in the paper."""
+    """p(i) ~ exp(beta score_i); "softmax" in the paper.
+
+    >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
+    >>> sharp = sl.active.Gibbs(sl.active.Entropy(), beta=1e6)  # so high that it takes the highest scores
+    >>> view = sl.PoolView(np.full(50, -1), probs=probs)
+    >>> set(sharp(view, budget=3)) == set(sl.active.Entropy()(view, budget=3))
+    True
+    """
 
     name = "gibbs"
 
@@ -55,7 +68,12 @@ class Gibbs(_Stochastic):
 
 
 class SoftRank(_Stochastic):
-    """p(i) ~ rank_i^-beta, where the highest score has rank 1."""
+    """p(i) ~ rank_i^-beta, where the highest score has rank 1.
+
+    >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
+    >>> sl.active.SoftRank(sl.active.Margin())(sl.PoolView(np.full(50, -1), probs=probs), budget=3)
+    array([17, 47,  6])
+    """
 
     name = "soft_rank"
 

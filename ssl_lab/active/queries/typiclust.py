@@ -40,6 +40,11 @@ class TypiClust(Query):
     also scale features to length 1, which are taken here as they are, square the distances, and leave out the first
     pick of a cluster from the typicality of its second; here distances are the paper's, and each row's typicality is
     computed once.
+
+    >>> rng = np.random.default_rng(0)
+    >>> points = np.concatenate([rng.normal(0, 1, (20, 2)), rng.normal(9, 1, (20, 2))])
+    >>> np.sort(sl.active.TypiClust()(sl.PoolView(np.full(40, -1), embeddings=points), budget=2)) // 20  # one of each
+    array([0, 1])
     """
 
     name = "typiclust"

@@ -32,7 +32,11 @@ def bald_scores(mc_probs: FloatArray) -> NDArray[np.float64]:
 
 
 class Random(Query):
-    """Rows drawn uniformly: the baseline of every comparison."""
+    """Rows drawn uniformly: the baseline of every comparison.
+
+    >>> sl.active.Random()(sl.PoolView(np.full(100, -1)), budget=5, seed=0)
+    array([ 9, 66, 90, 63, 16])
+    """
 
     name = "random"
     family = "baseline"
@@ -44,7 +48,12 @@ class Random(Query):
 
 
 class LeastConfidence(ScoreQuery):
-    """score = 1 - max_c p_c"""
+    """score = 1 - max_c p_c
+
+    >>> probs = [[0.9, 0.1, 0.0], [0.5, 0.3, 0.2], [0.6, 0.2, 0.2]]
+    >>> sl.active.LeastConfidence()(sl.PoolView(np.full(3, -1), probs=probs), budget=2)
+    array([1, 2])
+    """
 
     name = "least_confidence"
     family = "uncertainty"
@@ -58,7 +67,12 @@ class LeastConfidence(ScoreQuery):
 
 
 class Margin(ScoreQuery):
-    """score = 1 - (p_1 - p_2), of the two most probable classes: the smallest margin first"""
+    """score = 1 - (p_1 - p_2), of the two most probable classes: the smallest margin first
+
+    >>> probs = [[0.6, 0.2, 0.2], [0.45, 0.45, 0.1], [0.5, 0.3, 0.2]]
+    >>> sl.active.Margin()(sl.PoolView(np.full(3, -1), probs=probs), budget=2)  # of the smallest p_(1) - p_(2)
+    array([1, 2])
+    """
 
     name = "margin"
     family = "uncertainty"
@@ -79,7 +93,13 @@ class Margin(ScoreQuery):
 
 
 class Entropy(ScoreQuery):
-    """score = H(p) = -sum_c p_c log p_c. For MC dropout, give the mean of the samples' probabilities."""
+    """score = H(p) = -sum_c p_c log p_c. For MC dropout, give the mean of the samples' probabilities.
+
+    >>> probs = [[0.5, 0.5, 0.0], [0.5, 0.25, 0.25], [1.0, 0.0, 0.0]]
+    >>> query, view = sl.active.Entropy(), sl.PoolView(np.full(3, -1), probs=probs)
+    >>> query.scores(view, view.candidates) / np.log(2), query(view, budget=1)
+    (array([1. , 1.5, 0. ]), array([1]))
+    """
 
     name = "entropy"
     family = "uncertainty"
@@ -115,6 +135,11 @@ class BALD(Samples):
 
     The highest scores are of rows that tell the same, so a batch is drawn, p(i) ~ score_i (PowerBALD, Kirsch et al.
     2023, arXiv 2106.12059; see tests/benchmarks/README.md). `batch_bald` chooses rows that tell most together.
+
+    >>> agree, differ = [[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]  # two members, the same mean
+    >>> view = sl.PoolView(np.full(2, -1), mc_probs=[agree, differ])
+    >>> sl.active.BALD().scores(view, view.candidates).round(4)
+    array([0.    , 0.6931])
     """
 
     name = "bald"
@@ -128,7 +153,12 @@ class BALD(Samples):
 
 
 class MeanStd(Samples):
-    """score = mean_c std_s p_sc, with the standard deviation over the S samples (not S - 1)"""
+    """score = mean_c std_s p_sc, with the standard deviation over the S samples (not S - 1)
+
+    >>> view = sl.PoolView(np.full(2, -1), mc_probs=[[[0.5, 0.5], [0.5, 0.5]], [[1.0, 0.0], [0.0, 1.0]]])
+    >>> sl.active.MeanStd().scores(view, view.candidates).round(3)
+    array([0. , 0.5])
+    """
 
     name = "mean_std"
     family = "uncertainty"
@@ -145,6 +175,11 @@ class VariationRatio(Samples):
 
     Freeman's ratio of votes, not 1 - max_c mean_s p_sc, which is `least_confidence` on the mean. Equal
     probabilities vote for the lower class.
+
+    >>> votes = [[[0.9, 0.1], [0.6, 0.4], [0.4, 0.6]], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]]
+    >>> view = sl.PoolView(np.full(2, -1), mc_probs=votes)
+    >>> sl.active.VariationRatio().scores(view, view.candidates).round(3)  # one of three votes otherwise, none
+    array([0.333, 0.   ])
     """
 
     name = "variation_ratio"

@@ -34,6 +34,11 @@ class UncertaintyHerding(Query):
     such that the mean confidence over the unlabeled rows is the accuracy of a softmax regression on the embeddings of
     labels it was not fitted to (5 folds): calibration in the large. Where no class has two labels, every row counts the
     same. Otherwise exact, at the cost of `facility_location`.
+
+    >>> rng = np.random.default_rng(0)
+    >>> view = sl.PoolView(np.full(30, -1), embeddings=rng.normal(size=(30, 4)), probs=rng.dirichlet([1, 1], size=30))
+    >>> len(sl.active.UncertaintyHerding()(view, budget=3))
+    3
     """
 
     name = "uncertainty_herding"

@@ -17,6 +17,10 @@ class ViewDisagreement(Samples):
     same views (fixmatch, mixmatch): what is still inconsistent is what they could not learn without a label. The paper
     takes the highest scores; as these are alike, a batch is drawn here, p(i) ~ score_i, which was better by far (see
     tests/benchmarks/README.md).
+
+    >>> view = sl.PoolView(np.full(2, -1), view_probs=[[[0.9, 0.1], [0.1, 0.9]], [[0.8, 0.2], [0.8, 0.2]]])
+    >>> sl.active.ViewDisagreement().scores(view, view.candidates).round(3)
+    array([0.32, 0.  ])
     """
 
     name = "view_disagreement"

@@ -35,6 +35,12 @@ class Prefilter(Wrapper):
     """`then` chooses among the `factor` * budget candidates that `first` would choose, as uncertainty then diversity.
 
     To `then`, the other candidates do not exist: they take no part in its clusters and coverage.
+
+    >>> points, p = np.array([[0.0], [5.0], [0.1], [9.0]]), np.array([0.5, 0.55, 0.6, 0.99])
+    >>> view = sl.PoolView(np.full(4, -1), embeddings=points, probs=np.stack([p, 1 - p], axis=1))
+    >>> query = sl.active.Prefilter(sl.active.Margin(), sl.active.KCenter(), factor=1)
+    >>> np.sort(query(view, budget=2))  # of the two rows of least margin, whatever lies farther out
+    array([0, 1])
     """
 
     name = "prefilter"
@@ -58,6 +64,11 @@ class ClassBalanced(Wrapper):
 
     Within each class `query` chooses; candidates of other classes do not exist to it. Equal counts in an order
     drawn from the seed.
+
+    >>> labels, probs = np.array([0, 0, -1, -1]), np.array([[1, 0], [1, 0], [0.6, 0.4], [0.3, 0.7]])
+    >>> query = sl.active.ClassBalanced(sl.active.Margin())
+    >>> query(sl.PoolView(labels, probs=probs), budget=1)  # class 1 has no label yet
+    array([3])
     """
 
     name = "class_balanced"
@@ -96,6 +107,10 @@ class CostAware(Wrapper):
 
     cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
     back: as many as fit, and UsageError if none does. The greedy order is not the optimum of the knapsack.
+
+    >>> view = sl.PoolView(np.full(3, -1), probs=[[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]])
+    >>> sl.active.CostAware(sl.active.Entropy(), cost=[10.0, 1.0, 1.0])(view, budget=1)  # nearly as unsure, and cheap
+    array([1])
     """
 
     name = "cost_aware"
@@ -138,6 +153,12 @@ class WithoutDuplicates(Wrapper):
 
     It chooses, the near-duplicates of its picks are taken out of the pool, and it chooses again until no two
     picks are near-duplicates. When nothing else is left, near-duplicates fill the budget, at the end.
+
+    >>> points = np.array([[1.0, 0.0], [1.0, 0.001], [0.0, 1.0]])
+    >>> probs = np.array([[0.5, 0.5], [0.51, 0.49], [0.9, 0.1]])
+    >>> query = sl.active.WithoutDuplicates(sl.active.Margin())
+    >>> query(sl.PoolView(np.full(3, -1), embeddings=points, probs=probs), budget=2)
+    array([0, 2])
     """
 
     name = "without_duplicates"
