@@ -33,6 +33,11 @@ class Views:
     The loop builds each from the data set's style and hands them over as `batch.labeled["weak"]`. Two names
     with the same factory are two independent draws. poisson: each image is in a step's batch by a coin of its own, so
     that batches have the size that was asked for on average.
+
+    >>> views = sl.Views(unlabeled={"first": sl.Strong, "second": sl.Strong})  # two independent draws
+    >>> method = sl.FixMatch(sl.net("tiny_4")).with_views(weak=sl.Eval)
+    >>> list(views.unlabeled), method.views.labeled["weak"] is sl.Eval
+    (['first', 'second'], True)
     """
 
     labeled: Mapping[str, ViewFactory] = field(default_factory=dict)
@@ -58,6 +63,15 @@ class Method(nn.Module):
     declared on the class, or set on the instance where it depends on arguments.
 
     net: the net that learns. ema: decay of the averaged weights (0 evaluates the plain net).
+
+    >>> class Entropy(sl.Method):  # to be minimized, beside cross-entropy
+    ...     name, family, paper, arxiv, recipe = "entropy", "consistency", "Grandvalet and Bengio 2004", "", ""
+    ...     views = sl.Views(labeled={"weak": sl.Weak}, unlabeled={"weak": sl.Weak})
+    ...     def forward(self, batch, at):
+    ...         x, u = (out.logits for out in self.joint(batch.labeled["weak"], batch.unlabeled["weak"]))
+    ...         unsure = sl.losses.cross_entropy(u, sl.losses.probabilities(u))
+    ...         return sl.Loss({"labeled": sl.losses.cross_entropy(x, batch.labeled.targets), "entropy": unsure})
+    >>> sl.testing.check_method(Entropy, compile=False)
     """
 
     name: ClassVar[str]

@@ -28,6 +28,13 @@ class LabeledSimCLR(Method):
 
     beliefs: the table, float [images of the pool, classes], t_b q_b, hence zeros where nothing is believed; None for
     none. labeled, believed: weights. temperature: of NT-Xent. hidden, dim: of the projector. seed: of the projector.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.LabeledSimCLR(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['contrast', 'labeled']
     """
 
     name = "labeled_simclr"

@@ -14,6 +14,13 @@ class Supervised(Method):
     """L = H(y, p(x)) over the labeled images under one view.
 
     view: how the labeled images are augmented; Strong makes a much harder baseline.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style), view=sl.Strong)
+    >>> batch = sl.Feed(pool, method.views, 4, 0, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> {name: round(term.item(), 2) for name, term in loss.terms.items()}
+    {'labeled': 2.75}
     """
 
     name = "supervised"

@@ -32,6 +32,14 @@ class ABC(Method):
 
     class_counts: N_c, the number of labeled images of each class, all positive. threshold: least confidence of either
     classifier's pseudo-label. weight: of FixMatch's unlabeled term.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> counts = np.bincount(pool.labels[pool.labeled], minlength=10).tolist()
+    >>> method = sl.ABC(sl.net("tiny_4", classes=10, style=pool.style), class_counts=counts)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['labeled', 'plain_labeled', 'plain_unlabeled', 'unlabeled']
     """
 
     name = "abc"

@@ -31,6 +31,13 @@ class AdaMatch(Method):
     before they are used), so that micro-batches and ranks see the same ones.
 
     confidence: tau, relative. momentum: of the mean labeled prediction. weight: of the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.AdaMatch(sl.net("tiny_4", classes=10, style=pool.style), confidence=0.9)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0.1 < loss.logs["threshold"].item() < 0.9  # relative to the labeled rows
+    True
     """
 
     name = "adamatch"

@@ -34,6 +34,13 @@ class CoMatch(Method):
 
     threshold: least confidence of q. temperature: T. smooth: alpha in the paper. edge: least similarity of two
     pseudo-labels that an edge joins. dim: of z. memory: rows in it, by default five of the paper's batches.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.CoMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, memory=64)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), loss.logs["edges"].item() >= 1  # each row is its own neighbor
+    (['contrast', 'labeled', 'unlabeled'], True)
     """
 
     name = "comatch"

@@ -34,6 +34,15 @@ class DARP(Method):
     unlabeled images, by the paper's default the number of labeled images of each class; all positive. threshold:
     least confidence of r. start: share of the run before the first solution. every: steps between two. rounds: of
     solving each. weight: of the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> counts = np.bincount(pool.labels[pool.labeled], minlength=10).tolist()
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.DARP(net, images=len(pool), class_counts=counts, threshold=0.2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.logs["changed_rate"].item(), 2)  # nothing is refined before 0.4 of the run
+    0.0
     """
 
     name = "darp"

@@ -35,6 +35,13 @@ class Dash(Method):
     at least. epochs: parts of the run. temperature: T. least: the smallest rho, in nats. weight: of the unlabeled loss.
     unlabeled: how many unlabeled images there are, `len(pool.unlabeled)`; by default the whole last part of the warm-up
     counts in rho_0.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Dash(sl.net("tiny_4", classes=10, style=pool.style), start=10)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.logs["mask_rate"].item()  # in the warm-up every row is kept
+    1.0
     """
 
     name = "dash"

@@ -18,6 +18,13 @@ class DeFixMatch(Method):
     is an unbiased estimate of the supervised risk, whatever the pseudo-labels are worth.
 
     threshold: least confidence of a pseudo-label. weight: of the difference, lambda in the paper.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.DeFixMatch(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), loss.terms["debiasing"].item() <= 0  # what is taken away again
+    (['debiasing', 'labeled', 'unlabeled'], True)
     """
 
     name = "defixmatch"

@@ -17,6 +17,13 @@ class FixMatch(Method):
     and strong rows pass the net together, so BatchNorm sees one batch, as in the paper's code.
 
     threshold: least confidence of a pseudo-label. weight: of the unlabeled loss, lambda_u in the paper.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.FixMatch(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), round(loss.logs["mask_rate"].item(), 2)  # the share of confident rows
+    (['labeled', 'unlabeled'], 0.83)
     """
 
     name = "fixmatch"

@@ -25,6 +25,14 @@ class FlexMatch(Method):
     images: size of the space of global indices, `len(pool)`. unlabeled: how many of them are unlabeled images,
     `len(pool.unlabeled)`; by default all. threshold: least confidence in the best learned class. weight: of
     the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.FlexMatch(net, images=len(pool), unlabeled=len(pool.unlabeled))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.logs["mask_rate"].item(), loss.logs["threshold"].item()  # nothing was counted yet
+    (1.0, 0.0)
     """
 
     name = "flexmatch"

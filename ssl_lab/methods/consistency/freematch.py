@@ -29,6 +29,13 @@ class FreeMatch(Method):
     momentum: of the averages, lambda in the paper. weight: of the unlabeled loss. fairness_weight: w_f. least, most:
     limits of the threshold of a class; 0.9 and 0.95 for SVHN in the authors' first code (TorchSSL at f26e1d4,
     models/freematch/freematch_utils.py), where their second (USB) only keeps tau below 0.95.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.FreeMatch(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.logs["threshold"].item(), 2), sorted(loss.terms)  # it begins at 1 / classes
+    (0.1, ['fairness', 'labeled', 'unlabeled'])
     """
 
     name = "freematch"

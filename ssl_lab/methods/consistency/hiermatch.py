@@ -38,6 +38,14 @@ class HierMatch(Method):
     the first two of three. base: makes a level's method around its net, e.g. `partial(FixMatch, threshold=0.9)`; its
     images must not depend on its predictions (VAT's do), and it may have no teacher. coarse: int64 [images, levels
     above the classes], the label of each image by global index, -1 where there is none.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> halves = [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1]]  # one level above the digits: below five or not
+    >>> method = sl.HierMatch(sl.net("tiny_4", classes=10, style=pool.style), parents=halves)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['labeled', 'labeled_1', 'unlabeled', 'unlabeled_1']
     """
 
     name = "hiermatch"

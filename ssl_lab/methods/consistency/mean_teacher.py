@@ -21,6 +21,13 @@ class MeanTeacher(Method):
 
     weight: of the consistency; by default 100 (the paper's 100 times the share of labels, with a labeled loss
     divided by all rows) after a ramp-up over 40 of 150 thousand steps. ema: decay of the teacher.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.MeanTeacher(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), method.predictor() is method.net  # the teacher is evaluated
+    (['consistency', 'labeled'], False)
     """
 
     name = "mean_teacher"

@@ -32,6 +32,13 @@ class MixMatch(Method):
 
     augmentations: K views per unlabeled image. temperature: T. alpha: of Beta; 0 mixes nothing. weight: of the
     unlabeled loss, lambda_U in the paper. mix: "cutmix" pastes a rectangle of the partner, see `Mixture`.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.MixMatch(sl.net("tiny_4", classes=10, style=pool.style), augmentations=3)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> list(batch.unlabeled.views), sorted(loss.terms)
+    (['weak_1', 'weak_2', 'weak_3'], ['labeled', 'unlabeled'])
     """
 
     name = "mixmatch"

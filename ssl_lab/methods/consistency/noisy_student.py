@@ -31,6 +31,13 @@ class NoisyStudent(Method):
 
     generations: how many students learn from a teacher. threshold: least confidence of a pseudo-label. weight: of
     the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.NoisyStudent(sl.net("tiny_4", classes=10, style=pool.style), generations=3)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.terms["unlabeled"].item()  # there is no teacher before a quarter of the run
+    0.0
     """
 
     name = "noisy_student"

@@ -33,6 +33,15 @@ class OpenCoS(Method):
     in_class: bool [images]. soft_labels: float [images, C]. confident: int64 [images], a class, or -1. All are by
     global index, and only the rows of unlabeled images matter. threshold, weight: FixMatch's. outside: of the loss
     of images out of class.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> inside = torch.arange(len(pool)) % 2 == 0  # as `split_open_set` would tell
+    >>> soft, surely = torch.full((len(pool), 10), 0.1), torch.full((len(pool),), -1)
+    >>> method = sl.OpenCoS(sl.net("tiny_4", classes=10, style=pool.style), inside, soft, surely)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.logs["in_class_rate"].item(), 2)
+    0.25
     """
 
     name = "opencos"

@@ -20,6 +20,12 @@ class PiModel(Method):
     weight: w(t) of the paper, by default 100 after a ramp-up over 80 of 300 epochs. (The paper divides the
     labeled loss by all B rows and scales w by the share of labels; with the labeled mean here, both cancel.)
     stop_gradient: the second pass is a constant target.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.PiModel(sl.net("tiny_4", classes=10, style=pool.style), weight=100.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> [round(method(batch, sl.At(0, 100)).terms["consistency"].item(), 3) for _ in range(2)]
+    [0.318, 0.318]
     """
 
     name = "pi_model"

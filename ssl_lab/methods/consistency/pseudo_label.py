@@ -18,6 +18,13 @@ class PseudoLabel(Method):
     threshold, weight: by default those of Oliver et al. 2018 (arXiv 1804.09170), 0.95, and 1 after a ramp-up
     over 0.4 of the run. Lee's own loss has threshold=0 (every row counts) and a weight that rises in a line
     from 0 to 3.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.PseudoLabel(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2, weight=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.logs["mask_rate"].item(), 2)
+    0.75
     """
 
     name = "pseudo_label"

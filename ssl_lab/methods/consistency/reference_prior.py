@@ -35,6 +35,13 @@ class ReferencePrior(Method):
 
     particles: K. order: n; the unlabeled rows of a rank must be a multiple. alpha, tau: as above. threshold: least
     confidence of a row in H(y|w). seed: of the particles' weights.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.ReferencePrior(sl.net("tiny_4", classes=10, style=pool.style), particles=2, order=2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['conditional', 'labeled', 'marginal']
     """
 
     name = "reference_prior"

@@ -37,6 +37,13 @@ class ReMixMatch(Method):
 
     augmentations: K, the strong views. temperature: T. alpha: of MixUp's Beta. mixed, anchored, rotated: the
     weights lambda_U, lambda_U1 and lambda_r of the paper. mix: "cutmix" pastes a rectangle of the partner instead.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.ReMixMatch(sl.net("tiny_4", classes=10, style=pool.style), augmentations=2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> list(batch.unlabeled.views), sorted(loss.terms)
+    (['weak', 'strong_1', 'strong_2'], ['anchored', 'labeled', 'mixed', 'rotation'])
     """
 
     name = "remixmatch"

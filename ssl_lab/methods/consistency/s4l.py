@@ -29,6 +29,13 @@ class S4L(Method):
     The predictor classifies the image unturned. Images must be square.
 
     weight: of the rotation loss, w in the paper.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.S4L(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.terms["rotation"].item() > 1  # log 4 is a guess among four rotations
+    True
     """
 
     name = "s4l"
@@ -76,6 +83,13 @@ class S4LExemplar(Method):
     many images count as one; here the positives are the other views of the image, as the paper says.
 
     copies: K. dim: of the embedding, 1000 in the paper's code. weight: of the triplet loss, w in the paper.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.S4LExemplar(sl.net("tiny_4", classes=10, style=pool.style), copies=3)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> len(batch.labeled.views), sorted(loss.terms)
+    (3, ['exemplar', 'labeled'])
     """
 
     name = "s4l_exemplar"

@@ -34,6 +34,13 @@ class SimMatch(Method):
     USB's window for CIFAR-10 has 32 steps (config/classic_cv/simmatch).
 
     threshold: least confidence of q. temperature: T. smooth: alpha in the paper. dim: of z. bank: rows in it.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SimMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, bank=32)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), method.bank.shape
+    (['instance', 'labeled', 'unlabeled'], torch.Size([32, 16]))
     """
 
     name = "simmatch"

@@ -28,6 +28,14 @@ class SoftMatch(Method):
 
     n_sigma: how sharply the weight falls; a standard deviation below the mean it is exp(-n_sigma^2 / 2).
     momentum: of the averages. weight: of the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SoftMatch(sl.net("tiny_4", classes=10, style=pool.style), n_sigma=2.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> method.after_step(sl.At(0, 100))
+    >>> method.mean.item() > 0.1, method.variance.item() < 1  # moved from 1 / classes and 1
+    (True, True)
     """
 
     name = "softmatch"

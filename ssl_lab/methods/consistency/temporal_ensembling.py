@@ -28,6 +28,16 @@ class TemporalEnsembling(Method):
 
     images: number of images of the pool, len(pool). weight: by default 30 after a ramp-up over 80 of 300 epochs;
     as in PiModel, the paper's scaling by the share of labels cancels. decay: alpha of the paper.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.TemporalEnsembling(net, images=len(pool), weight=30.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> method(batch, sl.At(0, 100)).terms["consistency"].item()  # of images that were not seen before
+    0.0
+    >>> method.after_step(sl.At(0, 100))
+    >>> method(batch, sl.At(1, 100)).terms["consistency"].item() < 1e-3  # and of the same images again
+    True
     """
 
     name = "temporal_ensembling"

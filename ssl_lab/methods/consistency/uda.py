@@ -24,6 +24,13 @@ class UDA(Method):
     "log" or "exp" ("exp" releases the labels last, for when there are few), or "none", as in the authors' commands for
     CIFAR-10 and SVHN (google-research/uda at 960684e, image/scripts), TorchSSL and USB. These have seven unlabeled
     images to each labeled one; the authors' commands before February 2020, five. weight: of the unlabeled loss.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.UDA(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.logs["mask_rate"].item(), 2), sorted(loss.terms)
+    (0.83, ['labeled', 'unlabeled'])
     """
 
     name = "uda"

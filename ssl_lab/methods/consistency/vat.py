@@ -27,6 +27,13 @@ class VAT(Method):
     CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN, and weigh the term by 0.3. The paper's
     xi of 1e-6 is below the resolution of float32 pixels; a larger one gives the same direction. The search runs in
     float32 also under autocast, whose rounding would hide so small a step.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.VAT(sl.net("tiny_4", classes=10, style=pool.style), epsilon=6.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> bool(loss.terms["consistency"] > 0)  # a divergence
+    True
     """
 
     name = "vat"

@@ -26,6 +26,15 @@ class AttentionTransfer(MapDistillation):
 
     The paper's equation 2 and its code differ: mode "code" has d = mean over images and places of (Q_s - Q_t)^2, to
     which the weight of 1000 belongs; mode "paper" d = 1/2 ||Q_s - Q_t||, mean over images, and wants a far smaller one.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.AttentionTransfer(net, teacher, mode="paper", weight=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 < loss.terms["distilled"].item() < 3  # half the distance of unit vectors, for three layers
+    True
     """
 
     name = "at"

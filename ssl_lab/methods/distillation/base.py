@@ -31,6 +31,12 @@ class Distillation(Method):
     images are augmented; Eval where the teacher's logits were stored.
 
     UsageError: a teacher for other classes, or one without what the method reads.
+
+    >>> pool = sl.load("digits")
+    >>> student, teacher = (sl.net(name, classes=10, style=pool.style) for name in ("tiny_4", "tiny_8"))
+    >>> method = sl.KD(student, teacher)
+    >>> isinstance(method, sl.Distillation), any(p.requires_grad for p in teacher.parameters())  # it is frozen
+    (True, False)
     """
 
     family = "distillation"

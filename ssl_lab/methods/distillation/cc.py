@@ -22,6 +22,14 @@ class CC(Distillation):
 
     weight: the published ones (0.02 in the comparisons of CRD) belong to another loss, of products of consecutive
     differences; this one was chosen to act. gamma: of the kernel.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.CC(sl.net("tiny_4", classes=10, style=pool.style), teacher, weight=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.terms["distilled"].item() <= 1  # of kernels in (0, 1]
+    True
     """
 
     name = "cc"

@@ -23,6 +23,15 @@ class CESKD(KD):
     no pass over the pool. Only the last teacher sees all images. With one teacher this is KD.
 
     teacher: Teacher(first, ..., last), from the smallest net (a teacher's assistant) to the largest. temperature: T.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> style = pool.style
+    >>> ladder = sl.methods.Teacher(*(sl.net(name, classes=10, style=style) for name in ("tiny_4", "tiny_8")))
+    >>> method = sl.CESKD(sl.net("tiny_4", classes=10, style=pool.style), ladder)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> len(ladder.members)
+    2
     """
 
     name = "ces_kd"

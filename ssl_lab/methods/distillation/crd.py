@@ -38,6 +38,15 @@ class CRD(Distillation):
     images: size of the space of global indices, `len(pool)`. rows: int64 [n], those of the images that train,
     `pool.unlabeled`; the memories of the others stay random. negatives: K of these rows, or all if they are fewer.
     temperature: T. momentum: of the memories. dim: of the embeddings.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.CRD(net, teacher, images=len(pool), rows=torch.from_numpy(pool.unlabeled), negatives=64)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> method.memory.shape
+    torch.Size([2, 1797, 128])
     """
 
     name = "crd"

@@ -20,6 +20,15 @@ class DIST(Distillation):
     c over the images of the batch (of a rank or micro-batch). The defaults are those for CIFAR-100.
 
     beta, gamma: weights of rows and columns. temperature: T.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> method = sl.DIST(net, teacher, beta=1.0, gamma=0.0, temperature=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.terms["distilled"].item() <= 2  # 1 - a correlation
+    True
     """
 
     name = "dist"

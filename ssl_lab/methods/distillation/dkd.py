@@ -30,6 +30,14 @@ class DKD(Distillation):
     alpha, beta: weights of the two (beta 6 to 8 in the paper, by pair of nets). temperature: T.
 
     UsageError: fewer than 3 classes, where there is only one other class and NCKD is always 0.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.DKD(sl.net("tiny_4", classes=10, style=pool.style), teacher, beta=8.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.terms["distilled"].item()  # the weight warms up from 0
+    0.0
     """
 
     name = "dkd"

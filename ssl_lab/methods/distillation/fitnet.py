@@ -23,6 +23,14 @@ class FitNet(MapDistillation):
 
     r is a 1x1 convolution to the teacher's channels, which learns too; of two maps the larger is averaged down to the
     size of the smaller. Trained in one stage, as in later comparisons, where the paper trains by the hint first.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.FitNet(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> [name for name, _ in method.named_children()]  # adapters learn too
+    ['net', 'ema', 'teacher', 'regressors']
     """
 
     name = "fitnet"

@@ -28,6 +28,14 @@ class FunctionMatching(KD):
 
     temperature: T, 1 to 10 in the paper, by data set. alpha: 1 draws shares uniformly, 0 mixes nothing. mix:
     "cutmix" pastes a rectangle of the other image, which the paper has not.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.FunctionMatching(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> list(loss.terms), list(method.views.labeled)  # no label is used
+    (['distilled'], [])
     """
 
     name = "function_matching"

@@ -21,6 +21,14 @@ class KD(Distillation):
     et al. 2020, arXiv 1910.10699).
 
     temperature: T.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.KD(sl.net("tiny_4", classes=10, style=pool.style), teacher, temperature=4.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms), loss.logs["agreement"].item() <= 1  # of the two nets
+    (['distilled', 'labeled'], True)
     """
 
     name = "kd"

@@ -20,6 +20,14 @@ class LogitStd(KD):
     C; its code divides by C - 1.
 
     temperature: T.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.LogitStd(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['distilled', 'labeled']
     """
 
     name = "logit_std"

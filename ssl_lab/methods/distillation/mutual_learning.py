@@ -29,6 +29,13 @@ class MutualLearning(Method):
 
     peer: the second net, for as many classes, of whatever kind. None: one like the first, with other initial weights,
     namely those of the first shuffled within each tensor: for weights that were drawn independently, another draw.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.MutualLearning(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['labeled', 'mutual']
     """
 
     name = "mutual_learning"

@@ -23,6 +23,14 @@ class NST(MapDistillation):
     the squared maximum mean discrepancy, under k(f, g) = (f . g)^2, between the channels of the two maps, each a
     vector over places scaled to length 1; mean over images. Of two maps the larger is averaged down to the size of
     the smaller.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.NST(sl.net("tiny_4", classes=10, style=pool.style), teacher, weight=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.terms["distilled"].item()  # a squared discrepancy
+    True
     """
 
     name = "nst"

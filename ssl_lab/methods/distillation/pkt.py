@@ -20,6 +20,14 @@ class PKT(Distillation):
     """L = labeled * H(y, p(x)) + weight * (1/b^2) sum_ij p_t(i | j) log(p_t(i | j) / p_s(i | j))
 
     with p(i | j) ~ (1 + cos(f_i, f_j)) / 2 over the b images of the batch, of pooled features.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.PKT(sl.net("tiny_4", classes=10, style=pool.style), teacher, weight=1.0)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.terms["distilled"].item() < 0.01  # a divergence
+    True
     """
 
     name = "pkt"

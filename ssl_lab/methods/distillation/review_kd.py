@@ -33,6 +33,14 @@ class ReviewKD(MapDistillation):
     before the activation in wide ResNets, after it in the other nets written here.
 
     width: channels of all R_i (default: as many as the student has features, at most 512).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.ReviewKD(sl.net("tiny_4", classes=10, style=pool.style), teacher, weight=1.0, width=8)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> bool(loss.terms["distilled"] > 0)
+    True
     """
 
     name = "review_kd"

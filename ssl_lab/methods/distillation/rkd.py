@@ -23,6 +23,14 @@ class RKD(Distillation):
     taken within groups of rows.
 
     distances, angles: weights. group: rows among which angles are compared, 64 being the batch of the comparisons.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.RKD(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> bool(loss.terms["distilled"] > 0)
+    True
     """
 
     name = "rkd"

@@ -37,6 +37,13 @@ class SelfDistillation(Method):
     layers: where branches start: submodules of the backbone, by path; see `paths`. By default the last of each
     resolution but the coarsest. alpha, hint, temperature: as in the equation; the
     defaults are those of common code, where |F_i - F|^2 is summed over 128 images, with a weight of 1e-6.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SelfDistillation(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['branches', 'distilled', 'hints', 'labeled']
     """
 
     name = "self_distillation"

@@ -29,6 +29,13 @@ class SoTeacher(Method):
     It trains the teacher: `recipes/distill.py --teacher so_teacher` distills what it trained.
 
     images: size of the space of global indices, `len(pool)`. lipschitz, consistency: weights of the terms.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SoTeacher(sl.net("tiny_4", classes=10, style=pool.style), images=len(pool))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.terms["lipschitz"].item() > 0, loss.terms["consistency"].item()  # nothing was seen before
+    (True, 0.0)
     """
 
     name = "so_teacher"

@@ -29,6 +29,14 @@ class SoftLabels(Method):
     teacher: logits of each image of the pool, a row of NaN where there is no label; or the file that they lie in, with
     the one tensor `logits` (see `load_teacher`). own: the net's say, in [0, 1). weight: of the second term. images: how
     many the pool has, to check the file by.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> said = torch.zeros(len(pool), 10)  # somebody found all classes as likely
+    >>> method = sl.SoftLabels(sl.net("tiny_4", classes=10, style=pool.style), sl.methods.StoredLogits(said, None))
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.terms["unlabeled"].item(), 1) > 0
+    True
     """
 
     name = "soft_labels"

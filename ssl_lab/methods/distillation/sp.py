@@ -21,6 +21,14 @@ class SP(MapDistillation):
     """L = labeled * H(y, p(x)) + weight * sum over layers of ||G_s - G_t||_F^2 / b^2
 
     with the b x b similarities G = F F' of the batch, each row scaled to length 1, of maps flattened to F [b, c h w].
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.SP(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> bool(loss.terms["distilled"] > 0)
+    True
     """
 
     name = "sp"

@@ -39,6 +39,13 @@ class Teacher(nn.Module):
 
     image_size: side, or height and width, to which images are resized on their device. classifies: whether the
     logits mean something; not so of a backbone with a fresh head.
+
+    >>> style = sl.load("digits").style
+    >>> one, two = (sl.net("tiny_4", classes=10, style=style, seed=seed) for seed in (0, 1))
+    >>> images, teacher = torch.rand(2, 1, 8, 8), sl.methods.Teacher(one, two)
+    >>> mean = (one(images).logits.softmax(dim=1) + two(images).logits.softmax(dim=1)) / 2
+    >>> torch.allclose(teacher(images, torch.arange(2)).logits.softmax(dim=1), mean, atol=1e-5)
+    True
     """
 
     fixed: ClassVar[bool] = False  # whether it answers for the images as they are, whatever the view
@@ -110,6 +117,12 @@ class StoredLogits(Teacher):
     """Logits that were computed before, of the images as they are: only for methods whose view is Eval.
 
     logits: float [N, C], a row for each image of the pool. class_names: of the C classes, where they are known.
+
+    >>> said = torch.full((5, 10), torch.nan)  # of five images
+    >>> said[3] = torch.zeros(10)
+    >>> stored = sl.methods.StoredLogits(said, None)
+    >>> int(stored.logits.isfinite().all(dim=1).sum())
+    1
     """
 
     fixed = True
@@ -151,6 +164,13 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
     of the style. classes: their names, or how many. What the teacher says is brought into their order; the log says so,
     or that the teacher's names are unknown. reading: how the images of this style were read; where a run knows that
     its own were read otherwise, a line says so. UsageError for a teacher of other classes.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
+    >>> teacher = sl.methods.load_teacher("run", classes=pool.class_names, style=pool.style)
+    >>> teacher.classes, teacher.image_size
+    (10, None)
     """
     if "," in str(source) and not Path(source).exists():
         several = [load_teacher(part, classes, style, name, image_size, images, reading)

@@ -15,6 +15,14 @@ class TeacherAssistant(KD):
         python recipes/distill.py --method teacher_assistant --teacher runs/assistant --net tiny_8 --out runs/student
 
     All arguments are those of KD. The paper searches T and the weights by pair of nets.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.TeacherAssistant(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> isinstance(method, sl.KD), sorted(loss.terms)
+    (True, ['distilled', 'labeled'])
     """
 
     name = "teacher_assistant"

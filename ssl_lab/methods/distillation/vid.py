@@ -24,6 +24,14 @@ class VID(MapDistillation):
     the negative log-likelihood of the teacher's map t, up to a constant, under a Gaussian with mean mu(s), three 1x1
     convolutions of the student's map, and one variance v_c = softplus(a_c) + 1e-5 for each channel; mu and a learn.
     Of two maps the larger is averaged down to the size of the smaller.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
+    >>> method = sl.VID(sl.net("tiny_4", classes=10, style=pool.style), teacher)
+    >>> batch = sl.Feed(pool, method.views, 4, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['distilled', 'labeled']
     """
 
     name = "vid"

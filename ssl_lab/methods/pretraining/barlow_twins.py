@@ -22,6 +22,13 @@ class BarlowTwins(Pretraining):
     weights at 0.2 for each 256 images, biases and norms at 0.0048: `with_rates(LARS(lr=0.2), {}, biases=0.0048)`.
 
     redundancy: lambda. hidden, dim: values in the two hidden layers of the projector, and of z. seed: of the projector.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.BarlowTwins(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['invariance', 'redundancy']
     """
 
     name = "barlow_twins"

@@ -28,6 +28,13 @@ class BYOL(Pretraining):
 
     tau: a schedule that rises to 1; it starts at 0.996 in the paper's 1000 epochs, at 0.97 to 0.99 in short runs.
     hidden, dim: values in the hidden layer of projector and predictor, and of z. seed: of the two.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.BYOL(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.terms["regression"].item() <= 8  # two terms of 2 - 2 cos
+    True
     """
 
     name = "byol"

@@ -48,6 +48,13 @@ class DINO(Pretraining):
     large part that the features of a convolutional net have in common at first. seed: of the projector. logs:
     `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all images have come to look alike (log outputs: try a
     lower teacher_temperature, or a higher temperature; 0: a lower center_momentum, or a higher momentum).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.DINO(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8, outputs=32)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 < loss.logs["teacher_entropy"].item() < float(np.log(32))
+    True
     """
 
     name = "dino"

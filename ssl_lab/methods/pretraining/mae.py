@@ -34,6 +34,14 @@ class MAE(Pretraining):
     timm's models; the authors' are fixed.
 
     masked: share of the patches. width, depth, heads: of the decoder. seed: of the decoder.
+
+    >>> pool = sl.load("digits")
+    >>> small = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    >>> net = sl.net("timm/vit_tiny_patch16_224", classes=10, style=pool.style, **small)
+    >>> method = sl.MAE(net, width=16, depth=1, heads=2)
+    >>> batch = sl.Feed(pool, method.views, labeled=0, unlabeled=4, seed=0)(sl.At(0, 100))
+    >>> list(method(batch, sl.At(0, 100)).terms)
+    ['painting']
     """
 
     name = "mae"

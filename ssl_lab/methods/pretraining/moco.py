@@ -32,6 +32,15 @@ class MoCoV2(Pretraining):
 
     temperature: T. momentum: m. queue: keys in it. hidden, dim: values in the projector's hidden layer (default: as
     many as there are features) and of q. seed: of the projector.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.MoCoV2(sl.net("tiny_4", classes=10, style=pool.style), queue=32, hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> before = method.queue.clone()
+    >>> method.after_step(sl.At(0, 100))
+    >>> int((method.queue != before).any(dim=-1).sum())  # keys of this step came in
+    12
     """
 
     name = "moco_v2"
@@ -81,6 +90,13 @@ class MoCoV3(Pretraining):
 
     temperature: T, 0.2 for ViTs and 1 for ResNet-50. momentum: rises to 1. hidden, dim: values in the hidden layers of
     projector and predictor, and of q. seed: of the two.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.MoCoV3(sl.net("tiny_4", classes=10, style=pool.style), temperature=1.0, hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(float(loss.terms["contrast"].item() / 4 / np.log(12)), 1)  # as of a guess among the 12 images
+    1.0
     """
 
     name = "moco_v3"

@@ -28,6 +28,13 @@ class NNCLR(Pretraining):
 
     temperature: T. queue: rows in it. hidden, dim: values in the projector's two hidden layers, and of z.
     predictor_hidden: values in the predictor's one. seed: of the two. logs: `neighbor_cosine`, of z_1 and n(z_1).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.NNCLR(sl.net("tiny_4", classes=10, style=pool.style), queue=32, hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 < loss.logs["neighbor_cosine"].item() <= 1
+    True
     """
 
     name = "nnclr"

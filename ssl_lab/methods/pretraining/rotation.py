@@ -21,6 +21,13 @@ class Rotation(Pretraining):
     pass the net together. Images must be square.
 
     seed: of the linear layer.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Rotation(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> loss.terms["rotation"].item() > 1  # log 4 is a guess among four rotations
+    True
     """
 
     name = "rotation"

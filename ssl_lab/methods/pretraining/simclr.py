@@ -27,6 +27,13 @@ class SimCLR(Pretraining):
 
     temperature: T; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10. hidden, dim: values of W1's result (default: as many
     as h has) and of z. seed: of the projector.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SimCLR(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> round(loss.terms["contrast"].item()), round(float(np.log(2 * 12 - 1)))  # a guess among 23 other views
+    (3, 3)
     """
 
     name = "simclr"

@@ -24,6 +24,13 @@ class SimSiam(Pretraining):
 
     dim, bottleneck: values of z and of the predictor's hidden layer. seed: of projector and predictor. logs:
     `output_std`, sqrt(dim) times the deviation of each value of the unit z: about 1 if all is well, 0 in collapse.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SimSiam(sl.net("tiny_4", classes=10, style=pool.style), dim=16, bottleneck=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> -1 <= loss.terms["similarity"].item() <= 1, round(loss.logs["output_std"].item(), 1)  # no collapse
+    (True, 1.0)
     """
 
     name = "simsiam"

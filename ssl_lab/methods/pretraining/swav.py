@@ -44,6 +44,13 @@ class SwAV(Pretraining):
     of the run is over (15 of 200 epochs). frozen: share of the run in which prototypes do not learn. hidden, dim:
     values in the projector's hidden layer and of z. seed: of projector and prototypes. logs: `assignment_agreement`,
     the share of images whose two views have the same prototype as their first.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.SwAV(sl.net("tiny_4", classes=10, style=pool.style), prototypes=16, hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> 0 <= loss.logs["assignment_agreement"].item() <= 1
+    True
     """
 
     name = "swav"

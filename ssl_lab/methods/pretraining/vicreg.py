@@ -26,6 +26,13 @@ class VICReg(Pretraining):
 
     invariance, variance, covariance: the weights lambda, mu and nu. hidden, dim: values in the two hidden layers of
     the projector (the paper's expander), and of z. seed: of the projector.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.VICReg(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)
+    >>> batch = sl.Feed(pool, method.views, 0, 12, seed=0)(sl.At(0, 100))
+    >>> loss = method(batch, sl.At(0, 100))
+    >>> sorted(loss.terms)
+    ['covariance', 'invariance', 'variance']
     """
 
     name = "vicreg"
