@@ -1,7 +1,7 @@
 """Active-learning strategies side by side, on equal initial sets, with intervals, tests and labeling efficiency.
 
     python recipes/active_benchmark.py --data mnist --queries margin,badge,typiclust --seeds 5 --initial 10 \\
-        --final 110 --batches 20 --steps 300 --processes 2
+        --final 110 --batches 20 --steps 300 --workers 2
     python recipes/active_benchmark.py --data mnist --queries typiclust,prob_cover --trainers fixmatch --initial 0 \\
         --final 10 --batches 10 --weights simclr.safetensors --seeds 3 --steps 1000
 

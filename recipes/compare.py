@@ -2,7 +2,7 @@
 
     python recipes/compare.py --methods fixmatch,flexmatch,mixmatch --data mnist --labels 40 --seeds 3 --minutes 3
     python recipes/compare.py --methods "fixmatch(threshold=0.7),fixmatch,mypackage.soft:Soft" --labels 40 --steps 1000
-    python recipes/compare.py --methods all --data mnist --labels 40 --seeds 2 --steps 1000 --processes 2
+    python recipes/compare.py --methods all --data mnist --labels 40 --seeds 2 --steps 1000 --workers 2
 
 Each run is a process of recipes/consistency.py with a folder of its own in --out. Finished ones are kept and cut ones
 resumed, so the same command goes on where it stopped; with more methods or seeds it adds what is missing. The
@@ -27,6 +27,7 @@ from ssl_lab.config import may_run
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import jobs
 from ssl_lab.texts import as_file_name
+from ssl_lab.workers import workers_of
 
 HERE = Path(__file__).parent
 GRID = list(itertools.product(("weak", "strong"), (0.01, 0.03, 0.1)))  # the baseline's view and learning rate
@@ -42,14 +43,15 @@ class Settings(sl.Settings):
     have arguments, and several times other ones, or be package.module:MyMethod (not in a --config file)."""
     seeds: int = 3
     """Runs of each method: seeds 0 and up of split, initial weights and training."""
-    processes: int = 1
-    """Runs at a time. With several, give --steps: they would disturb each other's clocks."""
+    workers: str = "1"
+    """Runs at a time on this machine, slurm or ray (see `ssl_lab/workers.py`). With several, give --steps."""
     preset: Literal["auto", "paper", "short"] = "auto"
     """Where the methods' settings come from; see recipes/consistency.py."""
 
 
 def main(settings: Settings) -> None:
-    names = comparison.chosen(settings, settings.methods, settings.seeds, settings.processes)
+    workers = workers_of(settings.workers, settings.out)
+    names = comparison.chosen(settings, settings.methods, settings.seeds, workers)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
     if not (pool.truth[pool.test] >= 0).any():
@@ -71,13 +73,13 @@ def main(settings: Settings) -> None:
     grid = [(views.get(name, name), lr) for name, lr in GRID]
     tuning = [job("supervised", f"tuning/{as_file_name(view)}-{lr}", [view], lr=lr, seed=TUNING_SEED, valid=valid)
               for view, lr in grid]
-    failed = comparison.tune(tuning, settings.processes, then=itertools.chain(*methods.values()))
+    failed = comparison.tune(tuning, workers, then=itertools.chain(*methods.values()))
     best = jobs.best(tuning, "valid_accuracy")
     (view,), lr = best.settings["view"], best.settings["lr"]
 
     supervised = [job("supervised", f"supervised-{seed}", [view], lr=lr, seed=seed) for seed in seeds]
     by_seed = [each for runs in zip(supervised, *methods.values(), strict=True) for each in runs]
-    failed += jobs.run_all(by_seed, settings.processes)
+    failed += jobs.run_all(by_seed, workers)
     note = (f"The baseline is cross-entropy on the labeled images under the {view} view with a learning rate of {lr}, "
             f"the best of {len(grid)} settings by {best.settings['valid']} validation images of another split.")
     if settings.imbalance is not None:

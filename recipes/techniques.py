@@ -2,7 +2,7 @@
 
     python recipes/techniques.py --recipe fixmatch --data mnist --labels 40 --steps 500 --seeds 3
     python recipes/techniques.py --recipe supervised --base view strong --data mnist --labels 40 --steps 500 \\
-        --try sam --try swa --try lookahead --try lr=0.1 --processes 2
+        --try sam --try swa --try lookahead --try lr=0.1 --workers 2
 
 --try names what is tried: techniques (see `ssl-lab list techniques`) and settings of the recipe as NAME=VALUE, together
 by `+`; `all` is each technique for accuracy alone. The difference is paired by seed, its interval is Student's, and
@@ -30,6 +30,7 @@ from ssl_lab.config import Texts, may_run
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import jobs
 from ssl_lab.texts import as_file_name
+from ssl_lab.workers import workers_of
 
 HERE = Path(__file__).parent
 
@@ -46,16 +47,16 @@ class Settings(sl.Settings):
     """What is tried beside it, any number of times (default: all)."""
     seeds: int = 3
     """Runs of each: seeds 0 and up of split, initial weights and training."""
-    processes: int = 1
-    """Runs at a time."""
+    workers: str = "1"
+    """Runs at a time on this machine, slurm or ray (see `ssl_lab/workers.py`)."""
 
 
 def main(settings: Settings) -> None:
     if settings.steps is None:
         raise sl.UsageError("techniques are compared at equal steps, of different times: give --steps, not --minutes")
-    if min(settings.seeds, settings.processes, settings.steps) < 1:
-        raise sl.UsageError(f"seeds={settings.seeds}, processes={settings.processes}, steps={settings.steps}: all must "
-                            "be positive")
+    if min(settings.seeds, settings.steps) < 1:
+        raise sl.UsageError(f"seeds={settings.seeds}, steps={settings.steps}: both must be positive")
+    workers = workers_of(settings.workers, settings.out)
     tried, seeds = study.arms(settings.tried or ["all"]), range(settings.seeds)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
@@ -74,7 +75,7 @@ def main(settings: Settings) -> None:
 
     base = Runs(study.BASE, [job(study.BASE, seed) for seed in seeds])
     runs = [Runs(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
-    failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], settings.processes)
+    failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], workers)
     score = "test_balanced_accuracy" if settings.imbalance is not None else "test_accuracy"
     study.show(f"{settings.recipe} on {pool.name}, {settings.steps:,} steps, {settings.seeds} seeds", base,
                [study.worth(arm, each, base, score) for arm, each in zip(tried, runs, strict=True)], failed,

@@ -34,6 +34,7 @@ from ssl_lab.report import (
     read_metrics,
 )
 from ssl_lab.report.tables import MISSING, Cell
+from ssl_lab.workers import Workers
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Runs:
         return band([read_metrics(job.out / "metrics.jsonl") for job in self.jobs if job.summary], key)
 
 
-def chosen(settings: Settings, methods: str, seeds: int, processes: int) -> list[str]:
+def chosen(settings: Settings, methods: str, seeds: int, workers: Workers) -> list[str]:
     """The texts of the methods that a list, separated by commas, or `all` names, once each. UsageError for what cannot
     be compared, and for lengths and counts that make no comparison.
 
     The baseline is not one of them: it is there anyway, and tuned.
     """
-    _check_numbers(settings, seeds, processes)
+    _check_numbers(settings, seeds, workers)
     fit = [name for name, method in METHODS.items()
            if method.family == "consistency" and name != "opencos"]  # which needs recipes/openset.py
     given = fit if methods == "all" else filter(None, texts.split(methods))
@@ -90,14 +91,13 @@ def chosen(settings: Settings, methods: str, seeds: int, processes: int) -> list
     return names
 
 
-def _check_numbers(settings: Settings, seeds: int, processes: int) -> None:
-    if processes > 1 and settings.minutes is not None:
-        raise UsageError(f"--minutes {settings.minutes} with --processes {processes}: runs beside each other "
+def _check_numbers(settings: Settings, seeds: int, workers: Workers) -> None:
+    if workers.count > 1 and settings.minutes is not None:
+        raise UsageError(f"--minutes {settings.minutes} with {workers.count} --workers: runs beside each other "
                          "would each get less of the machine; give --steps")
     length = settings.minutes if settings.steps is None else settings.steps
-    if min(seeds, processes) < 1 or (length is not None and length <= 0):
-        raise UsageError(f"seeds={seeds}, processes={processes}, steps={settings.steps}, "
-                         f"minutes={settings.minutes}: all must be positive")
+    if seeds < 1 or (length is not None and length <= 0):
+        raise UsageError(f"seeds={seeds}, steps={settings.steps}, minutes={settings.minutes}: all must be positive")
 
 
 def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
@@ -140,14 +140,14 @@ def validation_images(pool: Pool, settings: Settings) -> int:
     return min(1000, (known - asked) // 5)
 
 
-def tune(runs: Sequence[Job], processes: int, then: Iterable[Job] = ()) -> list[str]:
+def tune(runs: Sequence[Job], workers: Workers, then: Iterable[Job] = ()) -> list[str]:
     """Runs the settings of the baseline and returns which of them diverged; RunFailedError if one failed otherwise.
 
     then: what is to run afterwards; a folder of theirs that holds other settings is a UsageError before the tuning.
     """
     for job in then:
         job.prepare()
-    failed = jobs.run_all(runs, processes)
+    failed = jobs.run_all(runs, workers)
     if broken := [failure for failure in failed if not jobs.diverged(failure)]:
         raise RunFailedError(f"{len(broken)} of the {len(runs)} settings of the baseline could not be tried, and the "
                              f"best of the others would be no tuned baseline. {broken[0]}. Mend that; the same command "

@@ -390,7 +390,7 @@ def test_duplicates_are_copies():
 
 
 def test_cells_run_in_processes(tmp_path):
-    settings = settings_of(tmp_path, final=16, processes=2)
+    settings = settings_of(tmp_path, final=16, workers="2")
     cells = cells_of(settings)
     results = run_cells(settings, cells)
     assert [cell.query for cell in cells] == ["random", "margin"]
@@ -400,6 +400,12 @@ def test_cells_run_in_processes(tmp_path):
     assert run_cells(alone, cells[1:])[cells[1]]["selected"] == results[cells[1]]["selected"]
 
 
+def test_workers_that_are_none_are_refused_before_anything_is_loaded(tmp_path):
+    settings = settings_of(tmp_path, workers="0", data="nowhere")
+    with pytest.raises(UsageError, match="--workers 0: expected at least one"):
+        run_cells(settings, cells_of(settings))
+
+
 @pytest.mark.parametrize(("changes", "words"), [
     ({"labels": 20}, "takes --initial in place of --labels"),
     ({"minutes": 1.0}, "--steps in place of --minutes"),
@@ -407,7 +413,6 @@ def test_cells_run_in_processes(tmp_path):
     ({"trainers": "supervise"}, "unknown trainer 'supervise'. Did you mean supervised"),
     ({"queries": "margins"}, "unknown query 'margins'"),
     ({"seeds": 0}, "must be at least 1"),
-    ({"processes": 0}, "must be at least 1"),
     ({"batches": "4,many"}, "--batches '4,many': expected whole numbers, separated by commas"),
     ({"trainers": "supervised, finetune"}, "trainer finetune starts from a backbone: give --weights"),
 ])

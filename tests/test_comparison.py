@@ -30,6 +30,7 @@ from ssl_lab.intervals import detectable
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
 from ssl_lab.report import Band, heat_map
+from ssl_lab.workers import Here
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 
@@ -141,7 +142,7 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path, capsys):
                       "(pathlib.Path(given['out']) / 'summary.json').write_text(json.dumps(summary))\n")
     runs = [Job(script, {"bad": bad, "right": right}, tmp_path / name)
             for name, bad, right in (("one", True, 0), ("two", False, 0.5), ("three", False, 0), ("four", False, None))]
-    (failed,) = jobs.run_all(runs, processes=2)
+    (failed,) = jobs.run_all(runs, Here(2))
     assert "one failed: error: no such thing (see " in failed
     err = capsys.readouterr().err
     assert all(said in err for said in ("2/4 two: 50.00% in 1 s", "3/4 three: 0.00% in", "4/4 four: 25.00% in"))
@@ -169,7 +170,7 @@ def test_a_signal_is_handed_on_to_the_runs_which_save(tmp_path, request):
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(Interrupted, match="stopped; the same command goes on"):
-        jobs.run_all(runs, processes=2)
+        jobs.run_all(runs, Here(2))
     assert [(job.out / "saved").exists() for job in runs] == [True, True, False]
     assert not (runs[2].out / "started").exists()
 
@@ -205,7 +206,7 @@ def test_a_folder_that_another_process_has_is_waited_for(tmp_path, monkeypatch, 
         threading.Thread(target=work, daemon=True).start()
     while not is_taken(theirs.out):
         time.sleep(0.02)
-    assert jobs.run_all([mine, theirs], processes=2) == []
+    assert jobs.run_all([mine, theirs], Here(2)) == []
     assert (mine.out / "times").read_text() == "x"
     assert not (theirs.out / "times").exists()  # it was finished by the other
     assert theirs.summary["test_accuracy"] == 1.0
@@ -224,7 +225,7 @@ def test_a_run_that_ends_as_its_folder_is_looked_at_is_not_run_again(tmp_path, m
         return len(looks) == 1
 
     monkeypatch.setattr(jobs, "is_taken", is_taken)
-    assert jobs.run_all([job], processes=1) == []
+    assert jobs.run_all([job], Here(1)) == []
     assert len(looks) == 2
 
 
@@ -233,7 +234,7 @@ def test_a_run_that_finds_the_folder_taken_is_tried_again(tmp_path, monkeypatch,
     script = script_of(tmp_path, "first = not (out / 'first').exists()\n(out / 'first').touch()\n"
                                  f"sys.exit({BUSY}) if first else done()\n")
     job = Job(script, {}, tmp_path / "run")
-    assert jobs.run_all([job], processes=1) == []
+    assert jobs.run_all([job], Here(1)) == []
     assert job.summary is not None
     assert capsys.readouterr().err.count("waiting for it") == 1
 
@@ -246,7 +247,8 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path):
                                  "    finally: (out / 'saved').touch()\n"
                                  "exit_with_status(train)\n")
     process = start("-c", "import sys; from pathlib import Path; from ssl_lab.engine.jobs import Job, run_all\n"
-                          f"run_all([Job(Path({str(script)!r}), {{}}, Path({str(tmp_path)!r}, 'run'))], 1)")
+                          "from ssl_lab.workers import Here\n"
+                          f"run_all([Job(Path({str(script)!r}), {{}}, Path({str(tmp_path)!r}, 'run'))], Here(1))")
     while not (tmp_path / "run" / "begun").exists():
         assert process.poll() is None
         time.sleep(0.05)
@@ -259,7 +261,7 @@ def test_runs_end_with_a_comparison_that_is_killed(tmp_path):
 
 
 def test_a_run_that_the_system_killed_says_so(tmp_path):
-    (failed,) = jobs.run_all([Job(script_of(tmp_path, "os.kill(os.getpid(), 9)\n"), {}, tmp_path / "run")], 1)
+    (failed,) = jobs.run_all([Job(script_of(tmp_path, "os.kill(os.getpid(), 9)\n"), {}, tmp_path / "run")], Here(1))
     assert "run was killed by signal 9, as systems do where memory runs out (see " in failed
 
 
@@ -267,7 +269,7 @@ def started_jobs(monkeypatch, *arguments):
     """The runs that the recipe would begin with."""
     kept = []
 
-    def run_all(runs, processes):
+    def run_all(runs, workers):
         kept.extend(runs)
         raise Interrupted
 
@@ -315,7 +317,7 @@ def test_supervised_is_the_baseline_and_no_method(tmp_path, monkeypatch, capsys)
     (("--methods", "opencos"), r"opencos cannot be compared here.* see recipes/openset.py"),
     (("--methods", "hiermatch"), "hiermatch: "),
     (("--seeds", "0"), "seeds=0"),
-    (("--processes", "0"), "processes=0"),
+    (("--workers", "0"), "--workers 0"),
     (("--net", "tiny_x"), "tiny_x"),
     (("--device", "gpu"), "gpu"),
     (("--micro-batches", "7"), "does not divide into 7 micro-batches"),
@@ -349,7 +351,7 @@ def test_a_baseline_that_could_not_be_tuned_ends_the_comparison(tmp_path, monkey
     class GoesOnError(Exception):
         pass
 
-    def run_all(runs, processes):
+    def run_all(runs, workers):
         if "tuning" not in str(runs[0].out):
             raise GoesOnError
         for job in runs[:-1]:
@@ -369,7 +371,7 @@ def test_a_baseline_that_could_not_be_tuned_ends_the_comparison(tmp_path, monkey
 
 def first_in_a_process(monkeypatch):
     """Of the runs that are started the first is a process; the others do the same here, where all is imported."""
-    started, in_a_process = [], jobs.Children.run
+    started, in_a_process = [], Here.command
 
     def run(self, command, log):
         started.append(command)
@@ -380,7 +382,7 @@ def first_in_a_process(monkeypatch):
             module.main(parse(module.Settings, command[2:]))
         return 0
 
-    monkeypatch.setattr(jobs.Children, "run", run)
+    monkeypatch.setattr(Here, "command", run)
 
 
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from ssl_lab.methods import FixMatch
 from ssl_lab.nets.start import learned_classes
 from ssl_lab.presets import build
 from ssl_lab.views import Eval, Strong, Weak
+from ssl_lab.workers import Here
 
 TINY = ("--labels", "40", "--net", "tiny_4", "--device", "cpu", "--precision", "fp32", "--steps", "2")
 GUIDE = (ROOT / ".github/CONTRIBUTING.md").read_text()
@@ -132,7 +133,7 @@ def test_a_comparison_shows_methods_by_their_texts(here, monkeypatch):
     assert written["method"] == named[2]
     module = recipe("compare")
     shown = []
-    monkeypatch.setattr(module.jobs, "run_all", lambda runs, processes: [])
+    monkeypatch.setattr(module.jobs, "run_all", lambda runs, workers: [])
     monkeypatch.setattr(module.jobs, "best", lambda runs, key: runs[0])
     monkeypatch.setattr(module.comparison, "show", lambda pool, baseline, runs, *rest, **_: shown.extend(runs))
     module.main(parse(module.Settings, ["--steps", "3", *map(str, shared), "--methods", ",".join(named)]))
@@ -147,7 +148,7 @@ def test_a_run_of_a_comparison_finds_the_module_in_the_folder_that_it_was_starte
     settings = {"steps": 1, "labels": 20, "labeled": 8, "unlabeled": 8, "net": "tiny_4",
                 "device": "cpu", "precision": "fp32"}
     job = Job(ROOT / "recipes" / "consistency.py", settings | flags, here / "run", flags)
-    assert run_all([job], 1) == []
+    assert run_all([job], Here(1)) == []
     assert job.summary["method"] == "sharper"
     status, _, err = finish(start(ROOT / "recipes" / "consistency.py", "--steps", 1, "--method", "mine.soft:Sharper"))
     assert status == 2  # from another folder

@@ -12,11 +12,11 @@ from test_recipes import TINY, recipe
 
 from ssl_lab import study
 from ssl_lab.command_line import parse
-from ssl_lab.engine import jobs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.study import Arm, arms, worth
 from ssl_lab.techniques import TECHNIQUES
+from ssl_lab.workers import Here
 
 
 def test_techniques_and_settings_are_tried_alone_and_together():
@@ -118,7 +118,7 @@ def in_this_process(children, command, log):
 
 def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     module = recipe("techniques")
-    monkeypatch.setattr(jobs.Children, "run", in_this_process)
+    monkeypatch.setattr(Here, "command", in_this_process)
     arguments = [*TINY[:4], *TINY[6:], "--recipe", "supervised", "--base", "view", "strong", "--try",
                  "sam(rho=0.1) + lr=0.05", "--steps", "3", "--seeds", "1", "--out", str(tmp_path)]
     module.main(parse(module.Settings, arguments))
@@ -131,7 +131,7 @@ def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     assert base["view"] == ["strong"]
     splits = {json.loads((path / "summary.json").read_text())["split"] for path in (tmp_path / "base-0", other)}
     assert len(splits) == 1
-    monkeypatch.setattr(jobs.Children, "run", None)  # nothing is left to run
+    monkeypatch.setattr(Here, "command", None)  # nothing is left to run
     module.main(parse(module.Settings, arguments))
     assert capsys.readouterr().out == out
 
@@ -144,7 +144,7 @@ def test_minutes_are_refused(tmp_path):
 
 def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypatch):
     module, started = recipe("techniques"), []
-    monkeypatch.setattr(module.jobs, "run_all", lambda runs, processes: started.extend(runs) or [])
+    monkeypatch.setattr(module.jobs, "run_all", lambda runs, workers: started.extend(runs) or [])
     monkeypatch.setattr(module.study, "show", lambda *given: None)
     module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
                                         "--recipe", "consistency", "--base", "method", "mine.soft:Soft",

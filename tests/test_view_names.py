@@ -342,15 +342,15 @@ def test_where_nothing_is_trained_views_are_refused():
 
 def test_a_job_gives_modules_as_flags(tmp_path):
     class Seen:
-        def run(self, command, log):
-            self.command = command
+        def command(self, command, log):
+            self.given = command
             return 0
 
     seen = Seen()
     seen.stopping = threading.Event()
     (tmp_path / "run").mkdir()
     Job(tmp_path / "recipe.py", {"view": ["a=m:A", "b"]}, tmp_path / "run", {"view": ["a=m:A", "b"]}).run(seen)
-    assert seen.command[-2:] == ["--view=a=m:A", "--view=b"]
+    assert seen.given[-2:] == ["--view=a=m:A", "--view=b"]
 
 
 def test_all_methods_views_are_known_or_say_so():

@@ -1,7 +1,7 @@
 """Active-learning strategies side by side, on equal initial sets: curves, areas, labeling efficiency, tests.
 
     python recipes/active_benchmark.py --data mnist --queries margin,badge,typiclust --seeds 5 --initial 10 \\
-        --final 110 --batches 20 --steps 300 --processes 2
+        --final 110 --batches 20 --steps 300 --workers 2
 
 As robust and reproducible comparisons ask for (Munjal et al. 2022, arXiv 2002.09564), random always runs, and all from
 the same initial sets, several of them. Each combination of trainer, batch, query, seed and initial set is a cell with a
@@ -44,9 +44,10 @@ from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.notes import at_most
 from ssl_lab.processes import end_with
+from ssl_lab.workers import Elsewhere, Workers, workers_of
 
 BASELINE = "random"
-IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "processes",
+IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "workers",
               "seed", "track", "labels", "split_file"}  # to what a cell gives
 
 
@@ -77,8 +78,8 @@ class Benchmark(TrainSettings):
     """Share of the oracle's answers that are wrong; the initial labels are right."""
     transfer: str | None = None
     """Another net, trained from scratch on what was selected at the end."""
-    processes: int = 1
-    """Cells at a time."""
+    workers: str = "1"
+    """Cells at a time on this machine, slurm or ray (see `ssl_lab/workers.py`)."""
 
 
 @dataclass(frozen=True)
@@ -110,9 +111,9 @@ def cells_of(settings: Benchmark) -> list[Cell]:
         raise UsageError(f"--batches {settings.batches!r}: expected whole numbers, separated by commas") from None
     for trainer in trainers:
         fitter(settings, trainer, settings.out)  # an unknown one, or one without the backbone that it starts from
-    counts = settings.seeds, settings.sets, settings.duplicates, settings.processes, *batches
+    counts = settings.seeds, settings.sets, settings.duplicates, *batches
     if min(counts) < 1 or settings.initial < 0:
-        raise UsageError("seeds, sets, duplicates, processes and batches must be at least 1, and --initial at least 0")
+        raise UsageError("seeds, sets, duplicates and batches must be at least 1, and --initial at least 0")
     for batch in batches:
         if settings.final <= settings.initial or (settings.final - settings.initial) % batch:
             raise UsageError(f"from --initial {settings.initial} to --final {settings.final} there is no whole number "
@@ -125,27 +126,40 @@ def cells_of(settings: Benchmark) -> list[Cell]:
 
 
 def run_cells(settings: Benchmark, cells: Sequence[Cell]) -> dict[Cell, dict[str, Any]]:
-    """Runs what is not finished, `processes` at a time, and returns what each cell gave; see `run_cell`."""
+    """Runs what is not finished on the workers, and returns what each cell gave; see `run_cell`."""
+    workers = workers_of(settings.workers, settings.out)
     pool = load(settings.data, **settings.reading())
     announce(pool)
     require_same(settings.out, pool, f"the cells in {settings.out} are of")
     waiting = [cell for cell in cells if _finished(settings, cell) is None]
-    for number, cell in enumerate(_running(settings, waiting), start=1):
+    for number, cell in enumerate(_running(settings, waiting, workers), start=1):
         result = _finished(settings, cell) or {}
         print(f"{number}/{len(waiting)} {cell.folder}: {result['accuracy'][-1]:.2%} with {result['labels'][-1]} labels",
               file=sys.stderr)
     return {cell: _finished(settings, cell) or {} for cell in cells}
 
 
-def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
+def _running(settings: Benchmark, cells: Sequence[Cell], workers: Workers) -> Iterator[Cell]:
     """Yields each cell when it is done."""
-    if settings.processes == 1:
+    if isinstance(workers, Elsewhere):
+        with concurrent.futures.ThreadPoolExecutor(workers.count) as asking:
+            asked = {asking.submit(workers.call, _run_quietly, settings, cell): cell for cell in cells}
+            try:
+                for future in concurrent.futures.as_completed(asked):
+                    future.result()
+                    yield asked[future]
+            except BaseException:
+                asking.shutdown(wait=False, cancel_futures=True)
+                workers.stop(asked)
+                raise
+        return
+    if workers.count == 1:
         for cell in cells:
             _run_quietly(settings, cell)
             yield cell
         return
-    threads = max(1, (os.cpu_count() or 1) // settings.processes)
-    with concurrent.futures.ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn"),
+    threads = max(1, (os.cpu_count() or 1) // workers.count)
+    with concurrent.futures.ProcessPoolExecutor(workers.count, multiprocessing.get_context("spawn"),
                                                 _begin, (threads, os.getpid())) as executor:
         running = {executor.submit(_run_quietly, settings, cell): cell for cell in cells}
         try:
@@ -154,7 +168,7 @@ def _running(settings: Benchmark, cells: Sequence[Cell]) -> Iterator[Cell]:
                 yield running[future]
         except BrokenProcessPool as error:
             raise RunFailedError("a process of a cell was killed, as systems do where memory runs out: give fewer "
-                                 "--processes, or a smaller --net. The same command goes on") from error
+                                 "--workers, or a smaller --net. The same command goes on") from error
         except BaseException:
             executor.shutdown(wait=False, cancel_futures=True)
             raise

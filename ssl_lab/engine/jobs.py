@@ -1,16 +1,13 @@
-"""Runs of recipes, each a process with a folder of its own: started, waited for, resumed, ended with this process."""
+"""Runs of recipes, each a process with a folder of its own: started, waited for and resumed, here or by workers."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import subprocess
 import sys
-import threading
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,36 +18,11 @@ from ssl_lab.engine.folder import is_taken, same
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.exits import BUSY
 from ssl_lab.files import write_text
-from ssl_lab.processes import PARENT
+from ssl_lab.workers import Here, Workers
 
 MAY_DIFFER = {"out", "resume", "device", "data_dir", "track",  # between a finished run and one to start
               "data", "image_size"}  # these because whoever starts runs holds their images together itself
 PAUSE = 1.0  # seconds until a folder that another process has is looked at again
-
-
-class Children:
-    """The processes that were started, and whether all is to stop."""
-
-    def __init__(self) -> None:
-        self.stopping = threading.Event()
-        self._started: list[subprocess.Popen[bytes]] = []
-
-    def run(self, command: Sequence[str], log: Path) -> int:
-        """The exit status of one more process, which ends when this one does."""
-        with log.open("a") as file:
-            child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {PARENT: str(os.getpid())})
-            self._started.append(child)
-            return child.wait()
-
-    def stop(self, runs: Iterable[Future[None]]) -> None:
-        """SIGTERM to each child, once, until all runs are done: a thread may just be starting one."""
-        self.stopping.set()
-        told = 0
-        while not all(run.done() for run in runs):
-            for child in self._started[told:]:
-                child.terminate()
-                told += 1
-            time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -83,8 +55,8 @@ class Job:
         content = {**self.settings, "out": str(self.out), "resume": "auto"}
         write_text(file, yaml.safe_dump(content, sort_keys=False))
 
-    def run(self, children: Children) -> None:
-        """Runs or resumes it, as one more of `children`. RunFailedError has its last words.
+    def run(self, workers: Workers) -> None:
+        """Runs or resumes it on one of the workers. RunFailedError has its last words.
 
         While another process has the folder, e.g. a run that outlived a killed comparison, it waits, with a word; what
         that one finished is not run again.
@@ -93,17 +65,17 @@ class Job:
                    *(f"--{name}={each}" for name, value in self.flags.items()
                      for each in ([value] if isinstance(value, str) else value))]
         waits = False
-        while not children.stopping.is_set():
+        while not workers.stopping.is_set():
             taken = is_taken(self.out)
             if waits and not taken and self.summary is not None:  # written before the folder is free
                 return
-            status = BUSY if taken else children.run(command, self.out / "log.txt")
+            status = BUSY if taken else workers.command(command, self.out / "log.txt")
             if status != BUSY:
                 break
             if not waits:
                 print(f"note: another process writes into {self.out}; waiting for it", file=sys.stderr)
                 waits = True
-            children.stopping.wait(PAUSE)
+            workers.stopping.wait(PAUSE)
         else:
             status = 130
         if status == 130:
@@ -117,8 +89,8 @@ class Job:
         return "failed: " + " ".join((self.out / "log.txt").read_text().strip().splitlines()[-1:])
 
 
-def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
-    """Runs what is not finished, `processes` at a time; says what each gave. Returns why some failed.
+def run_all(jobs: Sequence[Job], workers: Workers) -> list[str]:
+    """Runs what is not finished on these workers; says what each gave. Returns why some failed.
 
     Ctrl-C and SIGTERM are handed on to the runs, which save, and become Interrupted when they are done; where this
     process is killed, the runs save and end as well.
@@ -126,12 +98,11 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
     for job in jobs:
         job.prepare()
     waiting = [job for job in jobs if job.summary is None]
-    if processes > 1:  # their threads would wait for each other
-        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    if isinstance(workers, Here) and workers.count > 1:  # their threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // workers.count)))
     failed = []
-    children = Children()
-    with ThreadPoolExecutor(processes) as pool:
-        started = {job.out: pool.submit(job.run, children) for job in waiting}
+    with ThreadPoolExecutor(workers.count) as pool:
+        started = {job.out: pool.submit(job.run, workers) for job in waiting}
         try:
             for number, job in enumerate(waiting, start=1):
                 try:
@@ -146,7 +117,7 @@ def run_all(jobs: Sequence[Job], processes: int) -> list[str]:
                           f"{done['seconds']:.0f} s", file=sys.stderr)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            children.stop(started.values())
+            workers.stop(started.values())
             raise Interrupted("stopped; the same command goes on") from None
     return failed
 
