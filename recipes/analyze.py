@@ -19,11 +19,10 @@ known). Test images play no part.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 import ssl_lab as sl
 from ssl_lab import analysis
 from ssl_lab.report import analysis as page
+from ssl_lab.report import print_tables
 from ssl_lab.report.finished import OfARun
 
 
@@ -54,7 +53,7 @@ def main(settings: Settings) -> None:
     numbers = [*page.of_the_loss(land, settings.radius, settings.energy, settings.draws, settings.seed),
                *page.of_the_hessian(whole), *page.of_the_net(run, land), *page.of_the_labels(run, runtime),
                *page.of_the_course(run), *page.of_the_noise(land, settings.batches, settings.seed)]
-    Console().print(page.table_of(run, numbers))
+    print_tables(page.table_of(run, numbers))
     print(f"The report is {page.write_analysis(run, numbers, whole, by_class, land, settings.out)}")
 
 

@@ -26,6 +26,7 @@ from typing import Literal
 import ssl_lab as sl
 from ssl_lab.config import Quantity
 from ssl_lab.ensemble import Ensembling
+from ssl_lab.report import print_tables
 
 
 @dataclass
@@ -56,8 +57,6 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    from rich.console import Console
-
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     how = Ensembling(settings.nets, settings.tuned, settings.tuning_steps, settings.own, settings.labeled,
@@ -67,7 +66,7 @@ def main(settings: Settings) -> None:
     trainer = settings.trainer()
     trainer["config"].pop("net")  # which is the first of --nets
     result, table = how.fit(pool, runtime, data_dir=settings.data_dir, **trainer)
-    Console().print(table)
+    print_tables(table)
     print(result)
 
 

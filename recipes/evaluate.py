@@ -22,13 +22,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 import ssl_lab as sl
 from ssl_lab.config import Untrained
 from ssl_lab.data.files import data_folder
 from ssl_lab.features import LEARNERS
 from ssl_lab.features.worth import Worth, compare, images_to_ask_about, net_of
+from ssl_lab.report import print_tables
 from ssl_lab.report.features import table_of, write_features
 from ssl_lab.report.map import Layout
 
@@ -68,7 +68,7 @@ def main(settings: Settings) -> None:
         found[-1].by_labels(pool, queries, {settings.learner: LEARNERS[settings.learner]},
                             range(settings.seed, settings.seed + settings.splits))
     layers = compare(*found, pool, settings.compared, runtime) if len(found) == 2 else None
-    Console().print(table_of(found, pool, queries))
+    print_tables(table_of(found, pool, queries))
     page = write_features(found, layers, pool, queries, settings.learner, settings.layout, settings.shown,
                           settings.seed, settings.out)
     print(f"The report is {page}")

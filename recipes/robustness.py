@@ -18,10 +18,9 @@ errors than there are: a robust accuracy by it is an upper bound.
 from dataclasses import dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 import ssl_lab as sl
 from ssl_lab.analysis.robustness import Trial, read_radii, stand
+from ssl_lab.report import print_tables
 from ssl_lab.report.finished import OfARun
 from ssl_lab.report.robustness import table_of_all, table_of_kinds, write_robustness
 
@@ -46,7 +45,7 @@ def main(settings: Settings) -> None:
     trial = Trial.of(run.net, run.pool, settings.images, settings.seed, runtime)
     found = stand(trial, radii, settings.attack_steps, settings.seed)
     for table in (table_of_all(found), table_of_kinds(found)):
-        Console().print(table)
+        print_tables(table)
     print(f"The report is {write_robustness(run, found, settings.out)}")
 
 

@@ -13,7 +13,6 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ssl_lab.at_hand import PRETRAINED, here
 from ssl_lab.config import AS_USUAL, ReadingSettings
@@ -23,7 +22,7 @@ from ssl_lab.engine import Runtime
 from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.intervals import half_width
-from ssl_lab.report import Column, Table
+from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.ways import FOLDS, Plan, Way, blind, deal, fitting_size, flags, learned, seconds_an_image, trained
 
 LEAST_SECONDS = 2.0
@@ -245,7 +244,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     advice = replace(advice, ways=[
         replace(way, command=f"{words}{way.plan.flags() if way.plan else ''} --minutes {minutes:g}")
         for way in advice.ways])
-    Console().print(advice.table())
+    print_tables(advice.table())
     print(advice.text())
     plan = ensemble(eyes[0], pool, minutes, runtime, read.image_size) if eyes else None
     if plan is not None:

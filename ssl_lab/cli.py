@@ -113,6 +113,7 @@ _ELSEWHERE = {
     "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
     "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
     "predict": ("predict:predict", "The classes of new images by a finished run"),
+    "runs": ("runs:runs", "What the runs of a study are doing: done, running and until when, failed and why"),
     "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
     "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
     "labels": ("active.leaving:labels", "Takes labels along: a CSV of path,label,source,when"),

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from rich.console import Console
 
 from ssl_lab import presets, texts
 from ssl_lab.config import Settings
@@ -31,6 +30,7 @@ from ssl_lab.report import (
     band,
     curves,
     heat_map,
+    print_tables,
     read_metrics,
 )
 from ssl_lab.report.tables import MISSING, Cell
@@ -239,7 +239,7 @@ def show(pool: Pool, baseline: Runs, runs: Sequence[Runs], notes: Sequence[str],
     page.runs({job.out.name: job.out for each in everything for job in each.jobs}, out)
     _add_curves(page, everything, score)
     _add_classes(page, everything, pool.class_names)
-    Console().print(shown)
+    print_tables(shown)
     print(*said, f"The report is {out / 'report.html'}", sep="\n")
     page.write(out / "report.html")
     write_text(out / "table.md", shown.markdown() + "\n")

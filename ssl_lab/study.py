@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.console import Console
 
 from ssl_lab import texts
 from ssl_lab.active.statistics import Paired, holm, paired_t
@@ -19,7 +18,7 @@ from ssl_lab.comparison import Runs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable
-from ssl_lab.report import Column, Report, Table, mean_spread
+from ssl_lab.report import Column, Report, Table, mean_spread, print_tables
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.techniques import TECHNIQUES, together
 
@@ -178,7 +177,7 @@ def show(title: str, base: Runs, found: Sequence[Worth], notes: Sequence[str], o
         page.figure(difference_chart(rows), f"Test accuracy with each less that of the base, paired over {seeds} "
                     + ("seeds, and 95% intervals." if seeds > 1 else "seed."))
     page.runs({job.out.name: job.out for runs in (base, *(each.runs for each in found)) for job in runs.jobs}, out)
-    Console().print(shown)
+    print_tables(shown)
     print(*said, f"The report is {out / 'report.html'}", sep="\n")
     page.write(out / "report.html")
     write_text(out / "table.md", shown.markdown() + "\n")

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from ssl_lab import nets, presets
 from ssl_lab.at_hand import PRETRAINED, here
@@ -31,6 +30,7 @@ from ssl_lab.methods import get
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import start_net
 from ssl_lab.optim import SGD
+from ssl_lab.report import print_tables
 from ssl_lab.schedule import cosine_7_16
 
 FOLDS = 5
@@ -126,7 +126,7 @@ class Plan:
         if self.recipe == "ensemble":
             others = [known.name for known in here() if self.net in PRETRAINED]
             result, table = Ensembling((self.net, *others), view=self.view).fit(pool, runtime, seed=seed, **shared)
-            Console().print(table)
+            print_tables(table)
             return result
         if self.recipe == "finetune":
             return FineTuning(self.method, view=self.view).fit(self.build(pool, seed), pool, runtime, seed, **shared)

@@ -20,7 +20,7 @@ LEVELS = [
     {"ways"},
     {"advise", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict", "fetch",
      "find_lr", "reporting", "estimator", "begun", "refits"},
-    {"train", "study", "papers", "compress"},
+    {"train", "study", "papers", "runs", "compress"},
     {"catalog"},
     {"cli", "__init__"},
 ]

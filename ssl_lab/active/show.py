@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from ssl_lab.active import statistics
 from ssl_lab.active.benchmark import BASELINE, Cell
@@ -22,7 +21,7 @@ from ssl_lab.active.trainers import training_folder
 from ssl_lab.data import Pool
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable, half_width
-from ssl_lab.report import Band, Column, Report, Table, curves, image_grid
+from ssl_lab.report import Band, Column, Report, Table, curves, image_grid, print_tables
 
 ENOUGH = 3  # seeds, from which strategies are compared at all
 SIGNIFICANT = 0.05
@@ -65,7 +64,7 @@ def show_loop(loop: ActiveLoop, title: str) -> None:
         page.images(*_picks(pool, [record.ids[:SHOWN] for record in asked], [f"{record.round}" for record in asked]))
         if asked[-1].like is not None and any(asked[-1].like):
             page.images(*_represented(pool, asked[-1]))
-    Console().print(table)
+    print_tables(table)
     print(*advice.lines, sep="\n")
     page.write(loop.folder / "report.html")
     print(f"The report is {loop.folder / 'report.html'}")
@@ -254,7 +253,7 @@ def show_benchmark(results: Mapping[Cell, Mapping[str, Any]], about: str, out: P
         page.table(win_table(groups))
         page.text("These many tests are not corrected for their number: of true ties, one in forty counts as a win of "
                   "the row.")
-    Console().print(*tables, sep="\n")
+    print_tables(*tables)
     print(*said, f"The report is {out / 'report.html'}", sep="\n")
     page.write(out / "report.html")
     write_text(out / "results.json", json.dumps(list(results.values())) + "\n")

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from rich.console import Console
 
 from ssl_lab.auditing.findings import Audit, audit
 from ssl_lab.auditing.page import counts_table, page
@@ -16,6 +15,7 @@ from ssl_lab.auditing.written import ISSUES, LABELS, write_files
 from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import announce, load
 from ssl_lab.engine.folder import alone_in
+from ssl_lab.report import print_tables
 
 PAGE = "report.html"
 
@@ -58,7 +58,7 @@ def audit_command(data: Annotated[str, tyro.conf.Positional], net: str | None = 
         page(found, steps).write(folder / PAGE)
     for note in found.notes[1:]:
         _say(note)
-    Console().print(counts_table(found))
+    print_tables(counts_table(found))
     print("\n".join([f"{folder / PAGE} shows them, {folder / ISSUES} lists them all.", *steps]))
 
 

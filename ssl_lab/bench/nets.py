@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from ssl_lab.batch import Style, generator
@@ -16,7 +15,7 @@ from ssl_lab.engine import Runtime
 from ssl_lab.engine.placed import place
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net, describe, net
-from ssl_lab.report import Column, Table
+from ssl_lab.report import Column, Table, print_tables
 
 NETS = "tiny_16,tiny_32,tiny_64,wrn_16_2,wrn_28_2,resnet18"
 CLASSES = 10
@@ -79,7 +78,7 @@ def _show(rows: list[dict[str, Any]], json: bool) -> None:
     columns = [("parameters", "parameters", ",.0f"), ("GFLOPs", "gflops", ".3f"),
                ("images/s", "images_per_second", ",.0f"), ("trained", "trained_per_second", ",.0f"),
                ("TFLOP/s", "tflops", ".3f")]
-    Console().print(Table(
+    print_tables(Table(
         f"Passes of {first['rows']} images of {first['size']} px, {first['precision']} on {torch.get_num_threads()} "
         f"threads of {first['device']}", [Column("net"), *(Column(name, "right", form) for name, _, form in columns)],
         [[row["net"], *(row[key] for _, key, _ in columns)] for row in rows]))

@@ -11,14 +11,13 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from ssl_lab import texts
 from ssl_lab.active.memory import Cost, measured
 from ssl_lab.active.plugins import make_query
 from ssl_lab.active.query import UNLABELED, FloatArray, PoolView
 from ssl_lab.errors import UsageError
-from ssl_lab.report import Column, Table
+from ssl_lab.report import Column, Table, print_tables
 
 ROWS, MEMBERS = 8192, 5  # made at a time; of mc_probs
 SAMPLED = {"mc_probs", "view_probs"}
@@ -63,7 +62,7 @@ def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int 
         for row, line in zip(rows, cells, strict=True):
             both = row["seconds"] and row["peer_seconds"]
             line += [row["peer"], row["peer_seconds"], both and row["peer_seconds"] / row["seconds"]]
-    Console().print(Table(f"{n} rows, {dim} features, {classes} classes, budget {budget}", columns, cells))
+    print_tables(Table(f"{n} rows, {dim} features, {classes} classes, budget {budget}", columns, cells))
 
 
 def costs(size: Size, queries: list[str], peers: bool, seed: int) -> list[dict[str, Any]]:

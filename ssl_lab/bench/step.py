@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 import tyro
-from rich.console import Console
 from torch import Tensor, nn
 
 import ssl_lab
@@ -36,7 +35,7 @@ from ssl_lab.methods.base import Forward
 from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, Closure
 from ssl_lab.presets import build
-from ssl_lab.report import Column, Table
+from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.techniques import TECHNIQUES, Techniques, together
 from ssl_lab.views import View
 
@@ -245,22 +244,22 @@ def _reference(net_name: str, pool: Pool, labeled: int, unlabeled: int, runtime:
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    first, console = rows[0], Console()
+    first = rows[0]
     columns = [("ms", "step_ms", ".1f"), ("least", "step_ms_least", ".1f"), ("most", "step_ms_most", ".1f"),
                *([("of the plain", "to_plain", ".2f")] if first["to_plain"] else []),
                *([("of FixMatch", "to_fixmatch", ".2f")] if first["to_fixmatch"] and len(rows) > 1 else []),
                ("images/s", "images_per_second", ".0f"), ("TFLOP/s", "tflops", ".3f"),
                ("of peak", "peak_fraction", ".0%"), ("MB", "peak_memory_mb", ".0f"), ("parts", "micro_batches", "")]
-    console.print(Table(
+    print_tables(Table(
         f"A step of {first['net']}: {first['labeled']} labeled and {first['unlabeled']} unlabeled images of "
         f"{first['size']} px, {first['forward']}, {first['precision']} on {first['threads']} threads of "
         f"{first['device']}{', compiled' * first['compile']}",
         [Column("method"), *(Column(name, "right", format) for name, _, format in columns)],
         [[_called(row), *((row | {"peak_memory_mb": row["peak_memory_bytes"] / 1e6})[key] for _, key, _ in columns)]
          for row in rows]))
-    console.print(Table("Where the time goes, in ms",
-                        [Column("method"), *(Column(part, "right", ".1f") for part in PARTS)],
-                        [[_called(row), *row["parts_ms"].values()] for row in rows]))
+    print_tables(Table("Where the time goes, in ms",
+                       [Column("method"), *(Column(part, "right", ".1f") for part in PARTS)],
+                       [[_called(row), *row["parts_ms"].values()] for row in rows]))
     for row in rows:
         if row["ratio"] is not None:
             print(f"FixMatch as it is usually written: {row['reference_step_ms']:.0f} ms a step, "

@@ -11,14 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
-from rich.console import Console
 from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style, generator
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
 from ssl_lab.engine.machine import keep_freed_memory, resolve_device
 from ssl_lab.errors import UsageError
-from ssl_lab.report import Column, Table
+from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.views import VIEWS, View
 from ssl_lab.views.naming import OURS
 
@@ -113,7 +112,7 @@ def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats:
     if json:
         print(jsonlib.dumps(found, indent=2))
     else:
-        Console().print(Table(
+        print_tables(Table(
             f"batches of {rows} images, {device}, one thread",
             [Column("view"), *(Column(name, "right", format) for name, format in (
                 ("px", ""), ("ms", ".1f"), ("least", ".1f"), ("most", ".1f"), ("images/s", ",.0f"),

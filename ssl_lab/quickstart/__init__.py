@@ -27,7 +27,6 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 from ssl_lab.engine import Result
 from ssl_lab.engine.folder import make_way
@@ -36,7 +35,7 @@ from ssl_lab.files import write_text
 from ssl_lab.quickstart.new import Said, use
 from ssl_lab.quickstart.page import page_of
 from ssl_lab.quickstart.stages import BEST, IMAGE_SIZE, LABELS, NET, STAGES, Data, Stage, prepare, train
-from ssl_lab.report import Column, Table, mean_and_spread, mean_spread
+from ssl_lab.report import Column, Table, mean_and_spread, mean_spread, print_tables
 
 NEXT = ("ssl-lab label PATH/TO/FOLDER                   # label some images of yours, the next by a query",
         "ssl-lab audit PATH/TO/FOLDER                   # what is wrong with the images and their labels",
@@ -122,7 +121,7 @@ def _write_summary(out: Path, scores: Sequence[Score], runs: Mapping[Stage, Sequ
 
 
 def _print(table: Table, out: Path, best: Path, said: Sequence[Said]) -> None:
-    Console().print(table)
+    print_tables(table)
     print(f"The report is {out / 'report.html'}\n\nThe last model on {len(said)} images that it has not seen:\n")
     print(f"  ssl-lab predict {best} {out / 'new'}")
     for one in said:

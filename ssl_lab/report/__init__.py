@@ -6,9 +6,9 @@ from ssl_lab.report.map import image_map, in_two_dimensions
 from ssl_lab.report.metrics import Band, Row, band, mean_and_spread, read_metrics, series
 from ssl_lab.report.plots import curves, heat_map
 from ssl_lab.report.stages import stage_report, stage_table
-from ssl_lab.report.tables import Column, Table, mean_spread
+from ssl_lab.report.tables import Column, Table, mean_spread, print_tables
 from ssl_lab.report.text import Markup
 
 __all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "band", "curves", "heat_map", "image_grid",
-           "image_map", "in_two_dimensions", "mean_and_spread", "mean_spread", "read_metrics", "series",
+           "image_map", "in_two_dimensions", "mean_and_spread", "mean_spread", "print_tables", "read_metrics", "series",
            "stage_report", "stage_table"]

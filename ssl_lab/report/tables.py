@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,6 +20,7 @@ from ssl_lab.report.metrics import mean_and_spread
 from ssl_lab.report.text import Markup, escape, printable
 
 Cell = str | int | float | None
+WIDE = 200  # characters of a line that goes into a pipe or a file
 MISSING = "–"  # noqa: RUF001 (an en dash: the typographer's empty cell)
 
 
@@ -133,3 +136,10 @@ def mean_spread(values: Sequence[float], percent: bool = True) -> str:
     shown = [f"{100 * number:.1f}" if percent else f"{number:.3g}"
              for number in map(float, mean_and_spread(values)) if np.isfinite(number)]
     return " ± ".join(shown)
+
+
+def print_tables(*tables: Table) -> None:
+    """Prints tables: on a terminal as wide as that is, and else as wide as they are, so that no name is broken."""
+    console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
+    for table in tables:
+        console.print(table)
