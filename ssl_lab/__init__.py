@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from ssl_lab.predict import predict
     from ssl_lab.quickstart import run as quickstart
     from ssl_lab.reporting import report
+    from ssl_lab.runs import runs
     from ssl_lab.techniques import *  # noqa: F403
     from ssl_lab.train import train
     from ssl_lab.views import Eval, Strong, Weak
@@ -100,7 +101,7 @@ _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "find_lr": "find_lr:find_lr",
           "label": "label.command:label",
           "labels": "active.leaving:labels", "predict": "predict:predict", "query": "active.command:query_command",
-          "quickstart": "quickstart:run", "report": "reporting:report", "train": "train:train"}
+          "quickstart": "quickstart:run", "report": "reporting:report", "runs": "runs:runs", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
 _MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
             "schedule", "techniques", "testing", "views")
