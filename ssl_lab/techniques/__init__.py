@@ -146,6 +146,9 @@ def technique(text: str) -> Technique:
 
     A module is looked for in the current folder too. Raises UsageError with the nearest names, for arguments that it
     does not take, and for what cannot be imported or is no technique.
+
+    >>> sl.techniques.technique("sam(rho=linear(0, 0.1))").rho
+    linear(0, 0.1, until=1.0)
     """
     made = texts.make(texts.read(text, "technique", "sam(rho=0.1)"), _maker)
     if not isinstance(made, Technique):
@@ -168,13 +171,26 @@ def _maker(name: str) -> Callable[..., Technique | Schedule]:
 
 
 def together(given: Sequence[Technique | str]) -> Techniques:
-    """These techniques, or those that texts describe. UsageError where two of them exclude each other."""
+    """These techniques, or those that texts describe. UsageError where two of them exclude each other.
+
+    >>> try:
+    ...     sl.techniques.together(["sam", "gnp"])
+    ... except sl.UsageError as error:
+    ...     print(error)
+    sam and gnp are both rules for a whole step; give one of them
+    """
     return Techniques([technique(each) if isinstance(each, str) else each for each in given])
 
 
 def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: int = 0) -> Net:
     """The net as the net techniques among `techniques` make it, to build a method around. The same techniques are then
-    given to the `Trainer`, which records them and does what the others ask for."""
+    given to the `Trainer`, which records them and does what the others ask for.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.prepared(sl.net("tiny_4", classes=10, style=pool.style), ["dropout(rate=0.2)"], pool)
+    >>> net.prepared
+    ('dropout(rate=0.2)',)
+    """
     return together(techniques).net(net, pool, seed)
 
 

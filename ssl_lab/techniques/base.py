@@ -28,6 +28,11 @@ class Technique:
     why. shards: whether it works where each rank holds a part of every weight. overwrites: what it does to weights that
     a net has learned before, in words that follow its name; "" if they stay. A run of such a net says so. fresh_only:
     it is refused instead. one_pass: whether a step has to be the plain one, which passes its batch once.
+
+    >>> sl.SAM(rho=0.1).kind, sl.SAM(rho=0.1).text
+    ('step', 'sam(rho=0.1)')
+    >>> sl.techniques.technique("sam(rho=0.1)").rho
+    0.1
     """
 
     kind: ClassVar[Kind]
@@ -64,7 +69,17 @@ class Technique:
 
 class NetTechnique(Technique):
     """Before the method is built: initializes, wraps or reparametrizes the net. What it gives loads and saves the
-    weights of the plain net."""
+    weights of the plain net.
+
+    >>> class Halved(sl.NetTechnique):
+    ...     name, paper, arxiv = "halved", "The head begins with half of its weights", ""
+    ...     def __call__(self, net, pool, seed):
+    ...         net.head.weight.data /= 2
+    ...         return net
+    >>> pool = sl.load("digits")
+    >>> sl.prepared(sl.net("tiny_4", style=pool.style), [Halved()], pool).prepared
+    ('example:Halved',)
+    """
 
     kind = "net"
 
@@ -74,7 +89,15 @@ class NetTechnique(Technique):
 
 
 class DataTechnique(Technique):
-    """Which rows are drawn, with which labels. The run's split stays the pool's own."""
+    """Which rows are drawn, with which labels. The run's split stays the pool's own.
+
+    >>> class First(sl.DataTechnique):
+    ...     name, paper, arxiv = "first", "The first labels alone", ""
+    ...     def __call__(self, pool, seed):
+    ...         return pool.split(labeled=pool.labeled[:5])
+    >>> len(First()(sl.load("digits").split(labels=10), seed=0).labeled)
+    5
+    """
 
     kind = "data"
     shards = True
@@ -89,6 +112,14 @@ class StepTechnique(Technique, nn.Module):
     and parameters, so that it is saved. Randomness from (seed, purpose, step): `at.draw`, or `generator(at.seed, ...)`.
 
     keeps_copies: whether these are copies of the weights, which a technique that writes into weights would not reach.
+
+    >>> class Twice(sl.StepTechnique):
+    ...     name, paper, arxiv = "twice", "Two steps on the same views", ""
+    ...     def forward(self, closure, optimizer, at):
+    ...         sl.optim.plain(closure, optimizer, at)
+    ...         return sl.optim.plain(closure, optimizer, at)
+    >>> Twice().kind
+    'step'
     """
 
     kind = "step"
@@ -107,7 +138,14 @@ class StepTechnique(Technique, nn.Module):
 
 class Around(Method):
     """A method around a method, `base`, that does as it does. Terms and weights techniques override what they change;
-    state is kept in buffers, parameters and modules, so that it is saved. DDP wraps all of it."""
+    state is kept in buffers, parameters and modules, so that it is saved. DDP wraps all of it.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.FixMatch(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> around = sl.techniques.Around().around(method, pool, seed=0)
+    >>> around.views is method.views, around.predictor() is method.predictor()
+    (True, True)
+    """
 
     base: Method
 
@@ -158,7 +196,16 @@ class Around(Method):
 
 
 class TermTechnique(Technique, Around):
-    """Adds terms to the loss of the method, or replaces some: overrides `forward`."""
+    """Adds terms to the loss of the method, or replaces some: overrides `forward`.
+
+    >>> class Small(sl.TermTechnique):
+    ...     name, paper, arxiv = "small", "A head of small weights", ""
+    ...     def forward(self, batch, at):
+    ...         loss = self.base(batch, at)
+    ...         return sl.Loss(loss.terms | {"small": self.net.head.weight.square().sum()}, loss.logs)
+    >>> Small().kind
+    'term'
+    """
 
     kind = "term"
     first: ClassVar[bool] = False  # whether it acts before other terms, wherever it is given: the method sees its batch
@@ -169,6 +216,14 @@ class WeightsTechnique(Technique, Around):
 
     What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta. writes:
     whether it ever does that, or only looks on.
+
+    >>> class NoBias(sl.WeightsTechnique):
+    ...     name, paper, arxiv = "no_bias", "The head's bias stays 0", ""
+    ...     def after_step(self, at):
+    ...         self.net.head.bias.data.zero_()
+    ...         self.base.after_step(at)
+    >>> NoBias().kind
+    'weights'
     """
 
     kind = "weights"

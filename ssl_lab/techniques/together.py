@@ -35,6 +35,11 @@ class Techniques:
 
     Within a kind they act in the order in which they are given, but for terms that are `first`. UsageError where two
     exclude each other.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> techniques = sl.techniques.together(["dropout(rate=0.2)", sl.SAM(rho=0.1), "swa"])
+    >>> techniques.texts, [each.kind for each in techniques.given]
+    (['dropout(rate=0.2)', 'sam(rho=0.1)', 'swa'], ['net', 'step', 'weights'])
     """
 
     def __init__(self, given: Sequence[Technique]) -> None:

@@ -22,6 +22,11 @@ class CorruptLabels(DataTechnique):
     test images and its summary keep the true labels.
 
     The paper's first kind of corruption; random pixels, its others, are left out. No code was read.
+
+    >>> pool = sl.load("digits").split(labels=1000)
+    >>> wrong = sl.CorruptLabels(share=0.4)(pool, seed=0)
+    >>> round(float((wrong.labels[pool.labeled] != pool.truth[pool.labeled]).mean()), 2)  # about 0.4 * 9 / 10
+    0.38
     """
 
     name = "corrupt_labels"

@@ -22,6 +22,11 @@ class Oversample(DataTechnique):
     drawn as ever. Classes without a label stay without. Where all have as many, it is the plain run.
 
     The paper's equation; no code was read.
+
+    >>> pool = sl.load("digits").split(labels=30, imbalance=5.0)
+    >>> drawn = sl.Oversample()(pool, seed=0)
+    >>> np.bincount(pool.labels[pool.labeled]), np.bincount(pool.labels[drawn.drawn])
+    (array([6, 5, 4, 4, 3, 2, 2, 2, 1, 1]), array([6, 6, 6, 6, 6, 6, 6, 6, 6, 6]))
     """
 
     name = "oversample"

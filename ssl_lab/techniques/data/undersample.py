@@ -23,6 +23,11 @@ class Undersample(DataTechnique):
     many, it is the plain run.
 
     The paper's text; no code was read. Its authors find it worse than oversampling in all but extreme cases.
+
+    >>> pool = sl.load("digits").split(labels=30, imbalance=5.0)
+    >>> drawn = sl.Undersample()(pool, seed=0)
+    >>> np.bincount(pool.labels[pool.labeled]), np.bincount(pool.labels[drawn.drawn])
+    (array([6, 5, 4, 4, 3, 2, 2, 2, 1, 1]), array([1, 1, 1, 1, 1, 1, 1, 1, 1, 1]))
     """
 
     name = "undersample"

@@ -26,6 +26,12 @@ class AutoInit(NetTechnique):
     weights start afresh: no argument turns it off.
 
     Checked against the authors' code (`estimators/*.py`), which has nu / (1 - p) for dropout, right where mu = 0.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.AutoInit()(net, pool, seed=0)
+    >>> list(changed.state_dict()) == list(net.state_dict()), changed.head.bias.abs().max().item()
+    (True, 0.0)
     """
 
     name = "autoinit"

@@ -26,6 +26,13 @@ class DropPath(NetTechnique):
     Weights have the names that they have without.
 
     rate: how often the last block's branch is left out, 1 - p_L in the paper. Checked against timm's `drop_path`.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.DropPath(rate=0.5)(net, pool, seed=0)
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> torch.equal(changed.train()(x).logits, changed(x).logits)  # other branches each time
+    False
     """
 
     name = "drop_path"

@@ -24,6 +24,13 @@ class Dropout(NetTechnique):
     wide ResNets have it (Zagoruyko and Komodakis 2016). Weights have the names that they have without.
 
     The paper scales weights by 1 - p in evaluation; scaling in training is torch's form of the same mean.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.Dropout(rate=0.5)(net, pool, seed=0)
+    >>> x = torch.rand(4, 1, 8, 8)
+    >>> torch.equal(changed.train()(x).logits, changed(x).logits)  # other features each time
+    False
     """
 
     name = "dropout"

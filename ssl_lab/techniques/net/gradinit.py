@@ -35,6 +35,12 @@ class GradInit(NetTechnique):
 
     Checked against the authors' code (`gradinit_utils.py` and its optimizer, with normalized gradients as in its
     scripts): slopes of m clipped to +-1, and separate Adam moments for loss and constraint.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.GradInit(steps=2, batch=8)(net, pool, seed=0)
+    >>> changed(torch.rand(2, 1, 8, 8)).logits.shape
+    torch.Size([2, 10])
     """
 
     name = "gradinit"

@@ -20,6 +20,14 @@ class Rewire(NetTechnique):
     No argument turns it off.
 
     Checked against the authors' code (`weight_rewiring.py`).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.Rewire()(net, pool, seed=0)
+    >>> before = sl.net("tiny_4", classes=10, style=pool.style).head.weight
+    >>> after = changed.head.weight
+    >>> torch.equal(before, after), torch.equal(before.flatten().sort()[0], after.flatten().sort()[0])
+    (False, True)
     """
 
     name = "rewire"

@@ -27,6 +27,12 @@ class WeightNorm(NetTechnique):
     without `data` the first outputs are the plain net's, and steps of g and v are others.
 
     Both are the paper's equations; the reparametrization is torch.nn.utils.parametrizations.weight_norm.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("tiny_4", classes=10, style=pool.style)
+    >>> changed = sl.WeightNorm()(net, pool, seed=0)
+    >>> sorted(name for name, _ in changed.head.named_parameters())
+    ['bias', 'parametrizations.weight.original0', 'parametrizations.weight.original1']
     """
 
     name = "weight_norm"

@@ -22,6 +22,13 @@ class Whiten(NetTechnique):
 
     images: how many are looked at. epsilon: keeps directions that hardly occur from being blown up.
     Nothing turns it off.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> net = sl.net("rapid_8_16_16", classes=10, style=pool.style)
+    >>> changed = sl.Whiten(images=200)(net, pool, seed=0)
+    >>> whitening = changed.backbone.whitening.weight
+    >>> whitening.shape, whitening.requires_grad
+    (torch.Size([8, 1, 2, 2]), False)
     """
 
     name = "whiten"

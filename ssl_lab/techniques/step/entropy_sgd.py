@@ -32,6 +32,14 @@ class EntropySGD(StepTechnique):
     noise, average and constants are: a batch of its own for each inner step, decay in it, pull the outer learning rate.
     There both loops also have Nesterov momentum, the outer one decays again, inner steps have a fixed rate of 0.1, and
     gamma grows by (1 + 1e-3)^t. No code of Pittorino's was found; that gamma goes from 0.1 to 1 is our choice.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> rule = sl.EntropySGD(steps=2)
+    >>> trainer = sl.Trainer(steps=2, out="run", techniques=[rule], device="cpu", callbacks=[])
+    >>> result = trainer.fit(method, pool, labeled=8, unlabeled=0)
+    >>> result.summary["steps"]
+    2
     """
 
     name = "entropy_sgd"

@@ -20,6 +20,14 @@ class GNP(StepTechnique):
     same views; BatchNorm's running statistics move in the first one alone. The reported loss is L(w).
 
     radius: r in the paper. alpha: lambda / r. By the paper's equation; no code was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> def head(name, *rules):
+    ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
+    >>> torch.equal(head("plain"), head("other", sl.GNP(alpha=0.0)))  # the plain step
+    True
     """
 
     name = "gnp"

@@ -25,6 +25,14 @@ class HERO(StepTechnique):
     Checked against the authors' code (Xiaoxuan-Yang/HERO at 6a94c47, `cifar_hero.py` and `sam.py`), which has these
     defaults, and 0.5 and 5 in its README. There BatchNorm's statistics move in both passes, and the first epoch, which
     leaves out R, takes steps of momentum and decay alone.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> def head(name, *rules):
+    ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
+    >>> torch.equal(head("plain"), head("other", sl.HERO(radius=0.0, weight=0.0)))  # the plain step
+    True
     """
 
     name = "hero"

@@ -26,6 +26,14 @@ class PoF(StepTechnique):
     goes, gamma in the authors' code. first, searched: eta is the best of 0 and `first` times 1, 2, 4, ..., so many.
     Checked against the authors' code (`PoF-v1`, train.py), which doubles eta until L(B2) rises and then refines it, and
     draws B2 afresh.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> def head(name, *rules):
+    ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
+    >>> torch.equal(head("plain"), head("other", sl.PoF(after=1.0)))  # the plain step until then
+    True
     """
 
     name = "pof"

@@ -27,6 +27,14 @@ class ReplicatedSGD(StepTechnique):
 
     By the equation of the paper, of which no code was found. That replicas begin from one net, as a method is given
     one, and that gamma goes from 0.1 to 1, are our choice.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> def head(name, *rules):
+    ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
+    >>> torch.equal(head("plain"), head("other", sl.ReplicatedSGD(replicas=1)))  # the plain step
+    True
     """
 
     name = "replicated_sgd"

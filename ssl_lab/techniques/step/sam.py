@@ -25,6 +25,14 @@ class SAM(StepTechnique):
 
     Checked against copies of its usual form in PyTorch (davda54/sam), which leaves BatchNorm to its caller; parts and
     after are by the definitions of the second paper, of which no code was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> rule = sl.SAM(rho=0.05)
+    >>> trainer = sl.Trainer(steps=2, out="run", techniques=[rule], device="cpu", callbacks=[])
+    >>> result = trainer.fit(method, pool, labeled=8, unlabeled=0)
+    >>> result.summary["steps"]
+    2
     """
 
     name = "sam"

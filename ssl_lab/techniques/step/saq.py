@@ -32,6 +32,14 @@ class SAQ(StepTechnique):
     rho: 0.4 is the authors' for ResNet-20 on CIFAR, from a trained net. weights, inputs: bits. Checked against their
     code (`utils/qsam.py`) by a summary; its quantizer, of standardized weights with learned limits, and its search for
     bit widths are left out.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> rule = sl.SAQ(rho=0.4, weights=4)
+    >>> trainer = sl.Trainer(steps=2, out="run", techniques=[rule], device="cpu", callbacks=[])
+    >>> result = trainer.fit(method, pool, labeled=8, unlabeled=0)
+    >>> result.summary["steps"]
+    2
     """
 
     name = "saq"

@@ -39,6 +39,14 @@ class SVI(StepTechnique):
     layers are graph convolutions with BatchNorm and ReLU. Its loss is the squared error of softmax outputs, where
     softmax counts as the head's activation: the head's direction is then 2 (p - y) in place of cross-entropy's p - y,
     which ours is, and only what it hands back differs.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> rule = sl.SVI()
+    >>> trainer = sl.Trainer(steps=2, out="run", techniques=[rule], device="cpu", callbacks=[])
+    >>> result = trainer.fit(method, pool, labeled=8, unlabeled=0)
+    >>> result.summary["steps"]
+    2
     """
 
     name = "svi"

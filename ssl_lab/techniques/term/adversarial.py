@@ -53,6 +53,13 @@ class Adversarial(Attacked):
     `sat` has a curriculum of it. Each step passes the labeled images `steps` times more, forward and backward.
 
     By the paper's equation, beside the authors' code of SAT (`adv_model.py`), which has both.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.Adversarial(radius=0.1, size=0.05, steps=3).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> bool(term(batch, sl.At(0, 100)).total > method(batch, sl.At(0, 100)).total)  # of the worst images nearby
+    True
     """
 
     name = "adversarial"
@@ -79,6 +86,13 @@ class SAT(Adversarial):
 
     gap: 0 until 30% of training, then linearly to 0.4 at 70%, as in the authors' code (`adv_model.py`: epochs 30 to 70
     of 100), whose variant by confidence this is; the paper's other one, by the curvature of the loss, is left out.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.SAT(radius=0.1, size=0.05, steps=3).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> [round(sl.At(step, 100).value(term.gap), 2) for step in (0, 30, 50, 70)]  # easy ones first
+    [0.0, 0.0, 0.2, 0.4]
     """
 
     name = "sat"
@@ -97,6 +111,13 @@ class SecondOrder(Attacked):
     radius: L2, in pixels of [0, 1]: 0.5 is usual for CIFAR, 1.5 for MNIST. size: of the Krylov space; 1 is the step
     along the gradient. `ssl_lab.techniques.attack.second_order` has the equations. They are ours: of the paper only
     the abstract and that it solves in a Krylov space in place of inverting the Hessian are known, and no code was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.SecondOrder(radius=0.5).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> bool(term(batch, sl.At(0, 100)).total > method(batch, sl.At(0, 100)).total)
+    True
     """
 
     name = "second_order"

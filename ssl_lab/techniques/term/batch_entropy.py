@@ -35,6 +35,13 @@ class BatchEntropy(Inside):
 
     Checked against the authors' code (`batch_entropy.py`), whose least is 0.2 or 0.5 by experiment. There cross-entropy
     is the only loss; here, beside other terms, it is that of the labeled images.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.BatchEntropy().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['batch_entropy', 'labeled']
     """
 
     name = "batch_entropy"

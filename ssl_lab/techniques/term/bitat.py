@@ -27,6 +27,13 @@ class BiTAT(Quantizing):
 
     inputs: bits of layers' inputs. Of the paper only the abstract was read (an orthonormal transform by input-dependent
     correlation, importance, from the bottom to the top); the formulas are ours, and V does not learn.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.BiTAT().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled']
     """
 
     name = "bitat"

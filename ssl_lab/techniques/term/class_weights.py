@@ -27,6 +27,15 @@ class ClassWeights(LabeledTechnique):
     the batch, it divides by the number of rows: micro-batches and ranks then take the step of the whole batch.
 
     weights: "auto", as above, or a number for each class. power: of auto.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.ClassWeights().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> term.counts  # of the labeled images; all the same, so that all weights are 1
+    tensor([1., 1., 1., 1., 1., 1., 1., 1., 1., 1.])
+    >>> torch.allclose(term(batch, sl.At(0, 100)).total, method(batch, sl.At(0, 100)).total)
+    True
     """
 
     name = "class_weights"

@@ -30,6 +30,13 @@ class CSQ(Quantizing):
 
     target: mean bits that the gates are to come to. weight: 0.001 in the paper. inputs: bits of layers' inputs. Checked
     against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.CSQ(target=4.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['bits', 'labeled']
     """
 
     name = "csq"

@@ -29,6 +29,13 @@ class CURE(TermTechnique):
     weight: lambda, 4 in the authors' code. h: there .1, .4, .8, 1.8 and 3 in the first five epochs of fine-tuning, and
     3 in the others; here it rises to 3 in a third of training. Checked against that code (`CURE.py`), where the norm
     is not squared and z is along signs, unlike the paper's equations.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.CURE().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['cure', 'labeled']
     """
 
     name = "cure"

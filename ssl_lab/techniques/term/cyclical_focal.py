@@ -23,6 +23,14 @@ class CyclicalFocal(LabeledTechnique):
     Checked against the authors' code (`asl_focal_loss.py`), whose t is epoch / (epochs - 1), and whose label smoothing
     (0.1) and exponent of the other classes are left out. Targets that are mixed, which it does not take, have the mean
     of their classes' weights.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.CyclicalFocal(confident=0.0, hard=0.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> both = [each(batch, sl.At(0, 100)).total for each in (term, method)]
+    >>> torch.equal(*both)  # without exponents it is cross-entropy
+    True
     """
 
     name = "cyclical_focal"

@@ -31,6 +31,13 @@ class DeepSupervision(Companions):
     Checked against the authors' code (`loss_layer.cpp` and its nets), which has no slack; the paper's has, and |w_m|^2
     in the bracket. There the companions are on convolutions before their ReLU, not averaged, and learn at 0.001 of the
     rate (`sl.optim.with_rates(optimizer, {"heads": ...})` can do that); the other rows are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.DeepSupervision(weight=1.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['deep_supervision', 'labeled']
     """
 
     name = "deep_supervision"

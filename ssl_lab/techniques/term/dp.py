@@ -53,6 +53,13 @@ class DP(TermTechnique):
 
     Checked against the authors' code (`jax_privacy`, an older commit), which rescales to clip 1 by 1 / C; its weight
     standardization is left out.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4+gn", classes=10, style=pool.style))
+    >>> term = sl.DP(noise=1.0, epsilon=None).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled']
     """
 
     name = "dp"

@@ -14,6 +14,14 @@ class HeadNorm(TermTechnique):
 
     Under Adam, late and without weight decay, it may grow in jumps, each with a spike of the loss: a slingshot.
     `recipes/analyze.py` looks for them.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.HeadNorm().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> loss = term(batch, sl.At(0, 100))
+    >>> torch.allclose(loss.logs["head_norm"], torch.linalg.matrix_norm(method.net.head.weight)), sorted(loss.terms)
+    (True, ['labeled'])
     """
 
     name = "head_norm"

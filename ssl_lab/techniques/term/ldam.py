@@ -32,6 +32,13 @@ class LDAM(Deferred):
 
     Checked against the authors' code (kaidic/LDAM-DRW at 2536330: `losses.py`, `models/resnet_cifar.py`) and Rangwani's
     (val-iisc/Saddle-LongTail at 48328fb), who has the margin 0.3 for ImageNet-LT.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.LDAM(margin=0.5).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> term.net.name, bool(term(batch, sl.At(0, 100)).total > 0)
+    ('tiny_4+unit', True)
     """
 
     name = "ldam"

@@ -29,6 +29,13 @@ class Linearize(TermTechnique):
 
     Of the paper the abstract was read, and a summary (slopes by channel, driven to 1 by a penalty on |1 - a|^p); the
     defaults and `near` are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.Linearize().around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled', 'linearize']
     """
 
     name = "linearize"

@@ -92,6 +92,13 @@ class MixUp(Mixing):
     """Images are mixed pixel by pixel: s_b x_b + (1 - s_b) x_partner(b).
 
     alpha: of Beta, 0.1 to 0.4 on ImageNet and 1 on CIFAR in the paper; 0 mixes nothing. chance: the paper mixes all.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.MixUp(alpha=1.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled']
     """
 
     name = "mixup"
@@ -109,6 +116,13 @@ class CutMix(Mixing):
 
     alpha: of Beta; 0 mixes nothing. chance: 0.5 on CIFAR and 1 on ImageNet in the authors' code, where one share and
     one rectangle serve the whole batch.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.CutMix(alpha=1.0, chance=0.5).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled']
     """
 
     name = "cutmix"

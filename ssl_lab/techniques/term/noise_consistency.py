@@ -24,6 +24,13 @@ class NoiseConsistency(TermTechnique):
     weight: lambda_1 in the paper. strength: the largest standard deviation of noise. draws: n, per image.
 
     Checked against the authors' code (`DiGN.py`, `train.py`), whose divergence of two AugMix views is left out.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.NoiseConsistency(weight=0.2, strength=0.2).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled', 'noise_consistency']
     """
 
     name = "noise_consistency"

@@ -18,6 +18,13 @@ class NoiseTempering(Quantizing):
 
     weights, inputs: bits, as in `qnn`. Of the paper only the abstract was read: that noise is aware of the error and
     decays exponentially, and that the scale of the task's gradient is learned; the formulas are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.NoiseTempering(weights=4).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled']
     """
 
     name = "noise_tempering"

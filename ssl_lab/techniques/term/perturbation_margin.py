@@ -29,6 +29,13 @@ class PerturbationMargin(TermTechnique):
 
     weight, radius: the paper's penalties are on margins of pairs of classes and on the norms of layers; this bound,
     and how it enters the loss, are ours, and no code was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.PerturbationMargin(radius=1e-4).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled', 'perturbation_margin']
     """
 
     name = "perturbation_margin"

@@ -23,6 +23,13 @@ class QNN(Quantizing):
     is on activations, not on weights; sign(0) = 1); updates scaled by the layer's size and stochastic signs are left
     out. Grids of more bits, with a scale for each output and ranges of inputs that are learned from batches, are those
     that integer hardware has today, and not the paper's fixed ones.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.QNN(weights=4).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> term.predictor().name, sorted(term(batch, sl.At(0, 100)).terms)
+    ('tiny_4+in8', ['labeled'])
     """
 
     name = "qnn"

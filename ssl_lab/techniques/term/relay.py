@@ -34,6 +34,13 @@ class Relay(Companions):
     cannot do.
 
     The equation is from recall and a summary: no code was found, and where companions are and their weight are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.Relay(weight=0.3).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled', 'relay']
     """
 
     name = "relay"

@@ -24,6 +24,13 @@ class SatNL(TermTechnique):
 
     Of the paper only the abstract was read (a saturating nonlinearity on activations); the function, its place before
     each layer and the limits are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.SatNL(deviations=4.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> term.predictor().name
+    'tiny_4+sat'
     """
 
     name = "satnl"

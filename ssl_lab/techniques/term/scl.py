@@ -37,6 +37,13 @@ class SCL(TermTechnique):
 
     Only the abstract and a summary were read: the identity H' = 1 and the penalty are the paper's, `normalize`, `start`
     and the defaults are ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.SCL(weight=0.1).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['gates', 'labeled']
     """
 
     name = "scl"

@@ -23,6 +23,13 @@ class SymReg(TermTechnique):
 
     Of the paper only the abstract was read: it penalizes asymmetry about 0, and its `satnl` saturates activations. The
     measure, of the first two odd moments, is ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.SymReg(weight=0.1).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(term(batch, sl.At(0, 100)).terms)
+    ['labeled', 'symreg']
     """
 
     name = "symreg"

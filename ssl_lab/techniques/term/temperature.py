@@ -16,6 +16,14 @@ class Temperature(LabeledTechnique):
 
     value: 1 changes nothing, bit by bit. The paper's equation; its cycles are `cyclical`. No code was read, and the
     default range is ours.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.Temperature(value=1.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> both = [each(batch, sl.At(0, 100)).total for each in (term, method)]
+    >>> torch.equal(*both)  # a temperature of 1 changes nothing
+    True
     """
 
     name = "temperature"

@@ -16,6 +16,14 @@ class VS(Deferred):
     weigh as `Deferred` says.
 
     gamma: of the factors. tau: of the offsets. beta: of the weights. Checked against the authors' code (`losses.py`).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> term = sl.VS(gamma=0.0, tau=0.0, beta=0.0).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, term.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> both = [each(batch, sl.At(0, 100)).total for each in (term, method)]
+    >>> torch.allclose(*both)  # it is cross-entropy then
+    True
     """
 
     name = "vs"

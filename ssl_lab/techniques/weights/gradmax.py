@@ -35,6 +35,13 @@ class GradMax(WeightsTechnique):
     strides and padding, and BatchNorm, which passes no gradient's mean back, is part of it; the authors' code
     (`growers.py`, against which the rest was checked) has one convolution in place of two. As there, rectifiers between
     have slope 1 at 0. BatchNorm of a channel that is 0 multiplies gradients by 1 / sqrt(eps): a first step is long.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.GradMax(share=0.5).around(method, pool, seed=0)
+    >>> weight = method.net.backbone.blocks[0].branch[0].weight
+    >>> int((weight == 0).flatten(1).all(dim=1).sum()), len(weight)  # channels that sleep, of all
+    (2, 4)
     """
 
     name = "gradmax"

@@ -32,6 +32,12 @@ class LayerwiseReinit(Renewal):
 
     Checked against a comparison with the paper in other authors' code (`fortuitous_forgetting`), which takes m and s of
     the first batch; of the paper the abstract was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.LayerwiseReinit(rounds=1).around(method, pool, seed=0)
+    >>> whole.predictor().name
+    'tiny_4+normed'
     """
 
     name = "layerwise_reinit"

@@ -21,6 +21,16 @@ class Lookahead(WeightsTechnique):
     The optimizer keeps its momenta, as in the authors' default ("none"). With alpha = 1 it is the optimizer alone.
 
     k, alpha: the paper's; its code has alpha = 0.8. Checked against the authors' code (`lookahead_pytorch.py`).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.Lookahead(k=2, alpha=0.5).around(method, pool, seed=0)
+    >>> bias = method.net.head.bias.detach().clone()
+    >>> method.net.head.bias.data += 1.0
+    >>> for step in range(2):
+    ...     whole.after_step(sl.At(step, 100))
+    >>> (method.net.head.bias - bias).mean().item()  # half of the way
+    0.5
     """
 
     name = "lookahead"

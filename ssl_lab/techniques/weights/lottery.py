@@ -28,6 +28,15 @@ class Lottery(Masked):
 
     Equations from memory, no code was read. The papers prune the output layer at half the rate; here it is one of all.
     No argument turns it off: with prune 0, too, weights go back.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.Lottery(rounds=1, prune=0.5).around(method, pool, seed=0)
+    >>> for step in range(4):
+    ...     whole.after_step(sl.At(step, 4))
+    >>> weights = [p for p in method.net.parameters() if p.ndim > 1]
+    >>> round(sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights), 2)
+    0.5
     """
 
     name = "lottery"

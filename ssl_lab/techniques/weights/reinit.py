@@ -21,6 +21,15 @@ class Reinit(Renewal):
 
     Ours in detail: only the paper's abstract was read. It finds that this helps where nothing else regularizes, or
     labels are wrong, and little elsewhere; what is compared with it needs as many steps in all.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.Reinit(generations=2).around(method, pool, seed=0)
+    >>> head = method.net.head.weight.detach().clone()
+    >>> for step in range(4):
+    ...     whole.after_step(sl.At(step, 4))
+    >>> torch.equal(method.net.head.weight, head)  # it was drawn anew at the half
+    False
     """
 
     name = "reinit"

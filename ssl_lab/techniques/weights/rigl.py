@@ -28,6 +28,13 @@ class RigL(Masked):
     layer, which is what a trained net can be started from. Of several backward passes in a step the last one's
     gradient counts. Checked against the authors' code (`sparse_utils.py`, `sparse_optimizers_base.py`), where a step
     that edits does not also move the weights, as it does here.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.RigL(density=0.1).around(method, pool, seed=0)
+    >>> weights = [p for p in method.net.parameters() if p.ndim > 1]
+    >>> round(sum(int((p == 0).sum()) for p in weights) / sum(p.numel() for p in weights), 2)
+    0.9
     """
 
     name = "rigl"

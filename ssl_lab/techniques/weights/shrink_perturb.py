@@ -17,6 +17,15 @@ class ShrinkPerturb(Renewal):
     and 0.01. generations: parts of the run.
 
     Ours in detail: the equation is that of both papers, of which only abstracts were read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.ShrinkPerturb(keep=0.4, noise=0.1).around(method, pool, seed=0)
+    >>> head = method.net.head.weight.detach().clone()
+    >>> for step in range(2):
+    ...     whole.after_step(sl.At(step, 4))
+    >>> round((method.net.head.weight.norm() / head.norm()).item(), 1)
+    0.4
     """
 
     name = "shrink_perturb"

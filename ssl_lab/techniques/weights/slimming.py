@@ -22,6 +22,13 @@ class Slimming(Pruning):
     repeats all of it.
 
     The equation is from memory (and a reading of a PyTorch copy's masks); no code of the authors was read.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.Slimming(ratio=0.5, weight=1e-3).around(method, pool, seed=0)
+    >>> batch = sl.Feed(pool, method.views, 8, 0, seed=0)(sl.At(0, 100))
+    >>> sorted(whole(batch, sl.At(0, 100)).terms)
+    ['labeled', 'slimming']
     """
 
     name = "slimming"

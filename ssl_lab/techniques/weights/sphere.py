@@ -27,6 +27,13 @@ class Sphere(WeightsTechnique):
     radius: r; 0 takes the length that the weights start with: no radius turns it off. alone: the other parameters do
     not learn, as in the paper's experiments. Checked against the authors' code (`train.py`, `training_utils.py`), which
     sets lr = ELR r^2; here --lr is that product.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.Sphere(radius=1.0).around(method, pool, seed=0)
+    >>> whole.after_step(sl.At(0, 100))
+    >>> whole.length
+    tensor(1.)
     """
 
     name = "sphere"

@@ -29,6 +29,14 @@ class SWA(WeightsTechnique):
 
     With AdamW it is the paper's Gadam, with Padam GadamX. The paper keeps the learning rate high while it averages:
     give a constant or slowly falling one. Checked against torch.optim.swa_utils.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.SWA(start=0.5).around(method, pool, seed=0)
+    >>> for step in range(4):
+    ...     whole.after_step(sl.At(step, 4))
+    >>> whole.points  # of the second half
+    tensor(2)
     """
 
     name = "swa"

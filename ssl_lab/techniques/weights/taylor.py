@@ -20,6 +20,14 @@ class Taylor(Pruning):
 
     The gate after BatchNorm is the paper's best criterion (`Taylor_gate` of the authors' code, of which a summary was
     read; its weight variant sums (g w)^2). It prunes every few batches, in rounds of equal count, as here.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> rule = sl.Taylor(ratio=0.5, rounds=1)
+    >>> trainer = sl.Trainer(steps=4, out="run", techniques=[rule], device="cpu", callbacks=[])
+    >>> small = trainer.fit(method, pool, labeled=8, unlabeled=0).method.predictor()
+    >>> small.name, sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in sl.net("tiny_4").parameters())
+    ('tiny_4+slim', True)
     """
 
     name = "taylor"

@@ -28,6 +28,13 @@ class WeightRescaling(WeightsTechnique):
 
     Ours in detail: of the paper only abstracts were read, which leave filter or layer, and the frequency, open. Which
     layers these are is found by trying (see `free_layers`).
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    >>> whole = sl.WeightRescaling().around(method, pool, seed=0)
+    >>> whole.after_step(sl.At(0, 100))
+    >>> {round(p.flatten(1).norm(dim=1).max().item(), 3) for p in method.net.parameters() if p.ndim == 4}
+    {1.0}
     """
 
     name = "weight_rescaling"
