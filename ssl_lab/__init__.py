@@ -133,6 +133,12 @@ def write_report(run: str | Path, pool: Any = None) -> Path:
     """Writes report.html into the folder of a finished run, and returns its path; see `ssl_lab.report.run`.
 
     pool: the run's, for thumbnails. Every run of a `Trainer` that was given no callbacks ends with it.
+
+    >>> pool = sl.load("digits").split(labels=10)
+    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
+    >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
+    >>> sl.write_report(run.out).name
+    'report.html'
     """
     from ssl_lab.report.run import write_report
 

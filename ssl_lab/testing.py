@@ -31,6 +31,8 @@ def check_method(build: Callable[[Net], Method], *, compile: bool = True) -> Non
     diagnostics; the same loss and gradients from the same (seed, step); a state_dict that holds all state; no
     read-back in float32 or under bf16 autocast; a net that compiles; a predictor that gives logits. Example:
     `check_method(lambda net: MyMethod(net, threshold=0.9))`.
+
+    >>> sl.testing.check_method(lambda net: sl.FixMatch(net, threshold=0.5), compile=False)  # it holds
     """
     for channels in (1, 3):
         _check_method(build, Style(channels, 16, 16, mean=(0.5,) * channels, std=(0.25,) * channels), compile)

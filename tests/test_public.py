@@ -1,10 +1,11 @@
-"""What people call by name: it changes on purpose, says what it is, and its examples run.
+"""What people call by name: it changes on purpose, says what it is, and has an example that runs.
 
 The names are in public_names.txt; after a change that is meant, `python tests/test_public.py` writes them anew.
 """
 
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,14 @@ ROOT = Path(__file__).parent.parent
 NAMES = Path(__file__).parent / "public_names.txt"
 MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
            "report", "schedule", "techniques", "testing", "views")
+
+
+WITHOUT_EXAMPLE = {
+    "sl.labels": "a word of `ssl-lab`: its example is the command in the README",
+    "sl.launch": "the last line of each recipe",
+    "sl.query": "a word of `ssl-lab`: its example is the command in --help",
+}
+"""And why."""
 
 
 def public() -> list[str]:
@@ -35,6 +44,21 @@ def value(name: str) -> object:
 def test_names_change_on_purpose():
     listed = NAMES.read_text().split()
     assert public() == listed, "if this is meant, run `python tests/test_public.py`"
+
+
+def described() -> list[str]:
+    """Functions and classes, each by its shortest name."""
+    names: dict[int, str] = {}
+    for name in sorted(NAMES.read_text().split(), key=lambda name: (name.count("."), name)):
+        found = value(name)
+        if inspect.isclass(found) or inspect.isfunction(found):
+            names.setdefault(id(found), name)
+    return list(names.values())
+
+
+def test_each_has_an_example():
+    without = {name for name in described() if ">>>" not in (value(name).__doc__ or "")}
+    assert without == WITHOUT_EXAMPLE.keys()
 
 
 def modules_with_examples() -> list[str]:

@@ -30,6 +30,8 @@ def check_query(query: Query, *, rows: int = ROWS) -> None:
     what ignored rows hold changes nothing; that it works with nothing labeled or says that it cannot (UsageError);
     that rows which are all equal are told apart by the seed, not by their number, and that a pool of repeated rows is
     chosen to its end. Ids run from 0 to 10 * rows. Example: `check_query(MyQuery(factor=3))`.
+
+    >>> sl.testing.check_query(sl.active.Margin())  # it holds
     """
     name = type(query).__name__
     for attribute in ("name", "family", "paper", "arxiv"):

@@ -41,6 +41,11 @@ class LabelStudio:
     Studio, below the document root; images that have no file there, or one whose name no URL can hold, are written as
     PNG into `folder`/images, which is one too. agreement: see `agree`. notes: what a person should be told of the last
     reading.
+
+    >>> from ssl_lab.active.oracle import Asked
+    >>> oracle = sl.active.LabelStudio("tasks", sl.load("digits"))
+    >>> oracle(Asked(np.array([7, 8]))), (oracle.folder / "tasks.json").exists()  # nobody has answered yet
+    ({}, True)
     """
 
     def __init__(self, folder: str | Path, pool: Pool, root: str | Path | None = None,

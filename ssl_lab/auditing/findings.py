@@ -80,7 +80,14 @@ KINDS = {
 class Audit:
     """What was found. doubts: of labels; None without labels to compare. pairs: duplicates, exact and near; bar: what
     counts as near. part: int64 [N], which of `PARTS` each row is of. off_topic, blank, size, shape, color: images that
-    stand out. notes: what a person should be told, a line each."""
+    stand out. notes: what a person should be told, a line each.
+
+    >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    >>> images[7] = 0  # nothing is to be seen on it
+    >>> found = sl.audit(sl.Pool.from_arrays(images, np.arange(30) % 2), net="pixels", data_dir=".")
+    >>> found.blank.rows
+    array([7])
+    """
 
     pool: Pool
     net: str
@@ -166,6 +173,12 @@ def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learne
 
     Labels: those of train by cross-fitting, those of valid and test by what was learned from train, and confident
     learning's rule (see `features.confident`). Features are kept in the data folder, for the next time.
+
+    >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    >>> images[29] = images[0]  # twice
+    >>> found = sl.audit(sl.Pool.from_arrays(images, np.arange(30) % 2), net="pixels", data_dir=".")
+    >>> found.pairs.rows
+    array([[ 0, 29]])
     """
     pool = data if isinstance(data, Pool) else load(data, data_dir)
     if not len(pool):

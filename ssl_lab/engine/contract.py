@@ -53,6 +53,8 @@ def check_technique(technique: Technique, off: Technique | None = None, *, compi
     off: the technique with arguments that turn it off: it is then the plain run, bit by bit. net: the name of one that
     it can act on.
     Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
+
+    >>> sl.testing.check_technique(sl.Temperature(2.0), off=sl.Temperature(1.0), compile=False)  # it holds
     """
     name = type(technique).__name__
     for attribute in ("kind", "name", "paper", "arxiv"):

@@ -47,7 +47,18 @@ def stage_table(stages: Mapping[str, Path]) -> Table:
 def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int],
                  out: Path) -> None:
     """Writes report.html into the folder `out`: `stage_table`, the lines that were `said`, accuracy curves of the
-    stages that have one, and the first images that were `asked` for (rows of the pool), with their labels."""
+    stages that have one, and the first images that were `asked` for (rows of the pool), with their labels.
+
+    >>> import json
+    >>> from pathlib import Path
+    >>> done = {"method": "kd", "labels": 10, "steps": 500, "seconds": 9.0, "test_accuracy": 0.8}
+    >>> size = Path("summary.json").write_text(json.dumps(done)), Path("config.yaml").write_text("net: tiny_4")
+    >>> size = Path("metrics.jsonl").write_text('{"step": 1, "test_accuracy": 0.8}')
+    >>> here = Path(".")
+    >>> sl.report.stage_report("Digits", "It went well.", {"kd": here}, sl.load("digits"), asked=[3, 7], out=here)
+    >>> (here / "report.html").exists()
+    True
+    """
     page = Report(title, f"{len(pool.train):,} training images, {len(pool.labeled):,} of them labeled; "
                          f"{len(pool.test):,} to test on")
     page.table(stage_table(stages))

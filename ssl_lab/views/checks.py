@@ -30,6 +30,10 @@ def check_views(
     neighbors nor on their numbers, so that equal images get different views; that a batch may be empty; that nothing
     is read back to the host and all happens on the device of the images. Example:
     `check_views(partial(MyView, strength=0.3))`.
+
+    >>> def bright(style):
+    ...     return lambda images, draw: (images / 255 + draw.to_device(draw.uniform(1, 1, 1, high=0.2))).clamp(0, 1)
+    >>> sl.testing.check_views(bright, sizes=[(8, 8)])  # it holds
     """
     for count in channels:
         for height, width in sizes:
