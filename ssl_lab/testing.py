@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ssl_lab.active.checks import check_query
 from ssl_lab.batch import At, Batch, Loss, Rows, Style, generator
+from ssl_lab.engine.compiled import compile_as_others
 from ssl_lab.engine.contract import check_technique
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net, net
@@ -74,9 +75,8 @@ def _check_method(build: Callable[[Net], Method], style: Style, compile: bool) -
     assert bool(half.total.isfinite()), f"{name}: under bf16 autocast the loss is {float(half.total)}"
     _check_no_read_back(build, style, batch, at, name)
     if compile:
-        torch._dynamo.reset()  # nets share code, of which a process compiles only so many variants
         compiled = build(_small(style))
-        compiled.net.compile(backend="eager", fullgraph=True)
+        compile_as_others(compiled.net, "eager", fullgraph=True)
         value, _ = _step(compiled, batch, at)
         assert torch.allclose(value.total, loss.total, rtol=1e-4), f"{name}: compiled, the loss is another"
 

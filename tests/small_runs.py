@@ -20,6 +20,13 @@ from ssl_lab.methods import FixMatch, Method
 from ssl_lab.nets import Net, net
 
 ROOT = Path(__file__).parent.parent
+# Arguments of methods: the papers' heads and queues take seconds to minutes, and what is promised holds of any size.
+SMALL_PARTS = {
+    "vicreg": {"hidden": 32, "dim": 32}, "barlow_twins": {"hidden": 32, "dim": 32}, "byol": {"hidden": 32, "dim": 32},
+    "moco_v2": {"queue": 64}, "moco_v3": {"hidden": 32, "dim": 32}, "dino": {"hidden": 32, "outputs": 64},
+    "simsiam": {"dim": 32, "bottleneck": 16}, "swav": {"hidden": 32, "dim": 32, "prototypes": 30},
+    "nnclr": {"queue": 64, "hidden": 32, "dim": 32, "predictor_hidden": 32},
+}
 
 
 def digits(labels: int = 100) -> Pool:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 import yaml
-from small_runs import ROOT, assert_same_run, digits, flat_net, rows, tiny_net, train
+from small_runs import ROOT, SMALL_PARTS, assert_same_run, digits, flat_net, rows, tiny_net, train
 from torch._dynamo.exc import TorchDynamoException
 
 import ssl_lab
@@ -317,8 +317,9 @@ ALONE = [name for name, method in METHODS.items()
 
 
 def small_step(name, runtime):
-    pool, smaller = random_pool(16, 24), {"hidden": 32, "dim": 32} if name in ("vicreg", "barlow_twins") else {}
-    return Step(build(name, net("tiny_4", style=pool.style), pool, smaller), pool, 8, 16, runtime, 1, False)
+    pool = random_pool(16, 24)
+    method = build(name, net("tiny_4", style=pool.style), pool, SMALL_PARTS.get(name, {}))
+    return Step(method, pool, 8, 16, runtime, 1, False)
 
 
 @pytest.mark.parametrize("name", ALONE)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from two_ranks import two_ranks
+from forked import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.methods.consistency.comatch import CoMatch, pseudo_label_graph

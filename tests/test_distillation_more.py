@@ -11,11 +11,11 @@ from functools import partial
 
 import pytest
 import torch
+from forked import two_ranks
 from small_runs import assert_same_run, digits, train, with_teacher
 from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _slow_kd, _softmax, _teacher
 from test_recipes import run as run_recipe
 from torch import nn
-from two_ranks import two_ranks
 
 from ssl_lab import methods, presets
 from ssl_lab.batch import At, Batch, Rows

@@ -12,10 +12,12 @@ import subprocess
 import sys
 import tarfile
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
+from forked import forked, torchrun
 from small_runs import (
     ROOT,
     At,
@@ -69,7 +71,7 @@ def stopped(_stopped, tmp_path):
 
 
 def test_killed_in_every_way():
-    status, out, err = finish(start("tests/faults.py", "--kills", 5, "--every", 2**15))
+    status, out, err = finish(forked("tests/faults.py", "--kills", 5, "--every", 2**15))
     assert status == 0, out + err
     for kind in ("any instant", "checkpoint bytes", "checkpoint renames", "ledger bytes", "metrics bytes"):
         assert f"kills: {kind}" in out
@@ -420,10 +422,10 @@ finally:
 """
 
 
-def job(tmp_path, fault, *flags):
+def job(tmp_path, fault, *flags, run=torchrun):
     """Status, what was said, and the seconds from the death of a rank to the end of the other, under torchrun."""
     (tmp_path / "job.py").write_text(JOB)
-    status, _, err = finish(start(*TORCHRUN, *flags, tmp_path / "job.py", tmp_path, fault))
+    status, _, err = finish(run(*flags, tmp_path / "job.py", tmp_path, fault))
     died, ended = tmp_path / "died", tmp_path / "ended"
     return status, err, ended.stat().st_mtime - died.stat().st_mtime if died.exists() else None
 
@@ -446,7 +448,9 @@ def test_a_rank_that_hangs_ends_the_job(tmp_path):
 
 
 def test_torchrun_passes_the_time_limit_on(tmp_path):
-    status, err, _ = job(tmp_path, "SIGUSR1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1")
+    """Of processes that are started as those of people are, by Python itself."""
+    status, err, _ = job(tmp_path, "SIGUSR1", "--signals-to-handle", "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+                         run=partial(start, *TORCHRUN))
     assert status != 0
     assert err.count(f"stopped at step 6 of 12; {tmp_path / 'run' / 'checkpoint.pt'} is saved") == 2
     assert checkpoint.load(tmp_path / "run" / "checkpoint.pt")["step"] == 6

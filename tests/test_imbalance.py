@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from forked import two_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.utils._python_dispatch import TorchDispatchMode
-from two_ranks import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.config import Settings

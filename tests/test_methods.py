@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from small_runs import SMALL_PARTS
 from torch import nn
 
 from ssl_lab.batch import At, Batch, Loss, Rows, Style
@@ -19,9 +20,6 @@ from ssl_lab.views import Strong, Weak
 
 # They need more than a pool, or another net; their contract is tested in files of their own.
 ELSEWHERE = {"opencos", "hiermatch", "mae"}
-# The papers' heads take minutes.
-SMALLER = {"vicreg": {"hidden": 32, "dim": 32}, "barlow_twins": {"hidden": 32, "dim": 32},
-           "dino": {"hidden": 32, "outputs": 64}}
 STYLE = Style(1, 8, 8, mean=(0.3,), std=(0.4,))
 
 
@@ -29,7 +27,7 @@ STYLE = Style(1, 8, 8, mean=(0.3,), std=(0.4,))
                                   if name not in ELSEWHERE and method.family != "distillation"])
 def test_contract(name):
     pool = Pool.from_arrays(np.zeros((64, 8, 8), dtype=np.uint8), np.arange(64) % 4, name="arrays").split(labels=8)
-    check_method(lambda net: build(name, net, pool, SMALLER.get(name, {})))
+    check_method(lambda net: build(name, net, pool, SMALL_PARTS.get(name, {})))
 
 
 @pytest.mark.parametrize("build", [partial(Supervised, view=Strong), partial(FixMatch, threshold=linear(0.1, 0.2)),

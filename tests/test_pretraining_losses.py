@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 import torch
+from forked import two_ranks
 from small_runs import flat_net
 from torch import nn
-from two_ranks import two_ranks
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.losses import cross_entropy

@@ -9,11 +9,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from forked import two_ranks
 from PIL import Image
 from small_runs import ROOT, flat_net
 from torch import nn
 from torch.nn.functional import normalize
-from two_ranks import two_ranks
 
 from ssl_lab import methods
 from ssl_lab.batch import At, Batch, Rows, Style

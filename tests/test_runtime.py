@@ -12,16 +12,15 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import as_two_ranks
 from small_runs import (
     assert_equal,
     assert_same_run,
     digits,
-    finish,
     flat_net,
     keeping,
     rows,
     signal_at,
-    start,
     tiny_net,
     train,
 )
@@ -188,7 +187,6 @@ WITH = {  # and into how many micro-batches one rank is cut to take the steps of
 EDITED = {  # where BatchNorm is, whose statistics are those of a rank's own rows
     "grown": ["gradmax(times=2)", "weight_rescaling(every=2)"], "layerwise": ["layerwise_reinit", "sphere"],
     "normed": ["weight_norm", "gradinit(steps=2)"]}
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
 JOB = """
 import os, runpy, signal, sys, torch, warnings
 from contextlib import suppress
@@ -246,8 +244,7 @@ def ranks(tmp_path_factory):
     """What two ranks left behind."""
     out = tmp_path_factory.mktemp("ranks")
     (out / "job.py").write_text(JOB)
-    status, printed, err = finish(start(*TORCHRUN, out / "job.py", out))
-    assert status == 0, err
+    printed, err = as_two_ranks(out / "job.py", out)
     assert "Warning" not in err
     (out / "printed.txt").write_text(printed)
     return out

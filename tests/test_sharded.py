@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
+from forked import as_two_ranks
 from safetensors.torch import load_file
-from small_runs import assert_equal, digits, finish, rows, signal_at, start, summary, train
+from small_runs import assert_equal, digits, rows, signal_at, summary, train
 from torch import nn
 
 from ssl_lab.batch import At
@@ -176,9 +177,7 @@ def ranks(tmp_path_factory):
     optimizer = OPTIMIZER.build(method)
     take_steps(method, optimizer, range(3))
     save_sharded(out / "one", method, optimizer)
-    status, _, err = finish(start("-W", "error", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2,
-                                  Path(__file__), out))
-    assert status == 0, err
+    _, err = as_two_ranks("-W", "error", Path(__file__), out)
     assert "Warning" not in err
     return out
 

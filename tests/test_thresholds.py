@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from two_ranks import two_ranks
+from forked import two_ranks
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Rows, Style

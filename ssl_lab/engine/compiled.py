@@ -28,6 +28,8 @@ from ssl_lab.notes import once
 FLOP_PER_LAUNCH = 1e9
 """What a GPU computes while the host starts an operation: 10 microseconds at 100 TFLOP/s. An estimate, not measured."""
 
+VARIANTS = 10_000  # of the code of a contract that may be compiled
+
 
 def compile_nets(method: nn.Module, graphs: bool = False, backend: str = "inductor") -> None:
     """The method's nets compile when they are first called. graphs: as CUDA graphs."""
@@ -60,6 +62,24 @@ def launch_bound(net: Net, style: Style, rows: int) -> bool:
     """Whether to start a net's operations takes longer than to compute them, by `FLOP_PER_LAUNCH`."""
     operations = sum(not [*module.children()] for module in net.modules())
     return rows * describe(net, style)[1] < FLOP_PER_LAUNCH * operations
+
+
+def compile_as_others(net: Net, backend: str, fullgraph: bool = False) -> None:
+    """As `net.compile`, but what was compiled for a net serves all that are like it: of the many that contract suites
+    make, the first alone takes seconds. Each size of a batch is compiled by itself, and nothing of it stays in the code
+    that nets share, of which a process compiles only so many variants. Nets with other hooks are not alike."""
+    compiled = torch.compile(_passed, backend=backend, fullgraph=fullgraph, dynamic=False)
+    many = {"recompile_limit": VARIANTS, "accumulated_recompile_limit": VARIANTS, "skip_nnmodule_hook_guards": False}
+
+    def call(*given: Any, **named: Any) -> Any:
+        with torch._dynamo.config.patch(many):
+            return compiled(net, *given, **named)
+
+    net._compiled_call_impl = call
+
+
+def _passed(net: Net, *given: Any, **named: Any) -> Any:
+    return net._call_impl(*given, **named)  # type: ignore[no-untyped-call]
 
 
 def mark_step() -> None:

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
 from ssl_lab.batch import At
 from ssl_lab.data import Pool
 from ssl_lab.engine.callbacks import Callback
+from ssl_lab.engine.compiled import compile_as_others
 from ssl_lab.engine.trainer import Run, Trainer
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import KD, FixMatch, Method, SimCLR
@@ -114,13 +114,12 @@ def _check(technique: Technique, off: Technique | None, name: str, net: str, out
 def _check_compiled(method: _Trains, technique: Technique, name: str) -> None:
     """The last two steps: after the first one whatever changes in the net has changed. By aot_eager, which traces
     forward and backward as the default does, and leaves out the slow part, machine code."""
-    torch._dynamo.reset()  # nets share code, of which a process compiles only so many variants
     losses: list[list[float]] = []
     for compiled in (False, True):
         run = _begun(method, technique)
         for part in run.method.modules() if compiled else ():
             if isinstance(part, Net):
-                part.compile(backend="aot_eager")
+                compile_as_others(part, "aot_eager")
         try:
             steps = [run.step(At(step, STEPS), 1).total for step in (STEPS - 2, STEPS - 1)]
         except RuntimeError as error:
