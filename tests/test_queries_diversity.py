@@ -17,6 +17,7 @@ from ssl_lab.active.queries.k_means import KMeans
 from ssl_lab.active.queries.typiclust import TypiClust, mean_neighbor_distances
 from ssl_lab.active.query import PoolView, rng
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 ALL = [KCenter(), KMeans(), TypiClust(), ProbCover(), ProbCover(delta=0.5), FacilityLocation(), MaxHerding()]
 
@@ -429,9 +430,9 @@ def test_distances_are_exact_and_never_negative():
     assert (distances.squared_distances(x, x) >= 0).all()
     assert np.allclose(distances.min_squared_distances(x, y), table.min(axis=1), atol=1e-5)
     assert np.isinf(distances.min_squared_distances(x, y[:0])).all()
-    u, v = distances.unit(x), distances.unit(y)
+    u, v = unit(x), unit(y)
     assert np.allclose(distances.max_cosines(u, v), (u.astype(np.float64) @ v.T).max(axis=1), atol=1e-6)
-    assert not distances.unit(np.zeros((1, 3), np.float32)).any()
+    assert not unit(np.zeros((1, 3), np.float32)).any()
     assert [part.stop - part.start for part in distances.blocks(5, distances.BLOCK // 2)] == [2, 2, 1]
 
 

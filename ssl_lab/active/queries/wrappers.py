@@ -7,7 +7,7 @@ import copy
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.distances import max_cosines, take, unit
+from ssl_lab.active.distances import max_cosines, take
 from ssl_lab.active.query import (
     IGNORED,
     UNLABELED,
@@ -20,6 +20,7 @@ from ssl_lab.active.query import (
     rng,
 )
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 
 def only(view: PoolView, rows: IntArray) -> PoolView:
