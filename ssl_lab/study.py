@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ssl_lab import texts
-from ssl_lab.active.statistics import Paired, holm, paired_t
+from ssl_lab.active.study.statistics import Paired, holm, paired_t
 from ssl_lab.comparison import Runs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text

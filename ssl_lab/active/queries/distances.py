@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
-from ssl_lab.active.query import FloatArray, IntArray
+from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.features.k_means import trained
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB
