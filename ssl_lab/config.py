@@ -156,7 +156,7 @@ class Settings(ReadingSettings, Data):
     """Parts into which each step's batch is cut, each with its own batch statistics; auto: the fastest."""
     optimizer: str | None = may_run(None, ":")
     """In place of the recipe's own: radam, "muon(lr=0.002)" (see `ssl-lab list optimizers`), or package.module:Mine
-    (not in a --config file). Without lr in it, the rate is its own default, and falls as the recipe's does."""
+    (not in a --config file). Without lr in it, the rate is what the recipe's is for SGD, and falls as that does."""
     techniques: Annotated[Texts, tyro.conf.arg(name="with")] = may_run((), ":")  # noqa: RUF009
     """What else changes how the method trains (see `ssl-lab list techniques`), as in --with "sam(rho=0.1)", any number
     of times; or package.module:Thing (not in a --config file)."""

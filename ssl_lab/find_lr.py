@@ -24,8 +24,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 from ssl_lab.methods import Method
 from ssl_lab.nets import net as make_net
-from ssl_lab.optim import SGD, Closure, Optimizer, stable_rate
-from ssl_lab.optim import optimizer as make_optimizer
+from ssl_lab.optim import SGD, Closure, Optimizer, described, stable_rate
 from ssl_lab.report import Band, Report, curves
 from ssl_lab.techniques import prepared
 
@@ -71,7 +70,7 @@ def find_lr(data: Annotated[str, tyro.conf.Positional], method: str = "supervise
     pool = load(data, **read.reading()).split(labels=labels, seed=seed)
     made = prepared(make_net(net, classes=pool.class_names, style=pool.style, seed=seed), techniques, pool, seed)
     learner = presets.build(method, made, pool, {}).with_views(*view)
-    spec = replace(make_optimizer(optimizer, SGD()), lr=schedule.geometric(low, high))
+    spec = replace(described(optimizer) if optimizer else SGD(), lr=schedule.geometric(low, high))
     found = rising(learner, pool, spec, steps, labeled, unlabeled, seed=seed, device=device, techniques=techniques)
     if not found.losses:
         raise UsageError(f"find-lr: the loss of {method} is not finite at the first step, with any learning rate")

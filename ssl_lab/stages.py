@@ -13,7 +13,7 @@ from ssl_lab.engine import Result, Runtime, Trainer
 from ssl_lab.engine.folder import make_way
 from ssl_lab.methods.distillation import Teacher
 from ssl_lab.nets import Net
-from ssl_lab.optim import SGD, Optimizer, optimizer
+from ssl_lab.optim import SGD, Optimizer, described, optimizer
 from ssl_lab.schedule import cosine_7_16
 from ssl_lab.techniques import prepared
 from ssl_lab.views import by_name
@@ -72,7 +72,7 @@ class Stages:
         settings = self.settings
         for text in (pretrain, method, distill):
             methods.get(text)
-        by = optimizer(settings.optimizer, SGD())
+        by = described(settings.optimizer) if settings.optimizer else SGD()
         presets.build(distill, student, pool, {"teacher": Teacher(net)})
         if few is None:
             by_name(settings.view)

@@ -271,12 +271,32 @@ def test_texts(capsys):
     assert optim.optimizer("adamw(lr=linear(0.0, 1.0))", usual).lr(0.3) == linear(0.0, 1.0)(0.3)
     once.cache_clear()
     capsys.readouterr()
-    made = optim.optimizer("muon(momentum=0.9)", usual)
-    assert [made.lr(t) for t in (0.0, 0.5, 1.0)] == pytest.approx([0.001 * cosine(1.0)(t) for t in (0.0, 0.5, 1.0)])
-    assert "the learning rate of muon is 0.001 at its peak, its own default" in capsys.readouterr().err
-    assert optim.optimizer("muon", sl.SGD(lr=0.5)).lr == 0.001
+    made, peak = optim.optimizer("muon(momentum=0.9)", usual), optim.Muon().lr * 0.5 / 0.03
+    for t in (0.0, 0.5, 1.0):
+        assert made.lr(t) == pytest.approx(peak * cosine(1.0)(t), rel=1e-2)
+    said = f"rate of muon is {peak:.3g} at its peak, 16.7 times its default, as this recipe's is SGD's, in the course"
+    assert said in capsys.readouterr().err
+
+
+class Own(optim.AdamW):
+    pass
+
+
+def test_a_rate_that_is_not_given_goes_with_that_of_sgd(capsys):
+    """Where a recipe's own is SGD; defaults are what SGD's 0.03 is to a task. Else it is the default, or one's own."""
+    adamw, own = optim.AdamW().lr, f"{__name__}:Own"
+    for text, usual, peak in (("adamw", sl.SGD(lr=0.03), adamw), ("adamw", sl.SGD(lr=0.3), 10 * adamw),
+                              ("adamw", optim.LARS(lr=0.3), adamw), (own, sl.SGD(lr=0.3), adamw)):
+        assert optim.optimizer(text, usual).lr == pytest.approx(peak)
     warm = optim.optimizer("radam", sl.SGD(lr=sl.schedule.warm_up(0.1, cosine(0.3)))).lr
-    assert max(warm(t / 100) for t in range(100)) == pytest.approx(0.001, rel=0.01)
+    assert max(warm(t / 100) for t in range(100)) == pytest.approx(10 * optim.RAdam().lr, rel=0.01)
+    assert optim.optimizer("radam", sl.SGD(lr=linear(0.0, 0.0))).lr == 0
+    assert optim.optimizer("sgd(momentum=0.5)", sl.SGD(lr=0.1)).lr == 0.1
+    assert optim.optimizer("adamw(lr=0.5)", sl.SGD(lr=0.3)).lr == 0.5
+    once.cache_clear()
+    capsys.readouterr()
+    assert optim.described("muon(momentum=0.9)") == optim.Muon(momentum=0.9)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("text", "words"), [

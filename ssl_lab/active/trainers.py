@@ -18,7 +18,7 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.methods import FixMatch, Method, Supervised
 from ssl_lab.methods.learning_loss import LearningLoss
 from ssl_lab.nets import Net, net
-from ssl_lab.optim import SGD, optimizer
+from ssl_lab.optim import SGD, described, optimizer
 from ssl_lab.schedule import Scalar, cosine_7_16, course
 from ssl_lab.techniques import prepared, together
 
@@ -77,7 +77,8 @@ def check_training(settings: TrainSettings, trainer: str, pool: Pool) -> None:
     assert start is not None  # see `fitter`
     method(start, ema=settings.ema).with_views(*settings.view)
     together(settings.techniques)
-    optimizer(settings.optimizer, SGD())
+    if settings.optimizer:
+        described(settings.optimizer)
 
 
 def fitter(settings: TrainSettings, trainer: str, out: Path, quiet: bool = False, keep: bool = True) -> Fit:

@@ -12,7 +12,7 @@ from ssl_lab.optim.inputs import INSGD, NSGD
 from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
-from ssl_lab.optim.named import OPTIMIZERS, optimizer
+from ssl_lab.optim.named import OPTIMIZERS, described, optimizer
 from ssl_lab.optim.normed import MuonNormed
 from ssl_lab.optim.rates import with_rates
 from ssl_lab.optim.scaling import lanczos, largest_eigenvalue, scaled_rate, stable_rate
@@ -20,6 +20,6 @@ from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups
 from ssl_lab.optim.update import Closure, Update, forget, plain
 
 __all__ = ["INSGD", "KOALA", "KOALAM", "LARS", "NSGD", "OPTIMIZERS", "SGD", "AdamW", "Closure", "MiniBlockFisher",
-           "Muon", "MuonNormed", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "adam_remark", "forget",
-           "lanczos", "largest_eigenvalue", "optimizer", "parameter_groups", "plain", "scaled_rate", "stable_rate",
-           "with_rates"]
+           "Muon", "MuonNormed", "Optimizer", "Padam", "RAdam", "Update", "adam_condition", "adam_remark", "described",
+           "forget", "lanczos", "largest_eigenvalue", "optimizer", "parameter_groups", "plain", "scaled_rate",
+           "stable_rate", "with_rates"]

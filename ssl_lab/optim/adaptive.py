@@ -24,7 +24,7 @@ class RAdam(Optimizer):
     True
     """
 
-    lr: Scalar = 1e-3
+    lr: Scalar = 0.02
     weight_decay: Scalar = 1e-2
     betas: tuple[float, float] = (0.9, 0.999)
 
@@ -47,7 +47,7 @@ class Padam(Optimizer):
     0.25
     """
 
-    lr: Scalar = 0.1
+    lr: Scalar = 0.3
     weight_decay: Scalar = 2.5e-4
     betas: tuple[float, float] = (0.9, 0.999)
     power: float = 0.125
@@ -69,7 +69,7 @@ class Muon(Optimizer):
     3
     """
 
-    lr: Scalar = 1e-3
+    lr: Scalar = 5e-3
     weight_decay: Scalar = 1e-2
     momentum: float = 0.95
     beside: float = 1.0

@@ -33,7 +33,7 @@ class NSGD(Optimizer):
     0.0
     """
 
-    lr: Scalar = 0.1
+    lr: Scalar = 0.3
     weight_decay: Scalar = 1e-4
     momentum: float = 0.9
 
@@ -55,6 +55,8 @@ class INSGD(NSGD):
     >>> sl.optimizer("insgd(lr=0.1, momentum=0.8)", usual=sl.SGD()).momentum
     0.8
     """
+
+    lr: Scalar = 0.1
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return _ByInput(module, self.momentum, "log")

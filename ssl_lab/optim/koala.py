@@ -30,11 +30,11 @@ class KOALA(Optimizer):
     Checked against the authors' code (Araachie/koala), whose R has the mean of squared losses of single images, which
     our loop does not know, and whose direction leaves the decay out of g.
 
-    >>> sl.optimizer("koala(q=0.5)", usual=sl.SGD()).lr  # how far a step goes, the filter says
-    1.0
+    >>> sl.optimizer("koala(q=0.5)", usual=sl.SGD()).lr
+    0.3
     """
 
-    lr: Scalar = 1.0
+    lr: Scalar = 0.3
     weight_decay: Scalar = 5e-4
     sigma: float = 1.0
     q: float = 1.0
@@ -62,7 +62,7 @@ class KOALAM(Optimizer):
     0.8
     """
 
-    lr: Scalar = 1.0
+    lr: Scalar = 0.3
     weight_decay: Scalar = 5e-4
     momentum: float = 0.9
     sigma: float = 0.1

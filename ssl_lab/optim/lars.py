@@ -32,7 +32,7 @@ class LARS(Optimizer):
     0.001
     """
 
-    lr: Scalar = 0.3
+    lr: Scalar = 3.0
     weight_decay: Scalar = 1e-6
     momentum: float = 0.9
     eta: float = 0.001

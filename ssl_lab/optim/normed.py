@@ -32,7 +32,7 @@ class MuonNormed(Optimizer):
     5
     """
 
-    lr: Scalar = 0.08
+    lr: Scalar = 0.03
     weight_decay: Scalar = 0.0
     momentum: float = 0.9
     iterations: int = 3

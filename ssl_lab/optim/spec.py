@@ -87,7 +87,7 @@ class AdamW(Optimizer):
     [0.01, 0.01]
     """
 
-    lr: Scalar = 1e-3
+    lr: Scalar = 3e-3
     weight_decay: Scalar = 1e-2
     betas: tuple[float, float] = (0.9, 0.999)
 
