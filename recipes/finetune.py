@@ -98,6 +98,7 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     how = FineTuning.of(settings)
     how.check(settings.shard)
+    sl.techniques.together(settings.techniques)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     if settings.trials:

@@ -58,9 +58,6 @@ def main(settings: Settings) -> None:
         raise sl.UsageError(f"seeds={settings.seeds}, steps={settings.steps}: both must be positive")
     workers = workers_of(settings.workers, settings.out)
     tried, seeds = study.arms(settings.tried or ["all"]), range(settings.seeds)
-    pool = sl.load(settings.data, **settings.reading())
-    sl.announce(pool)
-    require_same(settings.out, pool, f"the runs in {settings.out} are of")
     usual, given = sl.Settings().plain(), settings.plain()
     shared = {name: given[name] for name in usual if given[name] != usual[name] and name not in ("out", "resume")}
     shared |= {name.replace("-", "_"): study.value(text) for name, text in settings.base.items()}
@@ -75,6 +72,11 @@ def main(settings: Settings) -> None:
 
     base = Runs(study.BASE, [job(study.BASE, seed) for seed in seeds])
     runs = [Runs(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
+    for each, given in ((base, "the base"), *((each, f"--try {each.name!r}") for each in runs)):
+        study.check(each.jobs[0], given)
+    pool = sl.load(settings.data, **settings.reading())
+    sl.announce(pool)
+    require_same(settings.out, pool, f"the runs in {settings.out} are of")
     failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], workers)
     score = "test_balanced_accuracy" if settings.imbalance is not None else "test_accuracy"
     study.show(f"{settings.recipe} on {pool.name}, {settings.steps:,} steps, {settings.seeds} seeds", base,

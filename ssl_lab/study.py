@@ -3,24 +3,32 @@ may say."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ssl_lab import texts
-from ssl_lab.active.study.statistics import Paired, holm, paired_t
+from ssl_lab import methods, texts
+from ssl_lab.active.statistics import Paired, holm, paired_t
+from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
-from ssl_lab.errors import RunFailedError, UsageError
+from ssl_lab.config import Settings
+from ssl_lab.engine.jobs import Job
+from ssl_lab.errors import RunFailedError, UsageError, unknown
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable
+from ssl_lab.optim import described
 from ssl_lab.report import Column, Report, Table, mean_spread, print_tables
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.techniques import TECHNIQUES, together
+from ssl_lab.views import by_name
 
 BASE = "base"
 FOR_ACCURACY = [name for name, kind in TECHNIQUES.items() if kind.serves == "accuracy"]
@@ -77,6 +85,42 @@ def value(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         raise UsageError(f"{text!r} is no value of a setting; give a number, true, false or a text") from None
+
+
+def check(job: Job, given: str) -> None:
+    """UsageError, before anything runs, where the recipe of a job would not take its settings.
+
+    given: what holds them, in words. Names, values, and what texts name are looked at; whether the method can have it
+    is for the run to say.
+    """
+    settings = _settings_of(job.recipe)
+    known = [each.name for each in fields(settings)]
+    for name in job.settings.keys() - set(known):
+        raise unknown("setting", name, known, f"It is given by {given}, and recipes/{job.recipe.name} has none such.")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "settings.yaml"
+        file.write_text(yaml.safe_dump({**job.settings, "out": str(job.out)}, sort_keys=False))
+        try:
+            found = parse(settings, ["--config", str(file), *job.command_line])
+            by_name(found.view)
+            if found.optimizer:
+                described(found.optimizer)
+            together(found.techniques)
+            if method := getattr(found, "method", None):
+                methods.get(method)
+        except UsageError as error:
+            raise UsageError(f"{given}: {str(error).replace(f' in --config {file}', '')}") from None
+
+
+def _settings_of(recipe: Path) -> type[Settings]:
+    """Those that a recipe takes."""
+    spec = importlib.util.spec_from_file_location(f"recipe_{recipe.stem}", recipe)
+    assert spec is not None
+    assert spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    found: type[Settings] = module.Settings
+    return found
 
 
 @dataclass(frozen=True)

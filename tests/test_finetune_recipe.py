@@ -548,3 +548,17 @@ def test_with_frozen_statistics_unlabeled_images_teach_gently(tmp_path, monkeypa
 def test_what_cannot_be_is_refused_at_once(tmp_path, arguments, words):
     with pytest.raises(UsageError, match=words):
         run(tmp_path / "none", tmp_path, "--steps", 1, *arguments)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (["--view", "strog"], "unknown view 'strog'"),
+    (["--method", "fixmatch", "--view", "storng=weak"], "unknown view of fixmatch 'storng'"),
+    (["--method", "fixmatch", "--view", "simclr"], "fixmatch has the views .*say which one to replace"),
+    (["--optimizer", "radm"], "unknown optimizer 'radm'"),
+    (["--with", "samm"], "unknown technique 'samm'"),
+])
+def test_texts_are_understood_before_an_image_is_read(monkeypatch, given, said):
+    monkeypatch.setattr(sl, "load", None)
+    recipe = module("recipes", "finetune")
+    with pytest.raises(UsageError, match=said):
+        recipe.main(parse(recipe.Settings, ["--steps", "3", *given]))

@@ -142,15 +142,38 @@ def test_minutes_are_refused(tmp_path):
         module.main(parse(module.Settings, ["--minutes", "1", "--out", str(tmp_path)]))
 
 
+@pytest.mark.parametrize(("given", "said"), [
+    (["--try", "swa", "--try", "samm"], r"unknown technique 'samm'\. Did you mean .*sam"),
+    (["--with", "samm"], r"the base: unknown technique 'samm'"),
+    (["--try", "swa", "--try", "lrr=0.1"], r"unknown setting 'lrr'\. Did you mean lr\? It is given by --try 'lrr=0.1'"),
+    (["--base", "weight-dekay", "0.1"], r"unknown setting .weight_dekay.\. Did you mean weight_decay .*by the base"),
+    (["--try", "lr=fast"], r"--try 'lr=fast': .*fast"),
+    (["--base", "labeled", "many"], r"the base: .*labeled.*many"),
+    (["--base", "view", "strog"], r"the base: unknown view 'strog'"),
+    (["--try", "optimizer=radm"], r"--try 'optimizer=radm': unknown optimizer 'radm'"),
+    (["--recipe", "consistency", "--base", "method", "fixmtch"], r"the base: unknown method 'fixmtch'"),
+])
+def test_what_the_recipe_would_not_take_is_refused_before_anything_is_read_or_trained(monkeypatch, given, said):
+    module = recipe("techniques")
+    for name in ("load", "announce"):
+        monkeypatch.setattr(module.sl, name, None)
+    with pytest.raises(UsageError, match=said) as refused:
+        module.main(parse(module.Settings, ["--recipe", "supervised", "--steps", "3", "--seeds", "1", *given]))
+    assert "settings.yaml" not in str(refused.value)
+
+
 def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypatch):
+    (tmp_path / "mine_of_study.py").write_text(
+        "import ssl_lab as sl\nclass Soft(sl.FixMatch): ...\nclass View(sl.views.Weak): ...\nclass Mine(sl.SGD): ...\n")
+    monkeypatch.syspath_prepend(tmp_path)
     module, started = recipe("techniques"), []
     monkeypatch.setattr(module.jobs, "run_all", lambda runs, workers: started.extend(runs) or [])
     monkeypatch.setattr(module.study, "show", lambda *given: None)
     module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
-                                        "--recipe", "consistency", "--base", "method", "mine.soft:Soft",
-                                        "--view", "strong=mine.views:Mine", "--try", "optimizer=mine.optim:Mine",
+                                        "--recipe", "consistency", "--base", "method", "mine_of_study:Soft",
+                                        "--view", "strong=mine_of_study:View", "--try", "optimizer=mine_of_study:Mine",
                                         "--try", "view=weak"]))
     base, optimizer, view = (job.flags for job in started)
-    assert base == {"with": [], "method": "mine.soft:Soft", "view": ["strong=mine.views:Mine"]}
-    assert optimizer == {**base, "optimizer": "mine.optim:Mine"}
+    assert base == {"with": [], "method": "mine_of_study:Soft", "view": ["strong=mine_of_study:View"]}
+    assert optimizer == {**base, "optimizer": "mine_of_study:Mine"}
     assert view == {**base, "view": ["weak"]}

@@ -55,15 +55,19 @@ class Job:
         content = {**self.settings, "out": str(self.out), "resume": "auto"}
         write_text(file, yaml.safe_dump(content, sort_keys=False))
 
+    @property
+    def command_line(self) -> list[str]:
+        """What `flags` are on it."""
+        return [f"--{name}={each}" for name, value in self.flags.items()
+                for each in ([value] if isinstance(value, str) else value)]
+
     def run(self, workers: Workers) -> None:
         """Runs or resumes it on one of the workers. RunFailedError has its last words.
 
         While another process has the folder, e.g. a run that outlived a killed comparison, it waits, with a word; what
         that one finished is not run again.
         """
-        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml"),
-                   *(f"--{name}={each}" for name, value in self.flags.items()
-                     for each in ([value] if isinstance(value, str) else value))]
+        command = [sys.executable, str(self.recipe), "--config", str(self.out / "settings.yaml"), *self.command_line]
         waits = False
         while not workers.stopping.is_set():
             taken = is_taken(self.out)
