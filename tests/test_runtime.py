@@ -178,7 +178,7 @@ WITH = {  # and into how many micro-batches one rank is cut to take the steps of
     "sam": ({"techniques": ["sam(rho=0.5)"]}, 1), "parts": ({"techniques": ["sam(rho=0.5, parts=2)"]}, 2),
     "hero": ({"techniques": ["hero(radius=0.5, weight=5)"]}, 1),
     "entropy_sgd": ({"techniques": ["entropy_sgd(steps=2)"]}, 1),
-    "replicated_sgd": ({"techniques": ["replicated_sgd(replicas=2)"]}, 1), "pof": ({"techniques": ["pof"]}, 2),
+    "replicated_sgd": ({"techniques": ["replicated_sgd(replicas=2)"]}, 1), "pof": ({"techniques": ["pof(after=0)"]}, 2),
     "others": ({"techniques": ["noise_consistency(strength=2)", "swa(start=0.3)", "oversample", "lookahead(k=2)"]}, 1),
     "labeled": ({"techniques": ["cyclical_focal", "vs(beta=0.9)", "temperature(value=2)", "cutmix"]}, 2),
     "edits": ({"techniques": ["reinit(generations=3, blocks=1)", "shrink_perturb"]}, 1),

@@ -28,6 +28,8 @@ CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 # The texts with which a technique does something in four steps, where not its name alone; and what turns it off.
 TEXTS = {
     "swa": "swa(start=0.5)",
+    "pof": "pof(after=0)",
+    "svi": "svi(until=1)",
     "lookahead": "lookahead(k=2)",
     "dropout": "dropout(blocks=0.2)",
     "gradinit": "gradinit(steps=2)",
@@ -55,6 +57,7 @@ OFF = {
     "replicated_sgd": "replicated_sgd(replicas=1)",
     "hero": "hero(radius=0, weight=0)",
     "pof": "pof(after=1)",
+    "svi": "svi(until=0)",
     "cyclical_focal": "cyclical_focal(confident=0, hard=0)",
     "temperature": "temperature(value=1)",
     "class_weights": "class_weights(power=0)",

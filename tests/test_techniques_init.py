@@ -167,13 +167,16 @@ def normalizable():
     return Net(backbone, nn.Linear(7, 10), mean=(0.3,), std=(0.4,)).double()
 
 
-def test_weight_norm_starts_with_outputs_of_mean_0_and_variance_1():
+def test_weight_norm_starts_with_outputs_of_mean_0_and_variance_1_before_the_head():
+    """The head's logits stay as small as they were, or all gradients would be larger than the learning rate is for."""
     net, pool = normalizable(), digits()
     before = copy.deepcopy(net)
     net = sl.WeightNorm()(net, pool, 0)
     x = pixels(pool, some(pool.train, 256, 0, "weight_norm"), torch.device("cpu")).double()
     seen = (x - net.mean) / net.std
-    for layer, plain_layer in zip([*net.backbone, net.head], [*before.backbone, before.head], strict=True):
+    torch.testing.assert_close(net.head.weight, before.head.weight)
+    assert torch.equal(net.head.bias, before.head.bias)
+    for layer, plain_layer in zip(net.backbone, before.backbone, strict=True):
         seen = layer(seen)
         if isinstance(layer, nn.Conv2d | nn.Linear):
             others = [axis for axis in range(seen.ndim) if axis != 1]

@@ -39,6 +39,15 @@ def test_every_residual_block_has_its_rate(name, blocks, places):
     assert net.state_dict().keys() == before
 
 
+@pytest.mark.parametrize(("name", "rate"), [("tiny_4", 0.5 * 3 / 54), ("wrn_28_1", 0.5 * 12 / 54),
+                                            ("resnet18", 0.5 * 8 / 54)])
+def test_how_often_goes_with_the_depth(name, rate):
+    """Half of the time is the paper's for 54 blocks; of 3 it would leave half of what the net can do."""
+    net = sl.prepared(sl.net(name, 10, SMALL), ["drop_path"], digits())
+    *_, (_, last) = branches(net)
+    assert next(iter(last._forward_hooks.values())).rate == pytest.approx(rate)
+
+
 def test_a_dropped_branch_leaves_the_shortcut_and_evaluation_alone():
     plain, net = (tiny_net(digits()) for _ in range(2))
     sl.prepared(net, [sl.DropPath(0.9)], digits())

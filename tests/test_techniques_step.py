@@ -206,26 +206,30 @@ class Holding(Supervised):
         self.own = torch.nn.ParameterList(weights)
 
 
-def test_entropy_sgd_is_its_loop(weights):
+@pytest.mark.parametrize("momentum", [0.0, 0.7])
+def test_entropy_sgd_is_its_loop(weights, momentum):
     bowls, w, method = Bowls(weights), flat(weights), Holding(weights)
-    rule = sl.EntropySGD(steps=3, gamma=0.5, pull=0.8, noise=0.0, average=0.6)
+    rule = sl.EntropySGD(steps=3, gamma=0.5, pull=0.8, noise=0.0, average=0.6, momentum=momentum)
     rule.begin(method, 0)
     optimizer = torch.optim.SGD(method.own, lr=0.1, weight_decay=0.01)
     for number in range(5):  # the last step ends a loop that was begun
         rule(bowls, optimizer, At(number, 5))
-    x = w
+    x, v = w, 0.0
     for inner in (3, 2):
-        moving = mean = x
+        moving, mean, velocity = x, x, 0.0
         for _ in range(inner):
-            moving = moving - 0.1 * (bowls.gradient_at(moving) + 0.5 * (moving - x) + 0.01 * moving)
+            d = bowls.gradient_at(moving) + 0.5 * (moving - x) + 0.01 * moving
+            velocity = momentum * velocity + d
+            moving = moving - 0.1 * (d + momentum * velocity)
             mean = 0.6 * mean + 0.4 * moving
-        x = x - 0.8 * (x - mean)
+        v = momentum * v + (x - mean)
+        x = x - 0.8 * (x - mean + momentum * v)
     torch.testing.assert_close(flat(method.own), x, rtol=1e-6, atol=1e-8)
 
 
 def test_entropy_sgd_without_its_parts_is_gradient_descent(weights):
     bowls, method, rules = Bowls(weights), Holding(weights), []
-    for rule in (sl.EntropySGD(steps=4, gamma=0.0, noise=0.0, average=0.0), sl.optim.plain):
+    for rule in (sl.EntropySGD(steps=4, gamma=0.0, noise=0.0, average=0.0, momentum=0.0), sl.optim.plain):
         with torch.no_grad():
             for p in method.own:
                 p.fill_(0.5)
@@ -239,7 +243,7 @@ def test_entropy_sgd_without_its_parts_is_gradient_descent(weights):
 
 def test_its_noise_has_the_size_of_langevin_dynamics():
     method = Holding([torch.nn.Parameter(torch.zeros(200, 100))])
-    rule = sl.EntropySGD(steps=1, gamma=0.0, noise=0.5, average=0.0)
+    rule = sl.EntropySGD(steps=1, gamma=0.0, noise=0.5, average=0.0, momentum=0.0)
     rule.begin(method, 0)
 
     def still():
@@ -248,6 +252,28 @@ def test_its_noise_has_the_size_of_langevin_dynamics():
 
     rule(still, torch.optim.SGD(method.own, lr=0.02), At(0, 1))
     assert method.own[0].std().item() == pytest.approx(0.5 * (2 * 0.02) ** 0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("rule", [sl.EntropySGD(), sl.ReplicatedSGD(), sl.SAM(), sl.GNP()], ids=lambda rule: rule.name)
+def test_a_rule_keeps_the_pace_of_the_optimizer(rule):
+    """Down a straight slope, at equal numbers of gradients and SGD's learning rate and momentum."""
+    gone = []
+    for each in (rule, sl.optim.plain):
+        method = Holding([torch.nn.Parameter(torch.zeros(3, 2, dtype=torch.float64))])
+
+        def slope(w=method.own[0]):
+            w.grad = torch.ones_like(w)
+            return Loss({"slope": w.sum()})
+
+        slope.parts = lambda count, whole=slope: [whole]
+        if each is rule:
+            rule.begin(method, 0)
+        learned = [*method.own, *(p for p in rule.parameters() if p.requires_grad)] if each is rule else method.own
+        optimizer = torch.optim.SGD(learned, lr=0.01, momentum=0.9, nesterov=True)
+        for number in range(100):
+            each(slope, optimizer, At(number, 100))
+        gone.append(float(method.own[0].detach().mean()))
+    assert 0.5 < gone[0] / gone[1] < 2
 
 
 def test_replicas_attract_each_other_and_the_net_is_their_mean(weights):
@@ -260,7 +286,7 @@ def test_replicas_attract_each_other_and_the_net_is_their_mean(weights):
     assert all((w - before[0]).norm() > 0.1 for w in before[1:])
     optimizer = torch.optim.SGD([*method.own, *rule.weights.parameters()], lr=lr)
     loss = rule(bowls, optimizer, START)
-    expected = [w - lr / 3 * (bowls.gradient_at(w) + 2 * gamma * (w - mean)) for w in before]
+    expected = [w - lr * (bowls.gradient_at(w) + 2 * gamma * (w - mean)) for w in before]
     for replica, w in zip(rule.weights, expected, strict=True):
         torch.testing.assert_close(flat(replica.parameters()), w, rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(flat(method.own), torch.stack(expected).mean(dim=0), rtol=1e-10, atol=1e-10)
@@ -286,7 +312,7 @@ def test_pof_moves_the_head_for_the_features_and_never_trains_it():
         raise AssertionError("it needs the halves alone")
 
     whole.parts = lambda count: [half(i) for i in range(count)]
-    rule = sl.PoF(reach=2.0, first=0.05, searched=4)
+    rule = sl.PoF(after=0.3, reach=2.0, first=0.05, searched=4)
     rule.begin(SimpleNamespace(net=SimpleNamespace(head=torch.nn.ParameterList([head]))), 0)
     rule(whole, torch.optim.SGD([features, head], lr=0.1, momentum=0.9, weight_decay=0.1), At(3, 10, seed=5))
     assert head.item() == 1.0
@@ -299,13 +325,13 @@ def test_pof_moves_the_head_for_the_features_and_never_trains_it():
     assert features.item() == pytest.approx(2 - 0.1 * (slope + 0.1 * 2))
 
 
-def moved_by(rule, method, lr=0.1):
+def moved_by(rule, method, lr=0.1, at=START):
     """What one step of SGD without momentum adds to each parameter, by name."""
     batch = Feed(digits(), method.views, 8, 8, 0, torch.device("cpu"))(At(0, 1))
     runtime = Runtime(torch.device("cpu"), "fp32", "asked")
     optimizer = torch.optim.SGD(method.parameters(), lr=lr)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    rule(StepClosure(method, optimizer, runtime, batch.chunk(2), At(0, 1), None), optimizer, At(0, 1))
+    rule(StepClosure(method, optimizer, runtime, batch.chunk(2), At(0, 1), None), optimizer, at)
     return {name: p.detach() - before[name] for name, p in method.named_parameters() if p.requires_grad}
 
 
@@ -354,6 +380,17 @@ def test_svi_of_a_residual_net_moves_its_layers_and_not_its_statistics():
     others = {name for name in usual if not torch.allclose(usual[name], found[name], atol=1e-7)}
     assert others == {name for name in usual if ".backbone." in name and usual[name].any()}
     torch.testing.assert_close(dict(method.net.named_buffers()), dict(plain.net.named_buffers()))
+
+
+def test_svi_is_for_the_first_steps():
+    """A tenth of them, unless told otherwise."""
+    for step, total, until, acts in ((0, 20, 0.1, True), (1, 20, 0.1, True), (2, 20, 0.1, False), (0, 1, 0.0, False)):
+        method, rule = Supervised(layered(torch.nn.Tanh())), sl.SVI(until)
+        rule.begin(method, 0)
+        found = moved_by(rule, method, at=At(step, total))
+        plain = moved_by(sl.optim.plain, Supervised(layered(torch.nn.Tanh())))
+        assert acts != all(torch.equal(found[name], plain[name]) for name in plain)
+    assert sl.SVI().until == 0.1
 
 
 def test_svi_needs_layers_that_it_knows():

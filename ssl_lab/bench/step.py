@@ -168,7 +168,7 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
             steps[key], rows[key] = _prepared(
                 name, net, teacher or net, pool, labeled, unlabeled, runtime, micro_batches, forward, compile,
                 together([each for each in given.split(" + ") if each]),
-                begins=STEPS * 9 // 10 if techniques else 0)  # late, when all of them act
+                begins=STEPS * 9 // 10 if techniques else 0)  # late, when those act that begin late
         except UsageError as error:
             if not given or given in techniques:
                 raise

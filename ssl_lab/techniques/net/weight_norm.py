@@ -26,7 +26,10 @@ class WeightNorm(NetTechnique):
     (one that BatchNorm follows) the scale alone is set. What is exported has plain weights w. No argument turns it off:
     without `data` the first outputs are the plain net's, and steps of g and v are others.
 
-    Both are the paper's equations; the reparametrization is torch.nn.utils.parametrizations.weight_norm.
+    Both are the paper's equations; the reparametrization is torch.nn.utils.parametrizations.weight_norm. The head keeps
+    its g and b, where the authors' code (openai/weightnorm) sets these too: it trains by Adam, whose steps do not see
+    how large a gradient is. With that, all gradients are four times as large at first in tiny_8: beside FixMatch
+    (MNIST, 40 labels, 300 steps, one seed) 71% of validation images came out right, 81 without, as by the plain net.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)
@@ -57,7 +60,8 @@ class WeightNorm(NetTechnique):
             parametrizations.weight_norm(layer, dim=0)
         if self.data:
             rows = some(pool.train, IMAGES, seed, "weight_norm")
-            normalize_outputs(net, layers, pixels(pool, rows, net.mean.device))
+            hidden = [layer for layer in layers if layer is not net.head]
+            normalize_outputs(net, hidden, pixels(pool, rows, net.mean.device))
         return net
 
 

@@ -19,11 +19,15 @@ class PoF(StepTechnique):
     """The optimizer's step of all but the head W by grad L(B1) at W - u reach eta grad_W L(B2),    u ~ U(0, 1)
 
     B1 and B2 are the halves of the batch, each normalized by its own statistics, and eta is the rate that lowers L(B2)
-    most. The head itself never moves. It is for the end of a training, of itself (`after`) or of another run's net:
-    `recipes/finetune.py --from RUN --head start --with pof`.
+    most. While it acts the head itself never moves. It is for the end of a training, of itself (`after`) or, from the
+    first step, of another run's net: `recipes/finetune.py --from RUN --head start --with "pof(after=0)"`. So early,
+    where the head is a random one, it trains features for that. For the last fifth of 300 steps of FixMatch it gave 74%
+    where plain steps gave 81 (MNIST, 40 labels, tiny_8, validation images of one seed): it is not for short runs.
 
-    after: the fraction of training from which it acts; plain steps before. reach: how far beyond that minimum the head
-    goes, gamma in the authors' code. first, searched: eta is the best of 0 and `first` times 1, 2, 4, ..., so many.
+    after: the fraction of training from which it acts, plain steps before; 0.8 is the authors' 200 epochs, and then 50
+    of it. reach: how far beyond that minimum the head goes, gamma in their code. first, searched: eta is the best of 0
+    and `first` times 1, 2, 4, ..., so many.
+
     Checked against the authors' code (`PoF-v1`, train.py), which doubles eta until L(B2) rises and then refines it, and
     draws B2 afresh.
 
@@ -41,7 +45,7 @@ class PoF(StepTechnique):
     arxiv = "2207.01847"
     rates: Tensor
 
-    def __init__(self, after: float = 0.0, reach: float = 2.0, first: float = 1.0, searched: int = 6) -> None:
+    def __init__(self, after: float = 0.8, reach: float = 2.0, first: float = 1.0, searched: int = 6) -> None:
         super().__init__()
         if not 0 <= after <= 1 or reach < 0 or first <= 0 or searched < 1:
             raise UsageError(f"pof: after={after}, reach={reach}, first={first}, searched={searched}; expected after "

@@ -18,15 +18,21 @@ class ReplicatedSGD(StepTechnique):
     """L = (1 / y) sum_a L(w_a) + gamma (1 / y) sum_a ||w_a - mean||^2,    mean = (1 / y) sum_a w_a
 
     over y replicas of all weights, each with momenta of its own, by any optimizer; the gradient passes the mean, where
-    its parts cancel: replica a has (1 / y) (grad L(w_a) + 2 gamma (w_a - mean)). The net holds the mean, which is
-    evaluated. All replicas see the same batch: a step costs y steps. BatchNorm's running statistics are those of the
-    first replica's passes.
+    its parts cancel. It is taken y times: replica a moves by grad L(w_a) + 2 gamma (w_a - mean), as fast as one net
+    alone. The net holds the mean, which is evaluated. All replicas see the same batch: a step costs y steps.
+    BatchNorm's running statistics are those of the first replica's passes.
 
     replicas: y; one is the plain step. gamma: it is to grow. spread: replicas but the first begin with Gaussian noise
     of so many times the root mean square of each tensor.
 
-    By the equation of the paper, of which no code was found. That replicas begin from one net, as a method is given
-    one, and that gamma goes from 0.1 to 1, are our choice.
+    Checked against code of the paper's experiments (package `sacreddnn`, robust.py and its training script), which
+    multiplies the learning rate by y (and so decays y times as much), begins with replicas of independent weights,
+    gives each a batch of its own, and evaluates with the mean of the replicas' statistics. There gamma grows
+    geometrically, 10,000 times over the run, from where both terms are equal; that it goes from 0.1 to 1, and that
+    replicas begin from one net, as a method is given one, are our choice.
+
+    Beside FixMatch (MNIST, 40 labels, tiny_8, 300 steps) it gave 85% of validation images where the plain steps gave
+    81, one seed.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> def head(name, *rules):
@@ -76,7 +82,7 @@ class ReplicatedSGD(StepTechnique):
         with torch.no_grad():
             for replica, slope in zip(replicas, slopes, strict=True):
                 for w, g, center in zip(replica, slope, centers, strict=True):
-                    w.grad = None if g is None else (g + 2 * gamma * (w - center)) / len(replicas)
+                    w.grad = None if g is None else g + 2 * gamma * (w - center)
         for w in self._mean:
             w.grad = None
         optimizer.step()

@@ -36,7 +36,7 @@ class Mixing(LabeledTechnique):
         "mixup": "an image is mixed once", "cutmix": "an image is mixed once", "deep_supervision": ONE_LABEL,
         "relay": ONE_LABEL, "batch_entropy": ONE_LABEL}
 
-    def __init__(self, alpha: Scalar, chance: Scalar) -> None:
+    def __init__(self, alpha: Scalar = 1.0, chance: Scalar = 1.0) -> None:
         super().__init__()
         check_alpha(extremes(alpha)[0])
         least, most = extremes(chance)
@@ -105,9 +105,6 @@ class MixUp(Mixing):
     paper = "mixup: Beyond Empirical Risk Minimization"
     arxiv = "1710.09412"
     mix = "mixup"
-
-    def __init__(self, alpha: Scalar = 1.0, chance: Scalar = 1.0) -> None:
-        super().__init__(alpha, chance)
 
 
 class CutMix(Mixing):
