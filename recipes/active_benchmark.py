@@ -6,7 +6,7 @@
         --final 10 --batches 10 --weights simclr.safetensors --seeds 3 --steps 1000
 
 The second is a cold start: from no label to ten, chosen by the embeddings of a backbone. The same command goes on where
-it was stopped, and adds what is missing; `ssl_lab/active/benchmark.py` has the settings.
+it was stopped, and adds what is missing; `ssl_lab/active/study/benchmark.py` has the settings.
 
 MNIST, from 10 to 110 labels (`--queries margin,entropy,badge,cluster_margin,k_center,typiclust`; 27 minutes each on a
 busy core of an AMD EPYC), area under the curve (%), 95% interval over seeds, and accuracy with 110 labels. Supervised,
@@ -23,8 +23,8 @@ linear probes alone (`ssl_lab/active/queries/coverage.py`).
 """
 
 import ssl_lab as sl
-from ssl_lab.active.benchmark import Benchmark, cells_of, run_cells
-from ssl_lab.active.show import show_benchmark
+from ssl_lab.active.study.benchmark import Benchmark, cells_of, run_cells
+from ssl_lab.active.study.show import show_benchmark
 
 Settings = Benchmark
 

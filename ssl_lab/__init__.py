@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     )
     from ssl_lab.active import ActiveLoop, PoolView, Query, ScoreQuery, make_query
     from ssl_lab.active.command import query_command as query
-    from ssl_lab.active.leaving import labels
+    from ssl_lab.active.people.leaving import labels
     from ssl_lab.advise import advise
     from ssl_lab.auditing import Audit, audit
     from ssl_lab.batch import At, Batch, Draw, Loss, Rows, Style

@@ -162,7 +162,7 @@ def _copy(path: Path, folder: Path) -> None:
 
 
 def _label_studio(stack: ExitStack, out: Path | None, classes: tuple[str, ...], top: int) -> Write:
-    from ssl_lab.active.label_studio import label_config
+    from ssl_lab.active.people.label_studio import label_config
 
     if out is None:
         raise UsageError("--to label-studio needs --out FOLDER, for tasks.json and label_config.xml")

@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 
 from ssl_lab import methods, texts
-from ssl_lab.active.statistics import Paired, holm, paired_t
+from ssl_lab.active.study.statistics import Paired, holm, paired_t
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
 from ssl_lab.config import Settings

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ssl_lab.active.checks import check_query
+from ssl_lab.active.queries.checks import check_query
 from ssl_lab.batch import At, Batch, Loss, Rows, Style, generator
 from ssl_lab.engine.compiled import compile_as_others
 from ssl_lab.engine.contract import check_technique

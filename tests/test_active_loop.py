@@ -12,9 +12,9 @@ from torch import nn
 from ssl_lab.active.arrays import arrays_of, version_of
 from ssl_lab.active.command import query_command
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import FromFile, Truth
+from ssl_lab.active.people.oracle import FromFile, Truth
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import Query, ScoreQuery, rng
+from ssl_lab.active.queries.base import Query, ScoreQuery, rng
 from ssl_lab.batch import At, generator
 from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.engine import Runtime, accuracy
@@ -591,7 +591,7 @@ def test_a_pool_with_a_ledger_keeps_it(tmp_path):
 def test_queries_of_ones_own(tmp_path, monkeypatch):
     made = make_query("test_active_loop:Unsure(power=2.0)")
     assert (made.name, made.power) == ("unsure", 2.0)
-    (tmp_path / "here.py").write_text("from ssl_lab.active.query import Query\nclass Mine(Query):\n    name = 'mine'\n")
+    (tmp_path / "here.py").write_text("from ssl_lab import Query\nclass Mine(Query):\n    name = 'mine'\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     assert make_query("here:Mine").name == "mine"

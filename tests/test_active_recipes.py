@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from test_recipes import recipe
 
-from ssl_lab.active import benchmark, trainers
+from ssl_lab.active import trainers
 from ssl_lab.active.arrays import predicted_loss
-from ssl_lab.active.benchmark import Benchmark, Cell, cells_of, duplicated, run_cells
 from ssl_lab.active.loop import ActiveLoop
+from ssl_lab.active.study import benchmark
+from ssl_lab.active.study.benchmark import Benchmark, Cell, cells_of, duplicated, run_cells
 from ssl_lab.active.trainers import TRAINERS, TrainSettings, fitter
 from ssl_lab.batch import At
 from ssl_lab.command_line import parse

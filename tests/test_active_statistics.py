@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.isotonic import IsotonicRegression
 
-from ssl_lab.active.benchmark import Cell
-from ssl_lab.active.show import Group, group_table, groups_of, verdict, win_table
-from ssl_lab.active.statistics import (
+from ssl_lab.active.study.benchmark import Cell
+from ssl_lab.active.study.show import Group, group_table, groups_of, verdict, win_table
+from ssl_lab.active.study.statistics import (
     area,
     efficiency_interval,
     holm,

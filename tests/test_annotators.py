@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ssl_lab.active.annotators import assign, dawid_skene
-from ssl_lab.active.votes import Vote, agree
+from ssl_lab.active.people.annotators import assign, dawid_skene
+from ssl_lab.active.people.votes import Vote, agree
 from ssl_lab.errors import UsageError
 
 

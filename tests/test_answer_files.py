@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ssl_lab.active.keys import Keys
-from ssl_lab.active.label_studio import LabelStudio
-from ssl_lab.active.oracle import Asked, FromFile, write_questions
-from ssl_lab.active.votes import Vote, agree
+from ssl_lab.active.people.keys import Keys
+from ssl_lab.active.people.label_studio import LabelStudio
+from ssl_lab.active.people.oracle import Asked, FromFile, write_questions
+from ssl_lab.active.people.votes import Vote, agree
 from ssl_lab.data import Pool, load
 from ssl_lab.data.cells import csv_text, read_table, rows_of, safe, unescaped
 from ssl_lab.data.delimited import decoded

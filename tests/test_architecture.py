@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals", "calibration",
-     "class_names", "notes", "processes", "at_hand", "afterwards", "texts", "workers"},
+     "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},
@@ -84,6 +84,18 @@ def test_no_file_imports_itself_by_way_of_others():
     while free := arrows.keys() - set().union(*arrows.values()):  # and what only leads to circles
         arrows = {name: others for name, others in arrows.items() if name not in free}
     assert not arrows, f"the imports of {sorted(arrows)} lead back to them"
+
+
+def test_rooms_of_active_learning_look_down():
+    """Queries know no people, people no loop, and the loop no study that runs it."""
+    order = {"queries": 0, "people": 1, "study": 3}
+    wrong = []
+    for name, file in FILES.items():
+        if name.startswith("ssl_lab.active."):
+            here = order.get(name.split(".")[2], 2)
+            wrong += [f"{name} imports {each}" for each in sorted(_names(file, types=True))
+                      if each.startswith("ssl_lab.active.") and order.get(each.split(".")[2], 2) > here]
+    assert not wrong, wrong
 
 
 def test_families_do_not_import_each_other():

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 
-from ssl_lab.active.query import Query
+from ssl_lab.active.queries.base import Query
 from ssl_lab.bench import query as bench
 from ssl_lab.bench.query import Size, bench_query, costs, inputs
 from ssl_lab.errors import UsageError

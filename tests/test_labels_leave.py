@@ -11,7 +11,7 @@ from test_moved_data import CPU, OLD, PIXELS, arrays, fit, folder, png, run, tab
 from test_moved_data import Any as AnyQuery
 
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import FromFile
+from ssl_lab.active.people.oracle import FromFile
 from ssl_lab.cli import main
 from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.errors import UsageError

@@ -14,10 +14,10 @@ from PIL import Image
 from small_runs import assert_same_run
 
 import ssl_lab as sl
-from ssl_lab.active import carry
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import Truth
-from ssl_lab.active.query import Query, rng
+from ssl_lab.active.people import carry
+from ssl_lab.active.people.oracle import Truth
+from ssl_lab.active.queries.base import Query, rng
 from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.data.inventory import change, inventory, read_inventory
 from ssl_lab.errors import UsageError

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_lab.active.label_studio import LabelStudio, label_config
-from ssl_lab.active.oracle import Asked, Command, FromFile, Truth
+from ssl_lab.active.people.label_studio import LabelStudio, label_config
+from ssl_lab.active.people.oracle import Asked, Command, FromFile, Truth
 from ssl_lab.active.plugins import make_oracle
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError

@@ -7,16 +7,16 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ssl_lab.active import distances
-from ssl_lab.active.checks import check_query
-from ssl_lab.active.queries import coverage, typiclust
+from ssl_lab.active.queries import coverage, distances, typiclust
+from ssl_lab.active.queries.base import PoolView, rng
+from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius, pairs_within
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.queries.k_center import KCenter
 from ssl_lab.active.queries.k_means import KMeans
 from ssl_lab.active.queries.typiclust import TypiClust, mean_neighbor_distances
-from ssl_lab.active.query import PoolView, rng
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 ALL = [KCenter(), KMeans(), TypiClust(), ProbCover(), ProbCover(delta=0.5), FacilityLocation(), MaxHerding()]
 
@@ -80,7 +80,7 @@ def test_k_center_is_the_slow_one(seed, labeled):
 
 
 def test_k_center_with_many_rows_is_the_slow_one(monkeypatch):
-    monkeypatch.setattr("ssl_lab.active.greedy.HOT", 16)
+    monkeypatch.setattr("ssl_lab.active.queries.greedy.HOT", 16)
     draw = np.random.default_rng(0)
     x = draw.normal(size=(700, 6)).astype(np.float32)
     chosen = KCenter()(PoolView(np.full(700, -1), embeddings=x), 120).tolist()
@@ -429,9 +429,9 @@ def test_distances_are_exact_and_never_negative():
     assert (distances.squared_distances(x, x) >= 0).all()
     assert np.allclose(distances.min_squared_distances(x, y), table.min(axis=1), atol=1e-5)
     assert np.isinf(distances.min_squared_distances(x, y[:0])).all()
-    u, v = distances.unit(x), distances.unit(y)
+    u, v = unit(x), unit(y)
     assert np.allclose(distances.max_cosines(u, v), (u.astype(np.float64) @ v.T).max(axis=1), atol=1e-6)
-    assert not distances.unit(np.zeros((1, 3), np.float32)).any()
+    assert not unit(np.zeros((1, 3), np.float32)).any()
     assert [part.stop - part.start for part in distances.blocks(5, distances.BLOCK // 2)] == [2, 2, 1]
 
 

@@ -6,17 +6,16 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import chisquare
 
-from ssl_lab.active import distances
-from ssl_lab.active.checks import check_query
-from ssl_lab.active.queries import badge
+from ssl_lab.active.queries import badge, distances
 from ssl_lab.active.queries.alfa_mix import AlfaMix, changes_at
 from ssl_lab.active.queries.badge import Badge, spread
 from ssl_lab.active.queries.bait import Bait
+from ssl_lab.active.queries.base import PoolView
 from ssl_lab.active.queries.cal import Cal, contrast
+from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.clue import Clue, nearest_rows, weighted_k_means
 from ssl_lab.active.queries.cluster_margin import ClusterMargin, average_linkage, in_turn, neighbor_graph
 from ssl_lab.active.queries.galaxy import Galaxy, next_spot
-from ssl_lab.active.query import PoolView
 from ssl_lab.errors import UsageError
 
 ALL = [Badge, ClusterMargin, Clue, AlfaMix, Bait, Galaxy, Cal]

@@ -5,9 +5,10 @@ import math
 import numpy as np
 import pytest
 
-from ssl_lab.active import distances
 from ssl_lab.active.arrays import VIEWS, arrays_of
-from ssl_lab.active.checks import check_query
+from ssl_lab.active.queries import distances
+from ssl_lab.active.queries.base import PoolView
+from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.committee import Committee
 from ssl_lab.active.queries.coverage import MaxHerding
 from ssl_lab.active.queries.drop_query import DropQuery, changed
@@ -22,7 +23,6 @@ from ssl_lab.active.queries.uncertainty_herding import (
 )
 from ssl_lab.active.queries.view_disagreement import ViewDisagreement
 from ssl_lab.active.queries.wrappers import CostAware
-from ssl_lab.active.query import PoolView
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import net

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_lab.active.checks import check_query
-from ssl_lab.active.greedy import lazy_greedy
 from ssl_lab.active.queries.bald import BatchBALD
+from ssl_lab.active.queries.base import PoolView, highest
+from ssl_lab.active.queries.checks import check_query
+from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.uncertainty import (
     BALD,
     Entropy,
@@ -20,7 +21,6 @@ from ssl_lab.active.queries.uncertainty import (
     Random,
     VariationRatio,
 )
-from ssl_lab.active.query import PoolView, highest
 from ssl_lab.errors import UsageError
 
 SCORES = [LeastConfidence, Margin, Entropy, BALD, MeanStd, VariationRatio]
@@ -263,7 +263,7 @@ def test_arrays_that_cannot_be_are_refused(arrays, words):
 
 
 def test_lazy_greedy_looks_beyond_its_hot_set(monkeypatch):
-    monkeypatch.setattr("ssl_lab.active.greedy.HOT", 4)
+    monkeypatch.setattr("ssl_lab.active.queries.greedy.HOT", 4)
     values = np.random.default_rng(0).random(50)
     chosen = lazy_greedy(np.ones(50), lambda some: values[some], lambda row: None, 20, seed=1, batch=1)
     assert chosen.tolist() == np.argsort(-values)[:20].tolist()

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from small_runs import flat_net
 
-from ssl_lab.active import distances
-from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import Asked
+from ssl_lab.active.people.label_studio import LabelStudio
+from ssl_lab.active.people.oracle import Asked
 from ssl_lab.active.plugins import make_query
+from ssl_lab.active.queries import distances
 from ssl_lab.active.show import show_loop
 from ssl_lab.active.stands import stands_for
 from ssl_lab.data import load

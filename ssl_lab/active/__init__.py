@@ -1,15 +1,16 @@
 """Active learning: which images to label next, asking for their labels, and whether it was worth it."""
 
 from ssl_lab.active import queries
-from ssl_lab.active.annotators import Reliability, assign, dawid_skene
-from ssl_lab.active.label_studio import LabelStudio
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import Command, FromFile, Truth
+from ssl_lab.active.people.annotators import Reliability, assign, dawid_skene
+from ssl_lab.active.people.label_studio import LabelStudio
+from ssl_lab.active.people.oracle import Command, FromFile, Truth
 from ssl_lab.active.plugins import make_oracle, make_query
 from ssl_lab.active.queries import *  # noqa: F403
-from ssl_lab.active.query import PoolView, Query, ScoreQuery, Wrapper
+from ssl_lab.active.queries.base import PoolView, Query, ScoreQuery, Wrapper
 from ssl_lab.active.stands import Stands, stands_for
-from ssl_lab.active.statistics import (
+from ssl_lab.active.stopping import Estimate, estimate_accuracy, expected_gain, kappa
+from ssl_lab.active.study.statistics import (
     Paired,
     area,
     efficiency_interval,
@@ -20,7 +21,6 @@ from ssl_lab.active.statistics import (
     paired_t,
     win_matrix,
 )
-from ssl_lab.active.stopping import Estimate, estimate_accuracy, expected_gain, kappa
 
 __all__ = ["ActiveLoop", "Command", "Estimate", "FromFile", "LabelStudio", "Paired", "PoolView", "Query", "Reliability",
            "ScoreQuery", "Stands", "Truth", "Wrapper", "area", "assign", "dawid_skene", "efficiency_interval",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_atomically, write_text
 

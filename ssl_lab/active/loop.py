@@ -28,16 +28,16 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
-from ssl_lab.active.keys import Answer
-from ssl_lab.active.memory import measured
-from ssl_lab.active.oracle import Oracle, Readable, write_questions
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
+from ssl_lab.active.people.answers import ASKED, CORRECTED, Answers, read_json
+from ssl_lab.active.people.keys import Answer
+from ssl_lab.active.people.oracle import Oracle, Readable, write_questions
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
 from ssl_lab.active.record import Round, asked_of, read_round
 from ssl_lab.active.stopping import Advice
 from ssl_lab.active.watch import predicted, represented, stop_advice, watched
 from ssl_lab.batch import seed_of
+from ssl_lab.cost import measured
 from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
 from ssl_lab.engine.folder import check_same
@@ -55,8 +55,8 @@ Fit = Callable[[Pool, int], Net | Result]
 class ActiveLoop:
     """`run()` goes through all rounds with an oracle; `ask` and `tell` are its parts, for people and programs.
 
-    fit: see `Fit`. query: chooses `budget` images in each of `rounds` rounds. oracle: see `ssl_lab.active.oracle`; None
-    if you tell the answers yourself. out: the loop's folder. first: the query while there is no label (default: query),
+    fit: see `Fit`. query: chooses `budget` images in each of `rounds` rounds. oracle: see `people.oracle`; None if
+    you tell the answers yourself. out: the loop's folder. first: the query while there is no label (default: query),
     of which it chooses `initial` (default: budget); it can need no more than embeddings, which `backbone` gives, any
     `Net`. embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
     new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a typo.

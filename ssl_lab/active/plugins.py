@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from ssl_lab import texts
-from ssl_lab.active.label_studio import LabelStudio
-from ssl_lab.active.oracle import Command, FromFile, Oracle, Truth
-from ssl_lab.active.query import Query
-from ssl_lab.active.votes import Agreement
+from ssl_lab.active.people.label_studio import LabelStudio
+from ssl_lab.active.people.oracle import Command, FromFile, Oracle, Truth
+from ssl_lab.active.people.votes import Agreement
+from ssl_lab.active.queries.base import Query
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 

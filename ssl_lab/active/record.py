@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl_lab.active.answers import read_json
-from ssl_lab.active.oracle import Asked
-from ssl_lab.active.query import IntArray
+from ssl_lab.active.people.answers import read_json
+from ssl_lab.active.people.oracle import Asked
+from ssl_lab.active.queries.base import IntArray
 from ssl_lab.data import Pool
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from ssl_lab.files import cannot_write, make_folder, sync
 from ssl_lab.files import data_folder as data_folder
+from ssl_lab.locks import lock
 
 
 @contextmanager
@@ -54,25 +54,18 @@ def alone(path: Path) -> Iterator[None]:
     system without locks, or where none can be written, nobody waits.
     """
     with ExitStack() as held:
-        try:
+        with suppress(OSError):
             make_folder(path.parent)
             file = held.enter_context(path.with_name(f"{path.name}.lock").open("w"))
-            _wait_for_lock(file.fileno(), path)  # until it is closed
-        except OSError:
-            pass
-        else:
-            for left in path.parent.glob(f".{path.name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            found = lock(file.fileno())
+            if found == "taken":
+                if os.environ.get("RANK", "0") == "0":
+                    print(f"note: another process makes {path}; this one waits for it", file=sys.stderr)
+                found = lock(file.fileno(), wait=True)
+            if found == "held":
+                for left in path.parent.glob(f".{path.name}-*"):
+                    shutil.rmtree(left, ignore_errors=True)
         yield
-
-
-def _wait_for_lock(handle: int, path: Path) -> None:
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"note: another process makes {path}; this one waits for it", file=sys.stderr)
-        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 class Hold:
@@ -83,7 +76,7 @@ class Hold:
         self._handle: int | None = None
         with suppress(OSError):
             self._handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(self._handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock(self._handle, shared=True)
         with suppress(OSError):  # of a shared folder that is not ours
             os.utime(folder)
 

@@ -28,7 +28,7 @@ TRAIN, VALID, TEST, DROPPED = range(4)
 class Inventory:
     """The images of a pool. fingerprint, shape: of all. parts: int64 [N]: 0 train, 1 valid, 2 test, 3 dropped. files:
     the name of each row's file below `root`, or (). contents: uint64 [N], a hash of each row's image, None where there
-    are too many bytes to read. carried: whether the rows were numbered otherwise once; see `active.carry`."""
+    are too many bytes to read. carried: whether the rows were numbered otherwise once; see `active.people.carry`."""
 
     fingerprint: str
     shape: tuple[int, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ssl_lab.data.files import data_folder
 from ssl_lab.errors import UsageError
+from ssl_lab.locks import lock
 
 OLD_DAYS = 30
 _FILES = {"images.npy": "decoded images", "members.npy": "index of shards", "features.npy": "features"}
@@ -72,8 +72,8 @@ def _removed(folder: Path) -> bool:
     maker = folder.with_name(f"{folder.name}.lock")
     handles = [os.open(path, os.O_RDONLY) for path in (folder, maker) if path.exists()]
     try:
-        for handle in handles:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if any(lock(handle) != "held" for handle in handles):
+            return False
         shutil.rmtree(folder)
     except OSError:
         return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import warnings
@@ -17,6 +15,7 @@ from numpy.typing import ArrayLike
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.errors import UsageError
 from ssl_lab.files import cannot_write, make_folder, sync
+from ssl_lab.locks import lock
 
 UNLABELED = -1
 IGNORED = -2
@@ -122,8 +121,7 @@ class Ledger:
         make_folder(self.path.parent)
         handle = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            with contextlib.suppress(OSError):  # of a file system without locks
-                fcntl.flock(handle, fcntl.LOCK_EX)  # until it is closed
+            lock(handle, wait=True)
             self._read()  # what another process added since, so that it is not overwritten
             content = line if self._size else _HEADER + line
             os.ftruncate(handle, self._size)

@@ -4,7 +4,6 @@ track.json where a tracker shows it."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
 import os
@@ -31,6 +30,7 @@ from ssl_lab.engine.card import Card
 from ssl_lab.engine.evaluate import Predictions
 from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
+from ssl_lab.locks import lock
 from ssl_lab.nets.stored import metadata
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json", "report.html")  # of a run that ended
@@ -102,23 +102,20 @@ def is_taken(folder: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        return False
-    except OSError as error:
-        return isinstance(error, BlockingIOError)
+        return lock(handle, shared=True) == "taken"
     finally:
         os.close(handle)
 
 
 def _locked(handle: int, path: Path) -> bool:
     """Whether the file at `path`, which is open, is now locked for this process, or its file system has no locks."""
+    found = lock(handle)
+    if found != "held":
+        return found == "unknown"
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return os.path.samefile(handle, path)  # not so if a run ended in this moment, and removed what was opened here
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         return False
-    except OSError:
-        return True
 
 
 def writes_behind(device: torch.device) -> bool:

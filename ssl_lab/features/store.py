@@ -20,6 +20,7 @@ from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.files import Hold, alone
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
+from ssl_lab.features import k_means
 from ssl_lab.features.embed import embed
 from ssl_lab.features.search import Approximate, FloatArray, matrix, top_k, unit, within, without_self
 from ssl_lab.files import cannot_write, reserve, write_atomically, write_text
@@ -165,14 +166,9 @@ class FeatureStore:
     def kmeans(self, clusters: int, seed: int = 0, steps: int = 25) -> tuple[IntArray, FloatArray]:
         """Spherical k-means of unit features (FAISS): cluster int64 [N] of each image, centers float32 [clusters, D] of
         length 1. A pure function of the features and the arguments."""
-        import faiss
-
         if not 1 <= clusters <= len(self):
             raise UsageError(f"{clusters} clusters of {len(self)} images: expected 1 to {len(self)}")
-        run: Any = faiss.Kmeans(self.features.shape[1], clusters, niter=steps, seed=seed_of(seed, "kmeans") % 2**31,
-                           spherical=True, min_points_per_centroid=1,
-                           max_points_per_centroid=len(self))  # FAISS else takes a sample of 256 for each
-        run.train(unit(self.features))
+        run = k_means.trained(unit(self.features), clusters, seed_of(seed, "kmeans"), steps, spherical=True)
         centers = unit(run.centroids)
         return top_k(self.features, centers, 1)[1][:, 0], centers
 

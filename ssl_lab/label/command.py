@@ -9,8 +9,8 @@ from typing import Annotated
 
 import tyro
 
-from ssl_lab.active.answers import read_json
-from ssl_lab.active.carry import carried
+from ssl_lab.active.people.answers import read_json
+from ssl_lab.active.people.carry import carried
 from ssl_lab.active.plugins import make_query
 from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import announce, load

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from ssl_lab.active.query import IGNORED, UNLABELED, PoolView, Query
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, PoolView, Query
 from ssl_lab.active.stopping import Estimate, advise
 from ssl_lab.active.watch import held_out_estimate
 from ssl_lab.batch import seed_of

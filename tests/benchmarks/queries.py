@@ -18,8 +18,8 @@ import ssl_lab as sl
 from ssl_lab import texts
 from ssl_lab.active.arrays import DROPOUT, SAMPLES, VIEWS
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import PoolView
-from ssl_lab.active.statistics import area, paired_t
+from ssl_lab.active.queries.base import PoolView
+from ssl_lab.active.study.statistics import area, paired_t
 from ssl_lab.batch import At, generator
 from ssl_lab.features.probe import probe_weights
 from ssl_lab.features.search import unit

@@ -4,6 +4,7 @@ from ssl_lab.active.queries.alfa_mix import AlfaMix
 from ssl_lab.active.queries.badge import Badge
 from ssl_lab.active.queries.bait import Bait
 from ssl_lab.active.queries.bald import BatchBALD
+from ssl_lab.active.queries.base import Query
 from ssl_lab.active.queries.cal import Cal
 from ssl_lab.active.queries.clue import Clue
 from ssl_lab.active.queries.cluster_margin import ClusterMargin
@@ -23,7 +24,6 @@ from ssl_lab.active.queries.uncertainty import BALD, Entropy, LeastConfidence, M
 from ssl_lab.active.queries.uncertainty_herding import UncertaintyHerding
 from ssl_lab.active.queries.view_disagreement import ViewDisagreement
 from ssl_lab.active.queries.wrappers import ClassBalanced, CostAware, Prefilter, WithoutDuplicates
-from ssl_lab.active.query import Query
 from ssl_lab.errors import unknown
 
 QUERIES: dict[str, type[Query]] = {query.name: query for query in (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.distances import unit
+from ssl_lab.active.queries.base import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
 from ssl_lab.active.queries.k_means import KMeans
-from ssl_lab.active.query import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 ROWS = 8192  # at a time
 CAPS = 32  # the authors' code tries caps 1/32, 2/32 ... 1

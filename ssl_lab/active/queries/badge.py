@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_lab.active.distances import squared_norms
-from ssl_lab.active.query import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.queries.base import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.queries.distances import squared_norms
 
 ROWS, BLOCK = 8192, 128  # rows at a time; proposals between two passes over the pool
 

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.sparse import csr_array
 from scipy.special import entr
 
-from ssl_lab.active.distances import blocks, centered, squared_norms
 from ssl_lab.active.queries.badge import spread
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.distances import blocks, centered, squared_norms
 
 
 class Clue(Query):

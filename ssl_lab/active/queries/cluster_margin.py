@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ssl_lab.active.distances import centered, neighborhoods, take
-from ssl_lab.active.query import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
+from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
+from ssl_lab.active.queries.distances import centered, neighborhoods, take
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time

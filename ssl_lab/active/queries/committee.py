@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from scipy.special import entr
 
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, ScoreQuery
 from ssl_lab.errors import unknown
 
 ROWS = 8192  # at a time

@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from ssl_lab.active.distances import blocks, take, unit
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.distances import blocks, take
 from ssl_lab.active.queries.facility_location import FacilityLocation
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 SAMPLE = 2048  # rows, on which the radius is chosen
 PER_BALL = 16  # rows of the sample for each ball at least: with fewer, a ball would hold little but its center

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, highest
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, highest
 from ssl_lab.errors import UsageError
 
 

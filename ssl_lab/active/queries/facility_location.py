@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.distances import blocks, take, unit
-from ssl_lab.active.greedy import lazy_greedy
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query
+from ssl_lab.active.queries.distances import blocks, take
+from ssl_lab.active.queries.greedy import lazy_greedy
+from ssl_lab.features.search import unit
 
 
 class FacilityLocation(Query):

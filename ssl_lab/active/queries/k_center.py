@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.distances import centered, min_squared_distances, squared_distances, take
-from ssl_lab.active.greedy import lazy_greedy
-from ssl_lab.active.query import IGNORED, UNLABELED, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.distances import centered, min_squared_distances, squared_distances, take
+from ssl_lab.active.queries.greedy import lazy_greedy
 
 
 class KCenter(Query):

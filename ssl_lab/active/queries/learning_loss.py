@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, ScoreQuery
 
 
 class LearningLoss(ScoreQuery):

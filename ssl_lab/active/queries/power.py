@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_lab.active.queries.base import IntArray, PoolView, ScoreQuery, Wrapper, highest, log_scores, rng
 from ssl_lab.active.queries.uncertainty import BALD
-from ssl_lab.active.query import IntArray, PoolView, ScoreQuery, Wrapper, highest, log_scores, rng
 from ssl_lab.errors import UsageError
 
 

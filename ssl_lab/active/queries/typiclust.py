@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.distances import centered, k_means, neighborhoods, squared_distances, take
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.distances import centered, k_means, neighborhoods, squared_distances, take
 
 EXACT = 10_000  # rows of a cluster, up to which each is compared with all
 

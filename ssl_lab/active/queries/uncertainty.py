@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from ssl_lab.active.distances import blocks
-from ssl_lab.active.query import FloatArray, IntArray, PoolView, Query, ScoreQuery, rng
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, ScoreQuery, rng
+from ssl_lab.active.queries.distances import blocks
 
 
 def entropy(probs: NDArray[Any], axis: int = -1) -> NDArray[Any]:

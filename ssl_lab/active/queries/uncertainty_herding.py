@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
 
-from ssl_lab.active.distances import take, unit
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
 from ssl_lab.active.queries.coverage import gaussian
+from ssl_lab.active.queries.distances import take
 from ssl_lab.active.queries.facility_location import greedy_coverage
-from ssl_lab.active.query import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
 from ssl_lab.errors import UsageError
 from ssl_lab.features import sgd_probe
 from ssl_lab.features.crossfit import cross_fitted
+from ssl_lab.features.search import unit
 
 LIMITS = (1.0, 20.0)  # of the temperature, as in the authors' code
 NARROWEST = 0.01  # radius, below which float32 does not tell distances of unit vectors

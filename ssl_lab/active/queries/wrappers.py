@@ -7,8 +7,7 @@ import copy
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.distances import max_cosines, take, unit
-from ssl_lab.active.query import (
+from ssl_lab.active.queries.base import (
     IGNORED,
     UNLABELED,
     IntArray,
@@ -19,7 +18,9 @@ from ssl_lab.active.query import (
     check_counts,
     rng,
 )
+from ssl_lab.active.queries.distances import max_cosines, take
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 
 def only(view: PoolView, rows: IntArray) -> PoolView:

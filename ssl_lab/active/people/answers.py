@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.carry import carried
-from ssl_lab.active.keys import ABSTAIN, IGNORE, Answer
-from ssl_lab.active.query import IGNORED, UNLABELED, IntArray
+from ssl_lab.active.people.carry import carried
+from ssl_lab.active.people.keys import ABSTAIN, IGNORE, Answer
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray
 from ssl_lab.class_names import apart, shown
 from ssl_lab.data import Ledger, Pool
 from ssl_lab.data.ledger import SPLIT
@@ -160,7 +160,7 @@ def _numbered(pool: Pool, names: tuple[str, ...], data: tuple[str, ...], folder:
 
 def _durable(pool: Pool, path: Path, renumbered: bool) -> Pool:
     """The pool with a ledger in a file: its own, or one at `path` that begins as its own does. renumbered: see
-    `active.carry`: labels were drawn from fewer images then, or, if none were drawn, the data may have more of them."""
+    `people.carry`: labels were drawn from fewer images then, or, if none were drawn, the data may have more of them."""
     if pool.ledger.path is not None:
         return pool
     ledger, given = Ledger(path), pool.ledger.entries

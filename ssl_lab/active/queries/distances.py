@@ -7,7 +7,8 @@ from collections.abc import Iterator
 import faiss
 import numpy as np
 
-from ssl_lab.active.query import FloatArray, IntArray
+from ssl_lab.active.queries.base import FloatArray, IntArray
+from ssl_lab.features.k_means import trained
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB
 ALL = 20_000  # rows, up to which each is compared with all
@@ -29,13 +30,6 @@ def centered(x: FloatArray) -> FloatArray:
     """x [N, D] minus its mean: the same distances, with more digits left after the squares cancel."""
     result: FloatArray = x - x.mean(axis=0, dtype=np.float64).astype(np.float32)
     return result
-
-
-def unit(x: FloatArray) -> FloatArray:
-    """x [N, D] with rows of length 1; rows of zeros stay."""
-    norms: FloatArray = np.sqrt(squared_norms(x))
-    norms[norms == 0] = 1
-    return x / norms[:, None]
 
 
 def squared_norms(x: FloatArray) -> FloatArray:
@@ -79,12 +73,8 @@ def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: in
 
     Starts from k rows drawn from the seed; the best of `restarts`. Clusters may be empty where rows are equal.
     """
-    # FAISS takes a sample of 256 rows per cluster unless told otherwise, and complains about fewer than 39.
-    means = faiss.Kmeans(x.shape[1], k, niter=iterations, nredo=restarts, seed=seed % 2**31,
-                         min_points_per_centroid=1, max_points_per_centroid=max(len(x), 1))
     x = np.ascontiguousarray(x)
-    means.train(x)
-    squared, clusters = means.index.search(x, 1)
+    squared, clusters = trained(x, k, seed, iterations, restarts).index.search(x, 1)
     return clusters[:, 0], squared[:, 0]
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ssl_lab.active.oracle import differing
-from ssl_lab.active.query import UNLABELED
-from ssl_lab.active.votes import Agreement, Vote, agree
+from ssl_lab.active.people.oracle import differing
+from ssl_lab.active.people.votes import Agreement, Vote, agree
+from ssl_lab.active.queries.base import UNLABELED
 from ssl_lab.data.ledger import SPLIT, Entry
 
 UNDO = " (undo)"

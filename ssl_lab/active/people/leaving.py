@@ -8,8 +8,8 @@ from typing import Annotated
 
 import tyro
 
-from ssl_lab.active.opinions import settled
-from ssl_lab.active.votes import Agreement
+from ssl_lab.active.people.opinions import settled
+from ssl_lab.active.people.votes import Agreement
 from ssl_lab.data.label_file import labels_csv
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text

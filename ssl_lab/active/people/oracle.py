@@ -18,10 +18,10 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from ssl_lab.active.answer_files import Said, read_answers, row_of
-from ssl_lab.active.keys import Answer, Keys
-from ssl_lab.active.query import IntArray, rng
-from ssl_lab.active.votes import Agreed, Agreement, agree
+from ssl_lab.active.people.answer_files import Said, read_answers, row_of
+from ssl_lab.active.people.keys import Answer, Keys
+from ssl_lab.active.people.votes import Agreed, Agreement, agree
+from ssl_lab.active.queries.base import IntArray, rng
 from ssl_lab.data import Pool
 from ssl_lab.data.cells import csv_text, read_table
 from ssl_lab.errors import UsageError
@@ -64,7 +64,7 @@ class Truth:
     """The pool's known labels. With probability `noise` a wrong one, drawn evenly from the other classes; with
     probability `abstain` none. An answer is a pure function of (seed, id): asking again changes nothing.
 
-    >>> from ssl_lab.active.oracle import Asked
+    >>> from ssl_lab.active.people.oracle import Asked
     >>> pool = sl.load("digits").split(labels=10)
     >>> answers = dict(sl.active.Truth(pool)(Asked(np.array([7, 8, 9]))))
     >>> answers == {row: pool.truth[row] for row in (7, 8, 9)}
@@ -100,7 +100,7 @@ class FromFile:
     person should be told of the last reading.
 
     >>> from pathlib import Path
-    >>> from ssl_lab.active.oracle import Asked
+    >>> from ssl_lab.active.people.oracle import Asked
     >>> written = Path("answers.csv").write_text("id,label" + chr(10) + "7,3" + chr(10))
     >>> sl.active.FromFile("answers.csv", sl.load("digits"))(Asked(np.array([7, 8])))
     {7: '3'}
@@ -164,7 +164,7 @@ class Command:
     answer, as soon as it has it; a label of null abstains, and a word for a missing one, such as "" or "nan", is none
     yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else.
 
-    >>> from ssl_lab.active.oracle import Asked
+    >>> from ssl_lab.active.people.oracle import Asked
     >>> say = "import json, sys; print(json.dumps({'id': json.loads(next(sys.stdin))['id'], 'label': '3'}))"
     >>> dict(sl.active.Command(["python3", "-c", say], sl.load("digits"))(Asked(np.array([7]))))
     {7: '3'}

@@ -29,9 +29,9 @@ import torch
 
 from ssl_lab import texts
 from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.oracle import Truth
+from ssl_lab.active.people.oracle import Truth
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.query import IntArray
+from ssl_lab.active.queries.base import IntArray
 from ssl_lab.active.trainers import TrainSettings, backbone, fitter
 from ssl_lab.batch import generator
 from ssl_lab.config import may_run

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.query import IntArray, rng
+from ssl_lab.active.queries.base import IntArray, rng
 
 HOT = 4096
 

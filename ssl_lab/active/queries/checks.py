@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_lab.active.query import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
 from ssl_lab.errors import UsageError
 
 ROWS = 60
@@ -22,7 +22,7 @@ BUDGET = 7
 
 
 def check_query(query: Query, *, rows: int = ROWS) -> None:
-    """Hold a query to the contract of `ssl_lab.active.query.Query`, on small random pools of `rows` >= 40 rows.
+    """Hold a query to the contract of `ssl_lab.active.queries.base.Query`, on small random pools of `rows` >= 40 rows.
 
     Checked: that it names itself; that it reads no array beside those that it `needs`, and asks for those; that
     it returns `budget` different ids of candidates, for a budget of 1, some and all, and refuses more; that the

@@ -20,10 +20,10 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 from PIL import Image
 
-from ssl_lab.active.answer_files import ID, NoAnswersError, Said, read_answers
-from ssl_lab.active.keys import IGNORE, Answer, Keys
-from ssl_lab.active.oracle import Asked, counted, differing
-from ssl_lab.active.votes import Agreement, agree
+from ssl_lab.active.people.answer_files import ID, NoAnswersError, Said, read_answers
+from ssl_lab.active.people.keys import IGNORE, Answer, Keys
+from ssl_lab.active.people.oracle import Asked, counted, differing
+from ssl_lab.active.people.votes import Agreement, agree
 from ssl_lab.data import Pool
 from ssl_lab.data.cells import read_table
 from ssl_lab.data.inventory import read_inventory

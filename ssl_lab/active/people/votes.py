@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Literal, NamedTuple
 
-from ssl_lab.active.annotators import dawid_skene
-from ssl_lab.active.keys import Answer
+from ssl_lab.active.people.annotators import dawid_skene
+from ssl_lab.active.people.keys import Answer
 from ssl_lab.errors import UsageError
 
 Agreement = Literal["majority", "first", "newest", "ask-again", "dawid-skene"]

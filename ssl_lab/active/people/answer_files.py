@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ssl_lab.active.keys import ABSTAIN, IGNORE, Keys, UnknownImageError, is_path
-from ssl_lab.active.votes import Vote, seconds_of
+from ssl_lab.active.people.keys import ABSTAIN, IGNORE, Keys, UnknownImageError, is_path
+from ssl_lab.active.people.votes import Vote, seconds_of
 from ssl_lab.data.cells import read_table
 from ssl_lab.errors import UsageError
 

@@ -1,0 +1,1 @@
+"""People, and what stands in for them: who answers, what they said, and what counts where they disagree."""
