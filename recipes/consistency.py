@@ -37,6 +37,7 @@ class Settings(sl.Settings):
     lr: MaybeQuantity = None
     """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
     weight_decay: MaybeQuantity = None
+    """Decay of the weights, added to their gradient (L2)."""
     ema: MaybeQuantity = None
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float | None = None

@@ -64,9 +64,13 @@ class Settings(sl.Settings):
     teacher_size: int | None = None
     """Side of its images, where not the data's or its run's."""
     teacher_steps: int = 200
+    """Of a teacher that is trained first."""
     images: Literal["all", "labeled"] = "all"
+    """What the student learns from: all images, or those with a label alone."""
     labeled: int = 32
+    """Labeled images per step."""
     unlabeled: int = 128
+    """Unlabeled images per step."""
     lr: Quantity = 0.1
     """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
 

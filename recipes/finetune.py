@@ -91,6 +91,7 @@ class Settings(sl.Settings):
     lr: MaybeQuantity = None
     """Peak learning rate of the head (default: 0.01, or 0.03 with unlabeled images and a run's net), or a schedule."""
     weight_decay: Quantity = 0.0
+    """Decay of the weights, added to their gradient (L2)."""
     ema: Quantity = 0.99
     """Decay of the averaged weights, which are evaluated."""
 

@@ -29,6 +29,7 @@ from ssl_lab.stages import first_stage
 @dataclass
 class Settings(sl.Settings):
     method: Literal["fixmatch", "opencos"] = "fixmatch"
+    """FixMatch takes all unlabeled images as they come; OpenCoS tells those of no class apart."""
     other: str | None = None
     """Data set, folder or file whose images replace some of the unlabeled ones."""
     share: float = 0.5
@@ -37,8 +38,11 @@ class Settings(sl.Settings):
     """What embeds images for OpenCoS: a method to train (or package.module:MyMethod, not in a --config file), lite0,
     timm/<model> as published, or model.safetensors."""
     encoder_steps: int = 500
+    """Of an encoder that is trained."""
     labeled: int = 32
+    """Labeled images per step."""
     unlabeled: int = 128
+    """Unlabeled images per step."""
     lr: Quantity = 0.1
     """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
 

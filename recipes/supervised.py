@@ -19,6 +19,7 @@ class Settings(sl.Settings):
     lr: Quantity = 0.03
     """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
     weight_decay: Quantity = 5e-4
+    """Decay of the weights, added to their gradient (L2)."""
     ema: Quantity = 0.999
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float = 0.02

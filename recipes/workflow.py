@@ -46,9 +46,11 @@ class Settings(sl.Settings):
     method: str = may_run("fixmatch", ":")
     """Semi-supervised method, of the teacher --net; --view is of it."""
     distill: str = may_run("kd", ":")
+    """How the smaller net learns from the teacher (see `ssl-lab list methods`)."""
     student: str = "tiny_8"
     """The net that is distilled and exported."""
     to: Format = "torchscript"
+    """What it is exported as, in the end."""
 
 
 def main(settings: Settings) -> None:

@@ -99,8 +99,8 @@ _HOMES = {
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 _WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "find_lr": "find_lr:find_lr",
-          "label": "label.command:label",
-          "labels": "active.leaving:labels", "predict": "predict:predict", "query": "active.command:query_command",
+          "label": "label.command:label", "labels": "active.people.leaving:labels",
+          "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "runs": "runs:runs", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
 _MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",

@@ -149,6 +149,14 @@ def laid_out(tables: Mapping[str, Sequence[Row]], width: int | None) -> Iterator
         yield ""
 
 
+def of_papers(rows: Sequence[Row], width: int | None) -> Iterator[str]:
+    """The lines of `ssl-lab list --papers`; see `laid_out`."""
+    yield f"papers: {len(rows)}"
+    for row in rows:
+        said = f"{row['paper']} (arXiv {row['arxiv']}): {row['how']}"
+        yield from row_of(row["row"], said, width, longest=2)
+
+
 def row_of(name: str, text: str, width: int | None, longest: int) -> Iterator[str]:
     """A name and a text beside it, or beneath a name that is too long for that."""
     column = longest if width is None else min(longest, NAME)

@@ -1,5 +1,4 @@
-"""The `ssl-lab` command: quickstart, fetch, train, predict, label, labels, audit, advise, query, export, find-lr, list,
-cache, env, bench."""
+"""The `ssl-lab` command: its words, of which each is a thin call of a function that code can call too."""
 
 from __future__ import annotations
 
@@ -9,7 +8,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
@@ -17,8 +16,10 @@ from typing import Annotated, Literal
 import tyro
 
 import ssl_lab
-from ssl_lab.command_line import run_command
+from ssl_lab.command_line import HELP, run_command
+from ssl_lab.errors import unknown
 from ssl_lab.exits import exit_with_status
+from ssl_lab.flags import overview, width_here
 
 Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets", "data", "recipes"]
 
@@ -46,13 +47,11 @@ def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, papers: boo
     if papers:
         from ssl_lab.papers import listed
 
-        rows = listed()
-        lines: Iterable[str] = [f"papers: {len(rows)}"] + [line for row in rows for line in catalog.row_of(
-            row["row"], f"{row['paper']} (arXiv {row['arxiv']}): {row['how']}", width, longest=2)]
+        rows: object = listed()
+        lines = catalog.of_papers(listed(), width)
     else:
         tables = catalog.tables(kind)
-        rows = tables if kind is None else tables[kind]
-        lines = catalog.laid_out(tables, width)
+        rows, lines = tables if kind is None else tables[kind], catalog.laid_out(tables, width)
     if json:
         print(jsonlib.dumps(rows, indent=2))
         return
@@ -106,22 +105,34 @@ def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
         print("nothing to remove")
 
 
-_ELSEWHERE = {
-    "fetch": ("fetch:fetch", "Brings public data sets and pretrained nets to this machine, verified"),
-    "train": ("train:train", "The best classifier that these labels allow, in so many minutes, as a run"),
-    "audit": ("auditing.command:audit_command", "What is wrong with a data set: labels, duplicates, leaks, odd images"),
-    "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
-    "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
-    "predict": ("predict:predict", "The classes of new images by a finished run"),
-    "runs": ("runs:runs", "What the runs of a study are doing: done, running and until when, failed and why"),
-    "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
-    "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
-    "labels": ("active.leaving:labels", "Takes labels along: a CSV of path,label,source,when"),
-    "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
-    "find-lr": ("find_lr:find_lr", "Which learning rate to take: a test of rising rates, a picture and a number"),
-    "bench": ("bench:", "Times steps, nets, views or queries on this machine"),
+WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    "the first day": {
+        "quickstart": ("cli:quickstart", "From ten labels to a model in use, on data that comes with it, in minutes"),
+        "fetch": ("fetch:fetch", "Brings public data sets and pretrained nets to this machine, verified"),
+        "train": ("train:train", "The best classifier that these labels allow, in so many minutes, as a run"),
+        "predict": ("predict:predict", "The classes of new images by a finished run"),
+        "audit": ("auditing.command:audit_command",
+                  "What is wrong with a data set: labels, duplicates, leaks, odd images"),
+        "label": ("label.command:label", "A page on this machine to label images with a keyboard, the next by a query"),
+        "labels": ("active.people.leaving:labels", "Takes labels along: a CSV of path,label,source,when"),
+    },
+    "a closer look": {
+        "advise": ("advise:advise", "Which way to train on this data with so many labels, by cross-validation"),
+        "runs": ("runs:runs", "What the runs of a study are doing: done, running and until when, failed and why"),
+        "report": ("reporting:report", "Writes the page of a run again: what it learned, where it errs"),
+        "find-lr": ("find_lr:find_lr",
+                    "Which learning rate to take: a test of rising rates, a picture and a number"),
+        "export": ("export:export", "Writes a run's net for timm, ONNX or TorchScript, and checks it"),
+        "query": ("active.command:query_command", "Chooses images to label next from your own arrays"),
+    },
+    "what is here": {
+        "list": ("cli:list_", "Methods, techniques, queries, views, nets, data sets and recipes, with their papers"),
+        "bench": ("bench:", "Times steps, nets, views or queries on this machine"),
+        "cache": ("cli:cache", "What is kept on disk to start faster, and how to remove it"),
+        "env": ("cli:env", "Versions, the device, and which precision is picked here and why; --version: its own"),
+    },
 }
-"""Commands that are imported only when they are asked for: where they are, and what they do."""
+"""The words by title: where each lies, which is imported when it is asked for, and what it does."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -131,30 +142,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(argv: list[str]) -> None:
-    if argv == ["--version"]:
+    word = argv[0] if argv else "--help"
+    if word == "--version":
         print(f"ssl_lab {ssl_lab.__version__}")
-        return
-    if argv[:1] == ["bench"]:
-        from ssl_lab import bench as room
+    elif word in HELP:
+        said = {title: {name: does for name, (_, does) in words.items()} for title, words in WORDS.items()}
+        print(overview("ssl-lab", said, width_here()))
+    elif word == "bench":
         from ssl_lab.bench.nets import bench_nets
         from ssl_lab.bench.query import bench_query
         from ssl_lab.bench.step import bench_step
         from ssl_lab.bench.views import bench_views
 
         run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
-                    "ssl-lab bench", room.__doc__ or "", argv[1:])
-        return
-    commands: dict[str, Callable[..., object]] = {"quickstart": quickstart, "list": list_, "env": env, "cache": cache}
-    for name, (place, does) in _ELSEWHERE.items():
-        module, _, function = place.partition(":")
-        commands[name] = (getattr(importlib.import_module(f"ssl_lab.{module}"), function) if argv[:1] == [name] else
-                          _named(f"{does}; see `ssl-lab {name} --help`."))
-    run_command(commands, "ssl-lab", __doc__ or "", argv)
+                    "ssl-lab bench", argv[1:])
+    else:
+        run_command({word: _function(word)}, "ssl-lab", argv)
 
 
-def _named(text: str) -> Callable[[], None]:
-    """A command that is only listed, as one with this docstring."""
-    def command() -> None: ...
-
-    command.__doc__ = text
-    return command
+def _function(word: str) -> Callable[..., object]:
+    """What a word calls. UsageError, with the nearest ones, for one that there is not."""
+    places = {name: place for words in WORDS.values() for name, (place, _) in words.items()}
+    if word not in places:
+        raise unknown("word", word, places, "`ssl-lab --help` explains them.")
+    module, _, name = places[word].partition(":")
+    function: Callable[..., object] = getattr(importlib.import_module(f"ssl_lab.{module}"), name)
+    return function

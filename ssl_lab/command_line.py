@@ -20,28 +20,31 @@ from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from ssl_lab import flags
 from ssl_lab.config import Settings
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.exits import exit_with_status
 
 S = TypeVar("S", bound=Settings)
+HELP = {"-h", "--help"}
 
 
 def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
+    if HELP & {*argv}:
+        print(_help(settings))
+        raise SystemExit(0)
     file, argv = _take(argv, "--config", "FILE")
     show = "--print-config" in argv
     argv = [argument for argument in argv if argument != "--print-config"]
     if file is not None:
         argv = _from_yaml(settings, Path(file), given=argv) + argv
-    description = (sys.modules[settings.__module__].__doc__ or "") + (
-        "\nAlso: --config FILE reads settings from YAML (flags win); --print-config prints them and exits.")
     with _one_line_errors():
-        parsed, left = tyro.cli(settings, args=_negative(argv), description=description, return_unknown_args=True)
+        parsed, left = tyro.cli(settings, args=_negative(argv), return_unknown_args=True)
     if left:
-        flags = [_flag(field.name) for field in dataclasses.fields(settings)]
-        raise unknown("flag", left[0].partition("=")[0], [*flags, "--config", "--print-config"], "See --help.")
+        known = [_flag(field.name) for field in dataclasses.fields(settings)]
+        raise unknown("flag", left[0].partition("=")[0], [*known, "--config", "--print-config"], "See --help.")
     if parsed.steps is not None and parsed.minutes is not None:
         raise UsageError(f"--steps {parsed.steps} and --minutes {parsed.minutes} exclude each other; give one")
     if show:
@@ -62,6 +65,21 @@ def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     return parsed
 
 
+def _help(settings: type[Settings]) -> str:
+    """The text of a recipe's --help: what it is for, its commands, and its flags."""
+    module = sys.modules[settings.__module__]
+    file = Path(module.__file__ or "recipe.py")
+    place = f"recipes/{file.name}" if file.parent.name == "recipes" else file.name
+    first, *others = inspect.cleandoc(module.__doc__ or "").split("\n\n")
+    block = next((each for each in others if each.startswith("    ")), "")
+    refused = () if settings.trains else ("view", "techniques", "clip", "batch")
+    given = [flag for flag in flags.of_settings(settings) if flag.name not in refused]
+    given += [flags.Flag("config", "--config FILE", "Settings from YAML; flags win."),
+              flags.Flag("print_config", "--print-config", "Print the settings as YAML, and end.")]
+    return flags.page(f"python {place}", f"{first}\n\n{block}", given, flags.width_here(),
+                      f"What was measured, and how long it took: the docstring of {place}.")
+
+
 def _check_beginning(settings: Settings) -> None:
     """UsageError for a run that would begin from the run in its own folder, which makes way for it."""
     for name in ("start", "teacher", "weights", "also") if settings.steps != 0 else ():  # 0: nothing is trained
@@ -79,36 +97,33 @@ def launch(main: Callable[[S], object], settings: type[S]) -> None:
         exit_with_status(lambda: main(parse(settings)))
 
 
-def run_command(commands: Mapping[str, Callable[..., object]], program: str, description: str,
+def run_command(commands: Mapping[str, Callable[..., object]], program: str,
                 arguments: Sequence[str] | None = None) -> None:
-    """Runs the subcommand that the command line names; its arguments become flags."""
+    """Runs the word that the command line names; the arguments of its function become flags."""
+    word, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
+    width = flags.width_here()
+    if word in HELP:
+        does = {name: " ".join(flags.explained(each)[0].partition("\n\n")[0].split())
+                for name, each in commands.items()}
+        print(flags.overview(program, {"": does}, width))
+        raise SystemExit(0)
+    if word not in commands:
+        raise unknown("word", word, commands, f"`{program} --help` explains them.")
+    command = commands[word]
+    if HELP & {*rest}:
+        description, _ = flags.explained(command)
+        print(flags.page(f"{program} {word}", description, flags.of_function(command), width))
+        raise SystemExit(0)
     chosen: list[Callable[[], object]] = []
 
-    def later(command: Callable[..., object]) -> Callable[..., None]:
-        """Takes the command's arguments, so that only the parsing happens while stderr is held back."""
-        command.__doc__ = _by_argument(command)  # tyro reads that of the innermost function
-
-        @functools.wraps(command)
-        def choose(*args: Any, **kwargs: Any) -> None:
-            chosen.append(functools.partial(command, *args, **kwargs))
-        return choose
+    @functools.wraps(command)
+    def choose(*args: Any, **kwargs: Any) -> None:
+        """Takes the arguments, so that only the parsing happens while stderr is held back."""
+        chosen.append(functools.partial(command, *args, **kwargs))
 
     with _one_line_errors():
-        tyro.extras.subcommand_cli_from_dict({name: later(command) for name, command in commands.items()},
-                                             prog=program, description=description,
-                                             args=_negative(sys.argv[1:] if arguments is None else arguments))
+        tyro.cli(choose, prog=f"{program} {word}", args=_negative(rest))
     chosen[0]()
-
-
-def _by_argument(command: Callable[..., object]) -> str:
-    """A command's docstring with the lines on its arguments where tyro looks for them, under "Args:"."""
-    lines = inspect.cleandoc(command.__doc__ or "").splitlines()
-    names = "|".join(inspect.signature(command).parameters)
-    first = next((row for row, line in enumerate(lines) if re.match(f"({names}): ", line)), None)
-    if not names or first is None:
-        return "\n".join(lines)
-    each = re.sub(rf"\. ({names}): ", r".\n\1: ", "\n".join(lines[first:])).splitlines()  # several may share a line
-    return "\n".join([*lines[:first], "Args:", *(f"    {line}" for line in each)])
 
 
 @contextlib.contextmanager
@@ -125,7 +140,19 @@ def _one_line_errors() -> Iterator[None]:
         rows = [row.strip("│ ") for row in box.getvalue().splitlines()[1:]]
         parts = " ".join(row if row.strip("╰─╯-") else "─" for row in rows).split("─")
         words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
-        raise UsageError("; ".join(words)) from None
+        raise UsageError(_MISFIT.sub(_misfit, "; ".join(words))) from None
+
+
+_MISFIT = re.compile(r"Error parsing (--[\w-]+): no type matching (.+?) could be instantiated from "
+                     r"\[(.*?)\].*?; For full")
+
+
+def _misfit(found: re.Match[str]) -> str:
+    """What tyro says of a value that none of several types takes, in a few words."""
+    flag, takes, given = found.groups()
+    for theirs, ours in (("{None}|", ""), ("INT|FLOAT", "NUMBER"), ("INT", "N"), ("FLOAT", "NUMBER"), ("STR", "TEXT")):
+        takes = takes.replace(theirs, ours)
+    return f"{flag}: {given} is no {takes}; For full"
 
 
 def _flag(name: str) -> str:

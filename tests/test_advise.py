@@ -328,7 +328,7 @@ def test_methods_that_train_no_classifier_are_refused(monkeypatch):
 
 def test_it_is_a_command(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "200")
-    run_command({"advise": advise, "other": advise}, "ssl-lab", "", [
+    run_command({"advise": advise, "other": advise}, "ssl-lab", [
         "advise", "digits", "--labels", "30", "--net", "tiny_4", "--methods", "supervised", "--steps", "1",
         "--device", "cpu"])
     assert "tiny_4 trained by supervised" in capsys.readouterr().out

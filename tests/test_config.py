@@ -64,6 +64,8 @@ def test_a_flag_for_the_length_replaces_both(file, given):
     (["--lables=4", "--steps", "1"], r"unknown flag '--lables'. Did you mean --labels"),
     (["--steps"], "--steps"),
     (["--steps", "many"], "--steps.*'many'"),
+    (["--labels", "many", "--steps", "1"], "^--labels: 'many' is no NUMBER; "),
+    (["--image-size", "big", "--steps", "1"], "^--image-size: 'big' is no N; "),
     (["--balance", "random", "--steps", "1"], r"'random'.*--balance.*'class', 'natural'"),
     (["stray", "--steps", "1"], "unknown flag 'stray'"),
     (["--threshold", "high", "--steps", "1"], r"--threshold: 'high' is no number, and no schedule such as linear"),

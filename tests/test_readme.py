@@ -2,7 +2,6 @@
 
 import ast
 import functools
-import importlib
 import re
 import shlex
 from importlib.util import find_spec
@@ -102,15 +101,14 @@ def commands(program: str) -> list[str]:
 def test_words_take_what_they_are_given(line, monkeypatch):
     """Each is parsed, and not run."""
     word, *arguments = shlex.split(line)[1:]
-    module, name = cli._ELSEWHERE.get(word, (f"cli:{word}", ""))[0].split(":")
-    command = getattr(importlib.import_module(f"ssl_lab.{module}"), name)
+    command = cli._function(word)
     given = []
 
     @functools.wraps(command)
     def parsed(*args, **kwargs):
         given.append((args, kwargs))
 
-    run_command({word: parsed, "other": parsed}, "ssl-lab", "", [word, *arguments])
+    run_command({word: parsed}, "ssl-lab", [word, *arguments])
     assert given
 
 

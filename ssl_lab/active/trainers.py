@@ -56,6 +56,7 @@ class TrainSettings(Settings):
     lr: MaybeQuantity = None
     """Peak learning rate (default: 0.1 for FixMatch from scratch, else 0.03), or a schedule."""
     weight_decay: Quantity = 5e-4
+    """Decay of the weights, added to their gradient (L2)."""
     ema: Quantity = 0.999
     """Decay of the averaged weights, which are evaluated."""
     bn_momentum: float = 0.02

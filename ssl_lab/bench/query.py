@@ -46,8 +46,9 @@ def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int 
                 peers: bool = False, seed: int = 0, json: bool = False) -> None:
     """Prints what queries cost on clustered random features: seconds, and the peak of memory over that of the inputs.
 
+    n: rows. dim: features of each. classes: of the probabilities. budget: rows to choose.
     queries: names separated by commas; empty for all that need no arguments. peers: also time scikit-activeml's
-    query of the same name, right after each. json: print a list of objects instead of a table.
+    query of the same name, right after each. seed: of the features. json: print a list of objects instead of a table.
     """
     rows = costs(Size(n, dim, classes, budget), _names(queries), peers, seed)
     if json:

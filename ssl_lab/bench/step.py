@@ -145,8 +145,9 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
                json: bool = False) -> list[dict[str, Any]]:
     """Times training steps on random images and prints what they cost; returns the rows of the JSON.
 
-    method: name, or several with commas: they take turns, and FixMatch's step is the unit. net: name. labeled,
-    unlabeled: images per step. size: their side. micro_batches: parts of a step, or auto for the fastest number.
+    method: name, or several with commas: they take turns, and FixMatch's step is the unit. net: name.
+    labeled: labeled images per step. unlabeled: unlabeled ones. size: their side.
+    micro_batches: parts of a step, or auto for the fastest number.
     forward: joint or split, see `Method.set_forward`. compile: the nets. repeats: steps of each, in turn.
     reference: also FixMatch as it is usually written, in turn. teacher: the net of those that distill (default: the
     same as the student's); its share is the forward without gradient. techniques: also the step of each method with
