@@ -51,8 +51,7 @@ def main(settings: Settings) -> None:
     settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     pool = presets.noted(pool, asked, kind)
-    net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
-                 pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
+    net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool, settings.arguments,
                            {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)

@@ -105,7 +105,7 @@ def main(settings: Settings) -> None:
     if plain and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
-    net = new(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    net = new(settings.net, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     result = trainer.fit(around(net, taught), pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)

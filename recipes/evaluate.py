@@ -59,7 +59,7 @@ def main(settings: Settings) -> None:
     queries = images_to_ask_about(pool)
     runtime = sl.Runtime.start(settings.device, settings.precision)
     beginning = partial(net_of, beside=settings.start, classes=pool.class_names or 1, style=pool.style,
-                        name=settings.net, pretrained=settings.pretrained, weights=settings.weights, seed=settings.seed)
+                        name=settings.net, **settings.beginning())
     nets = {name: beginning(name) for name in (settings.start, settings.against) if name is not None}
 
     found, kept = [], data_folder(settings.data_dir) / "features"

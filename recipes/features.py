@@ -61,8 +61,7 @@ def main(settings: Settings) -> None:
     if settings.resume is not None:
         check_same_learner(settings.out, settings.plain(), pool.split(**settings.split()))
     sl.announce(pool)
-    nets = [sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
-                   pretrained=settings.pretrained, weights=settings.weights)]
+    nets = [sl.net(settings.net, pool.class_names, pool.style, **settings.beginning())]
     nets += [start_net(start, pool.class_names, pool.style, settings.net,
                        pretrained=settings.pretrained and start.startswith("timm/")) for start in settings.also]
     runtime = sl.Runtime.start(settings.device, settings.precision)

@@ -49,8 +49,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
-                 pretrained=settings.pretrained, weights=settings.weights, bn_momentum=settings.bn_momentum)
+    net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
     method.with_views(*settings.view)

@@ -52,7 +52,7 @@ def main(settings: Settings) -> None:
     if settings.other is not None:
         pool = open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
-    net = new_net(settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    net = new_net(settings.net, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())

@@ -73,8 +73,7 @@ def main(settings: Settings) -> None:
     settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     pool = presets.noted(pool, asked, kind)
-    net = sl.net(settings.net, classes=pool.class_names or 1, style=pool.style, seed=settings.seed,
-                 pretrained=settings.pretrained, weights=settings.weights)
+    net = sl.net(settings.net, pool.class_names or 1, pool.style, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = presets.build(settings.method, net, pool,
                            settings.arguments, {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)

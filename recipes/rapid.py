@@ -52,8 +52,7 @@ def main(settings: Settings) -> None:
     whiten = ("whiten",) if settings.net.startswith("rapid_") else ()
 
     def new() -> sl.Net:
-        net = sl.net(settings.net, classes=pool.class_names, style=pool.style, seed=settings.seed,
-                     pretrained=settings.pretrained, weights=settings.weights)
+        net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning())
         return sl.prepared(net, [*whiten, *settings.techniques], pool, settings.seed)
 
     def trainer(steps: int | None, minutes: float | None, folder: Path, peak: float) -> sl.Trainer:

@@ -61,7 +61,7 @@ def main(settings: Settings) -> None:
     query = sl.make_query(settings.query)
     oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
                          agreement=settings.agreement, data=settings.data)
-    start = partial(new, settings.net, pretrained=settings.pretrained, weights=settings.weights)
+    start = partial(new, settings.net, **settings.beginning())
     few = pool.split(**settings.split()) if settings.oracle == "truth" else None  # elsewhere no label is known yet
     stages = Stages(settings)
     stages.check(settings.pretrain, settings.method, settings.distill, start(), new(settings.student), pool, few)

@@ -179,6 +179,10 @@ class Settings(ReadingSettings, Data):
         return {"labels": self.labels, "labeled": self.split_file, "valid": self.valid, "seed": self.seed,
                 "balance": self.balance, "imbalance": self.imbalance}
 
+    def beginning(self) -> dict[str, Any]:
+        """The arguments of `net` that say which weights it begins with."""
+        return {"pretrained": self.pretrained, "weights": self.weights, "seed": self.seed}
+
     def trainer(self) -> dict[str, Any]:
         """The arguments of `Trainer` that every recipe passes on."""
         names = ("steps", "minutes", "out", "seed", "resume", "device", "precision", "compile", "shard",

@@ -18,6 +18,7 @@ from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray
 from ssl_lab.data import Pool
 from ssl_lab.data.ledger import Entry
 from ssl_lab.errors import UsageError
+from ssl_lab.features.search import unit
 
 HELD = 300.0
 """Seconds for which an image that one labeler was given is not given to another."""
@@ -60,7 +61,7 @@ class Session:
         if annotators:
             assign([], annotators)  # which says what is wrong with them
         self.folder, self.twice, self.annotators = folder, twice, tuple(annotators)
-        self.embeddings = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+        self.embeddings = unit(embeddings)
         self.thought = Thought()
         self.changed = threading.Condition()
         self._answers = Answers(pool, folder, new_classes=True)

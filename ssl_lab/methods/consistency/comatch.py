@@ -11,6 +11,7 @@ from ssl_lab.batch import At, Batch, Loss, seed_of
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.thresholds import recent_mean
+from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -111,8 +112,8 @@ class CoMatch(Method):
     def after_step(self, at: At) -> None:
         super().after_step(at)
         embeddings, labels, p = self.notes.rows()
-        self.memory.copy_(torch.cat([embeddings, self.memory])[: len(self.memory)])
-        self.memory_labels.copy_(torch.cat([labels, self.memory_labels])[: len(self.memory)])
+        prepend(self.memory, embeddings)
+        prepend(self.memory_labels, labels)
         self.model.copy_(torch.cat([self.model[1:], p.mean(dim=0, keepdim=True)]))
 
 

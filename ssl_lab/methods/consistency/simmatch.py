@@ -10,6 +10,7 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.thresholds import recent_mean
+from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -112,8 +113,8 @@ class SimMatch(Method):
     def after_step(self, at: At) -> None:
         super().after_step(at)
         embeddings, labels, p = self.notes.rows()
-        self.bank.copy_(torch.cat([embeddings, self.bank])[: len(self.bank)])
-        self.bank_labels.copy_(torch.cat([labels, self.bank_labels])[: len(self.bank)])
+        prepend(self.bank, embeddings)
+        prepend(self.bank_labels, labels)
         self.model.copy_(torch.cat([self.model[1:], p.mean(dim=0, keepdim=True)]))
 
 

@@ -73,12 +73,6 @@ class Target(torch.nn.Module):
         torch._foreach_lerp_([*self.parameters()], [source.detach() for source in sources], 1 - tau)
 
 
-def push(queue: Tensor, rows: Tensor, step: int) -> None:
-    """Writes the rows [n, D] of a step over the oldest ones of the queue [Q, D]. All steps have the same n."""
-    places = step * len(rows) + torch.arange(min(len(rows), len(queue)), device=rows.device)
-    queue.index_copy_(0, places % len(queue), rows[: len(queue)])
-
-
 def gather(rows: Tensor) -> Tensor:
     """[n, ...] -> [world * n, ...]: the rows of all ranks, with gradient to all of them.
 

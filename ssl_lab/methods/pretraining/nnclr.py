@@ -10,8 +10,9 @@ from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Loss, generator
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
-from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places, push
+from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places
 from ssl_lab.methods.pretraining.heads import mlp
+from ssl_lab.methods.queues import push
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar

@@ -16,6 +16,7 @@ from ssl_lab.methods.base import Views
 from ssl_lab.methods.pretraining.base import Pretraining, crossed, global_places, small_crops
 from ssl_lab.methods.pretraining.dino import hold
 from ssl_lab.methods.pretraining.heads import mlp
+from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes, cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
@@ -104,7 +105,7 @@ class SwAV(Pretraining):
         super().after_step(at)
         self.prototypes.copy_(F.normalize(self.prototypes, dim=1))
         (views,) = self.notes.rows()
-        self.queue.copy_(torch.cat([views, self.queue])[: len(self.queue)])
+        prepend(self.queue, views)
 
 
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int) -> Tensor:
