@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, TypeVar
 
 from ssl_lab import methods, presets
 from ssl_lab.config import Settings
@@ -166,17 +166,12 @@ class FineTuning:
             add_lora(net, self.rank, pool.style, seed)
 
 
-class Fit(Protocol[S]):
-    """Fine-tunes by settings on a pool. trainer: further arguments of `Trainer`."""
-
-    def __call__(self, settings: S, pool: Pool, **trainer: Any) -> Result: ...
-
-
-def tuned(settings: S, pool: Pool, trials: int, fit: Fit[S]) -> tuple[S, Pool]:
+def tuned(settings: S, pool: Pool, trials: int, fit: Callable[..., Result]) -> tuple[S, Pool]:
     """The settings with the learning rate and the weight decay that were best in so many trials, and the pool in which
     validation images train too. See `tune`.
 
-    settings: with `lr`, `weight_decay` and `trials`. UsageError without steps: all trials have the same length.
+    settings: with `lr`, `weight_decay` and `trials`. fit: (settings, pool, further arguments of `Trainer` by name) ->
+    the run. UsageError without steps: all trials have the same length.
     """
     if settings.steps is None:
         raise UsageError("--trials needs --steps, so that all trials have the same length")
@@ -188,7 +183,7 @@ def tuned(settings: S, pool: Pool, trials: int, fit: Fit[S]) -> tuple[S, Pool]:
         return {"lr": values["lr"], "weight_decay": values["decay"] / values["lr"]}
 
     def run(values: Mapping[str, float], out: Path, watch: Callback) -> float:
-        trial = replace(settings, **chosen(values), out=out, resume=None, **{"trials": 0})
+        trial = replace(settings, out=out, resume=None, **chosen(values) | {"trials": 0})
         return float(fit(trial, tried, callbacks=[ShowProgress(), watch]).summary["valid_accuracy"])
 
     if settings.resume is None:

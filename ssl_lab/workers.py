@@ -34,38 +34,39 @@ class Workers(ABC):
 
     def __init__(self, count: int) -> None:
         self.count, self.stopping = count, threading.Event()
+        self._begun: list[Any] = []
 
     @abstractmethod
     def command(self, command: Sequence[str], log: Path) -> int:
         """Runs a command on a worker, its output at the end of `log`: the exit status."""
 
     @abstractmethod
+    def end(self, begun: Any) -> None:
+        """Tells one of what was begun to save and to end."""
+
     def stop(self, runs: Iterable[Future[Any]]) -> None:
-        """Tells what runs to save and to end, and waits until all `runs`, the threads' work, are done."""
+        """Tells what runs to save and to end, and waits until all `runs`, the threads' work, are done: one of them may
+        just be beginning something."""
+        self.stopping.set()
+        told = 0
+        while not all(run.done() for run in runs):
+            for begun in self._begun[told:]:
+                self.end(begun)
+                told += 1
+            time.sleep(0.05)
 
 
 class Here(Workers):
     """Processes of this machine, each of which ends when this one does."""
 
-    def __init__(self, count: int) -> None:
-        super().__init__(count)
-        self._started: list[subprocess.Popen[bytes]] = []
-
     def command(self, command: Sequence[str], log: Path) -> int:
         with log.open("a") as file:
             child = subprocess.Popen(command, stdout=file, stderr=file, env=os.environ | {PARENT: str(os.getpid())})
-            self._started.append(child)
+            self._begun.append(child)
             return child.wait()
 
-    def stop(self, runs: Iterable[Future[Any]]) -> None:
-        """SIGTERM to each child, once, until all runs are done: a thread may just be starting one."""
-        self.stopping.set()
-        told = 0
-        while not all(run.done() for run in runs):
-            for child in self._started[told:]:
-                child.terminate()
-                told += 1
-            time.sleep(0.05)
+    def end(self, begun: Any) -> None:
+        begun.terminate()
 
 
 class Elsewhere(Workers):
@@ -92,27 +93,20 @@ class Slurm(Elsewhere):
             self._executor.update_parameters(**{"name": "ssl_lab", **parameters})
         except (RuntimeError, ValueError, TypeError, NameError) as error:
             raise UsageError(f"--workers slurm: {' '.join(str(error).split())}") from error
-        self._jobs: list[Any] = []
         self._turn = threading.Lock()
 
     def call(self, function: Callable[..., T], *given: Any) -> T:
         with self._turn:
             job = self._executor.submit(There(function), *given)
-            self._jobs.append(job)
+            self._begun.append(job)
         try:
             found = job.result()
         except Exception as error:  # of submitit: it ended without a result
             raise RunFailedError(f"job {job.job_id} was lost (see {job.paths.stderr}): {_line(error)}") from error
         return _result(found)  # type: ignore[no-any-return]
 
-    def stop(self, runs: Iterable[Future[Any]]) -> None:
-        self.stopping.set()
-        told = 0
-        while not all(run.done() for run in runs):
-            for job in self._jobs[told:]:
-                job.cancel(check=False)
-                told += 1
-            time.sleep(0.05)
+    def end(self, begun: Any) -> None:
+        begun.cancel(check=False)
 
 
 class Ray(Elsewhere):
@@ -128,25 +122,18 @@ class Ray(Elsewhere):
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise UsageError(f"--workers ray: {' '.join(str(error).split())}") from error
         self._there = ray.remote(_called).options(num_cpus=cpus, num_gpus=gpus, max_retries=0)
-        self._tasks: list[Any] = []
 
     def call(self, function: Callable[..., T], *given: Any) -> T:
         task = self._there.remote(There(function), *given)
-        self._tasks.append(task)
+        self._begun.append(task)
         try:
             found = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
             raise RunFailedError(f"a task of Ray was lost: {_line(error)}") from error
         return _result(found)  # type: ignore[no-any-return]
 
-    def stop(self, runs: Iterable[Future[Any]]) -> None:
-        self.stopping.set()
-        told = 0
-        while not all(run.done() for run in runs):
-            for task in self._tasks[told:]:
-                self._ray.cancel(task)
-                told += 1
-            time.sleep(0.05)
+    def end(self, begun: Any) -> None:
+        self._ray.cancel(begun)
 
 
 @dataclass(frozen=True)

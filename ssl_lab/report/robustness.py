@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
-from ssl_lab.analysis.robustness import LEVELS, STRENGTHS, Stand
+from ssl_lab.analysis.robustness import LEVELS, STRENGTHS, Score, Stand
 from ssl_lab.intervals import wilson
 from ssl_lab.report.finished import Finished
 from ssl_lab.report.html import NAME, Report
@@ -22,18 +23,23 @@ def table_of_all(found: Stand) -> Table:
     every = [score for scores in found.corrupted.values() for score in scores[1:]]
     rows: list[list[Cell]] = [
         [f"clean (95%: {100 * low:.1f} to {100 * high:.1f})", *found.clean],
-        *([f"{name}, radius {255 * radius:.3g}/255", *score] for name, scores in found.attacks.items()
-          for radius, score in scores.items() if radius),
+        *_rows((f"{name}, radius {255 * radius:.3g}/255", score) for name, scores in found.attacks.items()
+               for radius, score in scores.items() if radius),
         ["corruptions, mean of 75", *np.mean(every, axis=0).tolist()],
-        *([f"Gaussian noise {level:g}", *score] for level, score in zip(LEVELS[1:], found.noisy[1:], strict=True))]
+        *_rows((f"Gaussian noise {level:g}", score) for level, score in zip(LEVELS[1:], found.noisy[1:], strict=True))]
     return Table(f"{found.count} test images", [Column("under"), Column("accuracy", "right", ".1%"),
                                                 Column("calibration error", "right", ".1%")], rows)
 
 
+def _rows(scores: Iterable[tuple[str, Score]]) -> list[list[Cell]]:
+    return [[name, score.accuracy, score.ece] for name, score in scores]
+
+
 def table_of_kinds(found: Stand) -> Table:
     """A row for each corruption: accuracy by strength, its mean, and the mean calibration error."""
-    rows = [[kind, *(score.accuracy for score in scores[1:]), float(np.mean([s.accuracy for s in scores[1:]])),
-             float(np.mean([s.ece for s in scores[1:]]))] for kind, scores in found.corrupted.items()]
+    rows: list[list[Cell]] = [
+        [kind, *(score.accuracy for score in scores[1:]), float(np.mean([s.accuracy for s in scores[1:]])),
+         float(np.mean([s.ece for s in scores[1:]]))] for kind, scores in found.corrupted.items()]
     return Table("Accuracy by corruption and strength", [
         Column("corruption"), *(Column(str(strength), "right", ".1%") for strength in STRENGTHS[1:]),
         Column("mean", "right", ".1%"), Column("calibration error", "right", ".1%")], rows)
