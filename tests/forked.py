@@ -25,17 +25,20 @@ import torch
 import torch.distributed as dist
 from small_runs import ROOT
 
+from ssl_lab.active import benchmark
 from ssl_lab.processes import PARENT
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
-    "torch.distributed.run", "ssl_lab.testing", "ssl_lab.command_line", "ssl_lab.comparison", "small_runs",
-    "sklearn.datasets", "tyro", "rich.progress", "matplotlib.figure", "ssl_lab.report.run"])
+    "torch.distributed.run", "ssl_lab.testing", "ssl_lab.command_line", "ssl_lab.comparison", "ssl_lab.report.run",
+    "ssl_lab.active.benchmark", "ssl_lab.label.server", "sklearn.datasets", "tyro", "rich.progress",
+    "matplotlib.backends.backend_svg", "forked"])
 
 
 def forked(*arguments: object, **environment: str) -> "Forked":
     """As `small_runs.start`: this interpreter on the arguments, in the repository's root."""
-    return Forked([sys.executable, *arguments], subprocess.PIPE, subprocess.PIPE, os.environ | environment, ROOT)
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests")))} | environment
+    return Forked([sys.executable, *arguments], subprocess.PIPE, subprocess.PIPE, variables, ROOT)
 
 
 def torchrun(*arguments: object) -> "Forked":
@@ -76,11 +79,16 @@ def _rank(work: Callable[[int], Any], store: Path, rank: int) -> None:
     dist.destroy_process_group()
 
 
+def begin_cells(threads: int, parent: int) -> None:
+    """What processes of `ssl_lab.active.benchmark` begin with, where these are forked and have another parent."""
+    benchmark._begin(threads, os.getppid())
+
+
 class Forked:
     """As `subprocess.Popen` of a script, of `-c TEXT` or of `-m MODULE` under this interpreter."""
 
-    def __init__(self, command: Sequence[object], stdout: TextIO | int, stderr: TextIO | int,
-                 env: Mapping[str, str], cwd: Path | None = None, text: bool = True) -> None:
+    def __init__(self, command: Sequence[object], stdout: TextIO | int = 1, stderr: TextIO | int = 2,
+                 env: Mapping[str, str] = os.environ, cwd: Path | None = None) -> None:
         assert command[0] == sys.executable
         ours, theirs = zip(*map(_end, (stdout, stderr)), strict=True)
         self.stdout, self.stderr = ours
@@ -120,7 +128,8 @@ class Forked:
         def read(number: int, stream: TextIO) -> None:
             said[number] = stream.read()
 
-        readers = [threading.Thread(target=read, args=each) for each in enumerate((self.stdout, self.stderr))]
+        readers = [threading.Thread(target=read, args=each) for each in enumerate((self.stdout, self.stderr))
+                   if not each[1].closed]
         for each in readers:
             each.start()
         try:
@@ -165,10 +174,12 @@ def _become(words: list[str], env: dict[str, str], cwd: str, out: Connection, er
     if PARENT in env:
         os.environ[PARENT] = str(os.getppid())  # that of a forked process is the one that it was forked from
     atexit._clear()
-    sys.path[:0] = env.get("PYTHONPATH", "").split(os.pathsep)
     while words[0] == "-W":
         warnings.simplefilter(words[1])
         words = words[2:]
+    installed = [path for path in sys.path if path.startswith((sys.prefix, sys.base_prefix))]
+    first = {"-c": "", "-m": cwd}.get(words[0], str(Path(words[0]).parent))
+    sys.path[:] = [first, *filter(None, env.get("PYTHONPATH", "").split(os.pathsep)), *installed]
     try:
         if words[0] == "-c":
             sys.argv = ["-c", *words[2:]]
@@ -179,7 +190,6 @@ def _become(words: list[str], env: dict[str, str], cwd: str, out: Connection, er
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
         else:
             sys.argv = words
-            sys.path.insert(0, str(Path(words[0]).parent))
             runpy.run_path(words[0], run_name="__main__")
     except SystemExit:
         raise

@@ -2,11 +2,13 @@
 
 import csv
 import json
+import multiprocessing
 import re
 
 import numpy as np
 import pytest
 import torch
+from forked import CONTEXT, begin_cells
 from PIL import Image
 from safetensors.torch import save_file
 from test_recipes import recipe
@@ -390,7 +392,9 @@ def test_duplicates_are_copies():
     assert twice.images.fingerprint() != duplicated(pool, 2, seed=1).images.fingerprint()
 
 
-def test_cells_run_in_processes(tmp_path):
+def test_cells_run_in_processes(tmp_path, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: CONTEXT)
+    monkeypatch.setattr(benchmark, "_begin", begin_cells)
     settings = settings_of(tmp_path, final=16, workers="2")
     cells = cells_of(settings)
     results = run_cells(settings, cells)

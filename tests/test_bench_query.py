@@ -7,6 +7,7 @@ import os
 
 import numpy as np
 import pytest
+from forked import CONTEXT
 
 from ssl_lab.active.queries.base import Query
 from ssl_lab.bench import query as bench
@@ -70,7 +71,8 @@ def test_table(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux tells a process's peak of memory")
-def test_json_of_one_that_takes_memory_and_one_that_dies(capsys):
+def test_json_of_one_that_takes_memory_and_one_that_dies(capsys, monkeypatch):
+    monkeypatch.setattr(multiprocessing, "get_context", lambda method: CONTEXT)
     bench_query(2000, 16, 3, 5, queries=f"{__name__}:Hungry, {__name__}:Dying", json=True)
     output = capsys.readouterr()
     hungry, dying = json.loads(output.out)

@@ -6,9 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from forked import Forked
 
 import ssl_lab as sl
 
@@ -25,7 +27,8 @@ def gpu():
     sys.path[:] = before
 
 
-def test_every_part_runs_on_a_cpu(gpu, tmp_path):
+def test_every_part_runs_on_a_cpu(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.import_module("gpu_parts"), "subprocess", SimpleNamespace(Popen=Forked))
     parts = [name for name in gpu.PARTS if name not in ELSEWHERE]
     rows = gpu.main(["--device", "cpu", "--tiny", "--out", str(tmp_path), "--parts", ",".join(parts)])
     assert json.loads((tmp_path / "results.json").read_text()) == rows

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import digit_files, finish, start
+from forked import forked
+from small_runs import digit_files, finish
 
 import ssl_lab as sl
 from ssl_lab.active.plugins import make_query
@@ -314,8 +315,8 @@ def serve(unlabeled, tmp_path):
     started = []
 
     def begin():
-        process = start("-c", "from ssl_lab.cli import main; main()", "label", unlabeled, "--out", tmp_path / "labels",
-                        "--data-dir", tmp_path / "data", "--port", 18800, "--device", "cpu", PYTHONUNBUFFERED="1")
+        process = forked("-c", "from ssl_lab.cli import main; main()", "label", unlabeled, "--out", tmp_path / "labels",
+                         "--data-dir", tmp_path / "data", "--port", 18800, "--device", "cpu", PYTHONUNBUFFERED="1")
         started.append(process)
         for line in process.stdout:
             if line.startswith("Open "):

@@ -2,15 +2,15 @@
 
 import errno
 import os
-import subprocess
-import sys
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from forked import forked
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_runs import finish
 
 from ssl_lab.data import Ledger
 from ssl_lab.errors import UsageError
@@ -99,8 +99,8 @@ def test_writers_take_turns(tmp_path):
     path = tmp_path / "a.jsonl"
     work = "import sys\nfrom ssl_lab.data import Ledger\nledger = Ledger(sys.argv[1])\n" \
            "for i in range(60): ledger.append([i], [int(sys.argv[2])])"
-    writers = [subprocess.Popen([sys.executable, "-c", work, path, str(label)]) for label in range(3)]
-    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    writers = [forked("-c", work, path, label) for label in range(3)]
+    assert [finish(writer) for writer in writers] == [(0, "", "")] * 3
     entries = Ledger(path).entries
     for label in range(3):
         assert sorted(int(e.indices[0]) for e in entries if e.labels[0] == label) == [*range(60)]

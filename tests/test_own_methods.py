@@ -5,15 +5,17 @@ import json
 import re
 import sys
 from functools import partial
+from types import SimpleNamespace
 from typing import Literal, get_origin, get_type_hints
 
 import pytest
 import yaml
-from small_runs import ROOT, digits, finish, flat_net, rows, start, tiny_net
+from forked import Forked, forked
+from small_runs import ROOT, digits, finish, flat_net, rows, tiny_net
 from test_comparison import started_jobs
 from test_recipes import recipe
 
-from ssl_lab import methods
+from ssl_lab import methods, workers
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
 from ssl_lab.engine.jobs import Job, run_all
@@ -143,14 +145,15 @@ def test_a_comparison_shows_methods_by_their_texts(here, monkeypatch):
         {"method": name, "with": (), "optimizer": ()} for name in named]
 
 
-def test_a_run_of_a_comparison_finds_the_module_in_the_folder_that_it_was_started_in(here):
+def test_a_run_of_a_comparison_finds_the_module_in_the_folder_that_it_was_started_in(here, monkeypatch):
+    monkeypatch.setattr(workers, "subprocess", SimpleNamespace(Popen=Forked))
     flags = {"method": "mine.soft:Sharper(power=2)"}
     settings = {"steps": 1, "labels": 20, "labeled": 8, "unlabeled": 8, "net": "tiny_4",
                 "device": "cpu", "precision": "fp32"}
     job = Job(ROOT / "recipes" / "consistency.py", settings | flags, here / "run", flags)
     assert run_all([job], Here(1)) == []
     assert job.summary["method"] == "sharper"
-    status, _, err = finish(start(ROOT / "recipes" / "consistency.py", "--steps", 1, "--method", "mine.soft:Sharper"))
+    status, _, err = finish(forked(ROOT / "recipes" / "consistency.py", "--steps", 1, "--method", "mine.soft:Sharper"))
     assert status == 2  # from another folder
     assert err.startswith("error: cannot load the method 'mine.soft:Sharper': No module named 'mine'")
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forked import forked
 from small_runs import ROOT, assert_same_run, finish, rows, start
 
 import ssl_lab as sl
@@ -145,8 +146,8 @@ def test_a_run_starts_from_the_weights_of_another(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
-    arguments = ("--steps", "400", "--out", tmp_path / "cut", "--resume", "auto")
-    process = in_a_process("supervised", *arguments)
+    arguments = ("--steps", "150", "--out", tmp_path / "cut", "--resume", "auto")
+    process = forked(ROOT / "recipes" / "supervised.py", *TINY, *arguments)
     metrics, end = tmp_path / "cut" / "metrics.jsonl", time.monotonic() + 60
     while process.poll() is None and time.monotonic() < end and not (metrics.exists() and metrics.read_text()):
         time.sleep(0.01)
@@ -159,7 +160,7 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path, number):
     assert not (tmp_path / "cut" / "summary.json").exists()
     if number == signal.SIGINT:
         run("supervised", *arguments)
-        run("supervised", "--steps", "400", "--out", tmp_path / "whole")
+        run("supervised", "--steps", "150", "--out", tmp_path / "whole")
         assert_same_run(tmp_path / "cut", tmp_path / "whole")
 
 

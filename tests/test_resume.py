@@ -11,6 +11,7 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from forked import forked
 from small_runs import (
     At,
     assert_same_run,
@@ -20,7 +21,6 @@ from small_runs import (
     room_for,
     rows,
     signal_at,
-    start,
     summary,
     tiny_net,
     train,
@@ -105,7 +105,7 @@ trainer.fit(FixMatch(tiny_net(pool), threshold=0.5), pool, 8, 16)
 
 def test_killed_between_checkpoints(tmp_path):
     cut, pool = tmp_path / "cut", digits()
-    status, _, err = finish(start("-c", KILLED, cut))
+    status, _, err = finish(forked("-c", KILLED, cut))
     assert status == -signal.SIGKILL, err
     assert torch.load(cut / "checkpoint.pt", weights_only=True)["step"] == 4
     assert [row["step"] for row in rows(cut)] == [1, 2, 3, 4, 5, 6, 7]  # beyond the checkpoint: to be dropped
