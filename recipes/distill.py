@@ -44,7 +44,7 @@ from ssl_lab.config import Quantity, may_run
 from ssl_lab.data.files import data_folder
 from ssl_lab.features.fidelity import comparison
 from ssl_lab.features.stored import stored_logits
-from ssl_lab.methods.distillation import Distillation, Teacher, load_teacher
+from ssl_lab.methods.distillation import Teacher, load_teacher
 from ssl_lab.stages import first_stage, trained_teacher
 
 
@@ -81,8 +81,7 @@ def main(settings: Settings) -> None:
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
-    distills = sl.methods.get(settings.method)
-    by_logits = issubclass(distills, Distillation) and distills.reads == "logits"
+    by_logits = getattr(sl.methods.get(settings.method), "reads", "") == "logits"
     plain = by_logits and set(views.values()) == {sl.Eval}
 
     def around(net: sl.Net, taught: object) -> sl.methods.Method:
@@ -105,8 +104,7 @@ def main(settings: Settings) -> None:
     if plain and not teacher.fixed:
         taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
-    net = new(settings.net, **settings.beginning())
-    net = sl.prepared(net, settings.techniques, pool, settings.seed)
+    net = sl.prepared(new(settings.net, **settings.beginning()), settings.techniques, pool, settings.seed)
     result = trainer.fit(around(net, taught), pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)
     print(comparison(result.method.predictor(), teacher, pool, runtime))
