@@ -70,9 +70,9 @@ class ActiveLoop:
     ...     sl.features.probe_head(net, pool, sl.Runtime.start("cpu"))
     ...     return net
     >>> query, oracle = sl.active.Margin(), sl.active.Truth(pool)
-    >>> loop = sl.ActiveLoop(pool, fit, query, oracle, budget=5, rounds=2, out="loop", device="cpu")
+    >>> loop = sl.ActiveLoop(pool, fit, query, oracle, budget=5, rounds=1, out="loop", device="cpu")
     >>> [(record.labels, len(record.ids)) for record in loop.run()]
-    [(20, 5), (25, 5), (30, 0)]
+    [(20, 5), (25, 0)]
     """
 
     pool: Pool

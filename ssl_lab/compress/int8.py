@@ -35,10 +35,9 @@ def as_int8(candidate: Candidate, net: Net, pool: Pool) -> Candidate:
     net says. UsageError where onnx or onnxruntime is missing.
 
     >>> pool = sl.load("digits")
-    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
+    >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))
     >>> candidate = sl.compress.candidate_of("float", net, pool)
-    >>> small = sl.compress.as_int8(candidate, net, pool)
-    >>> small.parameters == candidate.parameters
+    >>> len(sl.compress.as_int8(candidate, net, pool).content) > 0
     True
     """
     quantization = _quantization()

@@ -118,7 +118,7 @@ def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
 
     The probe is one of unit features; those of the net have about the mean length of these images.
 
-    >>> pool, runtime = sl.load("digits").split(labels=100), sl.Runtime.start("cpu")
+    >>> pool, runtime = sl.load("digits").split(labels=30), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_8", classes=pool.class_names, style=pool.style)
     >>> before = sl.accuracy(net, pool, pool.test, runtime)
     >>> sl.features.probe_head(net, pool, runtime)

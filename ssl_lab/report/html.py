@@ -13,6 +13,7 @@ from ssl_lab.report.tables import Table
 from ssl_lab.report.text import Markup, escape
 
 NAME = "report.html"
+Blocks = list[tuple[str, str]]
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 STYLE = """
 :root { color-scheme: light dark; --ink: #1d2127; --soft: #5c6670; --line: #d9dde2; --page: #fdfdfc; }
@@ -95,7 +96,7 @@ class Report:
 
     def __init__(self, title: str, subtitle: str = "", footer: str = "") -> None:
         self.title, self.subtitle, self.footer = title, subtitle, footer
-        self._blocks: list[tuple[str, str]] = []  # (kind, HTML)
+        self._blocks: Blocks = []  # (kind, HTML)
 
     def section(self, heading: str) -> None:
         """Start a section."""

@@ -139,7 +139,15 @@ def mean_spread(values: Sequence[float], percent: bool = True) -> str:
 
 
 def print_tables(*tables: Table) -> None:
-    """Prints tables: on a terminal as wide as that is, and else as wide as they are, so that no name is broken."""
+    """Prints tables: on a terminal as wide as that is, and else as wide as they are, so that no name is broken.
+
+    >>> columns = [sl.report.Column("method"), sl.report.Column("accuracy", "right", ".1%")]
+    >>> sl.report.print_tables(sl.report.Table("Digits", columns, [("fixmatch", 0.764)]))
+    Digits
+     method    accuracy
+     ──────────────────
+     fixmatch     76.4%
+    """
     console = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE)
     for table in tables:
         console.print(table)
