@@ -74,9 +74,10 @@ def _prepare(part: doc.Doc[typing.Any]) -> None:
     first, _, rest = text.partition("\n\n")
     if EQUATION.match(first) and not isinstance(part, doc.Module):
         text = "\n".join(f"    {line}" for line in first.splitlines()) + "\n\n" + rest
-    if inspect.isclass(part.obj) and getattr(part.obj, "arxiv", "") and part.docstring:
+    arxiv, paper = (vars(part.obj).get(name) if inspect.isclass(part.obj) else None for name in ("arxiv", "paper"))
+    if arxiv and text:
         before, mark, example = text.partition("\n>>> ")
-        text = f"{before.rstrip()}\n\n*{part.obj.paper}*, arXiv {part.obj.arxiv}\n{mark}{example}"
+        text = f"{before.rstrip()}\n\n*{paper}*, arXiv {arxiv}\n{mark}{example}"
     part.docstring = PAPER.sub(r"[arXiv \1](https://arxiv.org/abs/\1)", text)
     if inspect.isclass(part.obj) and hasattr(part.obj, "_fields"):
         part.obj.__new__.__annotations__ = typing.get_type_hints(part.obj)

@@ -4,7 +4,7 @@ from ssl_lab.active import queries
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.annotators import Reliability, assign, dawid_skene
 from ssl_lab.active.people.label_studio import LabelStudio
-from ssl_lab.active.people.oracle import Command, FromFile, Truth
+from ssl_lab.active.people.oracle import Asked, Command, FromFile, Truth
 from ssl_lab.active.plugins import make_oracle, make_query
 from ssl_lab.active.queries import *  # noqa: F403
 from ssl_lab.active.queries.base import PoolView, Query, ScoreQuery, Wrapper
@@ -22,8 +22,8 @@ from ssl_lab.active.study.statistics import (
     win_matrix,
 )
 
-__all__ = ["ActiveLoop", "Command", "Estimate", "FromFile", "LabelStudio", "Paired", "PoolView", "Query", "Reliability",
-           "ScoreQuery", "Stands", "Truth", "Wrapper", "area", "assign", "dawid_skene", "efficiency_interval",
-           "estimate_accuracy", "expected_gain", "holm", "kappa", "labeling_efficiency", "labels_needed", "make_oracle",
-           "make_query", "monotone", "paired_t", "stands_for", "win_matrix"]
+__all__ = ["ActiveLoop", "Asked", "Command", "Estimate", "FromFile", "LabelStudio", "Paired", "PoolView", "Query",
+           "Reliability", "ScoreQuery", "Stands", "Truth", "Wrapper", "area", "assign", "dawid_skene",
+           "efficiency_interval", "estimate_accuracy", "expected_gain", "holm", "kappa", "labeling_efficiency",
+           "labels_needed", "make_oracle", "make_query", "monotone", "paired_t", "stands_for", "win_matrix"]
 __all__ += queries.__all__

@@ -42,9 +42,8 @@ class LabelStudio:
     PNG into `folder`/images, which is one too. agreement: see `agree`. notes: what a person should be told of the last
     reading.
 
-    >>> from ssl_lab.active.oracle import Asked
     >>> oracle = sl.active.LabelStudio("tasks", sl.load("digits"))
-    >>> oracle(Asked(np.array([7, 8]))), (oracle.folder / "tasks.json").exists()  # nobody has answered yet
+    >>> oracle(sl.active.Asked(np.array([7, 8]))), (oracle.folder / "tasks.json").exists()  # nobody has answered yet
     ({}, True)
     """
 

@@ -36,6 +36,10 @@ class Asked:
     their probabilities, and the query's scores, [n] each; None where there are none. version: of the net. class_names:
     all that there are so far. stands_for: how many unlabeled images each stands for: those that are more like it than
     like another one asked for.
+
+    >>> asked = sl.active.Asked(np.array([7, 3]), predicted=("cat", "dog"), confidence=(0.4, 0.5))
+    >>> dict(zip(asked.ids.tolist(), asked.predicted))
+    {7: 'cat', 3: 'dog'}
     """
 
     ids: IntArray
@@ -64,9 +68,8 @@ class Truth:
     """The pool's known labels. With probability `noise` a wrong one, drawn evenly from the other classes; with
     probability `abstain` none. An answer is a pure function of (seed, id): asking again changes nothing.
 
-    >>> from ssl_lab.active.people.oracle import Asked
     >>> pool = sl.load("digits").split(labels=10)
-    >>> answers = dict(sl.active.Truth(pool)(Asked(np.array([7, 8, 9]))))
+    >>> answers = dict(sl.active.Truth(pool)(sl.active.Asked(np.array([7, 8, 9]))))
     >>> answers == {row: pool.truth[row] for row in (7, 8, 9)}
     True
     """
@@ -100,9 +103,8 @@ class FromFile:
     person should be told of the last reading.
 
     >>> from pathlib import Path
-    >>> from ssl_lab.active.people.oracle import Asked
     >>> written = Path("answers.csv").write_text("id,label" + chr(10) + "7,3" + chr(10))
-    >>> sl.active.FromFile("answers.csv", sl.load("digits"))(Asked(np.array([7, 8])))
+    >>> sl.active.FromFile("answers.csv", sl.load("digits"))(sl.active.Asked(np.array([7, 8])))
     {7: '3'}
     """
 
@@ -164,9 +166,8 @@ class Command:
     answer, as soon as it has it; a label of null abstains, and a word for a missing one, such as "" or "nan", is none
     yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else.
 
-    >>> from ssl_lab.active.people.oracle import Asked
     >>> say = "import json, sys; print(json.dumps({'id': json.loads(next(sys.stdin))['id'], 'label': '3'}))"
-    >>> dict(sl.active.Command(["python3", "-c", say], sl.load("digits"))(Asked(np.array([7]))))
+    >>> dict(sl.active.Command(["python3", "-c", say], sl.load("digits"))(sl.active.Asked(np.array([7]))))
     {7: '3'}
     """
 
