@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 from small_runs import ROOT
 
-from ssl_lab.active import benchmark
+from ssl_lab.active.study import benchmark
 from ssl_lab.processes import PARENT
 
 CONTEXT = multiprocessing.get_context("forkserver")
