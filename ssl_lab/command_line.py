@@ -26,13 +26,12 @@ from ssl_lab.errors import UsageError, unknown
 from ssl_lab.exits import exit_with_status
 
 S = TypeVar("S", bound=Settings)
-HELP = {"-h", "--help"}
 
 
 def parse(settings: type[S], arguments: Sequence[str] | None = None) -> S:
     """Settings from the command line. `--config FILE` reads YAML first; `--print-config` prints and exits."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
-    if HELP & {*argv}:
+    if flags.HELP & {*argv}:
         print(_help(settings))
         raise SystemExit(0)
     file, argv = _take(argv, "--config", "FILE")
@@ -102,7 +101,7 @@ def run_command(commands: Mapping[str, Callable[..., object]], program: str,
     """Runs the word that the command line names; the arguments of its function become flags."""
     word, *rest = [*(sys.argv[1:] if arguments is None else arguments)] or ["--help"]
     width = flags.width_here()
-    if word in HELP:
+    if word in flags.HELP:
         does = {name: " ".join(flags.explained(each)[0].partition("\n\n")[0].split())
                 for name, each in commands.items()}
         print(flags.overview(program, {"": does}, width))
@@ -110,7 +109,7 @@ def run_command(commands: Mapping[str, Callable[..., object]], program: str,
     if word not in commands:
         raise unknown("word", word, commands, f"`{program} --help` explains them.")
     command = commands[word]
-    if HELP & {*rest}:
+    if flags.HELP & {*rest}:
         description, _ = flags.explained(command)
         print(flags.page(f"{program} {word}", description, flags.of_function(command), width))
         raise SystemExit(0)

@@ -17,8 +17,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-import tyro
-
+HELP = {"-h", "--help"}
 COLUMN = 22  # of a flag, before what it does; a longer one stands on a line of its own
 WIDEST = 100
 FEW = 13  # flags that need no groups
@@ -114,6 +113,8 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 
 
 def _flag(name: str, hint: Any, default: Any, text: str) -> Flag:
+    import tyro
+
     marks = getattr(hint, "__metadata__", ())
     takes, needed = metavar(hint), default in (inspect.Parameter.empty, dataclasses.MISSING)
     if tyro.conf.Positional in marks:
@@ -139,6 +140,8 @@ def _sentence(text: str, takes: str) -> str:
 
 def metavar(hint: Any) -> str:
     """What a setting of this type takes: N, NUMBER, TEXT, PATH, {one,of,these}; "" of a switch."""
+    import tyro
+
     marks = getattr(hint, "__metadata__", ())
     if named := next((mark.metavar for mark in marks if getattr(mark, "metavar", None)), None):
         return str(named).removesuffix("|None")

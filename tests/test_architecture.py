@@ -23,6 +23,7 @@ LEVELS = [
      "find_lr", "reporting", "estimator", "begun", "refits"},
     {"train", "study", "papers", "runs", "compress"},
     {"catalog"},
+    {"words"},
     {"cli", "docs", "__init__"},
 ]
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}

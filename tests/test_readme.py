@@ -153,6 +153,17 @@ def anchors(text: str) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", ["README.md", "CHANGELOG.md"])
+def test_all_words_are_named(page):
+    words = [word for members in cli.WORDS.values() for word in members]
+    assert [word for word in words if not re.search(rf"`{word}`|ssl-lab {word}\b", PAGES[page])] == []
+
+
+def test_the_test_files_that_are_named_exist():
+    named = re.findall(r"`(test_[\w*]+\.py)`", PAGES["tests/README.md"])
+    assert [name for name in named if not [*(ROOT / "tests").glob(name)]] == []
+
+
 def test_the_map_shows_the_rooms_that_stand():
     rooms = re.findall(r"`(ssl_lab/[\w/]+)/?`", PAGES["README.md"])
     assert len(rooms) > 10
