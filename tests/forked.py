@@ -31,7 +31,7 @@ from ssl_lab.processes import PARENT
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload([
     "torch.distributed.run", "ssl_lab.testing", "ssl_lab.command_line", "ssl_lab.comparison", "ssl_lab.report.run",
-    "ssl_lab.active.benchmark", "ssl_lab.label.server", "sklearn.datasets", "tyro", "rich.progress",
+    "ssl_lab.active.study.benchmark", "ssl_lab.label.server", "sklearn.datasets", "tyro", "rich.progress",
     "matplotlib.backends.backend_svg", "forked"])
 
 
@@ -80,7 +80,7 @@ def _rank(work: Callable[[int], Any], store: Path, rank: int) -> None:
 
 
 def begin_cells(threads: int, parent: int) -> None:
-    """What processes of `ssl_lab.active.benchmark` begin with, where these are forked and have another parent."""
+    """What processes of `ssl_lab.active.study.benchmark` begin with, where these are forked and have another parent."""
     benchmark._begin(threads, os.getppid())
 
 

@@ -8,8 +8,9 @@ from functools import partial
 import pytest
 import torch
 from forked import two_ranks
+from slow import noise_rows, softmax
 
-from ssl_lab.batch import At, Batch, Rows, Style
+from ssl_lab.batch import At, Batch, Style
 from ssl_lab.methods.consistency.comatch import CoMatch, pseudo_label_graph
 from ssl_lab.nets import net
 from ssl_lab.testing import check_method
@@ -21,15 +22,8 @@ FULL = At(2, 10, seed=5)  # the first step at which the memory is full
 STATE = ("memory", "memory_labels", "model")
 
 
-def _rows(count, seed, views):
-    draw = torch.Generator().manual_seed(seed)
-    images = {name: torch.rand(count, 1, 8, 8, generator=draw, dtype=torch.float64) for name in views}
-    targets = torch.arange(count) % CLASSES
-    return Rows(images, targets, targets, torch.arange(count))
-
-
 def _batch():
-    return Batch(_rows(LABELED, 0, CoMatch.views.labeled), _rows(UNLABELED, 1, CoMatch.views.unlabeled))
+    return Batch(noise_rows(LABELED, 0, CoMatch.views.labeled), noise_rows(UNLABELED, 1, CoMatch.views.unlabeled))
 
 
 def _method(seed=0, **arguments):
@@ -41,12 +35,6 @@ def _method(seed=0, **arguments):
     method.memory_labels.copy_(torch.randn(MEMORY, CLASSES, generator=draw).mul(2).softmax(dim=1))
     method.model.copy_(torch.tensor([0.3, 0.3, 0.4]).expand(32, CLASSES))
     return method
-
-
-def _softmax(row):
-    top = max(row)
-    powers = [math.exp(z - top) for z in row]
-    return [power / sum(powers) for power in powers]
 
 
 def _cross_entropy(target, p):
@@ -70,7 +58,7 @@ def _outputs(method, batch):
     with torch.no_grad():
         output = copy.deepcopy(method.net)(torch.cat([batch.labeled["weak"], *batch.unlabeled.views.values()]))
         z = [_unit(row) for row in method.projector(output.features).tolist()]
-    p = [_softmax(row) for row in output.logits.tolist()]
+    p = [softmax(row) for row in output.logits.tolist()]
     starts = [0, *range(LABELED, len(p) + 1, UNLABELED)]
     return [(p[start:end], z[start:end]) for start, end in itertools.pairwise(starts)]
 
@@ -86,7 +74,7 @@ def _reference(method, batch, threshold, temperature, smooth, edge, full=True):
     q = _aligned(p_weak, method.model.mean(0).tolist())
     if full:
         for b, z in enumerate(z_weak):
-            near = _softmax([_dot(z, other) / temperature for other in method.memory.tolist()])
+            near = softmax([_dot(z, other) / temperature for other in method.memory.tolist()])
             said = [_dot(near, column) for column in method.memory_labels.T.tolist()]
             q[b] = [smooth * a + (1 - smooth) * s for a, s in zip(q[b], said, strict=True)]
     contrast, edges = [], []
@@ -94,7 +82,7 @@ def _reference(method, batch, threshold, temperature, smooth, edge, full=True):
         row = [1.0 if j == b else _dot(q[b], q[j]) for j in range(UNLABELED)]
         row = [value if value >= edge else 0.0 for value in row]
         edges.append(sum(value > 0 for value in row))
-        embedding = _softmax([_dot(z_strong[b], z) / temperature for z in z_other])
+        embedding = softmax([_dot(z_strong[b], z) / temperature for z in z_other])
         contrast.append(_cross_entropy([value / sum(row) for value in row], embedding))
     kept = [max(row) >= threshold for row in q]
     unlabeled = [_cross_entropy(*rows) * keep for *rows, keep in zip(q, p_strong, kept, strict=True)]

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from slow import softmax
 from small_runs import assert_same_run, digits, train, with_teacher
 from torch import nn
 
@@ -67,18 +68,13 @@ def _logits(count=6, seed=0, classes=CLASSES, scale=3.0):
     return scale * torch.randn(count, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def _softmax(row, temperature=1.0):
-    powers = [math.exp(z / temperature) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
 def _kl(p, q):
     return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
 
 
 def _slow_kd(student, teacher, temperature):
     rows = zip(student.tolist(), teacher.tolist(), strict=True)
-    return temperature**2 * statistics.mean(_kl(_softmax(t, temperature), _softmax(s, temperature)) for s, t in rows)
+    return temperature**2 * statistics.mean(_kl(softmax(t, temperature), softmax(s, temperature)) for s, t in rows)
 
 
 # --- Every method --------------------------------------------------------------------------------
@@ -107,7 +103,7 @@ def test_kd_over_a_whole_batch():
     method = _method(temperature=3.0, weight=0.7, labeled=0.2)
     student, teacher = _both(method)
     loss = method(BATCH, AT)
-    cross_entropy = statistics.mean(-math.log(_softmax(row)[y]) for row, y in
+    cross_entropy = statistics.mean(-math.log(softmax(row)[y]) for row, y in
                                     zip(student[:5].tolist(), BATCH.labeled.targets.tolist(), strict=True))
     assert loss.terms["labeled"].item() == pytest.approx(0.2 * cross_entropy, rel=1e-9)
     assert loss.terms["distilled"].item() == pytest.approx(0.7 * _slow_kd(student, teacher, 3.0), rel=1e-9)
@@ -266,8 +262,8 @@ def test_load_teacher_reads_files(tmp_path):
     of_run = load_teacher(run, CLASSES, STYLE)
     assert (of_run.net.name, of_run.image_size, of_run.classifies) == ("tiny_6", 12, True)
     assert torch.equal(of_run.net.head.weight, teacher.head.weight)
-    for method, classifies in (("fixmatch", True), ("simclr", False)):
-        (run / "summary.json").write_text(json.dumps({"method": method}))
+    for learned, classifies in ((["a", "b", "c", "d"], True), ([], False)):
+        (run / "summary.json").write_text(json.dumps({"class_names": learned}))
         assert load_teacher(run, CLASSES, STYLE).classifies == classifies
         assert load_teacher(run / "model.safetensors", CLASSES, STYLE, "tiny_6").classifies == classifies
     assert load_teacher(run, CLASSES, STYLE, image_size=16).image_size == 16
@@ -341,7 +337,7 @@ def test_kd_of_equal_functions_is_zero_and_flat_and_logits_may_be_huge():
 
 
 def _slow_dkd(student, teacher, y, temperature):
-    q, p = _softmax(student, temperature), _softmax(teacher, temperature)
+    q, p = softmax(student, temperature), softmax(teacher, temperature)
     rest = [c for c in range(len(p)) if c != y]
     tckd = _kl([p[y], sum(p[c] for c in rest)], [q[y], sum(q[c] for c in rest)])
     return tckd, _kl([p[c] / (1 - p[y]) for c in rest], [q[c] / (1 - q[y]) for c in rest]), p[y]
@@ -359,7 +355,7 @@ def test_dkd_and_its_identity(temperature):
         target, others, p_y = _slow_dkd(student[i].tolist(), teacher[i].tolist(), y, temperature)
         assert tckd[i].item() == pytest.approx(target, rel=1e-9)
         assert nckd[i].item() == pytest.approx(others, rel=1e-9)
-        whole = _kl(_softmax(teacher[i].tolist(), temperature), _softmax(student[i].tolist(), temperature))
+        whole = _kl(softmax(teacher[i].tolist(), temperature), softmax(student[i].tolist(), temperature))
         assert whole == pytest.approx(tckd[i].item() + (1 - p_y) * nckd[i].item(), rel=1e-9)
 
 
@@ -407,7 +403,7 @@ def test_dkd_refuses_what_it_cannot_do():
 
 def test_dist_correlates_rows_and_columns():
     student, teacher = _both(_method(DIST))
-    p, q = ([_softmax(row, 3.0) for row in logits.tolist()] for logits in (student, teacher))
+    p, q = ([softmax(row, 3.0) for row in logits.tolist()] for logits in (student, teacher))
     rows = statistics.mean(statistics.correlation(a, b) for a, b in zip(p, q, strict=True))
     columns = statistics.mean(statistics.correlation(a, b) for a, b in
                               zip(zip(*p, strict=True), zip(*q, strict=True), strict=True))

@@ -11,6 +11,7 @@ from forked import two_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from slow import entropy_of, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -172,19 +173,6 @@ def _method(build, **arguments):
     return build(net("tiny_4", classes=CLASSES, style=STYLE, seed=0), **arguments).double().train()
 
 
-def _softmax(row):
-    powers = [math.exp(z) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
-def _entropy_of(target, logits):
-    """H(target, softmax(logits)), target a class or probabilities."""
-    p = _softmax(logits)
-    if isinstance(target, int):
-        return -math.log(p[target])
-    return -sum(t * math.log(value) for t, value in zip(target, p, strict=True))
-
-
 def _outputs(method, views):
     """Of one pass over the labeled weak view and these unlabeled views; nothing moves."""
     with torch.no_grad():
@@ -238,18 +226,18 @@ def test_abc_against_its_equations(at):
     luck_u = at.draw("abc/unlabeled", 10).uniform().tolist()
     expected = dict.fromkeys(("plain_labeled", "plain_unlabeled", "labeled", "unlabeled"), 0.0)
     for n, y in enumerate(BATCH.labeled.targets.tolist()):
-        expected["plain_labeled"] += _entropy_of(y, p[0][n]) / 6
-        expected["labeled"] += (luck[n] < min(COUNTS) / COUNTS[y]) * _entropy_of(y, b[0][n]) / 6
+        expected["plain_labeled"] += entropy_of(y, p[0][n]) / 6
+        expected["labeled"] += (luck[n] < min(COUNTS) / COUNTS[y]) * entropy_of(y, b[0][n]) / 6
     kept = 0
     for n in range(10):
         for k in (2, 3):
-            q = _softmax(p[1][n])
-            expected["plain_unlabeled"] += 0.5 * (max(q) >= 0.34) * _entropy_of(q.index(max(q)), p[k][n]) / 20
-            q = _softmax(b[1][n])
+            q = softmax(p[1][n])
+            expected["plain_unlabeled"] += 0.5 * (max(q) >= 0.34) * entropy_of(q.index(max(q)), p[k][n]) / 20
+            q = softmax(b[1][n])
             chance = min(COUNTS) / COUNTS[q.index(max(q))]
             keep = max(q) >= 0.34 and luck_u[n] < 1 - at.step / 10 * (1 - chance)
             kept += keep
-            expected["unlabeled"] += keep * _entropy_of(q, b[k][n]) / 10
+            expected["unlabeled"] += keep * entropy_of(q, b[k][n]) / 10
     loss = method(BATCH, at)
     assert {name: term.item() for name, term in loss.terms.items()} == pytest.approx(expected, rel=1e-9)
     assert loss.logs["mask_rate"].item() == pytest.approx(kept / 20)
@@ -263,9 +251,9 @@ def test_abc_with_balanced_counts_masks_nothing():
         terms = _terms(method, at)
         b = [out.logits.tolist() for out in _outputs(method, ["weak", "strong_1", "strong_2"])]
         labels = BATCH.labeled.targets.tolist()
-        assert terms["labeled"] == pytest.approx(sum(map(_entropy_of, labels, b[0])) / 6)
-        targets = [_softmax(row) for row in b[1]]
-        everything = sum(map(_entropy_of, targets, b[2])) + sum(map(_entropy_of, targets, b[3]))
+        assert terms["labeled"] == pytest.approx(sum(map(entropy_of, labels, b[0])) / 6)
+        targets = [softmax(row) for row in b[1]]
+        everything = sum(map(entropy_of, targets, b[2])) + sum(map(entropy_of, targets, b[3]))
         assert terms["unlabeled"] == pytest.approx(everything / 10)
 
 
@@ -450,7 +438,7 @@ def test_darp_against_its_equations():
     labeled, weak, strong = (out.logits.tolist() for out in _outputs(method, ["weak", "strong"]))
     expected, kept, changed = 0.0, 0, 0
     for w, s in zip(weak, strong, strict=True):
-        q = _softmax(w)
+        q = softmax(w)
         y = [v * scale * (v >= cutoff) + 1e-6 for v, scale, cutoff in
              zip(q, method.scale.tolist(), method.cutoff.tolist(), strict=True)]
         y = [v / sum(y) for v in y]
@@ -459,11 +447,11 @@ def test_darp_against_its_equations():
         label = r.index(max(r))
         changed += label != q.index(max(q))
         if max(r) / sum(r) >= 0.5:
-            expected += _entropy_of(label, s)
+            expected += entropy_of(label, s)
             kept += 1
     assert loss.terms["unlabeled"].item() == pytest.approx(0.5 * expected / 10, rel=1e-9)
     assert loss.terms["labeled"].item() == pytest.approx(
-        sum(map(_entropy_of, BATCH.labeled.targets.tolist(), labeled)) / 6, rel=1e-9)
+        sum(map(entropy_of, BATCH.labeled.targets.tolist(), labeled)) / 6, rel=1e-9)
     assert loss.logs["mask_rate"].item() == pytest.approx(kept / 10)
     assert loss.logs["changed_rate"].item() == pytest.approx(changed / 10)
     assert kept > 0

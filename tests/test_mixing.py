@@ -7,6 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from slow import noise_rows, softmax
 from torch import nn
 
 from ssl_lab import losses
@@ -29,29 +30,16 @@ METHODS = [MixMatch, S4L, ReMixMatch, SimMatch]
 AT = At(2, 10, seed=5)
 
 
-def _rows(count, seed, views):
-    draw = torch.Generator().manual_seed(seed)
-    images = {name: torch.rand(count, 1, 8, 8, generator=draw, dtype=torch.float64) for name in views}
-    targets = torch.arange(count) % CLASSES
-    return Rows(images, targets, targets, torch.arange(count))
-
-
 def _batch(method, labeled=4, unlabeled=6):
-    return Batch(_rows(labeled, 0, method.views.labeled), _rows(unlabeled, 1, method.views.unlabeled))
+    return Batch(noise_rows(labeled, 0, method.views.labeled), noise_rows(unlabeled, 1, method.views.unlabeled))
 
 
 def _method(cls, seed=0, **arguments):
     return cls(net("tiny_4", classes=CLASSES, style=STYLE, seed=seed), **arguments).double().train()
 
 
-def _softmax(row):
-    top = max(row)
-    powers = [math.exp(z - top) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
 def _cross_entropy(target, row):
-    return -sum(t * math.log(p) for t, p in zip(target, _softmax(row), strict=True))
+    return -sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True))
 
 
 def _sharpened(p, temperature):
@@ -125,7 +113,7 @@ def test_squared_error_is_a_mean_over_rows_and_classes():
     logits, targets = torch.randn(5, 4, dtype=torch.float64), torch.rand(5, 4, dtype=torch.float64).softmax(1)
     total = 0.0
     for row, target in zip(logits.tolist(), targets.tolist(), strict=True):
-        total += sum((p - t) ** 2 for p, t in zip(_softmax(row), target, strict=True))
+        total += sum((p - t) ** 2 for p, t in zip(softmax(row), target, strict=True))
     assert losses.squared_error(logits.softmax(1), targets).item() == pytest.approx(total / (5 * 4), rel=1e-12)
 
 
@@ -308,7 +296,7 @@ def test_mixmatch_against_its_equations(arguments):
     guesses = []
     rows = _logits(method.net, torch.cat(views))
     for b in range(6):
-        p = [_softmax(rows[6 * k + b]) for k in range(len(views))]
+        p = [softmax(rows[6 * k + b]) for k in range(len(views))]
         guesses.append(_sharpened([_mean(column) for column in zip(*p, strict=True)], temperature))
     targets = [_one_hot(int(y)) for y in x.targets] + guesses * len(views)
     images, labels = _mixed_rows(batch, torch.cat([x["weak"], *views]), targets, AT, alpha, method.mix)
@@ -317,7 +305,7 @@ def test_mixmatch_against_its_equations(arguments):
     loss = method(batch, AT)
     labeled = _mean(_cross_entropy(t, z) for t, z in zip(labels[:4], rows[:4], strict=True))
     unlabeled = _mean((p - q) ** 2 for target, row in zip(labels[4:], rows[4:], strict=True)
-                      for q, p in zip(target, _softmax(row), strict=True))
+                      for q, p in zip(target, softmax(row), strict=True))
     assert loss.terms["labeled"].item() == pytest.approx(labeled, rel=1e-9)
     assert loss.terms["unlabeled"].item() == pytest.approx(arguments.get("weight", 75.0) * unlabeled, rel=1e-9)
 
@@ -443,7 +431,7 @@ def test_remixmatch_against_its_equations(arguments):
     x, u = batch.labeled, batch.unlabeled
     guesses = []
     for row in _logits(method.net, u["weak"]):
-        p = [v * (d + 1e-6) / (m + 1e-6) for v, d, m in zip(_softmax(row), data, model, strict=True)]
+        p = [v * (d + 1e-6) / (m + 1e-6) for v, d, m in zip(softmax(row), data, model, strict=True)]
         guesses.append(_sharpened([v / sum(p) for v in p], arguments.get("temperature", 0.5)))
     count = arguments.get("augmentations", 4)
     views = [u["weak"], *(u[f"strong_{k + 1}"] for k in range(count))]
@@ -541,12 +529,12 @@ def test_simmatch_against_its_equations(arguments):
     labels = method.bank_labels.tolist()
 
     def similarity(row):
-        return _softmax([sum(a * b for a, b in zip(z[row], other, strict=True)) / temperature for other in bank])
+        return softmax([sum(a * b for a, b in zip(z[row], other, strict=True)) / temperature for other in bank])
 
     unlabeled, instance, kept = [], [], 0
     for b in range(6):
         weak, strong = 4 + b, 10 + b
-        a = [p * (1 / 3 + 1e-6) / (m + 1e-6) for p, m in zip(_softmax(logits[weak]), model, strict=True)]
+        a = [p * (1 / 3 + 1e-6) / (m + 1e-6) for p, m in zip(softmax(logits[weak]), model, strict=True)]
         a = [value / sum(a) for value in a]
         s = similarity(weak)
         w = [value * a[label] for value, label in zip(s, labels, strict=True)]

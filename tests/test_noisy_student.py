@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from slow import noise_rows, softmax
 from small_runs import digits, tiny_net, train
 from torch import nn
 
@@ -20,15 +21,9 @@ CLASSES, LABELED, UNLABELED = 3, 6, 10
 TAUGHT = At(4, 8)  # with a teacher, of generation 2 of 3
 
 
-def _rows(count, seed, views):
-    draw = torch.Generator().manual_seed(seed)
-    images = {name: torch.rand(count, 1, 8, 8, generator=draw, dtype=torch.float64) for name in views}
-    targets = torch.arange(count) % CLASSES
-    return Rows(images, targets, targets, torch.arange(count))
-
-
 def _batch():
-    return Batch(_rows(LABELED, 0, NoisyStudent.views.labeled), _rows(UNLABELED, 1, NoisyStudent.views.unlabeled))
+    views = NoisyStudent.views
+    return Batch(noise_rows(LABELED, 0, views.labeled), noise_rows(UNLABELED, 1, views.unlabeled))
 
 
 def _method(seed=0, **arguments):
@@ -38,11 +33,6 @@ def _method(seed=0, **arguments):
     with torch.no_grad():
         method.teacher.net.head.weight.mul_(8)
     return method.double().train()
-
-
-def _softmax(row):
-    powers = [math.exp(z) for z in row]
-    return [power / sum(powers) for power in powers]
 
 
 def _train(method, steps, total=8, start=0):
@@ -74,9 +64,9 @@ def test_against_its_equations(threshold, weight):
     with torch.no_grad():
         taught = copy.deepcopy(method.teacher.net).eval()(u["clean"]).logits.tolist()
         said = copy.deepcopy(method.net)(torch.cat([x["strong"], u["strong"]])).logits.tolist()
-    labeled = sum(-math.log(_softmax(row)[y]) for row, y in zip(said, x.targets.tolist(), strict=False)) / LABELED
+    labeled = sum(-math.log(softmax(row)[y]) for row, y in zip(said, x.targets.tolist(), strict=False)) / LABELED
     unlabeled, kept = 0.0, 0
-    for row, student in zip(map(_softmax, taught), map(_softmax, said[LABELED:]), strict=True):
+    for row, student in zip(map(softmax, taught), map(softmax, said[LABELED:]), strict=True):
         if max(row) >= threshold:
             unlabeled += -sum(q * math.log(p) for q, p in zip(row, student, strict=True))
             kept += 1

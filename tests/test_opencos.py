@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from slow import noise_rows, softmax
 
 import ssl_lab as sl
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -31,14 +32,7 @@ SURE = NONE.index_fill(0, torch.tensor([2, 5]), 1)
 AT = At(0, 10)
 
 
-def _rows(count, seed, views):
-    draw = torch.Generator().manual_seed(seed)
-    targets = torch.arange(count) % CLASSES
-    images = {name: torch.rand(count, 1, 8, 8, generator=draw, dtype=torch.float64) for name in views}
-    return Rows(images, targets, targets, torch.arange(count))
-
-
-BATCH = Batch(_rows(6, 0, ["weak"]), _rows(10, 1, ["weak", "strong"]))
+BATCH = Batch(noise_rows(6, 0, ["weak"]), noise_rows(10, 1, ["weak", "strong"]))
 
 
 def _method(in_class=IN, soft=SOFT, confident=NONE, **arguments):
@@ -50,13 +44,8 @@ def _fixmatch(**arguments):
     return FixMatch(net("tiny_4", classes=CLASSES, style=STYLE, seed=0), **arguments).double().train()
 
 
-def _softmax(row):
-    powers = [math.exp(z) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
 def _entropy(target, row):
-    return -sum(t * math.log(p) for t, p in zip(target, _softmax(row), strict=True))
+    return -sum(t * math.log(p) for t, p in zip(target, softmax(row), strict=True))
 
 
 def _one_hot(label):
@@ -95,7 +84,7 @@ def test_loss_against_its_equations():
     supervised += [_entropy(_one_hot(int(SURE[row])), z) for row, z in zip(ins, weak, strict=True) if SURE[row] >= 0]
     assert len(supervised) > 6
     unlabeled, kept = 0.0, 0
-    for q, z in zip(map(_softmax, weak), strong, strict=True):
+    for q, z in zip(map(softmax, weak), strong, strict=True):
         if max(q) >= 0.5:
             unlabeled += _entropy(_one_hot(q.index(max(q))), z) / 10
             kept += 1
@@ -215,7 +204,7 @@ def test_detection_against_its_equations(deviations):
     for z, inside, soft in zip(embeddings.tolist(), found.in_class.tolist(), found.soft_labels.tolist(), strict=True):
         similar = [_cosine(z, center) for center in centers]
         assert inside == (max(similar) > mean - deviations * std)
-        assert soft == pytest.approx(_softmax([value / 0.2 for value in similar]), rel=1e-9)
+        assert soft == pytest.approx(softmax([value / 0.2 for value in similar]), rel=1e-9)
     assert 0 < found.in_class.sum() < 40
 
 

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+from slow import noise_rows, softmax
 
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.errors import UsageError
@@ -20,15 +21,8 @@ CLASSES, LABELED, UNLABELED = 3, 4, 12
 AT = At(2, 10)
 
 
-def _rows(count, seed, views):
-    draw = torch.Generator().manual_seed(seed)
-    images = {name: torch.rand(count, 1, 8, 8, generator=draw, dtype=torch.float64) for name in views}
-    targets = torch.arange(count) % CLASSES
-    return Rows(images, targets, targets, torch.arange(count))
-
-
 def _batch():
-    return Batch(_rows(LABELED, 0, ["weak"]), _rows(UNLABELED, 1, ["weak", "strong"]))
+    return Batch(noise_rows(LABELED, 0, ["weak"]), noise_rows(UNLABELED, 1, ["weak", "strong"]))
 
 
 def _net(seed=0):
@@ -46,11 +40,6 @@ def _log_p(rows, particles, classes=CLASSES, seed=0):
 
 def _entropy(p):
     return -sum(value * math.log(value) for value in p if value)
-
-
-def _softmax(row):
-    powers = [math.exp(z) for z in row]
-    return [power / sum(powers) for power in powers]
 
 
 def _slow_joint_entropy(p, order):
@@ -82,7 +71,7 @@ def test_against_its_equations(arguments):
     x, u = batch.labeled, batch.unlabeled
     particles = copy.deepcopy(method.net.particles)
     assert len(particles) == count
-    p = [[_softmax(row) for row in particle(torch.cat([x["weak"], u["weak"], u["strong"]])).logits.tolist()]
+    p = [[softmax(row) for row in particle(torch.cat([x["weak"], u["weak"], u["strong"]])).logits.tolist()]
          for particle in particles]
     labeled, conditional, kept = 0.0, 0.0, 0
     for said in p:

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from slow import softmax
 from torch import nn
 
 from ssl_lab import losses
@@ -58,21 +59,16 @@ def _batch(method, labeled=6, unlabeled=10):
     return Batch(_rows(method, "labeled", labeled, 0), _rows(method, "unlabeled", unlabeled, 1))
 
 
-def _softmax(row):
-    top = max(row)
-    return [math.exp(z - top) / sum(math.exp(other - top) for other in row) for z in row]
-
-
 def _cross_entropy(logits, targets):
     """Mean over rows of -log softmax(z)[y]."""
-    return sum(-math.log(_softmax(row)[y]) for row, y in zip(logits, targets, strict=True)) / len(logits)
+    return sum(-math.log(softmax(row)[y]) for row, y in zip(logits, targets, strict=True)) / len(logits)
 
 
 def _distance(first, second):
     """Mean over rows and classes of the squared difference of softmaxes."""
     total = 0.0
     for a, b in zip(first, second, strict=True):
-        for p, q in zip(_softmax(a), _softmax(b), strict=True):
+        for p, q in zip(softmax(a), softmax(b), strict=True):
             total += (p - q) ** 2
     return total / (len(first) * len(first[0]))
 
@@ -81,7 +77,7 @@ def _divergence(first, second):
     """Mean over rows of KL(softmax || softmax)."""
     total = 0.0
     for a, b in zip(first, second, strict=True):
-        total += sum(p * math.log(p / q) for p, q in zip(_softmax(a), _softmax(b), strict=True))
+        total += sum(p * math.log(p / q) for p, q in zip(softmax(a), softmax(b), strict=True))
     return total / len(first)
 
 
@@ -110,7 +106,7 @@ def test_equations_against_loops():
     draw = torch.Generator().manual_seed(0)
     a, b = (3 * torch.randn(5, 4, generator=draw, dtype=torch.float64) for _ in range(2))
     p, q = losses.probabilities(a), losses.probabilities(b)
-    assert p.tolist() == [pytest.approx(_softmax(row)) for row in a.tolist()]
+    assert p.tolist() == [pytest.approx(softmax(row)) for row in a.tolist()]
     assert losses.squared_error(p, q).item() == pytest.approx(_distance(a.tolist(), b.tolist()))
     assert smoothness.divergence(a, b).item() == pytest.approx(_divergence(a.tolist(), b.tolist()))
     assert smoothness.divergence(a, a + 7).item() == pytest.approx(0, abs=1e-12)
@@ -266,8 +262,8 @@ def test_pseudo_label_against_its_equation(threshold):
     logits = _logits(method.net, x["weak"], u["weak"])
     expected, kept = _cross_entropy(logits[:6], x.targets.tolist()), 0
     for row in logits[6:]:
-        if max(_softmax(row)) >= threshold:
-            expected += 0.7 * -math.log(max(_softmax(row))) / 10
+        if max(softmax(row)) >= threshold:
+            expected += 0.7 * -math.log(max(softmax(row))) / 10
             kept += 1
     loss = method(batch, AT)
     assert loss.total.item() == pytest.approx(expected, rel=1e-5)
@@ -282,7 +278,7 @@ def test_pseudo_labels_are_constants():
     with torch.no_grad():
         method.net.head.bias.copy_(torch.tensor([0.0, 1.0, 2.0]))
     method(_batch(method), AT).terms["unlabeled"].backward()
-    expected = [p - (c == 2) for c, p in enumerate(_softmax([0.0, 1.0, 2.0]))]
+    expected = [p - (c == 2) for c, p in enumerate(softmax([0.0, 1.0, 2.0]))]
     assert method.net.head.bias.grad.tolist() == pytest.approx(expected)
 
 
@@ -394,7 +390,7 @@ def _visits(method, seed, indices, at):
     rows = Rows(rows.views, rows.targets, rows.truth, torch.tensor(indices))
     batch = Batch(_rows(method, "labeled", 6, 0), rows)
     logits = _logits(method.net, batch.labeled["weak"], rows["weak"])[6:]
-    return method(batch, at), [_softmax(row) for row in logits]
+    return method(batch, at), [softmax(row) for row in logits]
 
 
 @pytest.mark.parametrize("decay", [0.6, 0.0])

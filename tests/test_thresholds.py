@@ -7,6 +7,7 @@ from functools import partial
 import pytest
 import torch
 from forked import two_ranks
+from slow import entropy_of, softmax
 
 from ssl_lab import losses
 from ssl_lab.batch import At, Batch, Rows, Style
@@ -48,19 +49,6 @@ def _method(build, **arguments) -> Method:
     return build(net("tiny_4", classes=CLASSES, style=STYLE, seed=0), **arguments).double().train()
 
 
-def _softmax(row, temperature=1.0):
-    powers = [math.exp(z / temperature) for z in row]
-    return [power / sum(powers) for power in powers]
-
-
-def _entropy_of(target, logits):
-    """H(target, softmax(logits)), target a class or probabilities."""
-    p = _softmax(logits)
-    if isinstance(target, int):
-        return -math.log(p[target])
-    return -sum(t * math.log(value) for t, value in zip(target, p, strict=True))
-
-
 def _logits(method, batch=BATCH, labeled=("weak",)):
     """Lists of logits, of one pass over all: the labeled views, weak, strong."""
     views = [*(batch.labeled[view] for view in labeled), batch.unlabeled["weak"], batch.unlabeled["strong"]]
@@ -70,7 +58,7 @@ def _logits(method, batch=BATCH, labeled=("weak",)):
 
 
 def _labeled_loss(logits, targets=BATCH.labeled.targets):
-    return sum(_entropy_of(y, row) for row, y in zip(logits, targets.tolist(), strict=True)) / len(logits)
+    return sum(entropy_of(y, row) for row, y in zip(logits, targets.tolist(), strict=True)) / len(logits)
 
 
 def _terms(method, at=None, batch=BATCH):
@@ -180,10 +168,10 @@ def test_flexmatch_against_its_equations(selected):
     beta = [s / max(*sigma, selected.count(-1)) for s in sigma]
     expected, kept = 0.0, 0
     for w, s in zip(weak, strong, strict=True):
-        q = _softmax(w)
+        q = softmax(w)
         c = q.index(max(q))
         if max(q) >= 0.7 * beta[c] / (2 - beta[c]):
-            expected += _entropy_of(c, s)
+            expected += entropy_of(c, s)
             kept += 1
     loss = method(BATCH, At(0, 1))
     assert loss.terms["labeled"].item() == pytest.approx(_labeled_loss(labeled), rel=1e-9)
@@ -216,11 +204,11 @@ def test_flexmatch_counts_the_latest_confident_label_of_each_image():
     _run(method, 1)
     expected = [1] * 20
     for i, row in enumerate(weak):
-        q = _softmax(row)
+        q = softmax(row)
         if max(q) >= 0.5:
             expected[i] = q.index(max(q))
     assert method.selected.tolist() == expected
-    assert 0 < sum(max(_softmax(row)) >= 0.5 for row in weak) < 10  # else this would not see the threshold at work
+    assert 0 < sum(max(softmax(row)) >= 0.5 for row in weak) < 10  # else this would not see the threshold at work
 
 
 def test_flexmatch_takes_the_later_confident_row_of_an_image_that_is_there_twice():
@@ -249,7 +237,7 @@ def _sum_norm(values):
 
 
 def _fairness(strong, kept, p, h):
-    rows = [_softmax(row) for row, keep in zip(strong, kept, strict=True) if keep]
+    rows = [softmax(row) for row, keep in zip(strong, kept, strict=True) if keep]
     mean = [sum(row[c] for row in rows) / len(rows) for c in range(CLASSES)]
     share = [sum(row.index(max(row)) == c for row in rows) / len(rows) for c in range(CLASSES)]
     target = _sum_norm([a / b for a, b in zip(p, h, strict=True)])
@@ -265,10 +253,10 @@ def test_freematch_against_its_equations():
     labeled, weak, strong = _logits(method)
     expected, kept = 0.0, []
     for w, s in zip(weak, strong, strict=True):
-        q = _softmax(w)
+        q = softmax(w)
         c = q.index(max(q))
         kept.append(max(q) >= tau * p[c] / max(p))
-        expected += _entropy_of(c, s) * kept[-1]
+        expected += entropy_of(c, s) * kept[-1]
     assert 0 < sum(kept) < 10
     terms = _terms(method)
     assert terms["labeled"] == pytest.approx(_labeled_loss(labeled), rel=1e-9)
@@ -283,7 +271,7 @@ def test_freematch_keeps_the_thresholds_of_classes_within_limits():
     method.prediction.copy_(torch.tensor([0.1, 0.37 / 0.7 * 0.5, 0.5]))
     _, weak, _ = _logits(method)
     limits = [0.36, 0.37, 0.38]
-    kept = [max(q) >= limits[q.index(max(q))] for q in map(_softmax, weak)]
+    kept = [max(q) >= limits[q.index(max(q))] for q in map(softmax, weak)]
     assert method(BATCH, At(0, 10)).logs["mask_rate"].item() == pytest.approx(sum(kept) / len(kept))
     assert method(BATCH, At(0, 10)).logs["threshold"].item() == pytest.approx(0.37)
 
@@ -292,7 +280,7 @@ def test_freematch_moves_its_averages():
     method = _method(FreeMatch, momentum=0.9)
     _, weak, _ = _logits(method)
     _run(method, 1)
-    q = [_softmax(row) for row in weak]
+    q = [softmax(row) for row in weak]
     top = [row.index(max(row)) for row in q]
     assert method.threshold.item() == pytest.approx(0.9 / 3 + 0.1 * sum(map(max, q)) / 10, rel=1e-6)
     for c in range(CLASSES):
@@ -338,11 +326,11 @@ def test_softmatch_against_its_equations():
     labeled, weak, strong = _logits(method)
     expected, weights = 0.0, []
     for w, s in zip(weak, strong, strict=True):
-        q = _softmax(w)
+        q = softmax(w)
         aligned = _sum_norm([v * (1 / 3 + 1e-6) / (m + 1e-6) for v, m in zip(q, model, strict=True)])
         d = min(max(aligned) - mean, 0.0)
         weights.append(math.exp(-(d**2) * 1.5**2 / (2 * variance)))
-        expected += weights[-1] * _entropy_of(q.index(max(q)), s)  # the label is that of q, not the aligned one
+        expected += weights[-1] * entropy_of(q.index(max(q)), s)  # the label is that of q, not the aligned one
     assert min(weights) < 0.9
     assert max(weights) == 1
     loss = method(BATCH, At(0, 1))
@@ -372,7 +360,7 @@ def test_softmatch_moves_the_moments_of_the_confidence_before_alignment():
     method = _method(SoftMatch, momentum=0.9)
     method.prediction.copy_(torch.tensor([0.8, 0.1, 0.1]))
     _, weak, _ = _logits(method)
-    q = [_softmax(row) for row in weak]
+    q = [softmax(row) for row in weak]
     top = [max(row) for row in q]
     mean = sum(top) / 10
     _run(method, 1, start=1)
@@ -385,7 +373,7 @@ def test_softmatch_takes_its_first_mean_prediction_from_the_first_step():
     method = _method(SoftMatch)
     _, weak, _ = _logits(method)
     _run(method, 1)
-    expected = [sum(_softmax(row)[c] for row in weak) / 10 for c in range(CLASSES)]
+    expected = [sum(softmax(row)[c] for row in weak) / 10 for c in range(CLASSES)]
     assert method.prediction.tolist() == pytest.approx(expected)
 
 
@@ -424,14 +412,14 @@ def test_uda_against_its_equations(step):
     method = _method(UDA, threshold=0.5, temperature=0.4, tsa="linear", weight=0.7)
     labeled, weak, strong = _logits(method)
     eta = step / 10 * (2 / 3) + 1 / 3
-    kept = [(_entropy_of(y, row), _softmax(row)[y]) for row, y in
+    kept = [(entropy_of(y, row), softmax(row)[y]) for row, y in
             zip(labeled, BATCH.labeled.targets.tolist(), strict=True)]
     kept = [loss for loss, p in kept if p <= eta]
     unlabeled = 0.0
     for w, s in zip(weak, strong, strict=True):
-        if max(_softmax(w)) > 0.5:  # of the prediction that is not sharpened
-            target = _softmax(w, 0.4)
-            unlabeled += _entropy_of(target, s) + sum(t * math.log(t) for t in target)
+        if max(softmax(w)) > 0.5:  # of the prediction that is not sharpened
+            target = softmax(w, 0.4)
+            unlabeled += entropy_of(target, s) + sum(t * math.log(t) for t in target)
     terms = _terms(method, At(step, 10))
     assert terms["labeled"] == pytest.approx(sum(kept) / len(kept), rel=1e-9)
     assert terms["unlabeled"] == pytest.approx(0.7 * unlabeled / 10, rel=1e-9)
@@ -440,7 +428,7 @@ def test_uda_against_its_equations(step):
 def test_uda_without_sharpening_and_annealing_is_kl_and_cross_entropy():
     method = _method(UDA, threshold=0.0, temperature=1.0, tsa="none")
     labeled, weak, strong = _logits(method)
-    kl = sum(_entropy_of(_softmax(w), s) - _entropy_of(_softmax(w), w) for w, s in zip(weak, strong, strict=True)) / 10
+    kl = sum(entropy_of(softmax(w), s) - entropy_of(softmax(w), w) for w, s in zip(weak, strong, strict=True)) / 10
     assert _terms(method) == pytest.approx({"labeled": _labeled_loss(labeled), "unlabeled": kl})
     x, u = BATCH.labeled, BATCH.unlabeled
     same = Batch(x, Rows({"weak": u["weak"], "strong": u["weak"]}, u.targets, u.truth, u.indices))
@@ -481,13 +469,13 @@ def test_adamatch_against_its_equations():
     r = [*draw.uniform(CLASSES).tolist(), *draw.uniform(CLASSES).tolist()]
     mixed = [[z + (other - z) * share for z, other, share in zip(*rows, strict=True)]
              for rows in zip(x_weak + x_strong, alone, r, strict=True)]
-    threshold = 0.9 * sum(max(_softmax(row)) for row in mixed[:6]) / 6
+    threshold = 0.9 * sum(max(softmax(row)) for row in mixed[:6]) / 6
     unlabeled, kept = 0.0, 0
     for w, s in zip(weak, strong, strict=True):
         q = _sum_norm([v * (a + 1e-6) / (b + 1e-6) for v, a, b in
-                       zip(_softmax(w), p_labeled, p_unlabeled, strict=True)])
+                       zip(softmax(w), p_labeled, p_unlabeled, strict=True)])
         if max(q) >= threshold:
-            unlabeled += _entropy_of(q.index(max(q)), s)
+            unlabeled += entropy_of(q.index(max(q)), s)
             kept += 1
     assert 0 < kept < 10
     terms = _terms(method, at)
@@ -509,9 +497,9 @@ def test_adamatch_moves_its_mean_predictions():
     x_weak, _, weak, _ = _logits(method, labeled=("weak", "strong"))
     _run(method, 1, start=3)
     for c in range(CLASSES):
-        labeled = sum(_softmax(row)[c] for row in x_weak) / 6
+        labeled = sum(softmax(row)[c] for row in x_weak) / 6
         assert method.labeled_prediction[c].item() == pytest.approx(0.9 / 3 + 0.1 * labeled, rel=1e-6)
-        assert method.unlabeled_predictions[3, c].item() == pytest.approx(sum(_softmax(row)[c] for row in weak) / 10)
+        assert method.unlabeled_predictions[3, c].item() == pytest.approx(sum(softmax(row)[c] for row in weak) / 10)
     assert torch.allclose(method.unlabeled_predictions[4:], torch.tensor(1 / 3, dtype=torch.float64))
 
 
@@ -538,8 +526,8 @@ def test_defixmatch_against_its_equations(threshold):
     def fixmatch(weak, strong):
         total = 0.0
         for w, s in zip(weak, strong, strict=True):
-            q = _softmax(w)
-            total += _entropy_of(q.index(max(q)), s) * (max(q) >= threshold)
+            q = softmax(w)
+            total += entropy_of(q.index(max(q)), s) * (max(q) >= threshold)
         return total / len(weak)
 
     expected = {"labeled": (_labeled_loss(x_weak) + _labeled_loss(x_strong)) / 2,
@@ -582,9 +570,9 @@ def test_dash_against_its_equations(step, first_loss, rho, soft, temperature):
     labeled, weak, strong = _logits(method)
     kept = []
     for w, s in zip(weak, strong, strict=True):
-        q = _softmax(w)
+        q = softmax(w)
         if -math.log(max(q)) < rho:
-            kept.append(_entropy_of(_softmax([z / temperature for z in w]) if soft else q.index(max(q)), s))
+            kept.append(entropy_of(softmax([z / temperature for z in w]) if soft else q.index(max(q)), s))
     assert kept
     terms = _terms(method, At(step, 10))
     assert terms["labeled"] == pytest.approx(_labeled_loss(labeled), rel=1e-9)
@@ -598,8 +586,8 @@ def test_dash_takes_its_first_threshold_from_the_last_images_of_the_warm_up(unla
     seen = []
     for step in range(6):
         _, weak, strong = _logits(method)
-        sharp = [_softmax([z / 0.5 for z in w]) for w in weak]
-        seen.append(sum(map(_entropy_of, sharp, strong)) / 10)
+        sharp = [softmax([z / 0.5 for z in w]) for w in weak]
+        seen.append(sum(map(entropy_of, sharp, strong)) / 10)
         with torch.no_grad():
             _run(method, 1, start=step)
             for parameter in method.net.parameters():
