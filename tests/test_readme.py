@@ -131,6 +131,25 @@ def test_each_recipe_is_in_the_gallery_with_a_command(name):
     assert any(line.startswith(f"python recipes/{name}.py") for line in lines(DOCSTRINGS[name]))
 
 
+def measured() -> list[tuple[str, str]]:
+    """The rows of tables of results, and the entries of the gallery: the page, and the text with its links."""
+    rows = [(page, line) for page in ("README.md", "recipes/README.md") for line in PAGES[page].splitlines()
+            if line.startswith("| ") and re.search(r"\d\.\d", line)]
+    entries = re.findall(r"^\[\w+\.py\].*?(?=\n\n)", PAGES["recipes/README.md"], re.M | re.S)
+    return rows + [("recipes/README.md", entry) for entry in entries]
+
+
+@pytest.mark.parametrize(("page", "text"), measured())
+def test_a_result_is_written_where_its_link_leads(page, text):
+    """Whoever measures anew changes both."""
+    links = re.findall(r"\]\(([^)\s#]+)[^)]*\)", text)
+    assert links
+    sources = " ".join(((ROOT / page).parent / link).read_text() for link in links)
+    said = re.sub(r"`[^`]*`", "", text)  # but for flags
+    numbers = re.findall(r"(?<![\w.])\d+\.\d+(?: ± \d+\.\d+)?", said)
+    assert [number for number in numbers if number not in " ".join(sources.split())] == []
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_what_is_linked_and_named_exists(page):
     text, folder = PAGES[page], (ROOT / page).parent
