@@ -132,7 +132,10 @@ sys.modules[__name__].__class__ = _Package
 def write_report(run: str | Path, pool: Any = None) -> Path:
     """Writes report.html into the folder of a finished run, and returns its path; see `ssl_lab.report.run`.
 
-    pool: the run's, for thumbnails. Every run of a `Trainer` that was given no callbacks ends with it.
+    Every run of a `Trainer` that was given no callbacks ends with it.
+
+    Args:
+        pool: the run's, for thumbnails.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

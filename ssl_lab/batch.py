@@ -25,9 +25,12 @@ T = TypeVar("T")
 class Style:
     """What the images of a data set are like; views and nets are built from it.
 
-    mean, std: per channel, of pixels scaled to [0, 1]. flip: whether a mirrored image keeps its class
-    (not so for digits). shift: largest translation of the weak view, in pixels. The default is that of
-    CIFAR-sized RGB photographs.
+    The default is that of CIFAR-sized RGB photographs.
+
+    Attributes:
+        mean, std: per channel, of pixels scaled to [0, 1].
+        flip: whether a mirrored image keeps its class (not so for digits).
+        shift: largest translation of the weak view, in pixels.
 
     >>> digits = sl.load("digits").style
     >>> digits.channels, digits.height, digits.flip  # a mirrored digit is another one, or none
@@ -61,7 +64,10 @@ def generator(*key: Key) -> torch.Generator:
 
 @dataclass(frozen=True)
 class At:
-    """Where training is. step: 0-based optimizer step; total: steps of the whole run.
+    """Where training is.
+
+    Attributes:
+        step: 0-based optimizer step; total: steps of the whole run.
 
     >>> at = sl.At(step=250, total=1000, seed=0)
     >>> at.frac, at.value(sl.schedule.linear(0.0, 1.0)), at.value(0.95)
@@ -151,11 +157,13 @@ class Draw:
 class Rows:
     """Some images of a batch under their named views.
 
-    views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input). targets: int64 [B], the
-    labels that the method may use (-1 = unlabeled). truth: int64 [B], what is known about them, for
-    diagnostics *only*: -1 where nothing is, and of unlabeled rows where the method has the label anyway.
-    indices: int64 [B], global indices into the pool. expected: the mean of B over steps, where it varies by chance
-    (Poisson sampling), else 0.
+    Attributes:
+        views: name -> float32 [B, C, H, W] in [0, 1] (nets normalize their own input).
+        targets: int64 [B], the labels that the method may use (-1 = unlabeled).
+        truth: int64 [B], what is known about them, for diagnostics *only*: -1 where nothing is, and of unlabeled
+            rows where the method has the label anyway.
+        indices: int64 [B], global indices into the pool.
+        expected: the mean of B over steps, where it varies by chance (Poisson sampling), else 0.
 
     >>> targets, truth = torch.tensor([3, 5, -1, -1]), torch.tensor([3, 5, 1, 1])
     >>> rows = sl.Rows({"weak": torch.zeros(4, 1, 8, 8)}, targets, truth, torch.arange(4))
@@ -226,8 +234,10 @@ class Share(NamedTuple):
 class Loss:
     """What a method returns. `total`, the sum of the named terms, is differentiated.
 
-    terms: name -> scalar tensor with gradient. logs: name -> scalar tensor, or a share of rows, for the metrics, no
-    gradient; NaN means "nothing to report in this step" and is left out of averages.
+    Attributes:
+        terms: name -> scalar tensor with gradient.
+        logs: name -> scalar tensor, or a share of rows, for the metrics, no gradient; NaN means "nothing to report
+            in this step" and is left out of averages.
 
     >>> loss = sl.Loss({"labeled": torch.tensor(2.0), "unlabeled": torch.tensor(0.5)})
     >>> loss.total, list(loss.detached())

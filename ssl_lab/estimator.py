@@ -56,22 +56,30 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 
     Settings are those of `presets` for this method and length; each that is None here is taken from there.
 
-    method: its name, see `ssl-lab list methods`, or "mypackage.mymodule:MyMethod", with arguments if wanted,
-    "fixmatch(threshold=0.9)"; "supervised" learns from the labeled images alone. net: its name, see `ssl-lab list
-    nets`. arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
-    view: other views in place of the method's, as in ("strong=simclr", "weak=mypackage.views:Mine").
-    steps, minutes: how long it trains; minutes, if given, in place of steps. labeled, unlabeled: images of each step.
-    lr: peak learning rate. seed: of everything drawn. flip: whether views may mirror images; False where a mirrored
-    image is of another class. image_shape: of images that are rows of a table, (height, width), or with 1 or 3 channels
-    first or last; one number may be -1. image_size, value_range: see `Pool.from_arrays`; files take their median size.
-    weights: a file, see `sl.net`. device: "auto", "cpu", "cuda". out: folder to keep the run in, as recipes leave it;
-    by default nothing is kept. verbose: whether to show progress; what was decided of the data is always said.
-
     X, of `fit` and of all else: arrays [N, H, W], [N, C, H, W] or [N, H, W, C]; rows [N, D] of such, with image_shape;
     a list of paths; of PIL images or arrays of different sizes; or a data set of PyTorch or Hugging Face.
 
     After `fit`: classes_: [K], the labels that occur, sorted, in the type that they have in y. model_: the `Model`, for
     features and prediction sets. card_: what is known of it. The estimator holds all that it takes; it can be pickled.
+
+    Args:
+        method: its name, see `ssl-lab list methods`, or "mypackage.mymodule:MyMethod", with arguments if wanted,
+            "fixmatch(threshold=0.9)"; "supervised" learns from the labeled images alone.
+        net: its name, see `ssl-lab list nets`.
+        arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
+        view: other views in place of the method's, as in ("strong=simclr", "weak=mypackage.views:Mine").
+        steps, minutes: how long it trains; minutes, if given, in place of steps.
+        labeled, unlabeled: images of each step.
+        lr: peak learning rate.
+        seed: of everything drawn.
+        flip: whether views may mirror images; False where a mirrored image is of another class.
+        image_shape: of images that are rows of a table, (height, width), or with 1 or 3 channels first or last; one
+            number may be -1.
+        image_size, value_range: see `Pool.from_arrays`; files take their median size.
+        weights: a file, see `sl.net`.
+        device: "auto", "cpu", "cuda".
+        out: folder to keep the run in, as recipes leave it; by default nothing is kept.
+        verbose: whether to show progress; what was decided of the data is always said.
 
     >>> from sklearn.datasets import load_digits
     >>> images, classes = load_digits(return_X_y=True)
@@ -110,8 +118,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Train on images, of which those without a label have -1 or NaN in y (among numbers), or None, "" or another
         word that says so in a CSV file, such as "unlabeled" (among texts).
 
-        X: see the class. y: [N] labels; None takes those of a data set. ValueError for what cannot be read, or no
-        label.
+        Args:
+            X: see the class.
+            y: [N] labels; None takes those of a data set.
+
+        Raises:
+            ValueError: for what cannot be read, or no label.
         """
         if not methods.get(self.method).classifies:
             raise UsageError(f"{self.method} learns no classes; see `ssl-lab list methods` for those that do")

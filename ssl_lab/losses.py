@@ -18,7 +18,10 @@ __all__ = ["accuracy", "align", "cross_entropies", "cross_entropy", "masked_cros
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] over the rows. targets: int64 [B], or probabilities [B, C].
+    """Mean of -log softmax(logits)[target] over the rows.
+
+    Args:
+        targets: int64 [B], or probabilities [B, C].
 
     >>> guess = torch.zeros(4, 10)  # that all of ten classes are as likely
     >>> sl.losses.cross_entropy(guess, torch.tensor([3, 1, 4, 1])).exp().item()
@@ -28,7 +31,10 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax(logits)[target] of each row, float [B]. targets: int64 [B], or probabilities [B, C].
+    """-log softmax(logits)[target] of each row, float [B].
+
+    Args:
+        targets: int64 [B], or probabilities [B, C].
 
     >>> p = torch.tensor([[0.5, 0.25, 0.25]])
     >>> bits = sl.losses.cross_entropies(p.log(), p) / np.log(2)  # of a distribution and itself: its entropy
@@ -61,8 +67,12 @@ def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
 def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """(1/B) sum_b mask_b * H(target_b, softmax(logits_b)): divided by all B rows, not by those kept.
 
-    With targets = pseudo-labels and mask = confidence >= threshold, this is the unlabeled loss of FixMatch
-    (Sohn et al. 2020, equation 4). targets: int64 [B], or probabilities [B, C]. mask: bool or float [B].
+    With targets = pseudo-labels and mask = confidence >= threshold, this is the unlabeled loss of FixMatch (Sohn et al.
+    2020, equation 4).
+
+    Args:
+        targets: int64 [B], or probabilities [B, C].
+        mask: bool or float [B].
 
     >>> logits, targets = torch.zeros(4, 2), torch.tensor([0, 1, 1, 0])
     >>> keep = torch.tensor([True, False, False, False])
@@ -73,7 +83,10 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
 
 
 def squared_error(p: Tensor, q: Tensor) -> Tensor:
-    """(1 / BC) sum_bc (p_bc - q_bc)^2: the mean is over rows *and* classes. p, q: float [B, C].
+    """(1 / BC) sum_bc (p_bc - q_bc)^2: the mean is over rows *and* classes.
+
+    Args:
+        p, q: float [B, C].
 
     >>> sl.losses.squared_error(torch.eye(2), torch.zeros(2, 2)).item()
     0.5
@@ -84,8 +97,10 @@ def squared_error(p: Tensor, q: Tensor) -> Tensor:
 def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
     """Distribution alignment: rows proportional to p_c (target_c + 1e-6) / (current_c + 1e-6) that sum to 1.
 
-    p: probabilities [B, C]. target: float [C], what their mean should be; current: what it is (ReMixMatch,
-    Berthelot et al. 2020, section 3.1, with the constants of AdaMatch's code).
+    Args:
+        p: probabilities [B, C].
+        target: float [C], what their mean should be; current: what it is (ReMixMatch, Berthelot et al. 2020,
+            section 3.1, with the constants of AdaMatch's code).
 
     >>> p = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
     >>> sl.losses.align(p, target=torch.tensor([0.5, 0.5]), current=p.mean(dim=0))
@@ -99,7 +114,10 @@ def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
 def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Share:
     """Share of rows with predicted == truth, among those with a known truth (>= 0) and, if given, mask.
 
-    predicted, truth: int64 [B]; mask: bool [B]. On their device.
+    On their device.
+
+    Args:
+        predicted, truth: int64 [B]; mask: bool [B].
 
     >>> truth = torch.tensor([3, 5, -1])  # -1: unknown, which does not count
     >>> sl.losses.accuracy(torch.tensor([3, 6, 6]), truth).item()

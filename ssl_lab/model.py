@@ -53,9 +53,13 @@ See = Callable[[Tensor], tuple[FloatArray, FloatArray]]
 class Predictions:
     """What a model says of n images.
 
-    names: of the images, e.g. paths. classes: names, in the order of the columns. probabilities: float64 [n, C],
-    calibrated; NaN for images that cannot be read. reasons: why not; None where they can. threshold: a class is given
-    only at so high a probability. sets: bool [n, C], which classes may be the right one, if a coverage was asked for.
+    Attributes:
+        names: of the images, e.g. paths.
+        classes: names, in the order of the columns.
+        probabilities: float64 [n, C], calibrated; NaN for images that cannot be read.
+        reasons: why not; None where they can.
+        threshold: a class is given only at so high a probability.
+        sets: bool [n, C], which classes may be the right one, if a coverage was asked for.
 
     >>> probs = np.array([[0.9, 0.1], [0.4, 0.6]])
     >>> found = sl.Predictions(["a.png", "b.png"], ("cat", "dog"), probs, reasons=[None, None], threshold=0.7)
@@ -115,17 +119,12 @@ class Predictions:
 class Model:
     """A finished run, ready for new images; made by `open`.
 
-    card: what is known of it. classes: the names of its classes, () if it learned none. net: for those who want to go
-    on in PyTorch; None of an ensemble. reading: how new images are read. see: from their pixels to logits and features.
-    batch: images that pass at a time. lanes: batches that pass side by side.
-
-    >>> pool = sl.load("digits").split(labels=10)
-    >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
-    >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
-    >>> model = sl.open(run.out, device="cpu")
-    >>> images = pool.images.take(pool.test[:3]).numpy()
-    >>> model.predict(images).probabilities.shape, model.embed(images).shape
-    ((3, 10), (3, 16))
+    Args:
+        card: what is known of it. classes: the names of its classes, () if it learned none.
+        net: for those who want to go on in PyTorch; None of an ensemble. reading: how new images are read.
+        see: from their pixels to logits and features.
+        batch: images that pass at a time.
+        lanes: batches that pass side by side.
     """
 
     def __init__(self, card: Card, see: See, batch: int, net: Net | None = None, lanes: int = 1) -> None:
@@ -150,10 +149,14 @@ class Model:
     def stream(self, images: Any, threshold: float = 0.0, coverage: float | None = None) -> Iterator[Predictions]:
         """The classes of images, batch by batch, for any number of them.
 
-        images: see `find_pictures`. threshold: a class that is less likely is not given. coverage: in (0, 1), the
-        promised share of prediction sets that hold the right class (by split conformal prediction: on average, over
-        images like those that the run was calibrated on). UsageError where the run learned no classes, or was
-        calibrated on too few images for this coverage.
+        Args:
+            images: see `find_pictures`.
+            threshold: a class that is less likely is not given.
+            coverage: in (0, 1), the promised share of prediction sets that hold the right class (by split conformal
+                prediction: on average, over images like those that the run was calibrated on).
+
+        Raises:
+            UsageError: where the run learned no classes, or was calibrated on too few images for this coverage.
         """
         if not self.classes:
             raise UsageError(f"{self.card.data}: this run learned no classes (it is for `embed`); fine-tune it first")
@@ -220,8 +223,9 @@ def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
     >>> run = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[]).fit(method, pool, labeled=4, unlabeled=0)
-    >>> sl.open("run", device="cpu").classes
-    ('0', '1', '2', '3', '4', '5', '6', '7', '8', '9')
+    >>> model, images = sl.open("run", device="cpu"), pool.images.take(pool.test[:3]).numpy()
+    >>> model.predict(images).probabilities.shape, model.embed(images).shape
+    ((3, 10), (3, 16))
     """
     folder = Path(run)
     if folder.suffix == ".onnx" and not folder.is_dir():

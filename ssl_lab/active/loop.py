@@ -55,21 +55,24 @@ Fit = Callable[[Pool, int], Net | Result]
 class ActiveLoop:
     """`run()` goes through all rounds with an oracle; `ask` and `tell` are its parts, for people and programs.
 
-    fit: see `Fit`. query: chooses `budget` images in each of `rounds` rounds. oracle: see `people.oracle`; None if
-    you tell the answers yourself. out: the loop's folder. first: the query while there is no label (default: query),
-    of which it chooses `initial` (default: budget); it can need no more than embeddings, which `backbone` gives, any
-    `Net`. embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
-    new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a typo.
-    config: of `fit`, by name, which must be the same when the loop goes on.
-
     `pool` is replaced by one with the durable ledger, and by one with more classes where `tell` founds any.
 
+    Attributes:
+        fit: see `Fit`.
+        query: chooses `budget` images in each of `rounds` rounds.
+        oracle: see `people.oracle`; None if you tell the answers yourself.
+        out: the loop's folder.
+        first: the query while there is no label (default: query), of which it chooses `initial` (default: budget);
+            it can need no more than embeddings, which `backbone` gives, any `Net`.
+        embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
+        new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a
+            typo.
+        config: of `fit`, by name, which must be the same when the loop goes on.
+
     >>> pool = sl.load("digits").split(labels=20)
-    >>> def fit(pool, number):
-    ...     net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
-    ...     sl.features.probe_head(net, pool, sl.Runtime.start("cpu"))
-    ...     return net
+    >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
     >>> query, oracle = sl.active.Margin(), sl.active.Truth(pool)
+    >>> fit = lambda pool, number: net
     >>> loop = sl.ActiveLoop(pool, fit, query, oracle, budget=5, rounds=1, out="loop", device="cpu")
     >>> [(record.labels, len(record.ids)) for record in loop.run()]
     [(20, 5), (25, 0)]
@@ -205,8 +208,10 @@ class ActiveLoop:
     def tell(self, ids: ArrayLike, labels: Sequence[Answer] | IntArray) -> None:
         """Record answers, all of which are durable when this returns. If it raises, no label was recorded.
 
-        ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer replaces an
-        earlier one. labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
+        Args:
+            ids: int [n], train rows, in any order, some or all of those asked for, or others; a later answer
+                replaces an earlier one.
+            labels: [n], see `Answer`: a class number or name, -2 (ignore), None (abstain), -1 (take back).
         """
         how, self._how = self._how, "told"
         self._answers.record(ids, labels, f"{how} in round {self.records[-1].round if self.records else 0}")

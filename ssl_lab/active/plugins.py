@@ -48,9 +48,15 @@ def _class_of(name: str) -> type[Query]:
 
 def make_oracle(name: str, pool: Pool, folder: Path, noise: float = 0.0, abstain: float = 0.0, seed: int = 0, *,
                 agreement: Agreement = "majority", data: str | Path | None = None) -> Oracle:
-    """ "truth", with noise and abstention; "label_studio", by files in `folder`; "command: PROGRAM ARGUMENTS"; or the
-    path of a file of answers. agreement: see `agree`. data: the folder or CSV file that the pool was loaded from, if it
-    was. UsageError for noise or abstention of anything but truth, and for another name.
+    """"truth", with noise and abstention; "label_studio", by files in `folder`; "command: PROGRAM ARGUMENTS"; or the
+    path of a file of answers.
+
+    Args:
+        agreement: see `agree`.
+        data: the folder or CSV file that the pool was loaded from, if it was.
+
+    Raises:
+        UsageError: for noise or abstention of anything but truth, and for another name.
 
     >>> from pathlib import Path
     >>> pool = sl.load("digits").split(labels=10)

@@ -27,7 +27,11 @@ class Stands(NamedTuple):
 def stands_for(embeddings: FloatArray, picks: IntArray, others: IntArray, examples: int = EXAMPLES) -> Stands:
     """Each of `others` belongs to the pick that it is most like by the cosine; of equal picks to the first.
 
-    embeddings: [N, D]. picks, others: int64 row numbers, none in both. Exact, O(others * picks * D) in matrix products.
+    Exact, O(others * picks * D) in matrix products.
+
+    Args:
+        embeddings: [N, D].
+        picks, others: int64 row numbers, none in both.
 
     >>> points = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [1.0, 0.2], [0.1, 1.0]])
     >>> sl.active.stands_for(points, picks=np.array([0, 1]), others=np.array([2, 3, 4]))

@@ -52,16 +52,20 @@ class Estimate(NamedTuple):
 def estimate_accuracy(right: ArrayLike, confidence: ArrayLike, unlabeled: ArrayLike) -> Estimate | None:
     """The accuracy on the unlabeled images.
 
-    right: bool [n], whether the model's prediction of an answered image, made before it knew the answer, was right.
-    confidence: [n], its highest probability there. unlabeled: [M], the same of unlabeled images, all or a fair sample.
-    None with fewer than 20 answers or nothing unlabeled.
-
     P(right) = sigmoid(a + b logit(confidence)), as Platt (1999) calibrates, with priors of standard deviation 2 and 1
     around a = 0, b = 1: with few answers, confidence is taken at its word, and the interval is wide. It is of 2,000
     draws of (a, b) from the normal approximation of their posterior, each moved by an offset of standard deviation 0.4:
     answered images are seldom just as hard as unlabeled ones of the same confidence. That 0.4 is from digits, where the
     interval then holds the test accuracy in 93 to 100% of rounds; on MNIST, which had no part in it, in 95 to 100%.
     Out of fold under margin it is 76 and 67%: its picks are harder than that (see tests/benchmarks/README.md).
+
+    None with fewer than 20 answers or nothing unlabeled.
+
+    Args:
+        right: bool [n], whether the model's prediction of an answered image, made before it knew the answer, was
+            right.
+        confidence: [n], its highest probability there.
+        unlabeled: [M], the same of unlabeled images, all or a fair sample.
 
     >>> rng = np.random.default_rng(0)
     >>> confidence = rng.uniform(0.5, 1.0, 1000)
@@ -101,11 +105,15 @@ def _logits(confidence: ArrayLike) -> FloatArray:
 def expected_gain(labels: ArrayLike, accuracy: Sequence[Estimate], more: int = MORE) -> Estimate | None:
     """What `more` labels beyond the last would add to the accuracy; at least 0.
 
-    labels: [P] above 0, ascending. accuracy: [P], estimates with so many labels. None with fewer than 3 of them.
-
     The error is taken for a power law e(n) = e_now (n / n_now)^-b, b even in [0, 1.5] and e_now even in (0, 1); the
     estimates are normal around it, with their own standard errors. Mean and interval are of the posterior of
     e_now - e(n_now + more), on a grid. Measured, the interval holds the true gain in about 2 of 3 cases.
+
+    None with fewer than 3 of them.
+
+    Args:
+        labels: [P] above 0, ascending.
+        accuracy: [P], estimates with so many labels.
 
     >>> curve = [sl.active.Estimate(value, value - 0.03, value + 0.03) for value in (0.6, 0.72, 0.8)]
     >>> gain = sl.active.expected_gain([20, 40, 80], curve, more=50)

@@ -14,9 +14,14 @@ def sharpness(land: Landscape, radius: float, m: int | None = None, steps: int =
     """max over |e|_2 <= radius of L(w + e) - L(w), from below
 
     by so many steps of ascent, each of radius / steps along the gradient: one is what SAM looks at (Foret et al. 2021,
-    arXiv 2010.01412). m: the mean over groups of m images, each with an e of its own (m-sharpness, Andriushchenko and
-    Flammarion 2022, arXiv 2206.06232, who find small m to tell generalization apart); the last group may be smaller.
-    None: all together. Radius 0 gives 0. By the papers' definitions; no code was read.
+    arXiv 2010.01412).
+
+    Radius 0 gives 0. By the papers' definitions; no code was read.
+
+    Args:
+        m: the mean over groups of m images, each with an e of its own (m-sharpness, Andriushchenko and Flammarion
+            2022, arXiv 2206.06232, who find small m to tell generalization apart); the last group may be smaller.
+            None: all together.
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(8, 1, 2, 2), torch.arange(8) % 2)

@@ -38,7 +38,11 @@ class Landscape:
 
     @classmethod
     def of(cls, net: Net, pool: Pool, rows: IntArray, classes: IntArray) -> Landscape:
-        """Of these rows of a pool, as they are. classes: int64, of each row."""
+        """Of these rows of a pool, as they are.
+
+        Args:
+            classes: int64, of each row.
+        """
         device = next(net.parameters()).device
         draw = At(0, 1).draw("landscape", len(rows), device)
         x = Eval(pool.style)(pool.images.take(rows).to(device), draw)
@@ -49,7 +53,11 @@ class Landscape:
         return [p for p in self.net.parameters() if p.requires_grad]
 
     def part(self, rows: Tensor) -> Landscape:
-        """Of some of the images alone. rows: int64, or bool [n]."""
+        """Of some of the images alone.
+
+        Args:
+            rows: int64, or bool [n].
+        """
         return replace(self, x=self.x[rows], y=self.y[rows])
 
     def logits(self) -> Tensor:
@@ -69,7 +77,11 @@ class Landscape:
         return self._summed(lambda loss: torch.autograd.grad(loss, self.weights, materialize_grads=True))
 
     def product(self, direction: Sequence[Tensor]) -> list[Tensor]:
-        """H d, H the Hessian of L. direction: tensors like the weights."""
+        """H d, H the Hessian of L.
+
+        Args:
+            direction: tensors like the weights.
+        """
         def bent(loss: Tensor) -> Sequence[Tensor]:
             slopes = torch.autograd.grad(loss, self.weights, create_graph=True, materialize_grads=True)
             return torch.autograd.grad(slopes, self.weights, list(direction), materialize_grads=True)

@@ -16,8 +16,11 @@ def safe_radius(net: Net, x: Tensor, targets: Tensor) -> Tensor:
     """float [B]: the largest radius at which the bound `worst_change` stays below the margin of the right class, so
     that no change of each layer's weights by that share of their norm makes the answer wrong; 0 where it is wrong now.
 
-    x: float [B, C, H, W] in [0, 1]. targets: int64 [B]. By halving an interval, to 1e-12. The bound is safe and loose:
-    larger changes may be harmless, too.
+    By halving an interval, to 1e-12. The bound is safe and loose: larger changes may be harmless, too.
+
+    Args:
+        x: float [B, C, H, W] in [0, 1].
+        targets: int64 [B].
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> x = torch.rand(8, 1, 2, 2)

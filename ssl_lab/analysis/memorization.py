@@ -13,8 +13,12 @@ IntArray = NDArray[np.int64]
 
 
 class Memorized(NamedTuple):
-    """Shares of training images, NaN of none. wrong: of those whose given label is wrong, so many are told as that
-    label (by heart). righted: as their true class in spite of it. right: of those whose label is right, told so.
+    """Shares of training images, NaN of none.
+
+    Attributes:
+        wrong: of those whose given label is wrong, so many are told as that label (by heart).
+        righted: as their true class in spite of it.
+        right: of those whose label is right, told so.
 
     >>> given, truth = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0])
     >>> sl.analysis.memorization(said=np.array([1, 0, 0, 0]), given=given, truth=truth)

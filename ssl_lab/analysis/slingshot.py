@@ -11,8 +11,11 @@ from ssl_lab.errors import UsageError
 
 
 class Slingshot(NamedTuple):
-    """Rows start to stop of a course. growth: the norm's, as a factor. spike: the largest loss there over the median
-    before.
+    """Rows start to stop of a course.
+
+    Attributes:
+        growth: the norm's, as a factor.
+        spike: the largest loss there over the median before.
 
     >>> sl.analysis.Slingshot(start=30, stop=32, growth=1.4, spike=5.0).growth
     1.4
@@ -29,9 +32,12 @@ def slingshots(norms: Sequence[float], losses: Sequence[float], jump: float = 4.
     """Where |W| of the last layer grows `jump` times as fast (in its logarithm) as in the median row, by a factor of
     `least` or more in all, and the loss comes to `spike` times its median of the rows before it; then it is flat again.
 
-    norms, losses: [n], in the order of training; `--with head_norm` writes the norms. The first tenth of the course,
-    where every norm grows, does not count. Several of them are the paper's cycle, which it sees under Adam, late and
-    without weight decay; a later paper (arXiv 2605.06152) lays it to rounding. The thresholds are ours.
+    The first tenth of the course, where every norm grows, does not count. Several of them are the paper's cycle, which
+    it sees under Adam, late and without weight decay; a later paper (arXiv 2605.06152) lays it to rounding. The
+    thresholds are ours.
+
+    Args:
+        norms, losses: [n], in the order of training; `--with head_norm` writes the norms.
 
     >>> norms = [1 + 0.001 * t + 0.5 * (t >= 30) for t in range(60)]
     >>> losses = [0.1 + 2.0 * (t == 30) for t in range(60)]

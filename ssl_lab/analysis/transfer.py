@@ -12,9 +12,15 @@ def transfer_correlation(source: ArrayLike, transferred: ArrayLike) -> float:
     """Pearson's r, over nets, of the logit of their accuracy where they were trained and the mean over data sets of the
     logits of their accuracies there, log(p / (1 - p)).
 
-    source: [n], in (0, 1). transferred: [n], or [n, data sets]. The logit weighs 98 against 99% as it does 50 against
-    67. UsageError for fewer than 3 nets, and for accuracies of 0 or 1, whose logit is infinite. NaN if one side is
-    constant. The paper has 0.99 for frozen features of 16 nets on 12 data sets, 0.96 fine-tuned.
+    The logit weighs 98 against 99% as it does 50 against 67. NaN if one side is constant. The paper has 0.99 for frozen
+    features of 16 nets on 12 data sets, 0.96 fine-tuned.
+
+    Args:
+        source: [n], in (0, 1).
+        transferred: [n], or [n, data sets].
+
+    Raises:
+        UsageError: for fewer than 3 nets, and for accuracies of 0 or 1, whose logit is infinite.
 
     >>> round(sl.analysis.transfer_correlation([0.6, 0.7, 0.8], [0.5, 0.62, 0.72]), 2)
     1.0

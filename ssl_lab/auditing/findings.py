@@ -78,9 +78,14 @@ KINDS = {
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """What was found. doubts: of labels; None without labels to compare. pairs: duplicates, exact and near; bar: what
-    counts as near. part: int64 [N], which of `PARTS` each row is of. off_topic, blank, size, shape, color: images that
-    stand out. notes: what a person should be told, a line each.
+    """What was found.
+
+    Attributes:
+        doubts: of labels; None without labels to compare.
+        pairs: duplicates, exact and near; bar: what counts as near.
+        part: int64 [N], which of `PARTS` each row is of.
+        off_topic, blank, size, shape, color: images that stand out.
+        notes: what a person should be told, a line each.
 
     >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     >>> images[7] = 0  # nothing is to be seen on it
@@ -166,13 +171,17 @@ def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learne
           say: Callable[[str], object] = lambda line: None) -> Audit:
     """Looks for what is wrong with a data set; nothing is changed.
 
-    data: a pool, or what `load` takes. net: whose features images are compared by: a run's folder, a file of weights,
-    timm/MODEL (with its weights file or pretrained), or one of `NETS`; by default the smallest pretrained net that was
-    fetched, else the images' own values. learner: knn or probe, that doubts labels; auto takes
-    whichever predicts more of the labels when they are held out. say: is told what happens.
-
     Labels: those of train by cross-fitting, those of valid and test by what was learned from train, and confident
     learning's rule (see `features.confident`). Features are kept in the data folder, for the next time.
+
+    Args:
+        data: a pool, or what `load` takes.
+        net: whose features images are compared by: a run's folder, a file of weights, timm/MODEL (with its weights
+            file or pretrained), or one of `NETS`; by default the smallest pretrained net that was fetched, else the
+            images' own values.
+        learner: knn or probe, that doubts labels; auto takes whichever predicts more of the labels when they are
+            held out.
+        say: is told what happens.
 
     >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     >>> images[29] = images[0]  # twice

@@ -32,8 +32,12 @@ ROWS = 64  # images that pass at a time
 class Candidate:
     """A net as a file of ONNX, and what is known of it.
 
-    parameters: of the net. nonzero: of them. flops: of one image, by dense kernels; a multiply-add counts as 2.
-    depth: see `effective_depth`, on 64 training images; None where it is not known. content: the file.
+    Attributes:
+        parameters: of the net.
+        nonzero: of them.
+        flops: of one image, by dense kernels; a multiply-add counts as 2.
+        depth: see `effective_depth`, on 64 training images; None where it is not known.
+        content: the file.
 
     >>> net = sl.compress.Candidate("linear", parameters=650, nonzero=65, flops=1280, depth=0.0, content=b"")
     >>> f"{1 - net.nonzero / net.parameters:.0%} of its weights are zero"

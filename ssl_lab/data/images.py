@@ -51,7 +51,9 @@ class Images(Protocol):
 class ArrayImages:
     """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
 
-    fingerprint, contents: known from when the file was written; computed on demand without them. hold: keeps the file.
+    Args:
+        fingerprint, contents: known from when the file was written; computed on demand without them.
+        hold: keeps the file.
 
     >>> images = sl.data.ArrayImages(np.zeros((5, 3, 8, 8), dtype=np.uint8))
     >>> len(images), images.shape, images.take(np.array([4, 0])).shape

@@ -70,9 +70,13 @@ class Ledger:
         return tuple(self._entries)
 
     def append(self, indices: ArrayLike, labels: ArrayLike, source: str = "oracle", when: str | None = None) -> None:
-        """Add labels (-1 unlabeled, -2 ignored, else a class number), int [n], for the images `indices`,
-        int [n]. when: now, unless it was said before. They are durable when this returns; if it raises, none of them
-        was recorded."""
+        """Add labels (-1 unlabeled, -2 ignored, else a class number), int [n], for the images `indices`, int [n].
+
+        They are durable when this returns; if it raises, none of them was recorded.
+
+        Args:
+            when: now, unless it was said before.
+        """
         record = {"indices": np.asarray(indices).tolist(), "labels": np.asarray(labels).tolist(),
                   "source": source, "when": now() if when is None else when}
         _entry(record, "labels to record")

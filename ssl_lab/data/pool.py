@@ -35,14 +35,20 @@ from ssl_lab.files import write_text
 class Pool:
     """All images of a data set in one index space of N rows, of which train, valid and test are parts.
 
-    truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
-    diagnostics, never for training. train, valid, test: int64, sorted row numbers without overlap. ledger:
-    the labels that training may use. notes: what a person should be told, a line each. files: the path of
-    each row's image below the folder `root`, where images come from files. passed_over: how many files were left out,
-    by what they are (".heic": 60). reading: how images were read, with what was decided from them. seed, balance: how
-    the labels were chosen (None: they were not drawn). imbalance: of the long tail that train rows were cut to, if they
-    were; dropped: int64, sorted, the rows that it left out. drawn: int64, the rows that labeled batches are drawn from,
-    some perhaps several times, where these are not `labeled`.
+    Attributes:
+        truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
+            diagnostics, never for training.
+        train, valid, test: int64, sorted row numbers without overlap.
+        ledger: the labels that training may use.
+        notes: what a person should be told, a line each.
+        files: the path of each row's image below the folder `root`, where images come from files.
+        passed_over: how many files were left out, by what they are (".heic": 60).
+        reading: how images were read, with what was decided from them.
+        seed, balance: how the labels were chosen (None: they were not drawn).
+        imbalance: of the long tail that train rows were cut to, if they were.
+        dropped: int64, sorted, the rows that it left out.
+        drawn: int64, the rows that labeled batches are drawn from, some perhaps several times, where these are not
+            `labeled`.
 
     >>> pool = sl.load("digits").split(labels=10, valid=100)
     >>> len(pool.labeled), len(pool.unlabeled), len(pool.valid), len(pool.test)
@@ -103,8 +109,13 @@ class Pool:
     def record(self, indices: ArrayLike, labels: ArrayLike, source: str = "oracle") -> None:
         """Add labels of train rows: class numbers, -2 to ignore an image, -1 to take its label back.
 
-        indices, labels: int [n]. Durable on return if the ledger has a file. UsageError if a row is not of
-        train or a label is out of range; nothing is recorded then.
+        Durable on return if the ledger has a file.
+
+        Args:
+            indices, labels: int [n].
+
+        Raises:
+            UsageError: if a row is not of train or a label is out of range; nothing is recorded then.
 
         >>> pool = sl.load("digits").split(labels=10)
         >>> pool.record(pool.unlabeled[:2], [3, -2])  # a three, and one to ignore
@@ -123,27 +134,28 @@ class Pool:
               imbalance: float | None = None, ledger: str | os.PathLike[str] | None = None) -> Pool:
         """This pool with few labels: a new pool on the same images; the same arguments give the same split.
 
-        labels: how many train images get their label, or which fraction (0 to 1) of those whose label is known;
-        None: all of these. With balance "class", each class gets an equal share; with "natural", images are drawn
-        at random; with "covered" too, but first one of each class. valid: a fraction (0 to 1) or a count of the train
-        images whose label is known, or explicit rows, that become validation rows instead. *Their labels come on top
-        of `labels`: count them when you report.* 0: none; None: those of this pool stay. Train, valid and dropped rows
-        of this pool are dealt anew; test never changes.
-
         The rows to label are drawn first, in an order of all whose label is known, and validation rows from what they
         leave, each class by its share: whatever `valid` is, the same rows are labeled (only explicit validation rows
         let others move up), more labels add to fewer, and few validation rows move with them. With labels=None
         validation rows come first, and all others are labeled.
 
-        imbalance: train rows become long-tailed. Class c of C keeps n_0 * imbalance^(-c / (C - 1)) of those whose
-        label is known (at least one), with the largest n_0 that all classes can give; the others are dropped.
-        With balance "class", `labels` are then dealt in the same proportions, at least one to each class. Valid
-        and test rows, and images whose label is unknown, stay as they are.
-
-        labeled, valid: explicit rows of the pool, or a file of them: .npy, .json, text with one a line, or a
-        manifest written by `write_manifest`, which brings its valid rows too; labeled also a CSV of path (or id) and
-        label, which brings the labels (`ssl-lab labels`). ledger: a file that holds the
-        labels; if it exists, it must have begun with this very split, and its later labels count.
+        Args:
+            labels: how many train images get their label, or which fraction (0 to 1) of those whose label is known;
+                None: all of these. With balance "class", each class gets an equal share; with "natural", images are
+                drawn at random; with "covered" too, but first one of each class.
+            valid: a fraction (0 to 1) or a count of the train images whose label is known, or explicit rows, that
+                become validation rows instead. *Their labels come on top of `labels`: count them when you report.*
+                0: none; None: those of this pool stay. Train, valid and dropped rows of this pool are dealt anew;
+                test never changes.
+            imbalance: train rows become long-tailed. Class c of C keeps n_0 * imbalance^(-c / (C - 1)) of those
+                whose label is known (at least one), with the largest n_0 that all classes can give; the others are
+                dropped. With balance "class", `labels` are then dealt in the same proportions, at least one to each
+                class. Valid and test rows, and images whose label is unknown, stay as they are.
+            labeled, valid: explicit rows of the pool, or a file of them: .npy, .json, text with one a line, or a
+                manifest written by `write_manifest`, which brings its valid rows too; labeled also a CSV of path
+                (or id) and label, which brings the labels (`ssl-lab labels`).
+            ledger: a file that holds the labels; if it exists, it must have begun with this very split, and its
+                later labels count.
 
         >>> few, more = (sl.load("digits").split(labels=labels, seed=1) for labels in (10, 50))
         >>> set(few.labeled) <= set(more.labeled)
@@ -170,16 +182,19 @@ class Pool:
                     resize: Resize = "crop", value_range: Range | str | None = None, flip: bool | None = None) -> Pool:
         """A pool of arrays (or tensors, or memory maps, which stay mapped if they are uint8).
 
-        images: [N, H, W], [N, C, H, W] or [N, H, W, C], of bytes, booleans, whole numbers or floats. labels: [N]; class
-        numbers, where -1 and NaN mean no label, or texts, where None does and the words that do in a CSV file.
-        class_names: which numbers count and texts name; by default the classes are those that occur among labels and
-        test_labels, by these names, sorted and numbered from 0 without gaps (a note says so if that changes numbers).
-        style: measured by default.
-
-        value_range: the values of black and of white, as a pair or "LOW-HIGH"; by default decided by the values of all
-        images together (see `decide`) and noted. image_size: side in pixels to resize to, as `resize` says ("crop",
-        "pad" or "squash", see `Resize`); by default images keep their size. flip: whether views may mirror images;
-        False where a mirrored image is of another class.
+        Args:
+            images: [N, H, W], [N, C, H, W] or [N, H, W, C], of bytes, booleans, whole numbers or floats.
+            labels: [N]; class numbers, where -1 and NaN mean no label, or texts, where None does and the words that
+                do in a CSV file.
+            class_names: which numbers count and texts name; by default the classes are those that occur among
+                labels and test_labels, by these names, sorted and numbered from 0 without gaps (a note says so if
+                that changes numbers).
+            style: measured by default.
+            value_range: the values of black and of white, as a pair or "LOW-HIGH"; by default decided by the values
+                of all images together (see `decide`) and noted.
+            image_size: side in pixels to resize to, as `resize` says ("crop", "pad" or "squash", see `Resize`); by
+                default images keep their size.
+            flip: whether views may mirror images; False where a mirrored image is of another class.
 
         >>> images = np.random.default_rng(0).random((6, 8, 8), dtype=np.float32)
         >>> sl.Pool.from_arrays(images, ["cat", "dog", None, None, "cat", "dog"]).class_names
@@ -197,10 +212,16 @@ class Pool:
                    flip: bool | None = None) -> Pool:
         """A pool of image files, such as the columns of a table: `from_files(table.path, table.label)`.
 
-        files: n paths. labels: of each, as `from_arrays` takes them. parts: of each, train, valid or test; by default
-        all are of train. class_names: see `from_arrays`. hold_out: if no image is of test, this share of the labeled
-        ones of each class is held out as that; 0: none. data_dir, image_size and what follows: see `load`. What holds
-        for a CSV file holds here: an image counts once, and those that cannot be read are left out and noted.
+        data_dir, image_size and what follows: see `load`. What holds for a CSV file holds here: an image counts once,
+        and those that cannot be read are left out and noted.
+
+        Args:
+            files: n paths.
+            labels: of each, as `from_arrays` takes them.
+            parts: of each, train, valid or test; by default all are of train.
+            class_names: see `from_arrays`.
+            hold_out: if no image is of test, this share of the labeled ones of each class is held out as that; 0:
+                none.
         """
         reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip)
         return pool_of(content_of_files(files, labels, parts, class_names, name, data_dir, hold_out, reading))
@@ -215,14 +236,18 @@ class Pool:
         of named columns, as those of Hugging Face's `datasets` are. A dict of them (`DatasetDict`) brings the parts
         that its keys name.
 
-        An image is a PIL image, an array or tensor as `from_arrays` takes them, a path, or the bytes of a file,
-        without a transform that draws random numbers: each is read once, now, into memory. label: a number or text as
-        `from_arrays` takes them. image_column, label_column: of named columns; by default those of the right type, or
-        of usual names. image_size: images are resized to it, which images that differ in size need. resize,
-        value_range, flip: as for `from_arrays`. background: "white" or "black", of PIL images that are transparent.
-        class_names: by default what `train` calls them (`classes`, `class_to_idx`, or the names of a `ClassLabel`).
-        Where `test` or `valid` names its classes too, its labels are read by name; UsageError for one that `train` does
-        not have.
+        An image is a PIL image, an array or tensor as `from_arrays` takes them, a path, or the bytes of a file, without
+        a transform that draws random numbers: each is read once, now, into memory. A label is a number or text as
+        `from_arrays` takes them.
+
+        Args:
+            image_column, label_column: of named columns; by default those of the right type, or of usual names.
+            image_size: images are resized to it, which images that differ in size need.
+            resize, value_range, flip: as for `from_arrays`.
+            background: "white" or "black", of PIL images that are transparent.
+            class_names: by default what `train` calls them (`classes`, `class_to_idx`, or the names of a
+                `ClassLabel`). Where `test` or `valid` names its classes too, its labels are read by name;
+                UsageError for one that `train` does not have.
         """
         reading = Reading(image_size, resize=resize, value_range=parse_range(value_range), background=background,
                           flip=flip)

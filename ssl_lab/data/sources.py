@@ -55,17 +55,24 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`; or a data set that is at
     hand, of PyTorch or Hugging Face, or a dict of such by part: see `Pool.from_dataset`.
 
-    data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
-    image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the median of
-    their shorter sides (of the longer ones to pad), at most 224. resize: "crop" (shorter side, then the center square),
-    "pad", "squash" or "none", see `Resize`. max_pixels: larger image files are skipped unread. value_range: the values
-    of black and white in images that do not hold bytes, by default decided by all of them (see `decide`) and noted.
-    background: "white" or "black", where images are transparent. flip: whether views may mirror images; False where a
-    mirrored image is of another class. path_column, label_column, split_column: the columns of a CSV file, where they
-    have other names than usual; the first two also of a data set that is at hand, the label's also the key of it in the
-    json of shards. class_level: 2 if the classes of
-    a folder are the sub-folders of its folders. Every known label of a train image is given until `split` takes some
-    away. UsageError says what is wrong with the name, the files or their content.
+    Every known label of a train image is given until `split` takes some away.
+
+    Args:
+        data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
+        image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the
+            median of their shorter sides (of the longer ones to pad), at most 224.
+        resize: "crop" (shorter side, then the center square), "pad", "squash" or "none", see `Resize`.
+        max_pixels: larger image files are skipped unread.
+        value_range: the values of black and white in images that do not hold bytes, by default decided by all of
+            them (see `decide`) and noted.
+        background: "white" or "black", where images are transparent.
+        flip: whether views may mirror images; False where a mirrored image is of another class.
+        path_column, label_column, split_column: the columns of a CSV file, where they have other names than usual;
+            the first two also of a data set that is at hand, the label's also the key of it in the json of shards.
+        class_level: 2 if the classes of a folder are the sub-folders of its folders.
+
+    Raises:
+        UsageError: what is wrong with the name, the files or their content.
 
     >>> pool = sl.load("digits")
     >>> pool.images.shape, pool.classes, len(pool.train), len(pool.test)

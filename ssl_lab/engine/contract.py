@@ -49,10 +49,14 @@ def check_technique(technique: Technique, off: Technique | None = None, *, compi
     Checked in runs of four steps on small random images: it trains FixMatch, SimCLR and KD, or says by UsageError, with
     its name, why not; losses are finite, also in micro-batches and under bf16 autocast; a run that ends in its middle
     and is resumed is the run that was not, weights and all; the object itself is good for many runs; one that keeps
-    weights as they are (`writes`) does. compile: also with compiled nets losses are the same, which takes seconds.
-    off: the technique with arguments that turn it off: it is then the plain run, bit by bit. net: the name of one that
-    it can act on.
+    weights as they are (`writes`) does.
+
     Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
+
+    Args:
+        compile: also with compiled nets losses are the same, which takes seconds.
+        off: the technique with arguments that turn it off: it is then the plain run, bit by bit.
+        net: the name of one that it can act on.
 
     >>> sl.testing.check_technique(sl.Temperature(2.0), off=sl.Temperature(1.0), compile=False)  # it holds
     """

@@ -61,7 +61,10 @@ def rows_at_once(pool: Pool, device: torch.device) -> int:
 
 
 def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: int | None = None) -> Tensor:
-    """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored. batch: None: `rows_at_once`.
+    """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored.
+
+    Args:
+        batch: None: `rows_at_once`.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
@@ -97,8 +100,10 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
            keep: Callable[[Predictions], None] | None = None) -> dict[str, float]:
     """How good the predictions are, for the rows whose truth the pool knows; see `rates`. Classes go by name.
 
-    Each rank predicts its part; all must hold the same net. keep: is given what was predicted, on every rank that of
-    all.
+    Each rank predicts its part; all must hold the same net.
+
+    Args:
+        keep: is given what was predicted, on every rank that of all.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

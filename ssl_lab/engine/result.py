@@ -14,7 +14,11 @@ from ssl_lab.schedule import Schedule
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gave. summary: what summary.json holds, which has null for NaN. out: the run's folder.
+    """What a run gave.
+
+    Attributes:
+        summary: what summary.json holds, which has null for NaN.
+        out: the run's folder.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

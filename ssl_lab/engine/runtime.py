@@ -43,8 +43,11 @@ LOST = ("gloo", "NCCL", "Connection closed", "Connection reset", "Broken pipe", 
 class Runtime:
     """Where a run computes: made by `Runtime.start`, which also joins the ranks that `torchrun` started.
 
-    precision: "fp32", "bf16" or "fp16" (autocast; weights and losses stay float32). reason: why it was picked. shard:
-    each of several ranks holds a part of every weight, where it would else hold all of them; see `sharded`.
+    Attributes:
+        precision: "fp32", "bf16" or "fp16" (autocast; weights and losses stay float32).
+        reason: why it was picked.
+        shard: each of several ranks holds a part of every weight, where it would else hold all of them; see
+            `sharded`.
 
     >>> runtime = sl.Runtime.start("cpu", precision="fp32")
     >>> runtime.device, runtime.precision, runtime.main
@@ -167,7 +170,11 @@ class Runtime:
     @contextmanager
     def explaining_failures(self, work: str = "", side: int | None = None) -> Iterator[None]:
         """Within it, the loss of another rank and a lack of memory are RunFailedErrors that say so, and a method that
-        cannot be sharded a UsageError. work, side: what is being done, to images of which size."""
+        cannot be sharded a UsageError.
+
+        Args:
+            work, side: what is being done, to images of which size.
+        """
         try:
             yield
         except (MemoryError, RuntimeError) as error:

@@ -56,19 +56,28 @@ ROWS = 200  # of metrics in a run, at most
 class Trainer:
     """Trains a method on a pool; one object is good for one or many runs.
 
-    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete. out: folder
-    of the run. seed: of everything drawn in training. update: a rule of your own for a step. techniques: what else
-    changes how methods train, see `ssl_lab.techniques`; texts describe them. resume: None starts afresh, in a folder
-    without a run (see `make_way`), "auto" goes on if `out` has a checkpoint, a folder continues the run in it (`out`
-    then plays no part).
-    micro_batches: parts of a step that pass the net one after another, each with its own batch statistics, their
-    gradients averaged; "auto" times a few steps and records how many were fastest. forward: "split" passes the views
-    that only make targets by themselves, without gradient (see `Method.set_forward`). clip: largest norm of the
-    gradient. batch: share of its images that a step has (see `Feed`). compile: "on" compiles the method's nets (see
-    `compiled`) and, but on a CPU, its views; "auto" does if a few timed steps are faster then. shard: of several ranks
-    each holds a part of every weight, during the run and after it (see `sharded`). evaluations: points of the accuracy
-    curve, at which also the monitors measure. track: see `trackers`. callbacks: by default a progress bar, and
-    report.html at the end. config: settings to record, in place of the trainer's own.
+    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete.
+
+    Attributes:
+        out: folder of the run.
+        seed: of everything drawn in training.
+        update: a rule of your own for a step.
+        techniques: what else changes how methods train, see `ssl_lab.techniques`; texts describe them.
+        resume: None starts afresh, in a folder without a run (see `make_way`), "auto" goes on if `out` has a
+            checkpoint, a folder continues the run in it (`out` then plays no part).
+        micro_batches: parts of a step that pass the net one after another, each with its own batch statistics,
+            their gradients averaged; "auto" times a few steps and records how many were fastest.
+        forward: "split" passes the views that only make targets by themselves, without gradient (see
+            `Method.set_forward`).
+        clip: largest norm of the gradient.
+        batch: share of its images that a step has (see `Feed`).
+        compile: "on" compiles the method's nets (see `compiled`) and, but on a CPU, its views; "auto" does if a few
+            timed steps are faster then.
+        shard: of several ranks each holds a part of every weight, during the run and after it (see `sharded`).
+        evaluations: points of the accuracy curve, at which also the monitors measure.
+        track: see `trackers`.
+        callbacks: by default a progress bar, and report.html at the end.
+        config: settings to record, in place of the trainer's own.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.FixMatch(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

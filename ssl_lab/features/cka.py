@@ -25,9 +25,13 @@ def linear_cka(x: ArrayLike, y: ArrayLike) -> float:
 
         ||Yc' Xc||_F^2 / (||Xc' Xc||_F ||Yc' Yc||_F)
 
-    x: [n, D], y: [n, E]; Xc, Yc: with each column's mean taken away. Invariant to rotation and to isotropic scaling
-    of either, not to any invertible map. NaN if all rows of one are equal. Few images and many features raise it:
+    Xc and Yc are x and y with each column's mean taken away. Invariant to rotation and to isotropic scaling of
+    either, not to any invertible map. NaN if all rows of one are equal. Few images and many features raise it:
     compare only values of the same n. Computed with the smaller of [n, n] and [D, E] matrices.
+
+    Args:
+        x: [n, D], the features of n images.
+        y: [n, E], other features of the same images.
 
     >>> rng = np.random.default_rng(0)
     >>> x = rng.normal(size=(100, 8))

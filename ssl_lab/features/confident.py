@@ -17,8 +17,12 @@ FloatArray = NDArray[np.float64]
 
 
 class Doubt(NamedTuple):
-    """Of n labels. likelier: int64 [n], the class that each image is of if its label is wrong. wrong: bool [n], whether
-    it likely is. score: float64 [n] in [0, 1], how improbable the label is, by which they are ranked.
+    """Of n labels.
+
+    Attributes:
+        likelier: int64 [n], the class that each image is of if its label is wrong.
+        wrong: bool [n], whether it likely is.
+        score: float64 [n] in [0, 1], how improbable the label is, by which they are ranked.
 
     >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
     >>> found = sl.features.doubt(labels=[0, 0, 1, 1, 1], probs=probs)
@@ -49,7 +53,11 @@ def confident_class(probs: ArrayLike, threshold: FloatArray) -> IntArray:
 
 def confident_joint(labels: ArrayLike, probs: ArrayLike) -> IntArray:
     """int64 [C, C]: how many images with label i count as of class j (the paper's C); what is off the diagonal are
-    likely errors. labels: int [n]. probs: [n, C].
+    likely errors.
+
+    Args:
+        labels: int [n].
+        probs: [n, C].
 
     >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
     >>> sl.features.confident_joint(labels=[0, 0, 1, 1, 1], probs=probs)  # the last label is likely wrong
@@ -65,10 +73,16 @@ def confident_joint(labels: ArrayLike, probs: ArrayLike) -> IntArray:
 def doubt(labels: ArrayLike, probs: ArrayLike) -> Doubt:
     """Which labels are likely wrong, and how improbable each is.
 
-    labels: int [n]. probs: [n, C], of learners that did not see the label. The score is 1 - p_given. As many are likely
-    wrong as the confident joint has off its diagonal: those of the highest scores, of equals the first, but for labels
-    that are the most probable class all the same. (The joint says how many; which ones, the ranking of all labels.)
-    UsageError for shapes that do not fit.
+    The score is 1 - p_given. As many are likely wrong as the confident joint has off its diagonal: those of the highest
+    scores, of equals the first, but for labels that are the most probable class all the same. (The joint says how many;
+    which ones, the ranking of all labels.)
+
+    Args:
+        labels: int [n].
+        probs: [n, C], of learners that did not see the label.
+
+    Raises:
+        UsageError: for shapes that do not fit.
 
     >>> probs = np.array([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9], [0.2, 0.8], [0.95, 0.05]])
     >>> found = sl.features.doubt(labels=[0, 0, 1, 1, 1], probs=probs)

@@ -32,9 +32,12 @@ def cross_fitted(features: ArrayLike, labels: ArrayLike, classes: int, learner: 
                  folds: int = 5) -> CrossFitted:
     """Out-of-fold probabilities of the labeled rows.
 
-    features: [N, D]. labels: int [N], -1 = unlabeled. Each class is dealt over the folds, so that all have about its
-    share. The only row of a class is never held out: without it nobody knows the class. Without two labels of one
-    class, or with a single class, nothing is.
+    Each class is dealt over the folds, so that all have about its share. The only row of a class is never held out:
+    without it nobody knows the class. Without two labels of one class, or with a single class, nothing is.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
 
     >>> labels = np.array([0, 0, 0, 1, 1, 1, -1])
     >>> features = np.stack([labels == 0, labels == 1], axis=1) + 0.1

@@ -25,9 +25,12 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
           batch: int | None = None) -> FloatArray:
     """float32 [len(indices), D]: the pooled features of images `indices` (int [n]) of the pool, under a view.
 
-    batch: images that pass the net at a time (default: `batch_of`). The net moves to the runtime's device in
-    channels_last, and its mode is restored. Images of another size than the net's: `load(..., image_size=128)`
-    resizes them as they are read, which takes a CPU core a tenth of a millisecond per image.
+    The net moves to the runtime's device in channels_last, and its mode is restored. Images of another size than the
+    net's: `load(..., image_size=128)` resizes them as they are read, which takes a CPU core a tenth of a millisecond
+    per image.
+
+    Args:
+        batch: images that pass the net at a time (default: `batch_of`).
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", style=pool.style)

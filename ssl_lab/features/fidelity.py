@@ -27,8 +27,12 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     temperature 1. student_ece, teacher_ece: expected calibration error, as in `rates`, over the images whose truth
     the pool knows (NaN without one). cka: linear CKA of the pooled features, NaN of a teacher without features.
 
-    Logits stand for the pool's classes, by name; UsageError for nets of others. indices: int64 [n], n >= 2, of it.
+    Logits stand for the pool's classes, by name; UsageError for nets of others.
+
     Evaluation mode and view; the student's mode is restored, the teacher is frozen for good.
+
+    Args:
+        indices: int64 [n], n >= 2, of it.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

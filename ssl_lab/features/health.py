@@ -55,10 +55,12 @@ def effective_rank(features: ArrayLike) -> float:
 def alignment(first: ArrayLike, second: ArrayLike, alpha: float = 2.0) -> float:
     """Mean of ||f(x) - f(y)||^alpha over positive pairs (Wang and Isola 2020, arXiv 2005.10242); the lower the better.
 
-    first, second: [n, D], the features of two views of the same images; scaled to unit length here.
+    Args:
+        first, second: [n, D], the features of two views of the same images; scaled to unit length here.
 
-    >>> sl.features.alignment([[1, 0], [0, 1]], [[0, 1], [0, 1]])  # a pair at a right angle, a pair of equals
-    1.0000000000000002
+    >>> right, same = [[1, 0], [0, 1]], [[0, 1], [0, 1]]  # a pair at a right angle, and one of equals
+    >>> round(sl.features.alignment(right, same), 4)
+    1.0
     """
     a, b = unit(first).astype(np.float64), unit(second).astype(np.float64)
     if a.shape != b.shape:
@@ -84,9 +86,12 @@ def class_separation(features: ArrayLike, labels: ArrayLike) -> float:
     """R2 = 1 - mean cosine distance within classes / mean cosine distance overall (Kornblith et al. 2020,
     arXiv 2010.16402); 1 if each class is one point, 0 if classes play no part.
 
-    features: [n, D]. labels: int [n]; rows with a negative one are left out. Each class counts the same: its mean is
-    over all pairs of its rows, each row with itself included, and the overall mean over all pairs of classes, so that
-    sums of unit rows suffice. NaN if all rows are equal.
+    Each class counts the same: its mean is over all pairs of its rows, each row with itself included, and the overall
+    mean over all pairs of classes, so that sums of unit rows suffice. NaN if all rows are equal.
+
+    Args:
+        features: [n, D].
+        labels: int [n]; rows with a negative one are left out.
 
     >>> labels = np.arange(40) % 2
     >>> points = np.stack([labels, 1 - labels], axis=1)
@@ -106,7 +111,9 @@ class OnlineAccuracy:
     test) images.
 
     Gives {"knn_accuracy", "probe_accuracy"}, shares in [0, 1], by `learners`; nothing while no train image has a label.
-    rows: at most so many images on either side, always the same ones.
+
+    Attributes:
+        rows: at most so many images on either side, always the same ones.
 
     >>> pool = sl.load("digits").split(labels=100)
     >>> method = sl.SimCLR(sl.net("tiny_4", style=pool.style), hidden=16, dim=8)
@@ -138,9 +145,12 @@ class OnlineAccuracy:
 class Health:
     """Monitor: {"embedding_std", "effective_rank", "collapsed"} of the features of some train images; no labels needed.
 
-    rows: how many, always the same ones. collapsed: 1 if the features are no longer finite, if they are nearly one
-    point (embedding_std below `least_std`) or nearly fill `least_rank` directions or fewer, else 0. Such a run will
-    not recover: stop it, lower the learning rate or strengthen what keeps its features apart.
+    collapsed: 1 if the features are no longer finite, if they are nearly one point (embedding_std below `least_std`) or
+    nearly fill `least_rank` directions or fewer, else 0. Such a run will not recover: stop it, lower the learning rate
+    or strengthen what keeps its features apart.
+
+    Attributes:
+        rows: how many, always the same ones.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimCLR(sl.net("tiny_4", style=pool.style), hidden=16, dim=8)

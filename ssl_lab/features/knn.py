@@ -16,8 +16,14 @@ def weighted_knn(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
                  temperature: float = 0.07) -> FloatArray:
     """Votes of the k nearest labeled rows, each of weight exp(cosine / temperature) (Wu et al. 2018, arXiv 1805.01978).
 
-    features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. k: at most as many as there are labels.
-    Returns probabilities float32 [M, classes].
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        k: at most as many as there are labels.
+
+    Returns:
+        Probabilities float32 [M, classes].
 
     >>> features, labels = np.array([[1, 0], [0, 1], [1, 1]]), np.array([0, 1, -1])
     >>> sl.features.weighted_knn(features, labels, queries=[[2, 1]], classes=2, temperature=1.0).round(3)

@@ -36,12 +36,18 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
 
         min over W, b of  sum_i CE(W x_i + b, y_i) + l2 / 2 ||W||^2
 
-    features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. Returns float32 [M, classes]; a class without
-    a label gets nearly 0. l2: None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in
-    Kornblith et al. 2019 (arXiv 1805.08974). It chooses on the labeled rows `valid` (row numbers of features), or,
-    where none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class has
-    one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, and of more
-    than 200 classes on 200, drawn once and for all, and only the last fit takes all.
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        l2: None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in Kornblith et al.
+            2019 (arXiv 1805.08974). It chooses on the labeled rows `valid` (row numbers of features), or, where
+            none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class
+            has one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on
+            10,000, and of more than 200 classes on 200, drawn once and for all, and only the last fit takes all.
+
+    Returns:
+        float32 [M, classes]; a class without a label gets nearly 0.
 
     >>> pool = sl.load("digits").split(labels=50)
     >>> pixels = pool.images.take(np.arange(len(pool))).flatten(1).numpy()
@@ -81,11 +87,22 @@ def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classe
     """Probabilities of the queries by softmax regression trained by SGD: `linear_probe` in a fraction of its time, for
     a look at a net in training.
 
-    features: [N, D]. labels: int [N], -1 = unlabeled. queries: [M, D]. Returns float32 [M, classes]. epochs: passes
-    over the labeled rows. lr: the peak. batch: rows per step. UsageError: as in `linear_probe`.
-
     Unit features are centered and scaled to a mean square length of 1, so that one learning rate suits any net. It
     falls by a cosine, with momentum 0.9 and no weight decay, from weights of zero.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        epochs: passes over the labeled rows.
+        lr: the peak.
+        batch: rows per step.
+
+    Returns:
+        float32 [M, classes].
+
+    Raises:
+        UsageError: as in `linear_probe`.
 
     >>> rng = np.random.default_rng(0)
     >>> labels = rng.integers(0, 2, 200)
@@ -135,7 +152,10 @@ def set_head(net: Net, features: ArrayLike, labels: IntArray, among: IntArray, l
     """Lets the head begin as a probe of labels that were guessed: of so many, and wrong ones, that it need not choose
     the strength.
 
-    features: [N, D], of the net. labels: int64 [N]. among: the rows to learn from; of more than 10,000 so many.
+    Args:
+        features: [N, D], of the net.
+        labels: int64 [N].
+        among: the rows to learn from; of more than 10,000 so many.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

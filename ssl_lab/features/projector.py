@@ -18,8 +18,15 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
     """The net `NAME+WIDTH`: that of the run, then the first layer of its projector, then a fresh head by the seed.
 
     Chen et al. 2020 (SimCLRv2, arXiv 2006.10029), section 2: with few labels, fine-tuning from there is better than
-    from the features below. run: the folder of a run of pretraining, or a file in it. BatchNorm between the layer and
-    its ReLU becomes part of the layer, with its running statistics. UsageError if there is no such layer.
+    from the features below.
+
+    BatchNorm between the layer and its ReLU becomes part of the layer, with its running statistics.
+
+    Args:
+        run: the folder of a run of pretraining, or a file in it.
+
+    Raises:
+        UsageError: if there is no such layer.
 
     >>> pool = sl.load("digits")
     >>> trunk = sl.net("tiny_4", style=pool.style)

@@ -78,8 +78,9 @@ def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
     its k nearest rows, weighted by exp(cosine / temperature). Shapes as in `weighted_knn`. A row (and a query all of
     whose neighbors are such) that no label reaches gets equal probabilities.
 
-    kept: where the graph and the queries' neighbors, which take nearly all of the time, stay for the next call:
-    `partial(label_propagation, kept={})` is a learner for many sets of labels on the same rows.
+    Args:
+        kept: where the graph and the queries' neighbors, which take nearly all of the time, stay for the next call:
+            `partial(label_propagation, kept={})` is a learner for many sets of labels on the same rows.
 
     >>> line = np.linspace(0, 1, 50)
     >>> features = np.stack([np.cos(line), np.sin(line)], axis=1)

@@ -27,7 +27,9 @@ PER_CLASS, SHARES = (1, 4, 25), (0.01, 0.1)
 class Scores:
     """Accuracies, in [0, 1], of the same experiment on several draws of the labels.
 
-    name: e.g. "4 per class". labels: how many each draw has.
+    Attributes:
+        name: e.g. "4 per class".
+        labels: how many each draw has.
 
     >>> scores = sl.features.Scores("4 per class", 40, (0.81, 0.85, 0.83))
     >>> round(scores.mean, 3), round(scores.half_width, 3)
@@ -52,9 +54,11 @@ class Scores:
 def label_counts(truth: ArrayLike, classes: int) -> dict[str, int]:
     """The label counts of the few-label curve that the data allow, rising: 1, 4 and 25 "per class", "1%" and "10%".
 
-    truth: int [N], of the training images, -1 where unknown. So many per class need a class count that large in each;
-    shares are of the images whose label is known, and need one label for each class at least. Of two equal counts the
-    first remains.
+    So many per class need a class count that large in each; shares are of the images whose label is known, and need one
+    label for each class at least. Of two equal counts the first remains.
+
+    Args:
+        truth: int [N], of the training images, -1 where unknown.
 
     >>> sl.features.label_counts(sl.load("digits").truth, classes=10)
     {'1 per class': 10, '1%': 18, '4 per class': 40, '10%': 180, '25 per class': 250}
@@ -74,11 +78,16 @@ def few_label_curve(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, a
                     counts: Mapping[str, int] | None = None) -> list[Scores]:
     """The accuracy of a learner on frozen features by the number of labels, over several draws of them.
 
-    features: [N, D], of training images. truth: int [N], -1 where unknown. queries: [M, D] and their classes, answers:
-    int [M], which are only counted, never chosen by: what the learner tunes, it tunes on the labels drawn. The other
-    rows are there as unlabeled ones. counts: by default `label_counts`. Counts "... per class" draw as many from each
-    class, others each class by its size, at least one. With the same seed a smaller draw is part of a larger one of
-    the same kind.
+    With the same seed a smaller draw is part of a larger one of the same kind.
+
+    Args:
+        features: [N, D], of training images.
+        truth: int [N], -1 where unknown.
+        queries: [M, D], features of the images that accuracy is measured on.
+        answers: int [M], their classes, which are only counted, never chosen by: what the learner tunes, it tunes on
+            the labels drawn. The other rows are there as unlabeled ones.
+        counts: by default `label_counts`. Counts "... per class" draw as many from each class, others each class by
+            its size, at least one.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = np.arange(60) % 2

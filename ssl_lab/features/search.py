@@ -53,8 +53,12 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
           device: torch.device | str = "cpu") -> tuple[FloatArray, IntArray]:
     """The k rows of the bank with the highest cosine to each query, exactly.
 
-    queries: [q, D]. bank: [n, D], read once, block by block (it may be a memory map). Returns cosines float32 [q, k],
-    falling, and rows int64 [q, k]; equal cosines come in no particular order.
+    Args:
+        queries: [q, D].
+        bank: [n, D], read once, block by block (it may be a memory map).
+
+    Returns:
+        Cosines float32 [q, k], falling, and rows int64 [q, k]; equal cosines come in no particular order.
 
     >>> cosines, rows = sl.features.top_k(queries=[[1, 1]], bank=[[1, 0], [2, 2], [-1, 0]], k=2)
     >>> rows, cosines.round(3)

@@ -22,10 +22,14 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
                   share: float = 0.8, l2: float = 1.0, first: Learner = linear_probe) -> FloatArray:
     """Logistic regression on the labels and on class-balanced confident pseudo-labels, over some rounds.
 
-    Each round takes for every class the unlabeled rows that the last round predicts as it most confidently, the
-    same number for each class, so that no class crowds out another: in round r of R, r / R of `share` of the
-    unlabeled rows divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels
-    alike, with this l2. first: who predicts before the first round. Shapes as in `weighted_knn`.
+    Each round takes for every class the unlabeled rows that the last round predicts as it most confidently, the same
+    number for each class, so that no class crowds out another: in round r of R, r / R of `share` of the unlabeled rows
+    divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels alike, with this l2.
+
+    Shapes as in `weighted_knn`.
+
+    Args:
+        first: who predicts before the first round.
 
     >>> rng, truth = np.random.default_rng(0), np.arange(100) % 2
     >>> features = rng.normal(size=(100, 3)) + np.where(truth[:, None], [4, 0, 1], [0, 4, 1])
@@ -84,9 +88,11 @@ def ensemble(views: Sequence[ArrayLike], labels: ArrayLike, queries: Sequence[Ar
     """Several backbones (or variants of one) as one: the mean of what `learner` says on each's features, after Zhang
     et al. 2025 (arXiv 2503.09707).
 
-    views, queries: for each backbone the features [N, D_b] of all rows and [M, D_b] of the queries. pseudo: with True,
-    the mean's most confident rows, equally many of each class and half of the unlabeled ones at most, become
-    pseudo-labels from which each learns again: backbones teach each other what none says alone.
+    Args:
+        views, queries: for each backbone the features [N, D_b] of all rows and [M, D_b] of the queries.
+        pseudo: with True, the mean's most confident rows, equally many of each class and half of the unlabeled ones
+            at most, become pseudo-labels from which each learns again: backbones teach each other what none says
+            alone.
 
     >>> rng = np.random.default_rng(0)
     >>> views = [rng.normal(size=(40, 4)) + np.repeat([0, 2], 20)[:, None] for _ in range(2)]

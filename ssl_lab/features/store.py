@@ -64,12 +64,15 @@ class FeatureStore:
               view: ViewFactory = Eval, class_names: Names | None = None) -> FeatureStore:
         """The store of this net's features of this pool in folder `out`, computed as far as it is not there.
 
-        class_names: what each feature stands for, where features are logits; another store for others.
-
         Its own folder in `out` is named by a hash of the net's weights (but the head's), the view, the precision and
         the images, so that `out` may hold stores of many nets and pools. A build that was cut short goes on where it
         stopped. Ranks share the work; of several processes that want the same store, one builds it and the others wait.
-        UsageError for a full disk and the like.
+
+        Args:
+            class_names: what each feature stands for, where features are logits; another store for others.
+
+        Raises:
+            UsageError: for a full disk and the like.
         """
         runtime = runtime or Runtime.start()
         folder = Path(out) / key_of(net, pool, view, runtime, class_names)

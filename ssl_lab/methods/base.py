@@ -30,9 +30,12 @@ IGNORED = -100  # torch's: a target that does not count
 class Views:
     """The views that a method consumes: name -> factory, e.g. `{"weak": Weak, "strong": Strong}`.
 
-    The loop builds each from the data set's style and hands them over as `batch.labeled["weak"]`. Two names
-    with the same factory are two independent draws. poisson: each image is in a step's batch by a coin of its own, so
-    that batches have the size that was asked for on average.
+    The loop builds each from the data set's style and hands them over as `batch.labeled["weak"]`. Two names with the
+    same factory are two independent draws.
+
+    Attributes:
+        poisson: each image is in a step's batch by a coin of its own, so that batches have the size that was asked
+            for on average.
 
     >>> views = sl.Views(unlabeled={"first": sl.Strong, "second": sl.Strong})  # two independent draws
     >>> method = sl.FixMatch(sl.net("tiny_4")).with_views(weak=sl.Eval)
@@ -62,7 +65,9 @@ class Method(nn.Module):
     `state_dict` holds them, and moves them in `after_step`, for which micro-batches leave `ranks.Notes`. `views` is
     declared on the class, or set on the instance where it depends on arguments.
 
-    net: the net that learns. ema: decay of the averaged weights (0 evaluates the plain net).
+    Args:
+        net: the net that learns.
+        ema: decay of the averaged weights (0 evaluates the plain net).
 
     >>> class Entropy(sl.Method):  # to be minimized, beside cross-entropy
     ...     name, family, paper, arxiv, recipe = "entropy", "consistency", "Grandvalet and Bengio 2004", "", ""
@@ -114,9 +119,13 @@ class Method(nn.Module):
     def with_views(self, *texts: str, **views: ViewFactory | str) -> Self:
         """This method, under other views from now on: `with_views(strong=sl.views.kornia(...))`.
 
-        views: by the names that the method has for them, of labeled and unlabeled images alike, where `weak` is weak_1,
-        weak_2 and so on too; a text describes one, see `views.named`. texts: as --view has them, "strong=simclr" or,
-        for a method whose views are all the same, "strong". UsageError for a name that it does not have.
+        Args:
+            views: by the names that the method has for them, of labeled and unlabeled images alike, where `weak` is
+                weak_1, weak_2 and so on too; a text describes one, see `views.named`.
+            texts: as --view has them, "strong=simclr" or, for a method whose views are all the same, "strong".
+
+        Raises:
+            UsageError: for a name that it does not have.
         """
         made = {name: named(view) if isinstance(view, str) else view for name, view in views.items()}
         kinds = replaced(self.name, self.views.by_kind, by_name(texts) | made)
@@ -126,8 +135,10 @@ class Method(nn.Module):
     def joint(self, *views: Tensor, constant: int | None = None) -> tuple[Output, ...]:
         """One pass of the net over all views together, so that BatchNorm sees them as one batch.
 
-        views: float [B_i, C, H, W]; returns one Output for each, in order. constant: the number of the view whose
-        output only makes targets: after `set_forward("split")` it passes by itself, without gradient.
+        Args:
+            views: float [B_i, C, H, W]; returns one Output for each, in order.
+            constant: the number of the view whose output only makes targets: after `set_forward("split")` it passes
+                by itself, without gradient.
         """
         if constant is not None and self._forward_policy == "split":
             with torch.no_grad():
@@ -140,7 +151,11 @@ class Method(nn.Module):
 
     def labeled_loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """The mean loss of rows by their labels: every method's labeled term. Cross-entropy, unless a technique has
-        something else in its place. targets: int64 [B], of which -100 does not count, or probabilities [B, C]."""
+        something else in its place.
+
+        Args:
+            targets: int64 [B], of which -100 does not count, or probabilities [B, C].
+        """
         if self._row_losses is None:
             return losses.cross_entropy(logits, targets)
         if targets.ndim == 2:

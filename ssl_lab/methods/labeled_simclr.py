@@ -26,8 +26,13 @@ class LabeledSimCLR(Method):
     images. q_b is what a table says of image b, such as labels that were propagated over the features (Iscen et al.
     2019, arXiv 1904.04717), and t_b in [0, 1] how far it is trusted.
 
-    beliefs: the table, float [images of the pool, classes], t_b q_b, hence zeros where nothing is believed; None for
-    none. labeled, believed: weights. temperature: of NT-Xent. hidden, dim: of the projector. seed: of the projector.
+    Args:
+        beliefs: the table, float [images of the pool, classes], t_b q_b, hence zeros where nothing is believed;
+            None for none.
+        labeled, believed: weights.
+        temperature: of NT-Xent.
+        hidden, dim: of the projector.
+        seed: of the projector.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.LabeledSimCLR(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)

@@ -13,7 +13,8 @@ from ssl_lab.views import ViewFactory, Weak
 class Supervised(Method):
     """L = H(y, p(x)) over the labeled images under one view.
 
-    view: how the labeled images are augmented; Strong makes a much harder baseline.
+    Args:
+        view: how the labeled images are augmented; Strong makes a much harder baseline.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style), view=sl.Strong)

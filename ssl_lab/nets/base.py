@@ -31,10 +31,14 @@ class Output(NamedTuple):
 class Net(nn.Module):
     """A classifier of float images [B, C, H, W] in [0, 1].
 
-    backbone: images -> pooled features [B, D]. head: features -> logits. mean, std: one number per channel;
-    they are buffers, so that a saved net carries its normalization with it. class_names: what its logits stand for, in
-    order; None if nobody said. unit: whether features are scaled to length 1. prepared: the techniques that it was
-    prepared by, as texts. origin: what its weights were learned in, in words; "" if they were drawn.
+    Args:
+        backbone: images -> pooled features [B, D].
+        head: features -> logits.
+        mean, std: one number per channel; they are buffers, so that a saved net carries its normalization with it.
+        class_names: what its logits stand for, in order; None if nobody said.
+        unit: whether features are scaled to length 1.
+        prepared: the techniques that it was prepared by, as texts.
+        origin: what its weights were learned in, in words; "" if they were drawn.
 
     >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU())
     >>> net = sl.Net(backbone, torch.nn.Linear(16, 10), mean=(0.3,), std=(0.4,))

@@ -26,8 +26,9 @@ class Ema(nn.Module, Generic[M]):
     (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many
     steps. Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
 
-    teacher: `net` gives targets during training, as in the paper: it is in train mode while its parent is,
-    and its buffers are left alone, for its own passes move them.
+    Args:
+        teacher: `net` gives targets during training, as in the paper: it is in train mode while its parent is, and
+            its buffers are left alone, for its own passes move them.
 
     >>> net = sl.net("tiny_4")
     >>> average = sl.Ema(net, decay=0.999)

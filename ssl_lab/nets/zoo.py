@@ -187,14 +187,19 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
         **options: Any) -> Net:
     """The net `name` for images of this style, initialized as a pure function of `seed`.
 
-    name: one of `NETS`. classes: their names (`pool.class_names`), or how many. pretrained: timm's own weights (timm
-    nets only; lite0 and the like have theirs, fetched before). weights: a file with the weights of a whole `Net` (a
-    run's model.safetensors or checkpoint.pt; they bring their normalization along, and the head goes by the names of
-    its classes: see `load_net`) or of its backbone, in the backbone's own keys, under whatever prefix (see `fitting`).
-    bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's (0.1 for the
-    nets written here). options: arguments of a timm model.
+    Args:
+        name: one of `NETS`.
+        classes: their names (`pool.class_names`), or how many.
+        pretrained: timm's own weights (timm nets only; lite0 and the like have theirs, fetched before).
+        weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt; they bring
+            their normalization along, and the head goes by the names of its classes: see `load_net`) or of its
+            backbone, in the backbone's own keys, under whatever prefix (see `fitting`).
+        bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's (0.1
+            for the nets written here).
+        options: arguments of a timm model.
 
-    UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
+    Raises:
+        UsageError: unknown name or option, images that the net cannot take, weights that do not fit.
 
     >>> one, same = sl.net("tiny_8", classes=("cat", "dog"), seed=7), sl.net("tiny_8", classes=("cat", "dog"), seed=7)
     >>> one.class_names, torch.equal(one.head.weight, same.head.weight)

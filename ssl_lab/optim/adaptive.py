@@ -40,8 +40,11 @@ class Padam(Optimizer):
         m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,    u <- max(u, v)
         w <- (1 - lr decay) w - lr sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(u) + 1e-8)^(2 power)
 
-    power: 1/2 is AMSGrad, 0 is SGD with momentum. With SWA it is GadamX. Checked against the authors' code
-    (uclaml/Padam), which has the decay in the gradient; decoupled it is as in Granziol et al. 2020.
+    With SWA it is GadamX. Checked against the authors' code (uclaml/Padam), which has the decay in the gradient;
+    decoupled it is as in Granziol et al. 2020.
+
+    Attributes:
+        power: 1/2 is AMSGrad, 0 is SGD with momentum.
 
     >>> sl.optimizer("padam(power=0.25)", usual=sl.SGD(lr=0.05)).power
     0.25

@@ -17,10 +17,13 @@ MOMENTS, WARM_UP = 1000, 100  # at which a schedule is looked at, and of them th
 def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], steps: int) -> str | None:
     """What of the sufficient condition for Adam's convergence does not hold over so many steps, None if all does.
 
-    rate, theta: learning rate and beta2 of step t = 1 ... T. The condition (Chen et al. 2022, arXiv 2101.05471, Generic
-    Adam): theta does not fall and stays below 1; rate / sqrt(1 - theta) is, up to constants, not increasing (here: at
-    no time 10 times what it was before); and sum_t rate_t sqrt(1 - theta_t) / (T rate_T) goes to 0 (here: it is smaller
-    for T than for T / 10). Fixed values, which everybody uses, fail the last: it is sufficient, not necessary.
+    The condition (Chen et al. 2022, arXiv 2101.05471, Generic Adam): theta does not fall and stays below 1; rate /
+    sqrt(1 - theta) is, up to constants, not increasing (here: at no time 10 times what it was before); and sum_t rate_t
+    sqrt(1 - theta_t) / (T rate_T) goes to 0 (here: it is smaller for T than for T / 10). Fixed values, which everybody
+    uses, fail the last: it is sufficient, not necessary.
+
+    Args:
+        rate, theta: learning rate and beta2 of step t = 1 ... T.
 
     >>> sl.optim.adam_condition(lambda t: t**-0.5, lambda t: 1 - 0.5 / t, steps=1000) is None
     True

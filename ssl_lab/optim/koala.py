@@ -25,10 +25,14 @@ class KOALA(Optimizer):
         s <- s - s^2 max over tensors of ||g||^2 / S
 
     one s, the variance of every weight, for all tensors. L is the mean loss over ranks and micro-batches, of the last
-    pass of a step. sigma: s at the start. r: R, if it is to stay as it is.
+    pass of a step.
 
     Checked against the authors' code (Araachie/koala), whose R has the mean of squared losses of single images, which
     our loop does not know, and whose direction leaves the decay out of g.
+
+    Attributes:
+        sigma: s at the start.
+        r: R, if it is to stay as it is.
 
     >>> sl.optimizer("koala(q=0.5)", usual=sl.SGD()).lr
     0.3
@@ -52,11 +56,13 @@ class KOALAM(Optimizer):
 
         S = P_00 ||g||^2 + R,    w <- w - lr l P_00 / S g,    v <- v - lr l P_10 / S g,    P <- P - P diag(h, 0) P'
 
-    with h = max over tensors of ||g||^2 / S, then the prediction w <- w + v, v <- momentum v, and P <- F P F' +
-    diag(q, qv), F = [[1, 1], [0, momentum]]. The net holds the predicted weights. l and R are those of KOALA. sigma,
-    sigma_v: the diagonal of P at the start.
+    with h = max over tensors of ||g||^2 / S, then the prediction w <- w + v, v <- momentum v, and P <- F P F' + diag(q,
+    qv), F = [[1, 1], [0, momentum]]. The net holds the predicted weights. l and R are those of KOALA.
 
     Checked against the authors' code (Araachie/koala), which also estimates q from how far weights move.
+
+    Attributes:
+        sigma, sigma_v: the diagonal of P at the start.
 
     >>> sl.optimizer("koala_m(momentum=0.8, lr=1)", usual=sl.SGD()).momentum
     0.8

@@ -53,9 +53,13 @@ class _WithRates(Optimizer):
 def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar], biases: Scalar | None = None) -> Optimizer:
     """`optimizer` with other learning rates for some parts: {"net.backbone": cosine(0.01)}.
 
-    rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that fits
-    counts. biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow
-    Twins has it; by default the optimizer's. Building it raises UsageError where a part has no parameter that learns.
+    Building it raises UsageError where a part has no parameter that learns.
+
+    Args:
+        rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that
+            fits counts.
+        biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow
+            Twins has it; by default the optimizer's.
 
     >>> spec = sl.optim.with_rates(sl.SGD(lr=0.1), {"head": 0.5})
     >>> optimizer = spec.build(sl.net("tiny_4"))

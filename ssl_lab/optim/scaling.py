@@ -18,9 +18,12 @@ Rule = Literal["linear", "sqrt"]
 def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most: float | None = None) -> float:
     """The learning rate for steps of `batch` images, from one that suits steps of `base`.
 
-    rule: "linear", rate * batch / base, for SGD; "sqrt", rate * sqrt(batch / base), for Adam and its kin. most: a cap,
-    such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate, and no longer where
-    the curvature of the whole loss does. The paper's two rules, from its abstract; the cap is ours.
+    The paper's two rules, from its abstract; the cap is ours.
+
+    Args:
+        rule: "linear", rate * batch / base, for SGD; "sqrt", rate * sqrt(batch / base), for Adam and its kin.
+        most: a cap, such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate,
+            and no longer where the curvature of the whole loss does.
 
     >>> sl.optim.scaled_rate(0.1, batch=1024, base=256), sl.optim.scaled_rate(0.1, 1024, 256, rule="sqrt")
     (0.4, 0.2)
@@ -50,8 +53,11 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
                        seed: int = 0) -> float:
     """Largest eigenvalue of a symmetric matrix H, from below, by so many steps of Lanczos' method.
 
-    product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
     Every new direction is made orthogonal to all before it, so that rounding brings no eigenvalue twice.
+
+    Args:
+        product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a
+            batch.
 
     >>> h = torch.diag(torch.arange(1.0, 101.0))
     >>> round(sl.optim.largest_eigenvalue(lambda d: [h @ d[0]], [torch.zeros(100)], steps=60), 3)
@@ -63,7 +69,10 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
 def lanczos(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int,
             seed: int = 0) -> Tensor:
     """float64 [k, k], on the CPU: the tridiagonal matrix that a symmetric H is in a Krylov space of k <= `steps`
-    dimensions from a random direction of length 1. product, weights: see `largest_eigenvalue`.
+    dimensions from a random direction of length 1.
+
+    Args:
+        product, weights: see `largest_eigenvalue`.
 
     >>> h = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> small = sl.optim.lanczos(lambda d: [h @ d[0]], [torch.zeros(2)], steps=2)

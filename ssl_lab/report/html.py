@@ -85,8 +85,10 @@ details[open] summary { margin-bottom: 0.5rem; }
 class Report:
     """A page that is filled from top to bottom and then written.
 
-    title, subtitle: the head. footer: e.g. the version and the date; by default there is none, and the page
-    depends on nothing but what was added.
+    Args:
+        title, subtitle: the head.
+        footer: e.g. the version and the date; by default there is none, and the page depends on nothing but what
+            was added.
 
     >>> page = sl.report.Report("Digits", "ten labels")
     >>> page.text("One line.")
@@ -119,7 +121,8 @@ class Report:
     def runs(self, folders: Mapping[str, Path], beside: Path) -> None:
         """Add links to the pages of single runs, name -> folder, as far as they have one; nothing if none has.
 
-        beside: the folder of this page; the links are relative to it, so that all may move together.
+        Args:
+            beside: the folder of this page; the links are relative to it, so that all may move together.
         """
         links = [f'<a href="{escape(quote(os.path.relpath(folder / NAME, beside)))}">{escape(name)}</a>'
                  for name, folder in folders.items() if (folder / NAME).exists()]

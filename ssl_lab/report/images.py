@@ -20,10 +20,15 @@ def image_grid(images: ArrayLike, captions: Sequence[str] = (), columns: int | N
                scale: int | None = None, rows: Sequence[str] = ()) -> Markup:
     """Images with captions, as HTML in which small images are enlarged without smoothing.
 
-    images: uint8 [N, C, H, W], C of 1 or 3. captions: one an image, or none; "" leaves an image bare.
-    columns: images in a row, which then shrink on a narrow screen; without it, as many as there is room for.
-    scale: screen pixels for each pixel; by default images become about 80 pixels wide. rows: headings, one
-    a row. Raises UsageError for images of another dtype or shape and for counts that do not fit.
+    Args:
+        images: uint8 [N, C, H, W], C of 1 or 3.
+        captions: one an image, or none; "" leaves an image bare.
+        columns: images in a row, which then shrink on a narrow screen; without it, as many as there is room for.
+        scale: screen pixels for each pixel; by default images become about 80 pixels wide.
+        rows: headings, one a row.
+
+    Raises:
+        UsageError: for images of another dtype or shape and for counts that do not fit.
 
     >>> "cat" in sl.report.image_grid(np.zeros((2, 1, 8, 8), dtype=np.uint8), captions=["cat", "dog"])
     True

@@ -48,7 +48,10 @@ def image_map(points: FloatArray, labels: NDArray[np.int64], images: NDArray[np.
     """Dots in the color of their class, as SVG; by style sheet alone, image and class show beside the map while the
     pointer is on a dot.
 
-    points: float [n, 2]. labels: int [n], -1 for unknown. images: uint8 [n, 1 or 3, H, W].
+    Args:
+        points: float [n, 2].
+        labels: int [n], -1 for unknown.
+        images: uint8 [n, 1 or 3, H, W].
 
     >>> points, images = np.array([[0.0, 1.0], [1.0, 0.0]]), np.zeros((2, 1, 8, 8), dtype=np.uint8)
     >>> "<svg" in sl.report.image_map(points, np.array([0, 1]), images, ["cat", "dog"])

@@ -45,11 +45,15 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
            log: bool = False) -> Markup:
     """Labeled lines with shaded bands (mean ± spread), as an SVG that may stand in a page beside others.
 
-    y, x: what the axes show, with their units. percent: the values are fractions, shown times 100 with "(%)". log: x is
-    positive and on a log scale, where the values themselves are ticked, as far as there is room, e.g. counts of labels.
-    Each label stands beside the end of its line. A line's color and dashes come from its place in `lines`:
-    pass the same labels to each figure of a page. An empty band is not drawn but keeps its place. Of a line
-    with more than 300 points, equal groups of neighbors are averaged.
+    Each label stands beside the end of its line. A line's color and dashes come from its place in `lines`: pass the
+    same labels to each figure of a page. An empty band is not drawn but keeps its place. Of a line with more than 300
+    points, equal groups of neighbors are averaged.
+
+    Args:
+        y, x: what the axes show, with their units.
+        percent: the values are fractions, shown times 100 with "(%)".
+        log: x is positive and on a log scale, where the values themselves are ticked, as far as there is room, e.g.
+            counts of labels.
 
     >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.array([0.01, 0.02, 0.02]))
     >>> "<svg" in sl.report.curves({"fixmatch": band}, y="test accuracy", percent=True)
@@ -101,7 +105,10 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
 def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") -> Markup:
     """One row of color for each label, from none at 0 to full at 1, over x; as an SVG beside others in a page.
 
-    lines: fractions. Where a line has no value, its row is empty.
+    Where a line has no value, its row is empty.
+
+    Args:
+        lines: fractions.
 
     >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.zeros(3))
     >>> "<svg" in sl.report.heat_map({"cat": band, "dog": band}, title="coverage")

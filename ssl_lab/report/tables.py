@@ -125,8 +125,11 @@ def _markdown_escape(text: str) -> str:
 def mean_spread(values: Sequence[float], percent: bool = True) -> str:
     """Mean ± sample standard deviation over runs, e.g. "76.3 ± 2.1"; of a single run only "76.3".
 
-    percent: the values are fractions in [0, 1] and are shown times 100, with one decimal; otherwise they are
-    shown as they are, with three significant digits. No values, or one that is not finite, gives a dash.
+    No values, or one that is not finite, gives a dash.
+
+    Args:
+        percent: the values are fractions in [0, 1] and are shown times 100, with one decimal; otherwise they are
+            shown as they are, with three significant digits.
 
     >>> sl.report.mean_spread([0.76, 0.78, 0.74]), sl.report.mean_spread([0.76])
     ('76.0 ± 2.0', '76.0')

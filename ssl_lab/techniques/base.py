@@ -24,10 +24,15 @@ Serves = Literal["accuracy", "size", "privacy", "robustness", "insight"]
 class Technique:
     """Base of the five kinds. The arguments of a technique's `__init__` are kept as attributes of the same names.
 
-    serves: what it is meant to better, or to show. excludes: techniques that it may not be combined with, by name, and
-    why. shards: whether it works where each rank holds a part of every weight. overwrites: what it does to weights that
-    a net has learned before, in words that follow its name; "" if they stay. A run of such a net says so. fresh_only:
-    it is refused instead. one_pass: whether a step has to be the plain one, which passes its batch once.
+    overwrites: what it does to weights that a net has learned before, in words that follow its name; "" if they stay. A
+    run of such a net says so.
+
+    Attributes:
+        serves: what it is meant to better, or to show.
+        excludes: techniques that it may not be combined with, by name, and why.
+        shards: whether it works where each rank holds a part of every weight.
+        fresh_only: it is refused instead.
+        one_pass: whether a step has to be the plain one, which passes its batch once.
 
     >>> sl.SAM(rho=0.1).kind, sl.SAM(rho=0.1).text
     ('step', 'sam(rho=0.1)')
@@ -111,7 +116,9 @@ class StepTechnique(Technique, nn.Module):
     """An update rule (see `optim.Update`) that may call the closure again; what it keeps from step to step are buffers
     and parameters, so that it is saved. Randomness from (seed, purpose, step): `at.draw`, or `generator(at.seed, ...)`.
 
-    keeps_copies: whether these are copies of the weights, which a technique that writes into weights would not reach.
+    Args:
+        keeps_copies: whether these are copies of the weights, which a technique that writes into weights would not
+            reach.
 
     >>> class Twice(sl.StepTechnique):
     ...     name, paper, arxiv = "twice", "Two steps on the same views", ""
@@ -214,8 +221,10 @@ class TermTechnique(Technique, Around):
 class WeightsTechnique(Technique, Around):
     """Averages weights, or edits them while they are trained: overrides `after_step`, `edited` and `predictor`.
 
-    What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta. writes:
-    whether it ever does that, or only looks on.
+    What it writes into parameters that learn it names in `edited`: the optimizer then forgets their momenta.
+
+    Attributes:
+        writes: whether it ever does that, or only looks on.
 
     >>> class NoBias(sl.WeightsTechnique):
     ...     name, paper, arxiv = "no_bias", "The head's bias stays 0", ""

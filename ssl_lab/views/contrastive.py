@@ -33,11 +33,15 @@ class SimCLRView:
     `size` x `size`. In 0.8 of the images, brightness, contrast, saturation and hue change in random order by factors in
     1 +- `jitter` and an angle of +- jitter[3] turns. Gray images have neither saturation nor hue.
 
-    area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08. jitter: None: (0.4, 0.4, 0.4, 0.1)
-    up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that. most: greatest share of the image. gray, blur,
-    solarize: shares of the images. The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up
-    to 32 pixels, nothing is blurred. size: side of the result; what the style's images are large or small by, and the
-    Gaussian's sigma, is not affected.
+    The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up to 32 pixels, nothing is blurred.
+
+    Attributes:
+        area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08.
+        jitter: None: (0.4, 0.4, 0.4, 0.1) up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that.
+        most: greatest share of the image.
+        gray, blur, solarize: shares of the images.
+        size: side of the result; what the style's images are large or small by, and the Gaussian's sigma, is not
+            affected.
 
     >>> images = torch.randint(256, (2, 3, 96, 96), dtype=torch.uint8)
     >>> view = sl.views.SimCLRView(sl.Style(3, 96, 96), size=32)

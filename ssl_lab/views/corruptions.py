@@ -127,10 +127,17 @@ KINDS: dict[str, tuple[str, Kind, tuple[Any, ...]]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
-    """float32 [B, C, H, W] in [0, 1], whole 255ths, on the images' device. images: uint8 [B, 1 or 3, H, W].
+    """float32 [B, C, H, W] in [0, 1], whole 255ths, on the images' device.
 
-    kind: one of `KINDS`. strength: 1 to 5. Image i is a function of itself, of its place i and of the seed. One by one,
-    on the CPU: for evaluation. UsageError for an unknown kind or strength, and for other images.
+    Image i is a function of itself, of its place i and of the seed. One by one, on the CPU: for evaluation.
+
+    Args:
+        images: uint8 [B, 1 or 3, H, W].
+        kind: one of `KINDS`.
+        strength: 1 to 5.
+
+    Raises:
+        UsageError: for an unknown kind or strength, and for other images.
 
     >>> gray = torch.full((1, 3, 32, 32), 128, dtype=torch.uint8)
     >>> [round(sl.views.corrupt(gray, "gaussian_noise", strength).std().item(), 2) for strength in (1, 3, 5)]

@@ -38,8 +38,11 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
     """The view that a text describes: a name of `VIEWS`, or package.module:MyView, a callable from a `Style` to a
     `View`; with arguments by name if there are any, as in strong(ops=3).
 
-    modules: whether the text may import a module, which one from a file of settings may not. UsageError for what is no
-    view, and for arguments that it does not have.
+    Args:
+        modules: whether the text may import a module, which one from a file of settings may not.
+
+    Raises:
+        UsageError: for what is no view, and for arguments that it does not have.
 
     >>> sl.views.named("strong(ops=3)")(sl.Style()).ops
     3

@@ -66,8 +66,12 @@ class Weak:
 class Strong(Weak):
     """Weak, then RandAugment, then cutout: FixMatch's strong view (Sohn et al. 2020).
 
-    ops: how many operations each image draws. cutout: side of the gray square as a fraction of the image's
-    shorter side, in [0, 1]; 0 for none. chance: of each operation to be done, in [0, 1]. Both may be schedules.
+    Both may be schedules.
+
+    Attributes:
+        ops: how many operations each image draws.
+        cutout: side of the gray square as a fraction of the image's shorter side, in [0, 1]; 0 for none.
+        chance: of each operation to be done, in [0, 1].
 
     >>> pool = sl.load("digits")
     >>> images = pool.images.take(np.zeros(64, dtype=int))  # the same image, 64 times

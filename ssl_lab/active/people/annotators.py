@@ -44,9 +44,14 @@ def dawid_skene(answers: Iterable[tuple[int, str, int]], classes: int, iteration
         E: P(class k of image i) ~ prior_k prod_(who, l) confusion[who, k, l]
         M: prior = mean of these; confusion[who, k, l] ~ sum of P(class k) over the images that who calls l
 
-    answers: (row, who, class); one for each row and person, or more that count each. Tables begin with a few right
-    answers each (one for a wrong cell, three for the right one), so that one who said little is taken for somewhat
-    reliable, not for perfect. UsageError without answers, or for a class that is none of 0 .. classes - 1.
+    Tables begin with a few right answers each (one for a wrong cell, three for the right one), so that one who said
+    little is taken for somewhat reliable, not for perfect.
+
+    Args:
+        answers: (row, who, class); one for each row and person, or more that count each.
+
+    Raises:
+        UsageError: without answers, or for a class that is none of 0 .. classes - 1.
 
     >>> said = [(row, who, row % 2 if who != "cy" else 0) for row in range(20) for who in ("ann", "bob", "cy")]
     >>> found = sl.active.dawid_skene(said, classes=2)  # cy says 0 of all
@@ -85,11 +90,18 @@ def assign(queries: Sequence[int], annotators: Sequence[str], reliability: Relia
            probs: FloatArray | None = None, done: Mapping[int, Iterable[str]] | None = None) -> dict[int, str]:
     """Who labels which image: the most right answers that are expected, while all get as many images (or one more).
 
-    queries: rows. annotators: names; one who is not in `reliability` counts as the mean of those who are. probs: [n,
-    C], what the model thinks of each image: then people get images of classes that they know; without it, the class
-    frequencies. done: row -> those who have labeled it already, who do not get it again; a row that all have
-    labeled is left out. Exact (an assignment problem); of equal ones the earlier person, image by image. UsageError
-    without annotators or with a name twice.
+    Exact (an assignment problem); of equal ones the earlier person, image by image.
+
+    Args:
+        queries: rows.
+        annotators: names; one who is not in `reliability` counts as the mean of those who are.
+        probs: [n, C], what the model thinks of each image: then people get images of classes that they know;
+            without it, the class frequencies.
+        done: row -> those who have labeled it already, who do not get it again; a row that all have labeled is left
+            out.
+
+    Raises:
+        UsageError: without annotators or with a name twice.
 
     >>> sl.active.assign([10, 11, 12], ["ann", "bob"], done={10: ["ann"]})
     {10: 'bob', 11: 'ann', 12: 'ann'}

@@ -37,10 +37,13 @@ class LabelStudio:
     """An oracle whose answers come from what Label Studio exported into `folder`.
 
     Each call adds the tasks that are not in tasks.json yet and returns the annotations that are there: a choice, None
-    (abstain) for a task that all skipped. root: the folder that `pool.files` are relative to. It is a storage of Label
-    Studio, below the document root; images that have no file there, or one whose name no URL can hold, are written as
-    PNG into `folder`/images, which is one too. agreement: see `agree`. notes: what a person should be told of the last
-    reading.
+    (abstain) for a task that all skipped.
+
+    Args:
+        root: the folder that `pool.files` are relative to. It is a storage of Label Studio, below the document
+            root; images that have no file there, or one whose name no URL can hold, are written as PNG into
+            `folder`/images, which is one too.
+        agreement: see `agree`. notes: what a person should be told of the last reading.
 
     >>> oracle = sl.active.LabelStudio("tasks", sl.load("digits"))
     >>> oracle(sl.active.Asked(np.array([7, 8]))), (oracle.folder / "tasks.json").exists()  # nobody has answered yet

@@ -32,10 +32,14 @@ from ssl_lab.files import write_text
 class Asked:
     """The images to be labeled: ids int64 [n], in selection order, and what was known when they were selected.
 
-    paths: of the image files, "" where there are none. predicted, confidence, scores: the names of the net's classes,
-    their probabilities, and the query's scores, [n] each; None where there are none. version: of the net. class_names:
-    all that there are so far. stands_for: how many unlabeled images each stands for: those that are more like it than
-    like another one asked for.
+    Attributes:
+        paths: of the image files, "" where there are none.
+        predicted, confidence, scores: the names of the net's classes, their probabilities, and the query's scores,
+            [n] each; None where there are none.
+        version: of the net.
+        class_names: all that there are so far.
+        stands_for: how many unlabeled images each stands for: those that are more like it than like another one
+            asked for.
 
     >>> asked = sl.active.Asked(np.array([7, 3]), predicted=("cat", "dog"), confidence=(0.4, 0.5))
     >>> dict(zip(asked.ids.tolist(), asked.predicted))

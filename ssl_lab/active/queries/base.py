@@ -34,10 +34,16 @@ ARRAYS = {
 class PoolView:
     """What a query sees: N rows, what is known of their labels, and the arrays that queries asked for.
 
-    labels: int [N], a class, -1 = unlabeled (may be chosen), -2 = ignored. ids: int [N], the global id of each row
-    (default: its number). The other arrays are those of `ARRAYS`: floats, kept as they are if float32 (a memory
-    map stays one), None where nobody asked. Raises UsageError for shapes that are wrong or do not agree, repeated ids,
-    values that are not finite or beyond 1e15, and probabilities that are none, naming the first such id.
+    The other arrays are those of `ARRAYS`: floats, kept as they are if float32 (a memory map stays one), None where
+    nobody asked.
+
+    Attributes:
+        labels: int [N], a class, -1 = unlabeled (may be chosen), -2 = ignored.
+        ids: int [N], the global id of each row (default: its number).
+
+    Raises:
+        UsageError: for shapes that are wrong or do not agree, repeated ids, values that are not finite or beyond
+            1e15, and probabilities that are none, naming the first such id.
 
     >>> labels = np.array([3, -1, -1, -2])  # a class, two unlabeled rows, one that is ignored
     >>> view = sl.PoolView(labels, embeddings=np.eye(4))
@@ -211,8 +217,9 @@ class Wrapper(Query):
 class ScoreQuery(Query):
     """A query that takes the rows of the highest scores. A subclass writes `scores`; wrappers reuse them.
 
-    drawn: whether a batch of several rows is drawn, p(i) ~ score_i, as `power` does, because the highest scores are of
-    rows that are alike.
+    Attributes:
+        drawn: whether a batch of several rows is drawn, p(i) ~ score_i, as `power` does, because the highest scores
+            are of rows that are alike.
 
     >>> class Longest(sl.ScoreQuery):
     ...     name, family, paper, arxiv, needs = "longest", "uncertainty", "", "", frozenset({"embeddings"})

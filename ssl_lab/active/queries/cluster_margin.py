@@ -20,13 +20,18 @@ class ClusterMargin(Query):
     then, in turn, a random one from each cluster among these, smallest cluster first (by how many of them it has),
     until the budget is met.
 
-    The clustering is the paper's agglomerative one with average linkage, on the graph of each row's `neighbors`
-    nearest others; a pair without an edge counts as being as far apart as the longest edge. With neighbors >= N - 1
-    that is average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 16 nearest
-    of 4 sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
-    distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It
-    is a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one
-    clustering does. pool: k_m / k_t in the paper. Memory is O(N (D + neighbors)).
+    The clustering is the paper's agglomerative one with average linkage, on the graph of each row's `neighbors` nearest
+    others; a pair without an edge counts as being as far apart as the longest edge. With neighbors >= N - 1 that is
+    average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 16 nearest of 4
+    sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
+    distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It is
+    a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one clustering
+    does.
+
+    Memory is O(N (D + neighbors)).
+
+    Args:
+        pool: k_m / k_t in the paper.
 
     >>> rng = np.random.default_rng(0)
     >>> points, p = np.repeat(np.eye(3), 20, axis=0), rng.uniform(size=60)

@@ -87,20 +87,22 @@ class ProbCover(Query):
     Rows are scaled to length 1. Each pick is the candidate whose ball holds most rows that no ball covers yet.
     When all are covered, no row is worth more than another, and the other picks are drawn from the seed.
 
-    delta: the radius, up to 2. None: the least at which as many greedy balls as there will be labels hold `share` of
-    2,048 rows drawn from the seed; of more than 128 labels, as for 128 (see `covering_radius`). The paper has another
-    rule: the largest delta at which 95% of the balls are pure under the labels of a k-means with one cluster for each
-    class. Where such clusters touch each other, as they do in features of images, that is tiny, and pick after pick
-    comes from the densest class. Accuracy (%) of a linear probe, 10 picks of 4,000 rows (digits: 1,198), mean and
-    standard deviation over seeds 0 to 2, by random, the paper's rule and this one: digits 34.0 ± 7.1, 51.7 ± 8.8, 70.6
-    ± 0.3; MNIST's pixels 33.9 ± 3.4, 14.7 ± 1.4, 48.8 ± 4.4; SimCLR's features of it 44.4 ± 6.7, 36.0 ± 4.6, 66.8 ±
-    7.5; EfficientNet-Lite0's of CIFAR-10 20.6 ± 0.9, 26.4 ± 4.5, 40.5 ± 5.4. A share of 0.7 has 1 to 15 points less
-    there, and with 40 picks 1 to 4 more. Where half of the rows are of one class, 0.5 is better than random in five of
-    six cases and 0.7 in all six, by up to 26 points more than 0.5: give share=0.7 there.
-
     The rest is exact on up to 100,000 rows: all neighbors are found once, and a row's count falls as the rows around
     it are covered. Of more, and of rows with more than 2^27 pairs of neighbors, which bounds memory, the labeled ones
     and as many drawn from the seed stand for all.
+
+    Args:
+        delta: the radius, up to 2. None: the least at which as many greedy balls as there will be labels hold
+            `share` of 2,048 rows drawn from the seed; of more than 128 labels, as for 128 (see `covering_radius`).
+            The paper has another rule: the largest delta at which 95% of the balls are pure under the labels of a
+            k-means with one cluster for each class. Where such clusters touch each other, as they do in features of
+            images, that is tiny, and pick after pick comes from the densest class. Accuracy (%) of a linear probe,
+            10 picks of 4,000 rows (digits: 1,198), mean and standard deviation over seeds 0 to 2, by random, the
+            paper's rule and this one: digits 34.0 ± 7.1, 51.7 ± 8.8, 70.6 ± 0.3; MNIST's pixels 33.9 ± 3.4, 14.7 ±
+            1.4, 48.8 ± 4.4; SimCLR's features of it 44.4 ± 6.7, 36.0 ± 4.6, 66.8 ± 7.5; EfficientNet-Lite0's of
+            CIFAR-10 20.6 ± 0.9, 26.4 ± 4.5, 40.5 ± 5.4. A share of 0.7 has 1 to 15 points less there, and with 40
+            picks 1 to 4 more. Where half of the rows are of one class, 0.5 is better than random in five of six
+            cases and 0.7 in all six, by up to 26 points more than 0.5: give share=0.7 there.
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.ProbCover(delta=0.15)(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)

@@ -15,7 +15,8 @@ class KMeans(Query):
     rest is exact. Where rows are equal a cluster may stay empty: its pick is drawn from the rows left. The
     labeled set plays no part. Unlike the paper, rows weigh the same; see `Prefilter` for its prefilter.
 
-    iterations, restarts: of k-means, of which the best restart counts.
+    Args:
+        iterations, restarts: of k-means, of which the best restart counts.
 
     >>> points = np.array([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2]])
     >>> np.sort(sl.active.KMeans()(sl.PoolView(np.full(6, -1), embeddings=points), budget=2))  # the middle of each

@@ -29,12 +29,16 @@ class UncertaintyHerding(Query):
     u = 1 - (p_1 - p_2), the margin at a temperature, and 0 for labeled rows; rows are scaled to length 1. With few
     labels all is uncertain and the radius wide, so that this is `max_herding`; with many it nears `margin`:
 
-    sigma: None = the least distance above 0 between two labeled rows (0.01 at least), and 1 while there are no two.
-    temperature: of the probabilities p^(1/T) / sum. None adapts it: the paper holds out 30% of the labels, trains anew
-    without them and takes the T from 1 to 20 of the least calibration error there. A query sees no model; here T is
-    such that the mean confidence over the unlabeled rows is the accuracy of a softmax regression on the embeddings of
-    labels it was not fitted to (5 folds): calibration in the large. Where no class has two labels, every row counts the
-    same. Otherwise exact, at the cost of `facility_location`.
+    Otherwise exact, at the cost of `facility_location`.
+
+    Args:
+        sigma: None = the least distance above 0 between two labeled rows (0.01 at least), and 1 while there are no
+            two.
+        temperature: of the probabilities p^(1/T) / sum. None adapts it: the paper holds out 30% of the labels,
+            trains anew without them and takes the T from 1 to 20 of the least calibration error there. A query sees
+            no model; here T is such that the mean confidence over the unlabeled rows is the accuracy of a softmax
+            regression on the embeddings of labels it was not fitted to (5 folds): calibration in the large. Where
+            no class has two labels, every row counts the same.
 
     >>> rng = np.random.default_rng(0)
     >>> view = sl.PoolView(np.full(30, -1), embeddings=rng.normal(size=(30, 4)), probs=rng.dirichlet([1, 1], size=30))

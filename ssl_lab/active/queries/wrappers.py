@@ -106,8 +106,11 @@ class CostAware(Wrapper):
     """Rows of the highest score / cost, one after the other, that still fit into a total cost of `limit`; drawn by
     score / cost where the query draws its batches.
 
-    cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
-    back: as many as fit, and UsageError if none does. The greedy order is not the optimum of the knapsack.
+    The greedy order is not the optimum of the knapsack.
+
+    Args:
+        cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
+            back: as many as fit, and UsageError if none does.
 
     >>> view = sl.PoolView(np.full(3, -1), probs=[[0.5, 0.5], [0.6, 0.4], [0.9, 0.1]])
     >>> sl.active.CostAware(sl.active.Entropy(), cost=[10.0, 1.0, 1.0])(view, budget=1)  # nearly as unsure, and cheap

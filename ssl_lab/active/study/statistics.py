@@ -33,7 +33,10 @@ class Paired(NamedTuple):
 def area(labels: ArrayLike, accuracy: ArrayLike) -> FloatArray:
     """The area under each curve by trapezoids, divided by its width: the mean accuracy over the budget.
 
-    accuracy: [..., P] -> [...]. Of a single point, its accuracy.
+    Of a single point, its accuracy.
+
+    Args:
+        accuracy: [..., P] -> [...].
 
     >>> round(float(sl.active.area(labels=[10, 20, 40], accuracy=[0.5, 0.7, 0.9])), 4)
     0.7333
@@ -123,9 +126,13 @@ def labeling_efficiency(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayL
     """Labels that the baseline needs / labels that the strategy needs, to reach the same accuracy (arXiv 2106.15324):
     at least, at most.
 
-    Above 1, the strategy saves labels. accuracy, baseline: mean curves [P]. level: by default the highest accuracy
-    that both reach. The two are equal if both have `level` within their curves; else one curve, or both, only bounds
-    the ratio.
+    Above 1, the strategy saves labels.
+
+    The two are equal if both have `level` within their curves; else one curve, or both, only bounds the ratio.
+
+    Args:
+        accuracy, baseline: mean curves [P].
+        level: by default the highest accuracy that both reach.
 
     >>> sl.active.labeling_efficiency([10, 20, 40], accuracy=[0.5, 0.9, 0.95], baseline=[0.5, 0.7, 0.9])
     (2.0, 2.0)
@@ -160,8 +167,10 @@ def efficiency_interval(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayL
 def win_matrix(runs: Mapping[str, ArrayLike], significance: float = 0.05) -> FloatArray:
     """float64 [M, M]: the share of points at which row beats column, by a paired two-sided t-test (arXiv 1906.03671).
 
-    runs: name -> accuracy [R, P], run r of each with the same initial labels and seed. A column's mean is how often
-    that strategy is beaten: the lower, the better.
+    A column's mean is how often that strategy is beaten: the lower, the better.
+
+    Args:
+        runs: name -> accuracy [R, P], run r of each with the same initial labels and seed.
 
     >>> rng = np.random.default_rng(0)
     >>> runs = {"margin": 0.8 + rng.normal(0, 0.01, (5, 4)), "random": 0.6 + rng.normal(0, 0.01, (5, 4))}

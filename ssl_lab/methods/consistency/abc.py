@@ -30,8 +30,10 @@ class ABC(Method):
     every row. b is the net's own head, so what is evaluated is balanced; p serves only in training. As in the paper's
     code, the terms of both train the features; there each view passes the net apart.
 
-    class_counts: N_c, the number of labeled images of each class, all positive. threshold: least confidence of either
-    classifier's pseudo-label. weight: of FixMatch's unlabeled term.
+    Args:
+        class_counts: N_c, the number of labeled images of each class, all positive.
+        threshold: least confidence of either classifier's pseudo-label.
+        weight: of FixMatch's unlabeled term.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> counts = np.bincount(pool.labels[pool.labeled], minlength=10).tolist()

@@ -30,7 +30,10 @@ class AdaMatch(Method):
     a moving average for labeled predictions, begin uniform and move after the step (in the paper's code, just
     before they are used), so that micro-batches and ranks see the same ones.
 
-    confidence: tau, relative. momentum: of the mean labeled prediction. weight: of the unlabeled loss.
+    Args:
+        confidence: tau, relative.
+        momentum: of the mean labeled prediction.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.AdaMatch(sl.net("tiny_4", classes=10, style=pool.style), confidence=0.9)

@@ -33,8 +33,13 @@ class CoMatch(Method):
     an averaged teacher. Alignment knows the steps before this one, as many as there are; the authors' code
     (salesforce/CoMatch at 08b4cce, Train_CoMatch.py), whose list also begins empty, this one too.
 
-    threshold: least confidence of q. temperature: T. smooth: alpha in the paper. edge: least similarity of two
-    pseudo-labels that an edge joins. dim: of z. memory: rows in it, by default five of the paper's batches.
+    Args:
+        threshold: least confidence of q.
+        temperature: T.
+        smooth: alpha in the paper.
+        edge: least similarity of two pseudo-labels that an edge joins.
+        dim: of z.
+        memory: rows in it, by default five of the paper's batches.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.CoMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, memory=64)

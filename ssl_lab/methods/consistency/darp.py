@@ -30,10 +30,15 @@ class DARP(Method):
     Chosen among methods for imbalanced classes because it asks nothing of the net and leaves sure pseudo-labels
     almost as they are, where alignment by a ratio changes sure and unsure ones alike.
 
-    images: size of the space of global indices, `len(pool)`. class_counts: in proportion to the classes among the
-    unlabeled images, by the paper's default the number of labeled images of each class; all positive. threshold:
-    least confidence of r. start: share of the run before the first solution. every: steps between two. rounds: of
-    solving each. weight: of the unlabeled loss.
+    Args:
+        images: size of the space of global indices, `len(pool)`.
+        class_counts: in proportion to the classes among the unlabeled images, by the paper's default the number of
+            labeled images of each class; all positive.
+        threshold: least confidence of r.
+        start: share of the run before the first solution.
+        every: steps between two.
+        rounds: of solving each.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> counts = np.bincount(pool.labels[pool.labeled], minlength=10).tolist()

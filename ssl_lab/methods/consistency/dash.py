@@ -31,10 +31,16 @@ class Dash(Method):
     (config/classic_cv/dash: the same gamma, T and least, a factor of 1.0001, ten epochs between falls), but from the
     loss of the test images.
 
-    gamma: how fast rho falls, above 1. every: parts of the run between two falls. start: parts that keep every row, one
-    at least. epochs: parts of the run. temperature: T. least: the smallest rho, in nats. weight: of the unlabeled loss.
-    unlabeled: how many unlabeled images there are, `len(pool.unlabeled)`; by default the whole last part of the warm-up
-    counts in rho_0.
+    Args:
+        gamma: how fast rho falls, above 1.
+        every: parts of the run between two falls.
+        start: parts that keep every row, one at least.
+        epochs: parts of the run.
+        temperature: T.
+        least: the smallest rho, in nats.
+        weight: of the unlabeled loss.
+        unlabeled: how many unlabeled images there are, `len(pool.unlabeled)`; by default the whole last part of the
+            warm-up counts in rho_0.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Dash(sl.net("tiny_4", classes=10, style=pool.style), start=10)

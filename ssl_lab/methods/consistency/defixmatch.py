@@ -17,7 +17,9 @@ class DeFixMatch(Method):
     On the labeled images x, U does not use the labels: its expectation there is that on u, so that the whole
     is an unbiased estimate of the supervised risk, whatever the pseudo-labels are worth.
 
-    threshold: least confidence of a pseudo-label. weight: of the difference, lambda in the paper.
+    Args:
+        threshold: least confidence of a pseudo-label.
+        weight: of the difference, lambda in the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.DeFixMatch(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)

@@ -16,7 +16,9 @@ class FixMatch(Method):
     with q_b = p(weak(u_b)) of the net that learns (not of its average), without gradient. The labeled, weak
     and strong rows pass the net together, so BatchNorm sees one batch, as in the paper's code.
 
-    threshold: least confidence of a pseudo-label. weight: of the unlabeled loss, lambda_u in the paper.
+    Args:
+        threshold: least confidence of a pseudo-label.
+        weight: of the unlabeled loss, lambda_u in the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.FixMatch(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)

@@ -22,9 +22,11 @@ class FlexMatch(Method):
     latest confident (max q >= threshold) pseudo-label is c, and M(beta) = beta / (2 - beta). As in the
     paper's code, a step is masked by the counts of the steps before it: at first every row is kept.
 
-    images: size of the space of global indices, `len(pool)`. unlabeled: how many of them are unlabeled images,
-    `len(pool.unlabeled)`; by default all. threshold: least confidence in the best learned class. weight: of
-    the unlabeled loss.
+    Args:
+        images: size of the space of global indices, `len(pool)`.
+        unlabeled: how many of them are unlabeled images, `len(pool.unlabeled)`; by default all.
+        threshold: least confidence in the best learned class.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

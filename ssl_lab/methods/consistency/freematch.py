@@ -26,9 +26,12 @@ class FreeMatch(Method):
     over the strong predictions of the rows kept. The averages move after the step (the paper's code moves
     them just before they are used), so that micro-batches and ranks see the same thresholds.
 
-    momentum: of the averages, lambda in the paper. weight: of the unlabeled loss. fairness_weight: w_f. least, most:
-    limits of the threshold of a class; 0.9 and 0.95 for SVHN in the authors' first code (TorchSSL at f26e1d4,
-    models/freematch/freematch_utils.py), where their second (USB) only keeps tau below 0.95.
+    Args:
+        momentum: of the averages, lambda in the paper.
+        weight: of the unlabeled loss.
+        fairness_weight: w_f.
+        least, most: limits of the threshold of a class; 0.9 and 0.95 for SVHN in the authors' first code (TorchSSL
+            at f26e1d4, models/freematch/freematch_utils.py), where their second (USB) only keeps tau below 0.95.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.FreeMatch(sl.net("tiny_4", classes=10, style=pool.style))

@@ -34,10 +34,13 @@ class HierMatch(Method):
     label there out of the level's unlabeled ones. The head of level 0 is the net's own, whose other weights are 0 and
     stay so: what is evaluated and exported is an ordinary net.
 
-    parents: for each level above the classes, from fine to coarse, the class there of every class: [[0, 0, 1]] joins
-    the first two of three. base: makes a level's method around its net, e.g. `partial(FixMatch, threshold=0.9)`; its
-    images must not depend on its predictions (VAT's do), and it may have no teacher. coarse: int64 [images, levels
-    above the classes], the label of each image by global index, -1 where there is none.
+    Args:
+        parents: for each level above the classes, from fine to coarse, the class there of every class: [[0, 0, 1]]
+            joins the first two of three.
+        base: makes a level's method around its net, e.g. `partial(FixMatch, threshold=0.9)`; its images must not
+            depend on its predictions (VAT's do), and it may have no teacher.
+        coarse: int64 [images, levels above the classes], the label of each image by global index, -1 where there is
+            none.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> halves = [[0, 0, 0, 0, 0, 1, 1, 1, 1, 1]]  # one level above the digits: below five or not

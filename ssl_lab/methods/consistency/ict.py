@@ -24,9 +24,12 @@ class ICT(Method):
     gradient, which is evaluated. As in the authors' code, logits are mixed, labeled images are mixed alike
     with their labels, and each kind of rows passes the nets alone. alpha 0 mixes nothing.
 
-    weight: by default 100 after a ramp-up over 1/4 of the run. alpha: 1 for CIFAR-10, 0.1 for SVHN.
-    mix: with "cutmix" Mix(x) is x with a rectangle of its partner, of a share of 1 - share of the pixels (as French et
-    al. 2020, arXiv 1906.01916, have it for segmentation), and all else is mixed by the pixels' shares.
+    Args:
+        weight: by default 100 after a ramp-up over 1/4 of the run.
+        alpha: 1 for CIFAR-10, 0.1 for SVHN.
+        mix: with "cutmix" Mix(x) is x with a rectangle of its partner, of a share of 1 - share of the pixels (as
+            French et al. 2020, arXiv 1906.01916, have it for segmentation), and all else is mixed by the pixels'
+            shares.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.ICT(sl.net("tiny_4", classes=10, style=pool.style), weight=1.0)

@@ -19,8 +19,10 @@ class MeanTeacher(Method):
     each step, teacher <- a * teacher + (1 - a) * net, a = min(1 - 1/(step + 1), ema). The teacher is in train
     mode (dropout, the batch's statistics), keeps BatchNorm statistics of its own passes, and is evaluated.
 
-    weight: of the consistency; by default 100 (the paper's 100 times the share of labels, with a labeled loss
-    divided by all rows) after a ramp-up over 40 of 150 thousand steps. ema: decay of the teacher.
+    Args:
+        weight: of the consistency; by default 100 (the paper's 100 times the share of labels, with a labeled loss
+            divided by all rows) after a ramp-up over 40 of 150 thousand steps.
+        ema: decay of the teacher.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MeanTeacher(sl.net("tiny_4", classes=10, style=pool.style))

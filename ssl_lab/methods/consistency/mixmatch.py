@@ -30,8 +30,12 @@ class MixMatch(Method):
     passes K + 1 interleaved parts of them and moves them by the first. The guesses come of a pass of their own,
     by the statistics of the batch, which moves nothing. Rows are shuffled among those of their rank.
 
-    augmentations: K views per unlabeled image. temperature: T. alpha: of Beta; 0 mixes nothing. weight: of the
-    unlabeled loss, lambda_U in the paper. mix: "cutmix" pastes a rectangle of the partner, see `Mixture`.
+    Args:
+        augmentations: K views per unlabeled image.
+        temperature: T.
+        alpha: of Beta; 0 mixes nothing.
+        weight: of the unlabeled loss, lambda_U in the paper.
+        mix: "cutmix" pastes a rectangle of the partner, see `Mixture`.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MixMatch(sl.net("tiny_4", classes=10, style=pool.style), augmentations=3)

@@ -29,8 +29,10 @@ class NoisyStudent(Method):
     It is here and Meta Pseudo Labels (arXiv 2003.10580) is not, for that needs two optimizers, and the student's loss
     before and after its own step.
 
-    generations: how many students learn from a teacher. threshold: least confidence of a pseudo-label. weight: of
-    the unlabeled loss.
+    Args:
+        generations: how many students learn from a teacher.
+        threshold: least confidence of a pseudo-label.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.NoisyStudent(sl.net("tiny_4", classes=10, style=pool.style), generations=3)

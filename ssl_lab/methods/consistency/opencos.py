@@ -30,9 +30,14 @@ class OpenCoS(Method):
     both passes have the paper's size. A confident image counts as labeled whenever it comes along among the unlabeled
     ones; the paper's code draws the labeled batch from both, each class as often.
 
-    in_class: bool [images]. soft_labels: float [images, C]. confident: int64 [images], a class, or -1. All are by
-    global index, and only the rows of unlabeled images matter. threshold, weight: FixMatch's. outside: of the loss
-    of images out of class.
+    All are by global index, and only the rows of unlabeled images matter.
+
+    Args:
+        in_class: bool [images].
+        soft_labels: float [images, C].
+        confident: int64 [images], a class, or -1.
+        threshold, weight: FixMatch's.
+        outside: of the loss of images out of class.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> inside = torch.arange(len(pool)) % 2 == 0  # as `split_open_set` would tell

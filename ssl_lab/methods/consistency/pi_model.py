@@ -17,9 +17,11 @@ class PiModel(Method):
 
     with two weak views of each image, each in a pass of its own, and gradient through both of them.
 
-    weight: w(t) of the paper, by default 100 after a ramp-up over 80 of 300 epochs. (The paper divides the
-    labeled loss by all B rows and scales w by the share of labels; with the labeled mean here, both cancel.)
-    stop_gradient: the second pass is a constant target.
+    Args:
+        weight: w(t) of the paper, by default 100 after a ramp-up over 80 of 300 epochs. (The paper divides the
+            labeled loss by all B rows and scales w by the share of labels; with the labeled mean here, both
+            cancel.)
+        stop_gradient: the second pass is a constant target.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.PiModel(sl.net("tiny_4", classes=10, style=pool.style), weight=100.0)

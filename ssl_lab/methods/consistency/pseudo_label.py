@@ -15,9 +15,10 @@ class PseudoLabel(Method):
 
     The label is a constant; one weak view both gives it and learns from it.
 
-    threshold, weight: by default those of Oliver et al. 2018 (arXiv 1804.09170), 0.95, and 1 after a ramp-up
-    over 0.4 of the run. Lee's own loss has threshold=0 (every row counts) and a weight that rises in a line
-    from 0 to 3.
+    Args:
+        threshold, weight: by default those of Oliver et al. 2018 (arXiv 1804.09170), 0.95, and 1 after a ramp-up
+            over 0.4 of the run. Lee's own loss has threshold=0 (every row counts) and a weight that rises in a line
+            from 0 to 3.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.PseudoLabel(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2, weight=1.0)

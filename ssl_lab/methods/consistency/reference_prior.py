@@ -33,8 +33,12 @@ class ReferencePrior(Method):
     The sum over particles, where the authors' code has the mean, lets each learn at the rate that one net would; they
     multiply the learning rate by K instead, and divide the weight decay.
 
-    particles: K. order: n; the unlabeled rows of a rank must be a multiple. alpha, tau: as above. threshold: least
-    confidence of a row in H(y|w). seed: of the particles' weights.
+    Args:
+        particles: K.
+        order: n; the unlabeled rows of a rank must be a multiple.
+        alpha, tau: as above.
+        threshold: least confidence of a row in H(y|w).
+        seed: of the particles' weights.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.ReferencePrior(sl.net("tiny_4", classes=10, style=pool.style), particles=2, order=2)

@@ -35,8 +35,12 @@ class ReMixMatch(Method):
     of these only the mixed rows (all of them, where the paper's code takes a part) move BatchNorm's running
     statistics. Rows are shuffled among those of their rank; data and model are means over all ranks.
 
-    augmentations: K, the strong views. temperature: T. alpha: of MixUp's Beta. mixed, anchored, rotated: the
-    weights lambda_U, lambda_U1 and lambda_r of the paper. mix: "cutmix" pastes a rectangle of the partner instead.
+    Args:
+        augmentations: K, the strong views.
+        temperature: T.
+        alpha: of MixUp's Beta.
+        mixed, anchored, rotated: the weights lambda_U, lambda_U1 and lambda_r of the paper.
+        mix: "cutmix" pastes a rectangle of the partner instead.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.ReMixMatch(sl.net("tiny_4", classes=10, style=pool.style), augmentations=2)

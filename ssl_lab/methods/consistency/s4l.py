@@ -28,7 +28,8 @@ class S4L(Method):
     net together. The paper's code has both: the turned classes, and the plain mean of the two rotation losses.
     The predictor classifies the image unturned. Images must be square.
 
-    weight: of the rotation loss, w in the paper.
+    Args:
+        weight: of the rotation loss, w in the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.S4L(sl.net("tiny_4", classes=10, style=pool.style))
@@ -82,7 +83,10 @@ class S4LExemplar(Method):
     small images. Its code hands the numbers of images and of views to the loss in reverse order, so that runs of
     many images count as one; here the positives are the other views of the image, as the paper says.
 
-    copies: K. dim: of the embedding, 1000 in the paper's code. weight: of the triplet loss, w in the paper.
+    Args:
+        copies: K.
+        dim: of the embedding, 1000 in the paper's code.
+        weight: of the triplet loss, w in the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.S4LExemplar(sl.net("tiny_4", classes=10, style=pool.style), copies=3)

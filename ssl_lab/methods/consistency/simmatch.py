@@ -34,7 +34,12 @@ class SimMatch(Method):
     f10254b, models/simmatch.py) also begins with a window of zeros, which do not count, and enters this step first;
     USB's window for CIFAR-10 has 32 steps (config/classic_cv/simmatch).
 
-    threshold: least confidence of q. temperature: T. smooth: alpha in the paper. dim: of z. bank: rows in it.
+    Args:
+        threshold: least confidence of q.
+        temperature: T.
+        smooth: alpha in the paper.
+        dim: of z.
+        bank: rows in it.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, bank=32)

@@ -26,8 +26,10 @@ class SoftMatch(Method):
     the same weights; the mean prediction begins with the first step's, as there, so that only the weights of that
     very step are not aligned.
 
-    n_sigma: how sharply the weight falls; a standard deviation below the mean it is exp(-n_sigma^2 / 2).
-    momentum: of the averages. weight: of the unlabeled loss.
+    Args:
+        n_sigma: how sharply the weight falls; a standard deviation below the mean it is exp(-n_sigma^2 / 2).
+        momentum: of the averages.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SoftMatch(sl.net("tiny_4", classes=10, style=pool.style), n_sigma=2.0)

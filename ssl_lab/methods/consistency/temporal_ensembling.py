@@ -26,8 +26,11 @@ class TemporalEnsembling(Method):
     batch more than once, the mean prediction counts. An update rule that evaluates the loss more than once a
     step leaves the last evaluation's predictions.)
 
-    images: number of images of the pool, len(pool). weight: by default 30 after a ramp-up over 80 of 300 epochs;
-    as in PiModel, the paper's scaling by the share of labels cancels. decay: alpha of the paper.
+    Args:
+        images: number of images of the pool, len(pool).
+        weight: by default 30 after a ramp-up over 80 of 300 epochs; as in PiModel, the paper's scaling by the share
+            of labels cancels.
+        decay: alpha of the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

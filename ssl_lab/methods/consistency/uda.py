@@ -20,10 +20,14 @@ class UDA(Method):
     with z_b the logits of weak(u_b), without gradient. eta = a(t) (1 - 1/C) + 1/C rises with the training
     fraction t (training-signal annealing): labeled rows that are learned well enough for now do not count.
 
-    threshold: least confidence, of the prediction that is not sharpened. temperature: T. tsa: a(t) is "linear",
-    "log" or "exp" ("exp" releases the labels last, for when there are few), or "none", as in the authors' commands for
-    CIFAR-10 and SVHN (google-research/uda at 960684e, image/scripts), TorchSSL and USB. These have seven unlabeled
-    images to each labeled one; the authors' commands before February 2020, five. weight: of the unlabeled loss.
+    Args:
+        threshold: least confidence, of the prediction that is not sharpened.
+        temperature: T.
+        tsa: a(t) is "linear", "log" or "exp" ("exp" releases the labels last, for when there are few), or "none",
+            as in the authors' commands for CIFAR-10 and SVHN (google-research/uda at 960684e, image/scripts),
+            TorchSSL and USB. These have seven unlabeled images to each labeled one; the authors' commands before
+            February 2020, five.
+        weight: of the unlabeled loss.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.UDA(sl.net("tiny_4", classes=10, style=pool.style), threshold=0.2)

@@ -22,11 +22,12 @@ class VAT(Method):
     vector d: one power iteration towards the worst direction (more with `iterations`). BatchNorm normalizes
     each pass by its batch; only the labeled pass moves the running statistics, as in the authors' code.
 
-    epsilon, xi: L2 norms over a whole image *as the net sees it*, normalized by its mean and std (a 32 x 32
-    RGB image has a norm of about 55, one of 28 x 28 about 28); perturbed images may leave [0, 1]. 6 is
-    CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN, and weigh the term by 0.3. The paper's
-    xi of 1e-6 is below the resolution of float32 pixels; a larger one gives the same direction. The search runs in
-    float32 also under autocast, whose rounding would hide so small a step.
+    Args:
+        epsilon, xi: L2 norms over a whole image *as the net sees it*, normalized by its mean and std (a 32 x 32 RGB
+            image has a norm of about 55, one of 28 x 28 about 28); perturbed images may leave [0, 1]. 6 is
+            CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN, and weigh the term by 0.3. The
+            paper's xi of 1e-6 is below the resolution of float32 pixels; a larger one gives the same direction. The
+            search runs in float32 also under autocast, whose rounding would hide so small a step.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.VAT(sl.net("tiny_4", classes=10, style=pool.style), epsilon=6.0)
@@ -72,7 +73,8 @@ class VAT(Method):
     def worst_direction(self, images: Tensor, clean: Tensor, at: At) -> Tensor:
         """Per image a unit vector, like images [B, ...], in the units of the normalized input; no gradient.
 
-        clean: logits [B, C] of the images, without gradient.
+        Args:
+            clean: logits [B, C] of the images, without gradient.
         """
         draw = at.draw("vat", len(images), images.device)
         direction = unit(draw.to_device(draw.normal(*images.shape[1:])).to(images.dtype))

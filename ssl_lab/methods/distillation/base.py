@@ -27,10 +27,14 @@ class Distillation(Method):
     see the same augmented tensor, each once, and normalize it themselves. A subclass writes `distance`; its modules
     (adapters) and buffers learn and are saved, the teacher neither.
 
-    net: the student. teacher: a Net, frozen from now on, or a Teacher. weight, labeled: of the two terms. view: how
-    images are augmented; Eval where the teacher's logits were stored.
+    Args:
+        net: the student.
+        teacher: a Net, frozen from now on, or a Teacher.
+        weight, labeled: of the two terms.
+        view: how images are augmented; Eval where the teacher's logits were stored.
 
-    UsageError: a teacher for other classes, or one without what the method reads.
+    Raises:
+        UsageError: a teacher for other classes, or one without what the method reads.
 
     >>> pool = sl.load("digits")
     >>> student, teacher = (sl.net(name, classes=10, style=pool.style) for name in ("tiny_4", "tiny_8"))
@@ -82,7 +86,9 @@ class Distillation(Method):
     def distance(self, student: Seen, teacher: Seen, rows: Rows, at: At) -> Tensor:
         """Scalar, of one batch: how far the student is from the teacher, in float32 at least.
 
-        rows: all images, labeled ones first, as `rows["view"]`, with the labels that may be used (-1 = unlabeled).
+        Args:
+            rows: all images, labeled ones first, as `rows["view"]`, with the labels that may be used (-1 =
+                unlabeled).
         """
         raise NotImplementedError
 

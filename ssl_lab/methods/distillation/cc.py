@@ -20,8 +20,10 @@ class CC(Distillation):
     with k(f, g) = exp(-gamma ||f - g||^2) of pooled features scaled to length 1. The paper takes the
     second-order Taylor expansion of this kernel in f . g; here it is exact.
 
-    weight: the published ones (0.02 in the comparisons of CRD) belong to another loss, of products of consecutive
-    differences; this one was chosen to act. gamma: of the kernel.
+    Args:
+        weight: the published ones (0.02 in the comparisons of CRD) belong to another loss, of products of
+            consecutive differences; this one was chosen to act.
+        gamma: of the kernel.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

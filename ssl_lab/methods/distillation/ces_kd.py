@@ -22,7 +22,9 @@ class CESKD(KD):
     (micro-)batch. Difficulty is here 1 - max_c p_c of the last teacher, so that it needs no label and
     no pass over the pool. Only the last teacher sees all images. With one teacher this is KD.
 
-    teacher: Teacher(first, ..., last), from the smallest net (a teacher's assistant) to the largest. temperature: T.
+    Args:
+        teacher: Teacher(first, ..., last), from the smallest net (a teacher's assistant) to the largest.
+        temperature: T.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> style = pool.style

@@ -35,9 +35,13 @@ class CRD(Distillation):
     the same in expectation and thousands of times the memory. There, labeled images have negatives of other classes
     alone; here all other images are negatives, as few have labels.
 
-    images: size of the space of global indices, `len(pool)`. rows: int64 [n], those of the images that train,
-    `pool.unlabeled`; the memories of the others stay random. negatives: K of these rows, or all if they are fewer.
-    temperature: T. momentum: of the memories. dim: of the embeddings.
+    Args:
+        images: size of the space of global indices, `len(pool)`.
+        rows: int64 [n], those of the images that train, `pool.unlabeled`; the memories of the others stay random.
+        negatives: K of these rows, or all if they are fewer.
+        temperature: T.
+        momentum: of the memories.
+        dim: of the embeddings.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

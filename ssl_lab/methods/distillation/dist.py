@@ -19,7 +19,9 @@ class DIST(Distillation):
     with p = softmax(z / T) [N, C] and rho the Pearson correlation: of each row n over the classes, and of each column
     c over the images of the batch (of a rank or micro-batch). The defaults are those for CIFAR-100.
 
-    beta, gamma: weights of rows and columns. temperature: T.
+    Args:
+        beta, gamma: weights of rows and columns.
+        temperature: T.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

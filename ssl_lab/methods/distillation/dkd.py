@@ -27,9 +27,12 @@ class DKD(Distillation):
     temperature T from teacher to student; KL(p_t || p_s) = TCKD + (1 - p_t,y) NCKD. y is the label, and *on an image
     without one the teacher's prediction*; the paper has labels only.
 
-    alpha, beta: weights of the two (beta 6 to 8 in the paper, by pair of nets). temperature: T.
+    Args:
+        alpha, beta: weights of the two (beta 6 to 8 in the paper, by pair of nets).
+        temperature: T.
 
-    UsageError: fewer than 3 classes, where there is only one other class and NCKD is always 0.
+    Raises:
+        UsageError: fewer than 3 classes, where there is only one other class and NCKD is always 0.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

@@ -26,8 +26,10 @@ class FunctionMatching(KD):
     The paper's crops are Inception's; give such a view where images are large. It draws a share for each batch, here
     each image has one.
 
-    temperature: T, 1 to 10 in the paper, by data set. alpha: 1 draws shares uniformly, 0 mixes nothing. mix:
-    "cutmix" pastes a rectangle of the other image, which the paper has not.
+    Args:
+        temperature: T, 1 to 10 in the paper, by data set.
+        alpha: 1 draws shares uniformly, 0 mixes nothing.
+        mix: "cutmix" pastes a rectangle of the other image, which the paper has not.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

@@ -20,7 +20,8 @@ class KD(Distillation):
     over all N images of the batch, labeled or not. The defaults are those of the comparisons on CIFAR-100 (CRD, Tian
     et al. 2020, arXiv 1910.10699).
 
-    temperature: T.
+    Args:
+        temperature: T.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

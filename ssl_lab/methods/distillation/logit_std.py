@@ -19,7 +19,8 @@ class LogitStd(KD):
     with Z(z) = (z - mean z) / std z over the classes of each image. The standard deviation is the paper's, divided by
     C; its code divides by C - 1.
 
-    temperature: T.
+    Args:
+        temperature: T.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

@@ -27,8 +27,10 @@ class MutualLearning(Method):
     gradient reaches q alone. Both nets see the same images and take their steps together, where in the paper the
     second one sees the first after its step. The first is evaluated and exported.
 
-    peer: the second net, for as many classes, of whatever kind. None: one like the first, with other initial weights,
-    namely those of the first shuffled within each tensor: for weights that were drawn independently, another draw.
+    Args:
+        peer: the second net, for as many classes, of whatever kind. None: one like the first, with other initial
+            weights, namely those of the first shuffled within each tensor: for weights that were drawn
+            independently, another draw.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MutualLearning(sl.net("tiny_4", classes=10, style=pool.style))

@@ -32,7 +32,8 @@ class ReviewKD(MapDistillation):
     Layers should be those before an activation, as in the paper. By default they are the last of each resolution: sums
     before the activation in wide ResNets, after it in the other nets written here.
 
-    width: channels of all R_i (default: as many as the student has features, at most 512).
+    Args:
+        width: channels of all R_i (default: as many as the student has features, at most 512).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

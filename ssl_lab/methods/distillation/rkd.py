@@ -22,7 +22,9 @@ class RKD(Distillation):
     features; huber is the mean of the smooth L1 difference. Angles grow with the cube of the batch, so that they are
     taken within groups of rows.
 
-    distances, angles: weights. group: rows among which angles are compared, 64 being the batch of the comparisons.
+    Args:
+        distances, angles: weights.
+        group: rows among which angles are compared, 64 being the batch of the comparisons.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)

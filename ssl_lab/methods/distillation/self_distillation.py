@@ -34,9 +34,11 @@ class SelfDistillation(Method):
     This is "be your own teacher". The other self-distillation, born-again networks (arXiv 1805.04770), is `kd` with a
     teacher of the student's own kind, a run for each generation.
 
-    layers: where branches start: submodules of the backbone, by path; see `paths`. By default the last of each
-    resolution but the coarsest. alpha, hint, temperature: as in the equation; the
-    defaults are those of common code, where |F_i - F|^2 is summed over 128 images, with a weight of 1e-6.
+    Args:
+        layers: where branches start: submodules of the backbone, by path; see `paths`. By default the last of each
+            resolution but the coarsest.
+        alpha, hint, temperature: as in the equation; the defaults are those of common code, where |F_i - F|^2 is
+            summed over 128 images, with a weight of 1e-6.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SelfDistillation(sl.net("tiny_4", classes=10, style=pool.style))

@@ -28,7 +28,9 @@ class SoTeacher(Method):
 
     It trains the teacher: `recipes/distill.py --teacher so_teacher` distills what it trained.
 
-    images: size of the space of global indices, `len(pool)`. lipschitz, consistency: weights of the terms.
+    Args:
+        images: size of the space of global indices, `len(pool)`.
+        lipschitz, consistency: weights of the terms.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SoTeacher(sl.net("tiny_4", classes=10, style=pool.style), images=len(pool))

@@ -26,9 +26,12 @@ class SoftLabels(Method):
     above 0 the label is mixed with what the net itself says of the weak view, without gradient (Reed et al. 2015, arXiv
     1412.6596, mix arithmetically): where neighbors taught it otherwise, a wrong label gives way.
 
-    teacher: logits of each image of the pool, a row of NaN where there is no label; or the file that they lie in, with
-    the one tensor `logits` (see `load_teacher`). own: the net's say, in [0, 1). weight: of the second term. images: how
-    many the pool has, to check the file by.
+    Args:
+        teacher: logits of each image of the pool, a row of NaN where there is no label; or the file that they lie
+            in, with the one tensor `logits` (see `load_teacher`).
+        own: the net's say, in [0, 1).
+        weight: of the second term.
+        images: how many the pool has, to check the file by.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> said = torch.zeros(len(pool), 10)  # somebody found all classes as likely

@@ -37,8 +37,9 @@ class Teacher(nn.Module):
     It is always in eval mode, has no gradient, and is part of no state_dict, so of no checkpoint. As a submodule of
     the method it moves with it, and is compiled with it. The nets are frozen in place.
 
-    image_size: side, or height and width, to which images are resized on their device. classifies: whether the
-    logits mean something; not so of a backbone with a fresh head.
+    Args:
+        image_size: side, or height and width, to which images are resized on their device.
+        classifies: whether the logits mean something; not so of a backbone with a fresh head.
 
     >>> style = sl.load("digits").style
     >>> one, two = (sl.net("tiny_4", classes=10, style=style, seed=seed) for seed in (0, 1))
@@ -116,7 +117,9 @@ class Teacher(nn.Module):
 class StoredLogits(Teacher):
     """Logits that were computed before, of the images as they are: only for methods whose view is Eval.
 
-    logits: float [N, C], a row for each image of the pool. class_names: of the C classes, where they are known.
+    Args:
+        logits: float [N, C], a row for each image of the pool.
+        class_names: of the C classes, where they are known.
 
     >>> said = torch.full((5, 10), torch.nan)  # of five images
     >>> said[3] = torch.zeros(10)
@@ -156,14 +159,20 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
                  image_size: int | None = None, images: int | None = None, reading: Reading = AS_BYTES) -> Teacher:
     """The teacher that `source` names, for images of this style; several with commas between them are an ensemble.
 
-    source: the folder of a run (which names the net and its image size, and whose model.safetensors has the
-    weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
-    metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model> with its
-    published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run that learned no
-    classes, such as pretraining, only features can teach. image_size: side that the teacher takes, where it is not that
-    of the style. classes: their names, or how many. What the teacher says is brought into their order; the log says so,
-    or that the teacher's names are unknown. reading: how the images of this style were read; where a run knows that
-    its own were read otherwise, a line says so. UsageError for a teacher of other classes.
+    Args:
+        source: the folder of a run (which names the net and its image size, and whose model.safetensors has the
+            weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in
+            the metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or
+            timm/<model> with its published weights, or lite0 and the like, whose features can teach but not its
+            fresh head. Of a run that learned no classes, such as pretraining, only features can teach.
+        image_size: side that the teacher takes, where it is not that of the style.
+        classes: their names, or how many. What the teacher says is brought into their order; the log says so, or
+            that the teacher's names are unknown.
+        reading: how the images of this style were read; where a run knows that its own were read otherwise, a line
+            says so.
+
+    Raises:
+        UsageError: for a teacher of other classes.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

@@ -21,7 +21,10 @@ class BarlowTwins(Pretraining):
     passes the net by itself. C is that of all ranks' rows; micro-batches correlate their own rows. The authors train
     weights at 0.2 for each 256 images, biases and norms at 0.0048: `with_rates(LARS(lr=0.2), {}, biases=0.0048)`.
 
-    redundancy: lambda. hidden, dim: values in the two hidden layers of the projector, and of z. seed: of the projector.
+    Args:
+        redundancy: lambda.
+        hidden, dim: values in the two hidden layers of the projector, and of z.
+        seed: of the projector.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.BarlowTwins(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)

@@ -26,8 +26,11 @@ class BYOL(Pretraining):
     (1 - tau) * (net, projector). Each view passes each net by itself, and in both nets BatchNorm normalizes by the
     batch. The views differ: the first is always blurred, the second seldom, and solarized at times.
 
-    tau: a schedule that rises to 1; it starts at 0.996 in the paper's 1000 epochs, at 0.97 to 0.99 in short runs.
-    hidden, dim: values in the hidden layer of projector and predictor, and of z. seed: of the two.
+    Args:
+        tau: a schedule that rises to 1; it starts at 0.996 in the paper's 1000 epochs, at 0.97 to 0.99 in short
+            runs.
+        hidden, dim: values in the hidden layer of projector and predictor, and of z.
+        seed: of the two.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.BYOL(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)

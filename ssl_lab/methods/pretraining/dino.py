@@ -41,13 +41,18 @@ class DINO(Pretraining):
     slowly: while all images look alike to the net, the centered teacher is uniform, and `teacher_entropy` is near log
     outputs.
 
-    temperature, teacher_temperature: T and T'. crops: small ones. momentum: rises to 1; nearer to it for small batches
-    (the authors advise 0.9995 for 256). center_momentum: decay of c. frozen: share of the run in which the last layer
-    does not learn, an epoch in the paper. hidden, dim, outputs: values in the projector's hidden layers and in its
-    bottleneck, and directions. norm: BatchNorm in the hidden layers, an option of the authors' code; it takes away the
-    large part that the features of a convolutional net have in common at first. seed: of the projector. logs:
-    `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all images have come to look alike (log outputs: try a
-    lower teacher_temperature, or a higher temperature; 0: a lower center_momentum, or a higher momentum).
+    Args:
+        temperature, teacher_temperature: T and T'.
+        crops: small ones.
+        momentum: rises to 1; nearer to it for small batches (the authors advise 0.9995 for 256).
+        center_momentum: decay of c.
+        frozen: share of the run in which the last layer does not learn, an epoch in the paper.
+        hidden, dim, outputs: values in the projector's hidden layers and in its bottleneck, and directions.
+        norm: BatchNorm in the hidden layers, an option of the authors' code; it takes away the large part that the
+            features of a convolutional net have in common at first.
+        seed: of the projector. logs: `teacher_entropy`, of P'; if it stays at 0 or at log outputs, all images have
+            come to look alike (log outputs: try a lower teacher_temperature, or a higher temperature; 0: a lower
+            center_momentum, or a higher momentum).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.DINO(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8, outputs=32)

@@ -33,7 +33,10 @@ class MAE(Pretraining):
     The view is cropped and flipped. The backbone keeps the position embedding that it has, which learns in most of
     timm's models; the authors' are fixed.
 
-    masked: share of the patches. width, depth, heads: of the decoder. seed: of the decoder.
+    Args:
+        masked: share of the patches.
+        width, depth, heads: of the decoder.
+        seed: of the decoder.
 
     >>> pool = sl.load("digits")
     >>> small = {"img_size": 8, "patch_size": 2, "embed_dim": 24, "depth": 2, "num_heads": 2}
@@ -92,7 +95,8 @@ class MAE(Pretraining):
     def encode(self, images: Tensor, visible: Tensor) -> Tensor:
         """[B, prefix + V, D]: the backbone's tokens of the visible patches, int64 [B, V], after its class token if any.
 
-        images: float [B, C, H, W], normalized as the net does it.
+        Args:
+            images: float [B, C, H, W], normalized as the net does it.
         """
         backbone: Any = self.net.backbone
         tokens = backbone._pos_embed(backbone.patch_embed(images))
@@ -102,7 +106,11 @@ class MAE(Pretraining):
         return encoded
 
     def decode(self, encoded: Tensor, order: Tensor) -> Tensor:
-        """[B, M, values]: pixels of the masked patches. order: int64 [B, V + M], the visible and the masked ones."""
+        """[B, M, values]: pixels of the masked patches.
+
+        Args:
+            order: int64 [B, V + M], the visible and the masked ones.
+        """
         tokens = self.embedding(encoded)
         hidden = self.mask_token.to(tokens.dtype).expand(len(order), order.shape[1] - self.visible, -1)
         tokens = torch.cat([tokens, hidden], dim=1)

@@ -31,8 +31,12 @@ class MoCoV2(Pretraining):
     The paper shuffles the target's rows among ranks, so that BatchNorm's statistics do not tell which key belongs to
     the batch; here each rank's BatchNorm has its own rows, as in the paper's code on one device.
 
-    temperature: T. momentum: m. queue: keys in it. hidden, dim: values in the projector's hidden layer (default: as
-    many as there are features) and of q. seed: of the projector.
+    Args:
+        temperature: T.
+        momentum: m.
+        queue: keys in it.
+        hidden, dim: values in the projector's hidden layer (default: as many as there are features) and of q.
+        seed: of the projector.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MoCoV2(sl.net("tiny_4", classes=10, style=pool.style), queue=32, hidden=16, dim=8)
@@ -89,8 +93,11 @@ class MoCoV3(Pretraining):
     as the paper says; for ResNets, its code has one layer less, and none at the predictor's end. For a ViT, the paper
     freezes the patch embedding: `net.backbone.patch_embed.requires_grad_(False)`.
 
-    temperature: T, 0.2 for ViTs and 1 for ResNet-50. momentum: rises to 1. hidden, dim: values in the hidden layers of
-    projector and predictor, and of q. seed: of the two.
+    Args:
+        temperature: T, 0.2 for ViTs and 1 for ResNet-50.
+        momentum: rises to 1.
+        hidden, dim: values in the hidden layers of projector and predictor, and of q.
+        seed: of the two.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MoCoV3(sl.net("tiny_4", classes=10, style=pool.style), temperature=1.0, hidden=16, dim=8)

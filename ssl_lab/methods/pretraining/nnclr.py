@@ -27,8 +27,12 @@ class NNCLR(Pretraining):
     queue has z_1 of the last steps, of all ranks; at first, random directions. Each view passes the net by itself.
     This is the paper's algorithm 1; its text adds the softmax over the neighbors, and finds it to be of no effect.
 
-    temperature: T. queue: rows in it. hidden, dim: values in the projector's two hidden layers, and of z.
-    predictor_hidden: values in the predictor's one. seed: of the two. logs: `neighbor_cosine`, of z_1 and n(z_1).
+    Args:
+        temperature: T.
+        queue: rows in it.
+        hidden, dim: values in the projector's two hidden layers, and of z.
+        predictor_hidden: values in the predictor's one.
+        seed: of the two. logs: `neighbor_cosine`, of z_1 and n(z_1).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.NNCLR(sl.net("tiny_4", classes=10, style=pool.style), queue=32, hidden=16, dim=8)

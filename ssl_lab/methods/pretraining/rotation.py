@@ -20,7 +20,8 @@ class Rotation(Pretraining):
     with p the softmax of a linear layer on the features. Every image is there in all four rotations, and all 4 B rows
     pass the net together. Images must be square.
 
-    seed: of the linear layer.
+    Args:
+        seed: of the linear layer.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Rotation(sl.net("tiny_4", classes=10, style=pool.style))

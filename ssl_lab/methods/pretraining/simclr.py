@@ -25,8 +25,10 @@ class SimCLR(Pretraining):
     micro-batches see their own rows only, so they have fewer negatives. The authors' code has BatchNorm after each
     linear layer of the projector; the paper's equation, which is used here, has not.
 
-    temperature: T; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10. hidden, dim: values of W1's result (default: as many
-    as h has) and of z. seed: of the projector.
+    Args:
+        temperature: T; 0.1 in the paper on ImageNet, 0.5 on CIFAR-10.
+        hidden, dim: values of W1's result (default: as many as h has) and of z.
+        seed: of the projector.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimCLR(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)

@@ -22,8 +22,10 @@ class SimSiam(Pretraining):
     bottleneck. Each view passes the net by itself. The paper keeps the predictor's learning rate constant while the
     others' decays: `with_rates(SGD(lr=cosine(0.05)), {"prediction": 0.05})`.
 
-    dim, bottleneck: values of z and of the predictor's hidden layer. seed: of projector and predictor. logs:
-    `output_std`, sqrt(dim) times the deviation of each value of the unit z: about 1 if all is well, 0 in collapse.
+    Args:
+        dim, bottleneck: values of z and of the predictor's hidden layer.
+        seed: of projector and predictor. logs: `output_std`, sqrt(dim) times the deviation of each value of the
+            unit z: about 1 if all is well, 0 in collapse.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimSiam(sl.net("tiny_4", classes=10, style=pool.style), dim=16, bottleneck=8)

@@ -39,12 +39,17 @@ class SwAV(Pretraining):
     log K says that assignments are noise; the authors then advise a lower epsilon, 0.03; a higher temperature does more
     in short runs.
 
-    crops: small ones, six in the paper. prototypes: their number K, several times that of the classes; many more than
-    images per step need a queue. temperature: T. epsilon, iterations: of Sinkhorn-Knopp; 0.025 at least, for the range
-    of float32. queue: rows of earlier steps, 3840 in the paper for small batches, used once it is full and `queue_from`
-    of the run is over (15 of 200 epochs). frozen: share of the run in which prototypes do not learn. hidden, dim:
-    values in the projector's hidden layer and of z. seed: of projector and prototypes. logs: `assignment_agreement`,
-    the share of images whose two views have the same prototype as their first.
+    Args:
+        crops: small ones, six in the paper.
+        prototypes: their number K, several times that of the classes; many more than images per step need a queue.
+        temperature: T.
+        epsilon, iterations: of Sinkhorn-Knopp; 0.025 at least, for the range of float32.
+        queue: rows of earlier steps, 3840 in the paper for small batches, used once it is full and `queue_from` of
+            the run is over (15 of 200 epochs).
+        frozen: share of the run in which prototypes do not learn.
+        hidden, dim: values in the projector's hidden layer and of z.
+        seed: of projector and prototypes. logs: `assignment_agreement`, the share of images whose two views have
+            the same prototype as their first.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SwAV(sl.net("tiny_4", classes=10, style=pool.style), prototypes=16, hidden=16, dim=8)

@@ -24,8 +24,10 @@ class VICReg(Pretraining):
     the squared error is the mean over rows and values, and v is halved; the paper's equations have neither. Each view
     passes the net by itself. Moments are those of all ranks' rows; micro-batches have their own.
 
-    invariance, variance, covariance: the weights lambda, mu and nu. hidden, dim: values in the two hidden layers of
-    the projector (the paper's expander), and of z. seed: of the projector.
+    Args:
+        invariance, variance, covariance: the weights lambda, mu and nu.
+        hidden, dim: values in the two hidden layers of the projector (the paper's expander), and of z.
+        seed: of the projector.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.VICReg(sl.net("tiny_4", classes=10, style=pool.style), hidden=16, dim=8)

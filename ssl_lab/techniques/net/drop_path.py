@@ -26,9 +26,12 @@ class DropPath(NetTechnique):
     whole batch and scales by p_l in evaluation; per row, and scaled in training, is timm's form of the same mean.
     Weights have the names that they have without.
 
-    rate: how often the last block's branch is left out, 1 - p_L in the paper; by default the paper's 0.5 as a share of
-    its 54 blocks, 0.5 L / 54 and never more than 0.5: 0.03 for the 3 of tiny_16, 0.11 for 12, where vision transformers
-    have 0.1. Checked against timm's `drop_path`.
+    Checked against timm's `drop_path`.
+
+    Args:
+        rate: how often the last block's branch is left out, 1 - p_L in the paper; by default the paper's 0.5 as a
+            share of its 54 blocks, 0.5 L / 54 and never more than 0.5: 0.03 for the 3 of tiny_16, 0.11 for 12,
+            where vision transformers have 0.1.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

@@ -19,11 +19,15 @@ from ssl_lab.techniques.base import NetTechnique
 class Dropout(NetTechnique):
     """y = m x / (1 - p),    m ~ Bernoulli(1 - p)    for each unit of each image; in evaluation y = x.
 
-    rate: p of the features that the head classifies, which the method itself sees whole. inputs: of the pixels, after
-    the net's normalization (0.2 in the paper). blocks: of what enters the last convolution of each residual block, as
-    wide ResNets have it (Zagoruyko and Komodakis 2016). Weights have the names that they have without.
-
     The paper scales weights by 1 - p in evaluation; scaling in training is torch's form of the same mean.
+
+    Weights have the names that they have without.
+
+    Args:
+        rate: p of the features that the head classifies, which the method itself sees whole.
+        inputs: of the pixels, after the net's normalization (0.2 in the paper).
+        blocks: of what enters the last convolution of each residual block, as wide ResNets have it (Zagoruyko and
+            Komodakis 2016).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

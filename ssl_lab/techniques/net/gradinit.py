@@ -30,11 +30,13 @@ class GradInit(NetTechnique):
     passes it. Where the constraint is broken, a step lowers ||g|| instead. B2 shares half its images with B1. BatchNorm
     normalizes by the batch, dropout is off. Labeled images alone, as they are.
 
-    steps, batch: of this learning; the paper takes an epoch. lr: of m (their 1e-3 to 1e-2 by net). eta, gamma: for SGD;
-    for Adam the paper searches eta near 1e-3 and gamma in the thousands.
-
     Checked against the authors' code (`gradinit_utils.py` and its optimizer, with normalized gradients as in its
     scripts): slopes of m clipped to +-1, and separate Adam moments for loss and constraint.
+
+    Args:
+        steps, batch: of this learning; the paper takes an epoch.
+        lr: of m (their 1e-3 to 1e-2 by net).
+        eta, gamma: for SGD; for Adam the paper searches eta near 1e-3 and gamma in the thousands.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

@@ -20,8 +20,11 @@ class Whiten(NetTechnique):
     over all 2x2 patches x of training images, as the net normalizes them: filters of the first layer of `rapid` nets,
     whose outputs are uncorrelated and of mean square 1. It does not learn. Labels are not looked at.
 
-    images: how many are looked at. epsilon: keeps directions that hardly occur from being blown up.
     Nothing turns it off.
+
+    Args:
+        images: how many are looked at.
+        epsilon: keeps directions that hardly occur from being blown up.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("rapid_8_16_16", classes=10, style=pool.style)

@@ -29,11 +29,6 @@ class EntropySGD(StepTechnique):
     Each training step is one of x'; every `steps` of them, and in the last one, x moves. Learning rate and weight
     decay are the optimizer's, whose own rule and momenta play no part. The noise is the same on all ranks.
 
-    gamma: how strongly x' is held near x; it is to grow. pull: eta gamma in the paper: 1 goes to mu. noise, average,
-    steps: eps, alpha and L. momentum: Nesterov's, of both loops; the inner one begins anew. It is what keeps the pace:
-    mu lags behind x', so that without it x goes 0.5 lr times the gradient for each gradient that is taken, with it 16
-    lr, and SGD with momentum 10. Without noise and momentum, with average = gamma = 0, it is gradient descent.
-
     Checked against two codes, Chaudhari's (ucla-vision/entropy-sgd at 61329f9, `python/optim.py`, `train.lua`) and one
     of the paper's experiments (package `sacreddnn`, entropy_sgd.py): a batch of its own for each inner step, momentum
     in both loops, noise outside of it; decay and the pull to x are within it in the latter. There inner steps have a
@@ -42,6 +37,16 @@ class EntropySGD(StepTechnique):
 
     Beside FixMatch (MNIST, 40 labels, tiny_8, 300 steps) it gave 79% of validation images where the plain steps gave
     81, one seed.
+
+    Without noise and momentum, with average = gamma = 0, it is gradient descent.
+
+    Args:
+        gamma: how strongly x' is held near x; it is to grow.
+        pull: eta gamma in the paper: 1 goes to mu.
+        noise, average, steps: eps, alpha and L.
+        momentum: Nesterov's, of both loops; the inner one begins anew. It is what keeps the pace: mu lags behind
+            x', so that without it x goes 0.5 lr times the gradient for each gradient that is taken, with it 16 lr,
+            and SGD with momentum 10.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -19,7 +19,11 @@ class GNP(StepTechnique):
     SAM, alpha 0 the plain step; in between it weighs both, and the paper finds neither end best. Both passes see the
     same views; BatchNorm's running statistics move in the first one alone. The reported loss is L(w).
 
-    radius: r in the paper. alpha: lambda / r. By the paper's equation; no code was read.
+    By the paper's equation; no code was read.
+
+    Args:
+        radius: r in the paper.
+        alpha: lambda / r.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> def head(name, *rules):

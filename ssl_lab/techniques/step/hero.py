@@ -20,11 +20,13 @@ class HERO(StepTechnique):
     dimensions) are left out of R. It differentiates twice: a step passes the net three times forward. The reported loss
     is L(w).
 
-    radius: h in the paper. weight: l, gamma in the paper; 0 is adaptive SAM, and both 0 the plain step.
-
     Checked against the authors' code (Xiaoxuan-Yang/HERO at 6a94c47, `cifar_hero.py` and `sam.py`), which has these
     defaults, and 0.5 and 5 in its README. There BatchNorm's statistics move in both passes, and the first epoch, which
     leaves out R, takes steps of momentum and decay alone.
+
+    Args:
+        radius: h in the paper.
+        weight: l, gamma in the paper; 0 is adaptive SAM, and both 0 the plain step.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> def head(name, *rules):

@@ -24,12 +24,14 @@ class PoF(StepTechnique):
     where the head is a random one, it trains features for that. For the last fifth of 300 steps of FixMatch it gave 74%
     where plain steps gave 81 (MNIST, 40 labels, tiny_8, validation images of one seed): it is not for short runs.
 
-    after: the fraction of training from which it acts, plain steps before; 0.8 is the authors' 200 epochs, and then 50
-    of it. reach: how far beyond that minimum the head goes, gamma in their code. first, searched: eta is the best of 0
-    and `first` times 1, 2, 4, ..., so many.
-
     Checked against the authors' code (`PoF-v1`, train.py), which doubles eta until L(B2) rises and then refines it, and
     draws B2 afresh.
+
+    Args:
+        after: the fraction of training from which it acts, plain steps before; 0.8 is the authors' 200 epochs, and
+            then 50 of it.
+        reach: how far beyond that minimum the head goes, gamma in their code.
+        first, searched: eta is the best of 0 and `first` times 1, 2, 4, ..., so many.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> def head(name, *rules):

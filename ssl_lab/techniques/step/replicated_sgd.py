@@ -22,9 +22,6 @@ class ReplicatedSGD(StepTechnique):
     alone. The net holds the mean, which is evaluated. All replicas see the same batch: a step costs y steps.
     BatchNorm's running statistics are those of the first replica's passes.
 
-    replicas: y; one is the plain step. gamma: it is to grow. spread: replicas but the first begin with Gaussian noise
-    of so many times the root mean square of each tensor.
-
     Checked against code of the paper's experiments (package `sacreddnn`, robust.py and its training script), which
     multiplies the learning rate by y (and so decays y times as much), begins with replicas of independent weights,
     gives each a batch of its own, and evaluates with the mean of the replicas' statistics. There gamma grows
@@ -33,6 +30,12 @@ class ReplicatedSGD(StepTechnique):
 
     Beside FixMatch (MNIST, 40 labels, tiny_8, 300 steps) it gave 85% of validation images where the plain steps gave
     81, one seed.
+
+    Args:
+        replicas: y; one is the plain step.
+        gamma: it is to grow.
+        spread: replicas but the first begin with Gaussian noise of so many times the root mean square of each
+            tensor.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> def head(name, *rules):

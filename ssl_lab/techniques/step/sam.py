@@ -18,13 +18,15 @@ class SAM(StepTechnique):
     with one norm of all parameters together. Both passes see the same views, and only the first one moves BatchNorm's
     running statistics. The reported loss is L(w).
 
-    rho: the radius. parts: cuts the batch into so many equal parts, each with an e of its own, and averages their
-    gradients: m-sharpness, m = batch / parts (Andriushchenko and Flammarion 2022, arXiv 2206.06232). Each part is
-    normalized by its own statistics, as a micro-batch is; of micro-batches and ranks, each is cut. after: plain steps
-    until this fraction of training (the same paper: the last epochs suffice).
-
     Checked against copies of its usual form in PyTorch (davda54/sam), which leaves BatchNorm to its caller; parts and
     after are by the definitions of the second paper, of which no code was read.
+
+    Args:
+        rho: the radius.
+        parts: cuts the batch into so many equal parts, each with an e of its own, and averages their gradients:
+            m-sharpness, m = batch / parts (Andriushchenko and Flammarion 2022, arXiv 2206.06232). Each part is
+            normalized by its own statistics, as a micro-batch is; of micro-batches and ranks, each is cut.
+        after: plain steps until this fraction of training (the same paper: the last epochs suffice).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -29,9 +29,12 @@ class SAQ(StepTechnique):
     gradient passes straight, so that g is also the gradient of w. Biases and BatchNorm have their e, without rounding;
     one norm is of all together. rho = 0 is `qnn`. No argument turns it off.
 
-    rho: 0.4 is the authors' for ResNet-20 on CIFAR, from a trained net. weights, inputs: bits. Checked against their
-    code (`utils/qsam.py`) by a summary; its quantizer, of standardized weights with learned limits, and its search for
-    bit widths are left out.
+    Checked against their code (`utils/qsam.py`) by a summary; its quantizer, of standardized weights with learned
+    limits, and its search for bit widths are left out.
+
+    Args:
+        rho: 0.4 is the authors' for ResNet-20 on CIFAR, from a trained net.
+        weights, inputs: bits.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

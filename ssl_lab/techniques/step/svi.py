@@ -35,14 +35,15 @@ class SVI(StepTechnique):
     ordinary gradient, and the loss is the method's own. Gradients are not clipped. A net without such layers is
     refused.
 
-    until: the fraction of training in which it acts; plain steps after it. The paper claims quicker first steps, and a
-    tenth is the authors' warm start. All the way it gave 62% beside FixMatch where the plain steps gave 81 (MNIST, 40
-    labels, tiny_8, 300 steps, validation images of one seed), for a tenth 75.
-
     Checked against the authors' notebook (hamrel-cxu/SVI-NN-training at ef43667, `SVI_OGB_128width.ipynb`), whose
     layers are graph convolutions with BatchNorm and ReLU. Its loss is the squared error of softmax outputs, where
     softmax counts as the head's activation: the head's direction is then 2 (p - y) in place of cross-entropy's p - y,
     which ours is, and only what it hands back differs.
+
+    Args:
+        until: the fraction of training in which it acts; plain steps after it. The paper claims quicker first
+            steps, and a tenth is the authors' warm start. All the way it gave 62% beside FixMatch where the plain
+            steps gave 81 (MNIST, 40 labels, tiny_8, 300 steps, validation images of one seed), for a tenth 75.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -48,11 +48,15 @@ class Attacked(TermTechnique):
 class Adversarial(Attacked):
     """L at x' for x, x' the worst image that `pgd` finds in the box |x' - x| <= radius from a random start in it.
 
-    radius: in pixels of [0, 1]; 8/255 is usual for photographs, 0.3 for MNIST. steps, and size of each: of ascent.
-    gap: rows move only while the likeliest other class leads by at most so much; 1 is plain adversarial training, and
-    `sat` has a curriculum of it. Each step passes the labeled images `steps` times more, forward and backward.
-
     By the paper's equation, beside the authors' code of SAT (`adv_model.py`), which has both.
+
+    Each step passes the labeled images `steps` times more, forward and backward.
+
+    Args:
+        radius: in pixels of [0, 1]; 8/255 is usual for photographs, 0.3 for MNIST. steps, and size of each: of
+            ascent.
+        gap: rows move only while the likeliest other class leads by at most so much; 1 is plain adversarial
+            training, and `sat` has a curriculum of it.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
@@ -84,8 +88,10 @@ class Adversarial(Attacked):
 class SAT(Adversarial):
     """Adversarial training in which `gap`, how wrong attacked images may become, grows: easy ones first.
 
-    gap: 0 until 30% of training, then linearly to 0.4 at 70%, as in the authors' code (`adv_model.py`: epochs 30 to 70
-    of 100), whose variant by confidence this is; the paper's other one, by the curvature of the loss, is left out.
+    Args:
+        gap: 0 until 30% of training, then linearly to 0.4 at 70%, as in the authors' code (`adv_model.py`: epochs
+            30 to 70 of 100), whose variant by confidence this is; the paper's other one, by the curvature of the
+            loss, is left out.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
@@ -108,9 +114,12 @@ class SAT(Adversarial):
 class SecondOrder(Attacked):
     """L at x' for x, x' one step of length `radius` along what a Krylov space of gradient and Hessian holds best.
 
-    radius: L2, in pixels of [0, 1]: 0.5 is usual for CIFAR, 1.5 for MNIST. size: of the Krylov space; 1 is the step
-    along the gradient. `ssl_lab.techniques.attack.second_order` has the equations. They are ours: of the paper only
-    the abstract and that it solves in a Krylov space in place of inverting the Hessian are known, and no code was read.
+    `ssl_lab.techniques.attack.second_order` has the equations. They are ours: of the paper only the abstract and that
+    it solves in a Krylov space in place of inverting the Hessian are known, and no code was read.
+
+    Args:
+        radius: L2, in pixels of [0, 1]: 0.5 is usual for CIFAR, 1.5 for MNIST.
+        size: of the Krylov space; 1 is the step along the gradient.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -30,11 +30,15 @@ class BatchEntropy(Inside):
 
     with a_l learned, so that plain nets of hundreds of layers train. The gradient passes both factors.
 
-    layers: of the backbone, by path; by default the outputs of residual blocks, or where there are none of activations.
-    weight: beta. target: what a_l begin with, alpha. least: alpha_min.
-
     Checked against the authors' code (`batch_entropy.py`), whose least is 0.2 or 0.5 by experiment. There cross-entropy
     is the only loss; here, beside other terms, it is that of the labeled images.
+
+    Args:
+        layers: of the backbone, by path; by default the outputs of residual blocks, or where there are none of
+            activations.
+        weight: beta.
+        target: what a_l begin with, alpha.
+        least: alpha_min.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -25,8 +25,11 @@ class BiTAT(Quantizing):
     straight. Grouped convolutions, the first layer and the head stay in floats. Weights that come out are dense in the
     usual basis: to be small, a file has to hold the signs and V. No argument turns it off.
 
-    inputs: bits of layers' inputs. Of the paper only the abstract was read (an orthonormal transform by input-dependent
-    correlation, importance, from the bottom to the top); the formulas are ours, and V does not learn.
+    Of the paper only the abstract was read (an orthonormal transform by input-dependent correlation, importance, from
+    the bottom to the top); the formulas are ours, and V does not learn.
+
+    Args:
+        inputs: bits of layers' inputs.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

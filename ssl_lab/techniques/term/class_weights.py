@@ -26,7 +26,9 @@ class ClassWeights(LabeledTechnique):
     `class_weight="balanced"`, and with 0 nothing changes. Unlike torch's weighted mean, which divides by the weights of
     the batch, it divides by the number of rows: micro-batches and ranks then take the step of the whole batch.
 
-    weights: "auto", as above, or a number for each class. power: of auto.
+    Args:
+        weights: "auto", as above, or a number for each class.
+        power: of auto.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

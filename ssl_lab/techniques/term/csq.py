@@ -28,8 +28,12 @@ class CSQ(Quantizing):
     exported has steps in place of sigmoids: weights of as many bits as a layer's m are positive. p and q are 16 numbers
     for each weight: take small nets. No argument turns it off.
 
-    target: mean bits that the gates are to come to. weight: 0.001 in the paper. inputs: bits of layers' inputs. Checked
-    against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.
+    Checked against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.
+
+    Args:
+        target: mean bits that the gates are to come to.
+        weight: 0.001 in the paper.
+        inputs: bits of layers' inputs.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -26,9 +26,13 @@ class CURE(TermTechnique):
     it (normalized), g_b = grad l_b(x_b), and z_b constant. The net is in evaluation mode for it, and the gradient
     reaches its weights by differentiating twice: a step takes about three times as long.
 
-    weight: lambda, 4 in the authors' code. h: there .1, .4, .8, 1.8 and 3 in the first five epochs of fine-tuning, and
-    3 in the others; here it rises to 3 in a third of training. Checked against that code (`CURE.py`), where the norm
-    is not squared and z is along signs, unlike the paper's equations.
+    Checked against that code (`CURE.py`), where the norm is not squared and z is along signs, unlike the paper's
+    equations.
+
+    Args:
+        weight: lambda, 4 in the authors' code.
+        h: there .1, .4, .8, 1.8 and 3 in the first five epochs of fine-tuning, and 3 in the others; here it rises
+            to 3 in a third of training.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -19,10 +19,13 @@ class CyclicalFocal(LabeledTechnique):
     factor t < 1, then (factor t - 1) / (factor - 1), at the fraction t of training; with factor 1 it only falls.
     With both exponents 0 it is cross-entropy.
 
-    factor: 1 / factor of training goes from confident to hard. confident, hard: gamma_hc and gamma_lc in the paper.
     Checked against the authors' code (`asl_focal_loss.py`), whose t is epoch / (epochs - 1), and whose label smoothing
     (0.1) and exponent of the other classes are left out. Targets that are mixed, which it does not take, have the mean
     of their classes' weights.
+
+    Args:
+        factor: 1 / factor of training goes from confident to hard.
+        confident, hard: gamma_hc and gamma_lc in the paper.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -23,14 +23,17 @@ class DeepSupervision(Companions):
     with s the scores of companion m (see `Companions`), and t 1 for the label and -1 for the other classes. Where L_m
     is below the slack, gamma in the paper, it has no gradient.
 
-    layers: of the backbone, by path, which have a companion. weight: alpha; by default 1, and 0 from 5/12 of training
-    on, where the authors drop the companions (after 50 of 120 thousand steps). loss: "hinge", or "softmax", which the
-    authors have for CIFAR-100 and SVHN. "hinge", with companions that learn as fast as the net, ended in a training
-    accuracy of 20% where "softmax" did not (MNIST, 40 labels, 500 steps, one seed).
-
     Checked against the authors' code (`loss_layer.cpp` and its nets), which has no slack; the paper's has, and |w_m|^2
     in the bracket. There the companions are on convolutions before their ReLU, not averaged, and learn at 0.001 of the
     rate (`sl.optim.with_rates(optimizer, {"heads": ...})` can do that); the other rows are ours.
+
+    Args:
+        layers: of the backbone, by path, which have a companion.
+        weight: alpha; by default 1, and 0 from 5/12 of training on, where the authors drop the companions (after 50
+            of 120 thousand steps).
+        loss: "hinge", or "softmax", which the authors have for CIFAR-100 and SVHN. "hinge", with companions that
+            learn as fast as the net, ended in a training accuracy of 20% where "softmax" did not (MNIST, 40 labels,
+            500 steps, one seed).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -44,15 +44,20 @@ class DP(TermTechnique):
     uses the former), pixel means of the data as a whole, the weights that training began from, the choice of settings
     by several runs, and a data set that shows one person in several images.
 
-    epsilon, delta: the budget of the whole run; noise follows from them, the sampling rate and the number of steps, by
-    the accountant of `opacus` (Renyi, pip install "ssl_lab[dp]"), and summary.json says what was spent. noise: give it
-    in place of epsilon; 0 is no privacy. clip: C; None does not clip, which only noise=0 allows. views: K. chunk:
-    images whose gradients are held at once. Nets have to do without BatchNorm: --net tiny_16+gn. The paper takes clip
-    1, K 16, large batches, no momentum, no decay (`--optimizer "sgd(lr=2, momentum=0, nesterov=False,
-    weight_decay=0)"`).
-
     Checked against the authors' code (`jax_privacy`, an older commit), which rescales to clip 1 by 1 / C; its weight
     standardization is left out.
+
+    Nets have to do without BatchNorm: --net tiny_16+gn. The paper takes clip 1, K 16, large batches, no momentum, no
+    decay (`--optimizer "sgd(lr=2, momentum=0, nesterov=False, weight_decay=0)"`).
+
+    Args:
+        epsilon, delta: the budget of the whole run; noise follows from them, the sampling rate and the number of
+            steps, by the accountant of `opacus` (Renyi, pip install "ssl_lab[dp]"), and summary.json says what was
+            spent.
+        noise: give it in place of epsilon; 0 is no privacy.
+        clip: C; None does not clip, which only noise=0 allows.
+        views: K.
+        chunk: images whose gradients are held at once.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4+gn", classes=10, style=pool.style))

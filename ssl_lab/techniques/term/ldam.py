@@ -27,11 +27,13 @@ class LDAM(Deferred):
     The net gets that head: its logits are scale c, without bias, in targets and predictions too, and what comes out is
     {net}+unit, a net of unit features with a plain head. It starts from the directions of the head's first weights.
 
-    margin: that of the rarest class. scale: s in the paper; None leaves the net its own head, from whose logits m is
-    then taken as it is. beta: of the weights.
-
     Checked against the authors' code (kaidic/LDAM-DRW at 2536330: `losses.py`, `models/resnet_cifar.py`) and Rangwani's
     (val-iisc/Saddle-LongTail at 48328fb), who has the margin 0.3 for ImageNet-LT.
+
+    Args:
+        margin: that of the rarest class.
+        scale: s in the paper; None leaves the net its own head, from whose logits m is then taken as it is.
+        beta: of the weights.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -111,8 +111,10 @@ class CutMix(Mixing):
     """An image has a rectangle of its partner, sqrt(1 - s_b) as high and as wide, around a random pixel and cut off at
     the border; s_b is then the share of the pixels that it leaves.
 
-    alpha: of Beta; 0 mixes nothing. chance: 0.5 on CIFAR and 1 on ImageNet in the authors' code, where one share and
-    one rectangle serve the whole batch.
+    Args:
+        alpha: of Beta; 0 mixes nothing.
+        chance: 0.5 on CIFAR and 1 on ImageNet in the authors' code, where one share and one rectangle serve the
+            whole batch.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -21,9 +21,12 @@ class NoiseConsistency(TermTechnique):
     images, where the method takes none with labels). Noise is added after the net's own normalization, and the gradient
     passes both predictions. Clean and noisy images pass the net together, beside the method's own pass.
 
-    weight: lambda_1 in the paper. strength: the largest standard deviation of noise. draws: n, per image.
-
     Checked against the authors' code (`DiGN.py`, `train.py`), whose divergence of two AugMix views is left out.
+
+    Args:
+        weight: lambda_1 in the paper.
+        strength: the largest standard deviation of noise.
+        draws: n, per image.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

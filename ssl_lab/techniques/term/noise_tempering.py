@@ -16,8 +16,11 @@ class NoiseTempering(Quantizing):
     in training; without noise in evaluation. c, a learned number of each layer, begins at 1 and has the gradient
     <dL/dw_eff, w - round(w)>, that of c in round(w) + c (w - round(w)).
 
-    weights, inputs: bits, as in `qnn`. Of the paper only the abstract was read: that noise is aware of the error and
-    decays exponentially, and that the scale of the task's gradient is learned; the formulas are ours.
+    Of the paper only the abstract was read: that noise is aware of the error and decays exponentially, and that the
+    scale of the task's gradient is learned; the formulas are ours.
+
+    Args:
+        weights, inputs: bits, as in `qnn`.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -27,8 +27,9 @@ class PerturbationMargin(TermTechnique):
     change makes a right answer wrong. The bound is safe, and loose: it grows with the product of the layers' norms,
     for which its gradient would drown the loss; hence the logarithm.
 
-    weight, radius: the paper's penalties are on margins of pairs of classes and on the norms of layers; this bound,
-    and how it enters the loss, are ours, and no code was read.
+    Args:
+        weight, radius: the paper's penalties are on margins of pairs of classes and on the norms of layers; this
+            bound, and how it enters the loss, are ours, and no code was read.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -28,12 +28,15 @@ class Relay(Companions):
     and what else the method learns; where stretches overlap the sum counts. With reach K it is deep supervision (with
     loss "softmax" and the same weight).
 
-    layers: ends of stages, of the backbone, by path (by default as in `Companions`). The parameters of a stage are
-    those that its end depends on and the ends before it do not. reach: 1 or more; the paper's stretches overlap.
-    weight: of the companions. The gradient of each loss is taken for its own parameters alone, which one detached map
-    cannot do.
-
     The equation is from recall and a summary: no code was found, and where companions are and their weight are ours.
+
+    The gradient of each loss is taken for its own parameters alone, which one detached map cannot do.
+
+    Args:
+        layers: ends of stages, of the backbone, by path (by default as in `Companions`). The parameters of a stage
+            are those that its end depends on and the ends before it do not.
+        reach: 1 or more; the paper's stretches overlap.
+        weight: of the companions.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -28,15 +28,18 @@ REWRITES = dict.fromkeys(
 class SCL(TermTechnique):
     """w_eff = w H(m),    L + weight * sum H(m),    dH/dm := 1
 
-    H(m) = 1 where m > 0, else 0; m, one number for each weight of convolutions and linear layers, starts at `start`
-    and learns by the run's optimizer. So m has the gradient dL/dw_eff w + weight: a weight that the task does not ask
-    for is masked after its m has come down from `start`, and comes back if the gradient asks for it. normalize: of each
-    output feature, the task's part of that gradient is divided by its largest entry: `weight` is then the share of it
-    below which a weight goes. Unmasked weights are what is evaluated and exported; zeros in it make no kernel faster.
-    No argument turns it off.
+    H(m) = 1 where m > 0, else 0; m, one number for each weight of convolutions and linear layers, starts at `start` and
+    learns by the run's optimizer. So m has the gradient dL/dw_eff w + weight: a weight that the task does not ask for
+    is masked after its m has come down from `start`, and comes back if the gradient asks for it.
 
     Only the abstract and a summary were read: the identity H' = 1 and the penalty are the paper's, `normalize`, `start`
     and the defaults are ours.
+
+    Unmasked weights are what is evaluated and exported; zeros in it make no kernel faster. No argument turns it off.
+
+    Args:
+        normalize: of each output feature, the task's part of that gradient is divided by its largest entry:
+            `weight` is then the share of it below which a weight goes.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

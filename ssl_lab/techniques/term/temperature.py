@@ -14,8 +14,10 @@ from ssl_lab.techniques.term.labeled import LabeledTechnique
 class Temperature(LabeledTechnique):
     """H(y, softmax(z / value)): below 1 the easy images count less and less, above 1 more.
 
-    value: 1 changes nothing, bit by bit. The paper's equation; its cycles are `cyclical`. No code was read, and the
-    default range is ours.
+    The paper's equation; its cycles are `cyclical`. No code was read, and the default range is ours.
+
+    Args:
+        value: 1 changes nothing, bit by bit.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -15,7 +15,12 @@ class VS(Deferred):
     with n_k the labeled images of class k (1 where there are none). With gamma = tau = 0 it is cross-entropy. Rows
     weigh as `Deferred` says.
 
-    gamma: of the factors. tau: of the offsets. beta: of the weights. Checked against the authors' code (`losses.py`).
+    Checked against the authors' code (`losses.py`).
+
+    Args:
+        gamma: of the factors.
+        tau: of the offsets.
+        beta: of the weights.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

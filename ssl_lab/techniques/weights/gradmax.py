@@ -28,13 +28,15 @@ class GradMax(WeightsTechnique):
     of them sleeps at first, with weights 0 whose gradients are 0, and is woken up in equal parts: so the net has its
     shapes from the start, and a small net's function, but not its cost.
 
-    share: of each block's channels that sleep. times: how often some are woken, between generations of equal length.
-    scale: c in mean norms of the fan-outs that are awake.
-
     The matrix is of one batch, over all ranks and micro-batches, by a pass of its own. It is exact: patches follow
     strides and padding, and BatchNorm, which passes no gradient's mean back, is part of it; the authors' code
     (`growers.py`, against which the rest was checked) has one convolution in place of two. As there, rectifiers between
     have slope 1 at 0. BatchNorm of a channel that is 0 multiplies gradients by 1 / sqrt(eps): a first step is long.
+
+    Args:
+        share: of each block's channels that sleep.
+        times: how often some are woken, between generations of equal length.
+        scale: c in mean norms of the fan-outs that are awake.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -28,10 +28,13 @@ class LayerwiseReinit(Renewal):
     them; those of blocks before it stay too. The whole net learns all the time: in rounds K + 1 generations of equal
     length, K the number of blocks of the backbone. A tensor whose first norm is at most 1e-6 becomes 0.
 
-    rounds: N in the paper; 0 is the plain run. The net that comes out is {net}+normed, with the normalizations in it.
-
     Checked against a comparison with the paper in other authors' code (`fortuitous_forgetting`), which takes m and s of
     the first batch; of the paper the abstract was read.
+
+    The net that comes out is {net}+normed, with the normalizations in it.
+
+    Args:
+        rounds: N in the paper; 0 is the plain run.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

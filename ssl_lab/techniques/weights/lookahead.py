@@ -20,7 +20,10 @@ class Lookahead(WeightsTechnique):
     moving average, if it has one, is that of what training goes on from (ema=0 evaluates the slow weights themselves).
     The optimizer keeps its momenta, as in the authors' default ("none"). With alpha = 1 it is the optimizer alone.
 
-    k, alpha: the paper's; its code has alpha = 0.8. Checked against the authors' code (`lookahead_pytorch.py`).
+    Checked against the authors' code (`lookahead_pytorch.py`).
+
+    Args:
+        k, alpha: the paper's; its code has alpha = 0.8.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -22,7 +22,10 @@ class PriorCorrection(WeightsTechnique):
     ever. n_k are the labeled images of class k before any sampling (1 where there are none). Where the method itself
     evens out the classes, it corrects too much.
 
-    strength: 1 is the paper's, 0 changes nothing. The paper's text; no code was read.
+    The paper's text; no code was read.
+
+    Args:
+        strength: 1 is the paper's, 0 changes nothing.
 
     >>> pool = sl.load("digits").split(labels=30, imbalance=5.0)  # six zeros, one nine
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

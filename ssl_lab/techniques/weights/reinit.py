@@ -16,11 +16,13 @@ from ssl_lab.techniques.weights.renewal import Renewal, after_block
 class Reinit(Renewal):
     """w <- fresh weights, of the last blocks and the head, after each of several generations of equal length.
 
-    generations: so many parts of the run; 1 never draws anew. blocks: how many blocks of the backbone, beside what
-    comes after them; 0 is the head alone, None the whole net (a restart).
-
     Ours in detail: only the paper's abstract was read. It finds that this helps where nothing else regularizes, or
     labels are wrong, and little elsewhere; what is compared with it needs as many steps in all.
+
+    Args:
+        generations: so many parts of the run; 1 never draws anew.
+        blocks: how many blocks of the backbone, beside what comes after them; 0 is the head alone, None the whole
+            net (a restart).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -24,10 +24,14 @@ class RigL(Masked):
     0, without momenta; the number of nonzeros stays. A weight that is dropped may be grown again at once, and then
     keeps its value. Layers have Erdos-Renyi-kernel densities (see `erk`), the net's density is `density`.
 
-    every: steps between edits. first: which weights begin: "random" ones, as in the paper, or the largest ones of each
-    layer, which is what a trained net can be started from. Of several backward passes in a step the last one's
-    gradient counts. Checked against the authors' code (`sparse_utils.py`, `sparse_optimizers_base.py`), where a step
-    that edits does not also move the weights, as it does here.
+    Of several backward passes in a step the last one's gradient counts. Checked against the authors' code
+    (`sparse_utils.py`, `sparse_optimizers_base.py`), where a step that edits does not also move the weights, as it does
+    here.
+
+    Args:
+        every: steps between edits.
+        first: which weights begin: "random" ones, as in the paper, or the largest ones of each layer, which is what
+            a trained net can be started from.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -14,9 +14,12 @@ class ShrinkPerturb(Renewal):
     """w <- keep w + noise w_fresh    for all weights of the net, after each of several generations of equal length.
 
     keep = 1 and noise = 0 change nothing, 0 and 1 are a restart. The defaults are those of one study, another has 0.8
-    and 0.01. generations: parts of the run.
+    and 0.01.
 
     Ours in detail: the equation is that of both papers, of which only abstracts were read.
+
+    Args:
+        generations: parts of the run.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

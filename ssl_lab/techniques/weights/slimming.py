@@ -17,11 +17,14 @@ class Slimming(Pruning):
     """L + weight * sum |gamma| until the fraction `until` of training; then the channels of smallest |gamma| go
 
     over all BatchNorms together; what is left trains on without the term. Of channels that residual connections add up,
-    the mean of their |gamma| counts. ratio: of all channels that go. weight: lambda, 1e-4 in the paper (1e-5 for
-    VGG-A), for runs of 160 epochs; a short run needs more. rounds, until: see `Pruning`; the paper's multi-pass scheme
-    repeats all of it.
+    the mean of their |gamma| counts.
 
     The equation is from memory (and a reading of a PyTorch copy's masks); no code of the authors was read.
+
+    Args:
+        ratio: of all channels that go.
+        weight: lambda, 1e-4 in the paper (1e-5 for VGG-A), for runs of 160 epochs; a short run needs more.
+        rounds, until: see `Pruning`; the paper's multi-pass scheme repeats all of it.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -24,9 +24,12 @@ class Sphere(WeightsTechnique):
     and large ELR under plain SGD: a constant learning rate, no momentum, no weight decay. Running statistics of
     BatchNorm and the moving average are scaled along.
 
-    radius: r; 0 takes the length that the weights start with: no radius turns it off. alone: the other parameters do
-    not learn, as in the paper's experiments. Checked against the authors' code (`train.py`, `training_utils.py`), which
-    sets lr = ELR r^2; here --lr is that product.
+    Checked against the authors' code (`train.py`, `training_utils.py`), which sets lr = ELR r^2; here --lr is that
+    product.
+
+    Args:
+        radius: r; 0 takes the length that the weights start with: no radius turns it off.
+        alone: the other parameters do not learn, as in the paper's experiments.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -13,13 +13,16 @@ from ssl_lab.techniques.weights.pruning import Pruning, contributions
 class Taylor(Pruning):
     """I_c = mean over steps of (dL/dz_c)^2,    z_c = 1 a gate that multiplies channel c after its BatchNorm
 
-    (L(z_c = 0) - L(z_c = 1))^2 to first order. With BatchNorm's y = gamma x + beta, dL/dz = gamma dL/dgamma +
-    beta dL/dbeta, so that nothing is added to the net; of a layer without BatchNorm it is <w, dL/dw> of its filter, and
-    one gate stands for channels that residual connections add up. Steps since the last round count. ratio: of all
-    channels that go. rounds, until: see `Pruning`.
+    (L(z_c = 0) - L(z_c = 1))^2 to first order. With BatchNorm's y = gamma x + beta, dL/dz = gamma dL/dgamma + beta
+    dL/dbeta, so that nothing is added to the net; of a layer without BatchNorm it is <w, dL/dw> of its filter, and one
+    gate stands for channels that residual connections add up. Steps since the last round count.
 
     The gate after BatchNorm is the paper's best criterion (`Taylor_gate` of the authors' code, of which a summary was
     read; its weight variant sums (g w)^2). It prunes every few batches, in rounds of equal count, as here.
+
+    Args:
+        ratio: of all channels that go.
+        rounds, until: see `Pruning`.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

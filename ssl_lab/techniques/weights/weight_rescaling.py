@@ -24,10 +24,12 @@ class WeightRescaling(WeightsTechnique):
     train mode stay. So do those in evaluation, because running means and variances are multiplied by c and c^2. The
     moving average of the weights, and its statistics, are scaled by the same c. Momenta are kept: c is close to 1.
 
-    per: what has length 1. every: steps between; with more than it has, a run is the plain run.
-
     Ours in detail: of the paper only abstracts were read, which leave filter or layer, and the frequency, open. Which
     layers these are is found by trying (see `free_layers`).
+
+    Args:
+        per: what has length 1.
+        every: steps between; with more than it has, a run is the plain run.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
