@@ -179,7 +179,7 @@ def _told(row: Row, known: str) -> str:
     """What a row says beside its name. known: the recipe that a title has said."""
     if "what" in row:
         return row["what"]
-    facts = (row["arxiv"] and f"arXiv {row['arxiv']}", row.get("needs") and f"of {row['needs']}",
+    facts = (row["arxiv"] and f"arXiv {row['arxiv']}", row.get("needs") and f"sees {row['needs']}",
              "" if row["recipe"] == known else row["recipe"])
     said = "; ".join(filter(None, facts))
     return f"{row['paper']} ({said})" if said else row["paper"]

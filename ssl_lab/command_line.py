@@ -139,7 +139,8 @@ def _one_line_errors() -> Iterator[None]:
         rows = [row.strip("│ ") for row in box.getvalue().splitlines()[1:]]
         parts = " ".join(row if row.strip("╰─╯-") else "─" for row in rows).split("─")
         words = [" ".join(part.split()) for part in parts if part.strip() and "Argument helptext" not in part]
-        raise UsageError(_MISFIT.sub(_misfit, "; ".join(words))) from None
+        said = _MISFIT.sub(_misfit, "; ".join(words))
+        raise UsageError(re.sub(r"(, )?'None'(?(1)|, )", "", said).replace(" (default: False)", "")) from None
 
 
 _MISFIT = re.compile(r"Error parsing (--[\w-]+): no type matching (.+?) could be instantiated from "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import inspect
 import re
 import shutil
@@ -85,13 +86,18 @@ def documented(settings: type) -> dict[str, str]:
     texts = {}
     for each in reversed(settings.__mro__):
         if dataclasses.is_dataclass(each):
-            body = ast.parse(textwrap.dedent(inspect.getsource(each))).body[0]
-            assert isinstance(body, ast.ClassDef)
-            for field, after in pairwise(body.body):
-                if (isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
-                        and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)):
-                    texts[field.target.id] = " ".join(str(after.value.value).split())
+            texts |= _beneath(each)
     return texts
+
+
+@functools.cache
+def _beneath(settings: type) -> dict[str, str]:
+    """The texts beneath the fields of this class alone."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(settings))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    return {field.target.id: " ".join(str(after.value.value).split()) for field, after in pairwise(body.body)
+            if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name)
+            and isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)}
 
 
 def explained(function: Callable[..., object]) -> tuple[str, dict[str, str]]:

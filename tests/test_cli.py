@@ -45,7 +45,8 @@ def test_env_says_versions_device_and_precision(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
-    (["lsit"], "lsit"), (["list", "nonsense"], "nonsense"), (["list", "--jason"], "--jason"),
+    (["lsit"], "unknown word 'lsit'. Did you mean list?"), (["list", "nonsense"], "nonsense"),
+    (["list", "--jason"], "--jason"),
     (["quickstart", "--steps", "many"], "many"), (["quickstart", "--step-count", "5"], "--step-count")])
 def test_bad_usage_is_one_line_and_status_2(arguments, says, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -55,6 +56,7 @@ def test_bad_usage_is_one_line_and_status_2(arguments, says, capsys):
     assert line.startswith("error: ")
     assert line.count("\n") == 1
     assert says in line
+    assert "None" not in line
     assert out == ""
 
 
