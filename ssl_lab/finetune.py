@@ -19,12 +19,11 @@ from ssl_lab.nets import Net
 from ssl_lab.nets.lora import add_lora, merged
 from ssl_lab.nets.start import freeze, freeze_statistics, freeze_weights, is_foreign
 from ssl_lab.notes import once
-from ssl_lab.optim import SGD, described, with_rates
+from ssl_lab.optim import SGD, with_rates
 from ssl_lab.optim import optimizer as optimizer_of
 from ssl_lab.schedule import Scalar, Schedule, cosine, course, times, warm_up
 from ssl_lab.techniques import WeightsTechnique, together
-from ssl_lab.views import by_name
-from ssl_lab.views.naming import replaced
+from ssl_lab.understood import check_texts
 
 RATES = {"all": 0.2, "lora": 0.3, "biases": 1.0}
 CLIP = 1.0
@@ -82,19 +81,14 @@ class FineTuning:
         if self.learn == "lora" and shard:
             raise UsageError("--learn lora merges its updates into whole weights, of which a sharded run holds parts; "
                              "leave out --shard, or give --learn all or biases")
-        learns = methods.get(self.method)
-        if not learns.classifies:
+        if not methods.get(self.method).classifies:
             raise UsageError(f"{self.method} trains no classifier; pretrain with it, and fine-tune by another method "
                              "from its run")
         if self.learn == "lora" and self.statistics == "batch":
             raise UsageError("--learn lora freezes BatchNorm, so that --statistics batch has no effect; leave it out")
         if self.train_blocks is not None and self.learn != "all":
             raise UsageError(f"--train-blocks and --learn {self.learn} exclude each other; give one")
-        views = by_name(self.view)
-        if kinds := getattr(learns, "views", None):  # of some methods they depend on arguments
-            replaced(learns.name, kinds.by_kind, views)
-        if self.optimizer:
-            described(self.optimizer)
+        check_texts(self.method, self.view, self.optimizer)
 
     def filled(self, net: Net) -> FineTuning:
         """With what was not given, for this net.

@@ -16,7 +16,7 @@ from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, Optimizer, described, optimizer
 from ssl_lab.schedule import cosine_7_16
 from ssl_lab.techniques import prepared
-from ssl_lab.views import by_name
+from ssl_lab.understood import check_texts
 
 
 def first_stage(trainer: Trainer, stage: str, steps: int, usual: Optimizer, **config: Any) -> Trainer:
@@ -70,13 +70,12 @@ class Stages:
         few: the pool with labels, None where people will give them.
         """
         settings = self.settings
-        for text in (pretrain, method, distill):
+        for text in (pretrain, distill):
             methods.get(text)
-        by = described(settings.optimizer) if settings.optimizer else SGD()
+        check_texts(method, settings.view, settings.optimizer, settings.techniques)
         presets.build(distill, student, pool, {"teacher": Teacher(net)})
-        if few is None:
-            by_name(settings.view)
-        else:
+        if few is not None:
+            by = described(settings.optimizer) if settings.optimizer else SGD()
             learner = presets.build(method, net, few, {}).with_views(*settings.view)
             trainer = Trainer(steps=1, optimizer=by, device=settings.device, techniques=settings.techniques)
             trainer.begun(learner, few)

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ssl_lab import methods, texts
+from ssl_lab import texts
 from ssl_lab.active.study.statistics import Paired, holm, paired_t
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
@@ -24,11 +24,10 @@ from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import RunFailedError, UsageError, unknown
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable
-from ssl_lab.optim import described
 from ssl_lab.report import Column, Report, Table, mean_spread, print_tables
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.techniques import TECHNIQUES, together
-from ssl_lab.views import by_name
+from ssl_lab.understood import check_texts
 
 BASE = "base"
 FOR_ACCURACY = [name for name, kind in TECHNIQUES.items() if kind.serves == "accuracy"]
@@ -102,12 +101,7 @@ def check(job: Job, given: str) -> None:
         file.write_text(yaml.safe_dump({**job.settings, "out": str(job.out)}, sort_keys=False))
         try:
             found = parse(settings, ["--config", str(file), *job.command_line])
-            by_name(found.view)
-            if found.optimizer:
-                described(found.optimizer)
-            together(found.techniques)
-            if method := getattr(found, "method", None):
-                methods.get(method)
+            check_texts(getattr(found, "method", None), found.view, found.optimizer, found.techniques)
         except UsageError as error:
             raise UsageError(f"{given}: {str(error).replace(f' in --config {file}', '')}") from None
 

@@ -12,7 +12,7 @@ LEVELS = [
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},
-    {"engine", "presets", "pretraining_presets"},
+    {"engine", "presets", "pretraining_presets", "understood"},
     {"features", "analysis"},
     {"report"},
     {"active"},

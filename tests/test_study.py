@@ -172,8 +172,8 @@ def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypa
     module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
                                         "--recipe", "consistency", "--base", "method", "mine_of_study:Soft",
                                         "--view", "strong=mine_of_study:View", "--try", "optimizer=mine_of_study:Mine",
-                                        "--try", "view=weak"]))
+                                        "--try", "view=strong=weak"]))
     base, optimizer, view = (job.flags for job in started)
     assert base == {"with": [], "method": "mine_of_study:Soft", "view": ["strong=mine_of_study:View"]}
     assert optimizer == {**base, "optimizer": "mine_of_study:Mine"}
-    assert view == {**base, "view": ["weak"]}
+    assert view == {**base, "view": ["strong=weak"]}
