@@ -101,17 +101,17 @@ def _beneath(settings: type) -> dict[str, str]:
 
 
 def explained(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
-    """A function's docstring: what comes before its arguments, and what is said of each of these."""
+    """A function's docstring: what comes before its arguments, and what is said of each of these, be it in lines of
+    `name: text` or beneath `Args:`. What follows (returns, errors, examples) is for code."""
     lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    names = "|".join(inspect.signature(function).parameters)
-    first = next((row for row, line in enumerate(lines) if names and re.match(f"({names}): ", line)), len(lines))
-    texts: dict[str, str] = {}
-    said = "\n".join(lines[first:]).partition("\n\n")[0]  # examples may follow
-    parts = re.split(rf"(?:^|(?<=\.) |\n)({names}):\s", said) if names else []
-    for name, text in zip(parts[1::2], parts[2::2], strict=True):
-        texts[name] = " ".join(text.split())
+    names = "|".join(inspect.signature(function).parameters) or "$."
+    begins = [row for row, line in enumerate(lines) if line == "Args:" or re.match(f"({names}): ", line)]
+    first = begins[0] if begins else len(lines)
+    said = "\n".join(lines[first:]).removeprefix("Args:\n").partition("\n\n")[0]
+    parts = re.split(rf"(?:^|(?<=\.) |\n)\s*({names}):\s", said)
     paragraphs = "\n".join(lines[:first]).strip().split("\n\n")
-    return "\n\n".join(each for each in paragraphs if not each.startswith(">>>")), texts
+    about = "\n\n".join(each for each in paragraphs if not re.match(r">>>|\w+:\n", each))
+    return about, {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -1,6 +1,7 @@
 """`--help` of every word and recipe: all flags that are taken, each explained, in 80 columns."""
 
 import contextlib
+import functools
 import io
 import re
 
@@ -22,10 +23,16 @@ NAMES = [("ssl-lab", word) for words in WORDS.values() for word in words if word
 NAMES += [("ssl-lab bench", word) for word in BENCH] + [("recipes", name) for name in RECIPES]
 
 
-def shown(action) -> str:
+@functools.cache
+def what(place: str, name: str):
+    """What takes the flags: a dataclass or a function."""
+    return recipe(name).Settings if place == "recipes" else BENCH[name] if place == "ssl-lab bench" else _function(name)
+
+
+def shown(action, *given, **named) -> str:
     """What an action that ends by itself prints."""
     with contextlib.redirect_stdout(io.StringIO()) as out, pytest.raises(SystemExit) as stop:
-        action()
+        action(*given, **named)
     assert stop.value.code in (0, None)
     return out.getvalue()
 
@@ -36,15 +43,11 @@ def pages():
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         for place, name in NAMES:
-            what = (recipe(name).Settings if place == "recipes" else
-                    BENCH[name] if place == "ssl-lab bench" else _function(name))
             patch.setenv("COLUMNS", "80")
-            if place == "recipes":
-                text = shown(lambda what=what: parse(what, ["--help"]))
-            else:
-                text = shown(lambda place=place, name=name: main([*place.split()[1:], name, "--help"]))
+            text = (shown(parse, what(place, name), ["--help"]) if place == "recipes" else
+                    shown(main, [*place.split()[1:], name, "--help"]))
             patch.setenv("COLUMNS", "200")
-            found[place, name] = text, shown(lambda what=what: tyro.cli(what, args=["--help"]))
+            found[place, name] = text, shown(tyro.cli, what(place, name), args=["--help"])
     return found
 
 
@@ -58,8 +61,7 @@ def test_it_fits_and_says_all(pages, name):
     given = {flag for line in text.splitlines() if line.startswith("  --") for flag in
              re.findall(r"(?:^|, )(--[a-z][\w-]*)", line.strip())} - {"--config", "--print-config"}
     taken -= {"--help", "--config"}
-    settings = name[0] == "recipes" and recipe(name[1]).Settings
-    refused = set() if not settings or settings.trains else {"--view", "--with", "--clip", "--batch"}
+    refused = set() if getattr(what(*name), "trains", True) else {"--view", "--with", "--clip", "--batch"}
     assert given <= taken
     assert {flag for flag in taken - given - refused if not flag.startswith("--no-")} <= {
         flag[:2] + flag[5:] for flag in given if flag.startswith("--no-")}
@@ -67,9 +69,7 @@ def test_it_fits_and_says_all(pages, name):
 
 @pytest.mark.parametrize("name", NAMES, ids=" ".join)
 def test_each_flag_is_explained(name):
-    place, word = name
-    known = (flags.of_settings(recipe(word).Settings) if place == "recipes" else
-             flags.of_function(BENCH[word] if place == "ssl-lab bench" else _function(word)))
+    known = (flags.of_settings if name[0] == "recipes" else flags.of_function)(what(*name))
     assert [flag.typed for flag in known if not flag.text or flag.text.startswith("(")] == []
 
 
@@ -81,7 +81,7 @@ def test_the_words_are_explained_in_80_columns(monkeypatch, capsys):
         assert max(map(len, text.splitlines())) <= 80
         words = [line.split()[0] for line in text.splitlines() if re.match(r"  \w", line)]
         assert words == [word for members in WORDS.values() for word in members]
-    text = shown(lambda: main(["bench", "--help"]))
+    text = shown(main, ["bench", "--help"])
     assert [line.split()[0] for line in text.splitlines() if re.match(r"  \w", line)] == [*BENCH]
 
 
@@ -104,3 +104,36 @@ def test_long_commands_go_on_in_the_next_line():
     block = '    python recipes/x.py --data mnist --how "a(b, c=2)" \\\n        --steps 100 --minutes 2'
     lines = list(flags.commands(block, 50))
     assert lines == ["    python recipes/x.py --data mnist --how \\", '        "a(b, c=2)" --steps 100 --minutes 2']
+
+
+def test_arguments_are_explained_in_either_form():
+    def plain(first: int, second: str = "", third: bool = False) -> None:
+        """Does so.
+
+        More of it.
+
+        first: a number, which goes
+            on. second: a text.
+        third: whether.
+
+        >>> plain(1)
+        """
+
+    def google(first: int, second: str = "", third: bool = False) -> None:
+        """Does so.
+
+        More of it.
+
+        Args:
+            first: a number, which goes
+                on.
+            second: a text.
+            third: whether.
+
+        Returns:
+            Nothing.
+        """
+
+    texts = {"first": "a number, which goes on.", "second": "a text.", "third": "whether."}
+    assert flags.explained(plain) == flags.explained(google) == ("Does so.\n\nMore of it.", texts)
+    assert flags.explained(lambda: None) == ("", {})
