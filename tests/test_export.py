@@ -42,7 +42,9 @@ def run_folder(folder: Path, name: str = "tiny_4", method: str = "supervised", *
                 module.running_var.uniform_(0.5, 2, generator=draw)
     run = RunFolder(folder)
     run.begin(settings, {}, 0)
-    run.finish(whole_state(model), {"method": method}, {}, Card(name, tuple("abcdefg"), style, "digits", 7))
+    learned = list("abcdefg") if METHODS[method].classifies else []
+    run.finish(whole_state(model), {"method": method, "class_names": learned}, {},
+               Card(name, tuple("abcdefg"), style, "digits", 7))
     return folder
 
 
