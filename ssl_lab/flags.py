@@ -83,7 +83,7 @@ def of_function(function: Callable[..., object]) -> list[Flag]:
 
 def documented(settings: type) -> dict[str, str]:
     """The fields of a dataclass and of those that it derives from, with the texts beneath them."""
-    texts = {}
+    texts: dict[str, str] = {}
     for each in reversed(settings.__mro__):
         if dataclasses.is_dataclass(each):
             texts |= _beneath(each)
