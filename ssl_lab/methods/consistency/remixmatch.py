@@ -29,7 +29,8 @@ class ReMixMatch(Method):
     align(p)_c ~ p_c * data_c / model_c, where model is the mean prediction of the last 128 steps and data that of
     the labels, a moving average of decay 0.999 that starts uniform. X' and U' are all B + (K + 1) U rows after
     MixUp, as in MixMatch but with cross-entropy for both. R is the cross-entropy of telling how an image was
-    turned: row b by b mod 4 quarter-turns. Images must be square.
+    turned: row b by b mod 4 quarter-turns. Images must be square. Strong views are RandAugment's, where the paper has
+    CTAugment, which learns how strong they may be.
 
     As in the paper's code, the guesses, the mixed rows, strong_1 and the turned strong_1 pass the net apart, and
     of these only the mixed rows (all of them, where the paper's code takes a part) move BatchNorm's running
