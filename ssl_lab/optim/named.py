@@ -37,7 +37,8 @@ def optimizer(text: str | None, usual: Optimizer) -> Optimizer:
     training on 40 labels of MNIST under strong views (tiny_8, 300 steps, seeds 100 and 101), they are those by which
     the training loss came as far, 0.67 and 0.71 at the end: it was 0.55 to 0.82, and 0.4 by `muon_normed` and
     `mini_block_fisher`, which go further. Validation accuracy was 69 to 78% (lars 64), by SGD 70; by the papers' or
-    usual rates of `adamw`, `padam`, `muon` and `nsgd`, for longer runs, 38 to 56 (seed 100).
+    usual rates of `adamw`, `padam`, `muon` and `nsgd`, for longer runs, 38 to 56 (seed 100). Checked once by FixMatch:
+    tests/benchmarks/README.md.
 
     >>> sl.optimizer("radam(lr=cosine(0.002), weight_decay=0)", usual=sl.SGD())
     RAdam(lr=cosine(0.002, 0.0, cycles=0.5), weight_decay=0, betas=(0.9, 0.999))

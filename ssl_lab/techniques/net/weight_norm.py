@@ -28,8 +28,8 @@ class WeightNorm(NetTechnique):
 
     Both are the paper's equations; the reparametrization is torch.nn.utils.parametrizations.weight_norm. The head keeps
     its g and b, where the authors' code (openai/weightnorm) sets these too: it trains by Adam, whose steps do not see
-    how large a gradient is. With that, all gradients are four times as large at first in tiny_8: beside FixMatch
-    (MNIST, 40 labels, 300 steps, one seed) 71% of validation images came out right, 81 without, as by the plain net.
+    how large a gradient is. With that, all gradients are four times as large at first in tiny_8: 500 steps of FixMatch
+    (MNIST, 40 labels, 3 seeds) gave 86.2 ± 9.0% then, and 96.0 ± 0.5 as it is; FixMatch alone has 95.8 ± 0.8.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

@@ -35,8 +35,8 @@ class EntropySGD(StepTechnique):
     fixed rate of 0.1, the outer rate falls from 1 or is 0.1 (times gamma in the latter), the outer loop decays again,
     and gamma grows by (1 + 1e-3)^t; that it goes from 0.1 to 1, and that pull stays, are our choice.
 
-    Beside FixMatch (MNIST, 40 labels, tiny_8, 300 steps) it gave 79% of validation images where the plain steps gave
-    81, one seed.
+    Beside FixMatch (MNIST, 40 labels, 500 steps, 3 seeds) it gave 94.8 ± 0.7%, and 71.4 ± 1.5 without momentum;
+    FixMatch alone has 95.8 ± 0.8.
 
     Without noise and momentum, with average = gamma = 0, it is gradient descent.
 

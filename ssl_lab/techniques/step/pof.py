@@ -21,8 +21,8 @@ class PoF(StepTechnique):
     B1 and B2 are the halves of the batch, each normalized by its own statistics, and eta is the rate that lowers L(B2)
     most. While it acts the head itself never moves. It is for the end of a training, of itself (`after`) or, from the
     first step, of another run's net: `recipes/finetune.py --from RUN --head start --with "pof(after=0)"`. So early,
-    where the head is a random one, it trains features for that. For the last fifth of 300 steps of FixMatch it gave 74%
-    where plain steps gave 81 (MNIST, 40 labels, tiny_8, validation images of one seed): it is not for short runs.
+    where the head is a random one, it trains features for that. Of 500 steps of FixMatch (MNIST, 40 labels, 3 seeds) it
+    gave 94.3 ± 0.2% for the last fifth, 74.8 ± 14.1 from the first; FixMatch alone has 95.8 ± 0.8.
 
     Checked against the authors' code (`PoF-v1`, train.py), which doubles eta until L(B2) rises and then refines it, and
     draws B2 afresh.
