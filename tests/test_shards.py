@@ -416,7 +416,7 @@ def test_a_mapped_cache_is_read_whole_without_a_copy_in_memory(tmp_path):
         start_of_pixels = file.tell()
         file.write(bytes(range(255, -1, -1)) * 12)
         file.truncate(start_of_pixels + count * 3 * 32 * 32)  # a hole, which takes no place on the disk
-        os.fsync(file.fileno())
+        os.fdatasync(file.fileno())
     (tmp_path / "job.py").write_text(JOB)
     with start(tmp_path / "job.py", tmp_path, path, OMP_NUM_THREADS="1") as process:
         try:
