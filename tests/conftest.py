@@ -1,5 +1,6 @@
 """Small real things that many tests need."""
 
+import gc
 import os
 import signal
 
@@ -13,12 +14,20 @@ from ssl_lab.data import Pool, load
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that ran the tests in the background: the processes
     signal.signal(signal.SIGINT, signal.default_int_handler)  # that tests start and interrupt would inherit it
 
+gc.disable()  # what is imported, and what pytest makes of test files, are millions of objects that stay
+
 # A test reads what the system holds, on the disk or not yet, and none cuts the power: to wait for the disk some 10,000
 # times took minutes. That files are synced, and when, tests see by the calls; processes that they start do wait.
 os.fsync = os.fstat
 
 settings.register_profile("busy", deadline=None)  # a test asserts no times: machines have other work
 settings.load_profile("busy")
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected, but what is there is no longer looked at."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

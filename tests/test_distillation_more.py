@@ -12,8 +12,9 @@ from functools import partial
 import pytest
 import torch
 from forked import two_ranks
+from slow import softmax
 from small_runs import assert_same_run, digits, train, with_teacher
-from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _slow_kd, _softmax, _teacher
+from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _slow_kd, _teacher
 from test_recipes import run as run_recipe
 from torch import nn
 
@@ -417,7 +418,7 @@ def test_ces_kd_chooses_a_teacher_by_difficulty():
     nets = _nets()
     method = _method(CESKD, teacher=Teacher(*nets), temperature=3.0, weight=1.0)
     said = [each.eval()(IMAGES_OF_BATCH).logits.detach() for each in nets]
-    difficulty = [1 - max(_softmax(row)) for row in said[2].tolist()]
+    difficulty = [1 - max(softmax(row)) for row in said[2].tolist()]
     chosen = torch.stack([said[sum(other < mine for other in difficulty) * 3 // 12][n]
                           for n, mine in enumerate(difficulty)])
     assert not any(torch.equal(chosen, each) for each in said)
@@ -470,7 +471,7 @@ def test_several_teachers_are_loaded_in_order(tmp_path):
 
 
 def _entropy(row, y):
-    return -math.log(_softmax(row)[y])
+    return -math.log(softmax(row)[y])
 
 
 def test_self_distillation_stage_by_stage():
@@ -533,7 +534,7 @@ def test_mutual_learning_is_two_losses():
     targets = BATCH.labeled.targets.tolist()
     labeled = sum(statistics.mean(map(_entropy, logits[:5].tolist(), targets)) for logits in (first, second))
     mutual = statistics.mean(_kl(q, p) + _kl(p, q) for p, q in
-                             zip(map(_softmax, first.tolist()), map(_softmax, second.tolist()), strict=True))
+                             zip(map(softmax, first.tolist()), map(softmax, second.tolist()), strict=True))
     terms = {name: term.item() for name, term in method(BATCH, AT).terms.items()}
     assert terms == pytest.approx({"labeled": labeled, "mutual": 0.6 * mutual}, rel=1e-9)
 
@@ -617,7 +618,7 @@ def test_so_teacher_is_held_to_the_mean_of_its_past_predictions():
     for step, indices in enumerate(steps):
         rows = Rows({"view": images[step]}, torch.full((6,), -1), torch.full((6,), -1), torch.tensor(indices))
         labeled = Rows({"view": images[step, :0]}, *(torch.empty(0, dtype=torch.int64),) * 3)
-        said = [_softmax(row) for row in copy.deepcopy(method).net(images[step]).logits.tolist()]
+        said = [softmax(row) for row in copy.deepcopy(method).net(images[step]).logits.tolist()]
         expected = sum(math.dist(p, [statistics.fmean(part) for part in zip(*past[i], strict=True)]) ** 2
                        for i, p in zip(indices, said, strict=True) if past[i]) / 6
         loss = method(Batch(labeled, rows), At(step, 10))
