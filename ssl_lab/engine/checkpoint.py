@@ -82,6 +82,13 @@ def load(path: Path) -> dict[str, Any]:
         return state
 
 
+def saved(path: Path, resume: str | Path | None) -> dict[str, Any] | None:
+    """The checkpoint to go on from: none if `resume` is None, and with "auto" only one that is there; see `load`."""
+    if resume is None or (resume == "auto" and not exists(path)):
+        return None
+    return load(path)
+
+
 def damage(path: Path) -> str | None:
     """What is wrong with a file that should be a zip archive, as torch writes them; None if it is whole.
 

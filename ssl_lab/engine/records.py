@@ -81,7 +81,8 @@ def finish(run: Run) -> Result:
     """Tests the predictor once, and writes what the run leaves: weights, predictions, summary, card."""
     pool, predictor = run.pool, run.method.predictor()
     predicted: dict[str, evaluate.Predictions] = {}
-    measured = run.measure({"valid": pool.valid, "test": pool.test}, predicted)
+    measured = evaluate.measure(run.method, pool, run.runtime, {"valid": pool.valid, "test": pool.test},
+                                run.trainer.monitors, predicted)
     summary = _summary(run, measured) | run.method.account(run.steps)
     card = card_of(predictor, run.method.classifies, pool, predicted.get("valid"))
     run.folder.finish(weights.whole_state(predictor), summary, predicted, card)

@@ -121,7 +121,7 @@ class Trainer:
         work = f" in steps of {labeled} labeled and {unlabeled} unlabeled images of {style.height} x {style.width}"
         explaining = runtime.explaining_failures(work, min(style.height, style.width))
         with explaining, ExitStack() as until_the_end:
-            saved = runtime.from_first(self._saved)
+            saved = runtime.from_first(lambda: checkpoint.saved(self.folder / "checkpoint.pt", self.resume))
             if self.resume is None:
                 runtime.from_first(lambda: make_way(self.folder))
             runtime.from_first(lambda: until_the_end.enter_context(alone_in(self.folder)))
@@ -145,13 +145,6 @@ class Trainer:
     def folder(self) -> Path:
         """Where this run reads and writes."""
         return Path(self.out if self.resume in (None, "auto") else str(self.resume))
-
-    def _saved(self) -> dict[str, Any] | None:
-        """The checkpoint to go on from, if any."""
-        path = self.folder / "checkpoint.pt"
-        if self.resume is None or (self.resume == "auto" and not checkpoint.exists(path)):
-            return None
-        return checkpoint.load(path)
 
 
 class Run:
@@ -249,10 +242,6 @@ class Run:
         row = {"step": done, "seconds": 0.0, **self.meter.mean(self.runtime), "lr": at.value(self.trainer.optimizer.lr)}
         if done % self.evaluate_every == 0 or last:
             most = evaluate.worth_measuring(self.feed.images_per_step * self.evaluate_every)
-            row |= self.measure(dict([evaluate.monitored(self.pool, most)]))
+            row |= evaluate.measure(self.method, self.pool, self.runtime, dict([evaluate.monitored(self.pool, most)]),
+                                    self.trainer.monitors)
         return row
-
-    def measure(self, splits: Mapping[str, evaluate.IntArray],
-                kept: dict[str, evaluate.Predictions] | None = None) -> dict[str, float]:
-        """Metrics of the averaged and of the plain weights; see `evaluate.measure`."""
-        return evaluate.measure(self.method, self.pool, self.runtime, splits, self.trainer.monitors, kept)
