@@ -29,6 +29,15 @@ WITHOUT_EXAMPLE = {
 """And why."""
 
 
+EXTRAS = {
+    "ssl_lab.compress.cost": ("onnxscript", "onnxruntime"),
+    "ssl_lab.compress.int8": ("onnxscript", "onnxruntime"),
+    "ssl_lab.techniques.weights.slimming": ("torch_pruning",),
+    "ssl_lab.techniques.weights.taylor": ("torch_pruning",),
+}
+"""What examples need that is not always installed."""
+
+
 def public() -> list[str]:
     """Every name that is meant to be used, as `sl` has it, sorted."""
     inside = [f"sl.{module}.{name}" for module in MODULES for name in getattr(sl, module).__all__]
@@ -70,6 +79,8 @@ def modules_with_examples() -> list[str]:
 @pytest.mark.parametrize("module", modules_with_examples())
 def test_examples(module, tmp_path, monkeypatch):
     """Each with sl, torch and np at hand, torch's seed 0, and an empty folder of its own to write to."""
+    for extra in EXTRAS.get(module, ()):
+        pytest.importorskip(extra)
     finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(
         verbose=False, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
     said: list[str] = []

@@ -110,9 +110,9 @@ class Tracker(Callback):
 class TensorBoard(Tracker):
     """Event files in the run's folder, under tensorboard/ (extra `tensorboard`).
 
-    >>> trainer = sl.Trainer(steps=100, callbacks=[sl.ShowProgress(), sl.TensorBoard()])
-    >>> len(trainer.callbacks)
-    2
+    >>> trainer = sl.Trainer(steps=100, track="tensorboard")  # by name, beside what the callbacks are by default
+    >>> trainer.track
+    'tensorboard'
     """
 
     name, module = "tensorboard", "torch.utils.tensorboard"
