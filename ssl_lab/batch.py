@@ -67,7 +67,11 @@ class At:
     """Where training is.
 
     Attributes:
-        step: 0-based optimizer step; total: steps of the whole run.
+        step: number of the optimizer's step, from 0.
+        total: steps of the whole run.
+        seed: decides, with the step and a purpose, everything that is drawn.
+        rank: which of the processes that train together this is, from 0.
+        world: how many processes train together.
 
     >>> at = sl.At(step=250, total=1000, seed=0)
     >>> at.frac, at.value(sl.schedule.linear(0.0, 1.0)), at.value(0.95)

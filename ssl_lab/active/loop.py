@@ -58,16 +58,18 @@ class ActiveLoop:
     `pool` is replaced by one with the durable ledger, and by one with more classes where `tell` founds any.
 
     Attributes:
-        fit: see `Fit`.
+        pool: the images and their labels so far.
+        fit: trains on a pool's labels in round 0, 1, ..., see `Fit`.
         query: chooses `budget` images in each of `rounds` rounds.
-        oracle: see `people.oracle`; None if you tell the answers yourself.
+        oracle: answers, see `people.oracle`; None if you `tell` the answers yourself.
         out: the loop's folder.
-        first: the query while there is no label (default: query), of which it chooses `initial` (default: budget);
-            it can need no more than embeddings, which `backbone` gives, any `Net`.
+        seed: decides what is drawn.
+        first: the query while there is no label, by default `query`; it may need embeddings, but nothing else.
+        initial: how many images `first` chooses; by default `budget`.
+        backbone: a net that gives the embeddings while no net is trained.
         embeddings: "net" takes them from the net that was trained, "backbone" from `backbone` in all rounds.
-        new_classes: whether a name that `tell` does not know founds a class; else it is an error, as it may be a
-            typo.
-        config: of `fit`, by name, which must be the same when the loop goes on.
+        new_classes: whether a name that `tell` does not know is a new class; else it is an error, perhaps a typo.
+        config: the settings of `fit`, by name, which must be the same when the loop goes on.
 
     >>> pool = sl.load("digits").split(labels=20)
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

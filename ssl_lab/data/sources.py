@@ -58,6 +58,7 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     Every known label of a train image is given until `split` takes some away.
 
     Args:
+        name_or_path: the name, path, pattern or data set.
         data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
         image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the
             median of their shorter sides (of the longer ones to pad), at most 224.
@@ -67,12 +68,13 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
             them (see `decide`) and noted.
         background: "white" or "black", where images are transparent.
         flip: whether views may mirror images; False where a mirrored image is of another class.
-        path_column, label_column, split_column: the columns of a CSV file, where they have other names than usual;
-            the first two also of a data set that is at hand, the label's also the key of it in the json of shards.
+        path_column: the column of paths in a CSV file, or of images in a data set, if its name is unusual.
+        label_column: the column of labels there, or the key of the label in the json of shards.
+        split_column: the column of a CSV file that says train, valid or test.
         class_level: 2 if the classes of a folder are the sub-folders of its folders.
 
     Raises:
-        UsageError: what is wrong with the name, the files or their content.
+        UsageError: the name is unknown, or files cannot be read or mean nothing; the message says which and why.
 
     >>> pool = sl.load("digits")
     >>> pool.images.shape, pool.classes, len(pool.train), len(pool.test)

@@ -41,9 +41,20 @@ class Feed:
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int,
                  device: torch.device | str = "cpu", world: int = 1, parts: int = 1, share: Scalar = 1.0,
                  compile: bool = False) -> None:
-        """world: ranks over which each batch is divided. parts: micro-batches of a rank's rows. share: of its images
-        that a step has, rounded to what divides over ranks and parts, at least two to each; those that it leaves out
-        wait for their next epoch. compile: whether views that can be are compiled, which they are not on a CPU."""
+        """
+        Args:
+            pool: where the images and labels are.
+            views: what the method asks for.
+            labeled: labeled images of a batch.
+            unlabeled: unlabeled images of a batch.
+            seed: decides which images come when, and how they are seen.
+            device: where the views are computed.
+            world: ranks over which each batch is divided.
+            parts: micro-batches of a rank's rows.
+            share: which share of the batch a step has, rounded to what divides over ranks and parts, at least two
+                images to each; those that it leaves out wait for their next epoch.
+            compile: whether views are compiled, where they can be; on a CPU they never are.
+        """
         device = torch.device(device)
         self.declared, self.asked = views, pool.reading.flip is not None
         self.streams = {

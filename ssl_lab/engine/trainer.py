@@ -56,35 +56,26 @@ ROWS = 200  # of metrics in a run, at most
 class Trainer:
     """Trains a method on a pool; one object is good for one or many runs.
 
-    steps or minutes: how long; minutes are turned into steps by timing a few, so that schedules complete.
-
     Attributes:
-        out: folder of the run.
-        seed: of everything drawn in training.
-        update: a rule of your own for a step.
-        techniques: what else changes how methods train, see `ssl_lab.techniques`; texts describe them.
-        resume: None starts afresh, in a folder without a run (see `make_way`), "auto" goes on if `out` has a
-            checkpoint, a folder continues the run in it (`out` then plays no part).
-        micro_batches: parts of a step that pass the net one after another, each with its own batch statistics,
-            their gradients averaged; "auto" times a few steps and records how many were fastest.
-        forward: "split" passes the views that only make targets by themselves, without gradient (see
-            `Method.set_forward`).
-        clip: largest norm of the gradient.
-        batch: share of its images that a step has (see `Feed`).
-        compile: "on" compiles the method's nets (see `compiled`) and, but on a CPU, its views; "auto" does if a few
-            timed steps are faster then.
-        shard: of several ranks each holds a part of every weight, during the run and after it (see `sharded`).
-        evaluations: points of the accuracy curve, at which also the monitors measure.
-        track: see `trackers`.
-        callbacks: by default a progress bar, and report.html at the end.
-        config: settings to record, in place of the trainer's own.
-
-    >>> pool = sl.load("digits").split(labels=10)
-    >>> method = sl.FixMatch(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
-    >>> trainer = sl.Trainer(steps=2, out="run", device="cpu", callbacks=[])
-    >>> result = trainer.fit(method, pool, labeled=4, unlabeled=12)
-    >>> (result.out / "model.safetensors").exists(), result.summary["steps"]
-    (True, 2)
+        steps, minutes: how long it trains; minutes become steps by timing a few, so that schedules complete.
+        out, seed: the folder of the run, and what decides everything that is drawn in it.
+        optimizer: what turns gradients into steps, see `ssl_lab.optim`.
+        update: a rule of your own for a step, see `ssl_lab.optim.Update`.
+        techniques: what else changes how methods train, as objects or as texts, see `ssl_lab.techniques`.
+        device, precision: "auto", or e.g. "cuda" and "bf16"; weights and losses stay in float32.
+        compile: "on" compiles the nets and, except on a CPU, the views; "auto" does so if it is faster; "off".
+        shard: whether each of several ranks holds only a part of every weight, during the run and after it.
+        micro_batches: in how many parts a batch passes the net, each normalized by itself; "auto" takes the fastest.
+        forward: "split" passes the views that only make targets apart from the others, without gradient; "joint".
+        clip: the largest norm that a gradient may have; larger ones are scaled to it.
+        batch: which share of the batch a step uses, in (0, 1].
+        resume: None starts afresh; "auto" goes on if `out` has a checkpoint; the folder of a run goes on with it.
+        evaluations: at how many points of the run accuracy is measured.
+        checkpoint_seconds: the time between two checkpoints.
+        track: "tensorboard", "mlflow" or "wandb" also gets settings, metrics and summary.
+        callbacks: what watches the run; by default a progress bar, and report.html at the end.
+        monitors: what else is measured at each evaluation.
+        config: the settings to record, in place of the trainer's own.
     """
 
     steps: int | None = None

@@ -21,12 +21,16 @@ class Ema(nn.Module, Generic[M]):
     After the step at `at`, `net` <- d * net + (1 - d) * source, d = min(1 - k / (step + k), decay) with
     k = `warm_up`: the first update copies the source, and until `decay` is reached the average spans about
     the last 1/k of the steps so far. k = 1, the paper's rule, is then the mean of all steps; with k = 0 it goes on from
-    what `net` was. BatchNorm's
-    running statistics are averaged alike: with those of the source, averaged weights can fail altogether
-    (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many
-    steps. Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
+    what `net` was.
+
+    BatchNorm's running statistics are averaged alike. With those of the source, averaged weights can fail altogether
+    (weights that decay are smaller now than in the average), unless BatchNorm's own momentum spans as many steps.
+    Integer buffers are copied. `net` needs no gradient and always stays in eval mode.
 
     Args:
+        net: the net that holds the average; its first weights are where it begins.
+        decay: the largest d, in [0, 1].
+        warm_up: k.
         teacher: `net` gives targets during training, as in the paper: it is in train mode while its parent is, and
             its buffers are left alone, for its own passes move them.
 
