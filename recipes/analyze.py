@@ -11,6 +11,14 @@ The second run learned 49% of its 73 wrong labels by heart, and told 41% right i
 62, local energy +9.2 against +5.1 points; effective depth (5.5) and the exponent of gradient noise (0.52) do not tell
 the two apart. One seed of each; an analysis takes some 20 seconds of CPU time.
 
+MNIST, one seed of each, 30 seconds an analysis: does it tell runs apart? FixMatch with 40 labels (3,000 steps, 99.0%)
+and FixMatch --with sam (98.9%) hardly: sharpness 0.044 and 0.041, m-sharpness 0.095 and 0.101, largest eigenvalue 11.8
+and 10.2, local energy +0.0 and -0.3. Of two supervised runs with 4,000 labels (2,000 steps), the one with 40% of its
+labels wrong (97.1%, 98.6% the other) yes: loss 0.60 against 0.07, sharpness 0.126 against 0.078, local energy +2.8
+against +0.9, smallest eigenvalue -1.9 against -0.9; 1% of its 1,448 wrong labels are learned by heart and 96% told
+right in spite. m-sharpness (0.15, 0.18), largest eigenvalue (32, 44), effective depth (5.5 everywhere) and Hurst
+exponent (0.49 to 0.54) do not tell.
+
 It prints one table, and writes report.html. Data and labels are those of the run (--data says where they lie now). The
 loss that is looked at is that of --images training images, as they are, by their classes (labels, where no more is
 known). Test images play no part.

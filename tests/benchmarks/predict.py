@@ -6,13 +6,10 @@ RUN: a finished run. FOLDER: of images, some thousands. It prints, in turns, ima
 after another by all threads, of the same batches side by side as `predict` passes them, and of `predict`; and the core
 time of each, which other processes disturb less.
 
-A probe on EfficientNet-Lite0 at 128 px, JPEGs of 160 x 120 pixels, two cores of an Intel Xeon that other processes
-shared (load 6 to 10): 10,000 of them, by quarters, in turns, predict 44 to 60 images/s, the net side by side 56 to 67;
-ratio 0.86 (0.77 to 1.07), in core time 0.86 (0.72 to 1.00). With 600, predict was 4.9 times as fast as the net on
-all threads, which wait for each other there. Reading one takes some 0.65 ms of a core and the net 4.1 (of one thread,
-alone): so the ratio to the net side by side is at most about 0.86 where cores are all there is. On two idle cores,
-before batches passed side by side, predict had 252 images/s and the net on all threads 358; since then nothing was
-measured on idle ones.
+A probe on EfficientNet-Lite0 at 128 px, 10,000 JPEGs of 160 x 120 pixels, on two cores of an Intel Xeon (model 207)
+that had nothing else to do: the net side by side 377 images/s, predict 314, ratio 0.83 (0.78 to 0.87); the net on all
+threads, one batch after another, 230. Reading a JPEG costs 0.94 ms of a core there, 0.55 of them Pillow's resizing and
+0.30 its decoding, beside the net's 4.7: with as many threads as cores, 4.7 / (4.7 + 0.94) = 0.83 is what there is.
 """
 
 from __future__ import annotations

@@ -50,6 +50,10 @@ class DP(TermTechnique):
     Nets have to do without BatchNorm: --net tiny_16+gn. The paper takes clip 1, K 16, large batches, no momentum, no
     decay (`--optimizer "sgd(lr=2, momentum=0, nesterov=False, weight_decay=0)"`).
 
+    MNIST, 4,000 labels, recipes/supervised.py with these and --labeled 512 --steps 500 --net tiny_16+gn --with
+    "dp(epsilon=E, delta=1e-5, views=4)", one seed, 13 to 15 minutes of one core: test accuracy 23.5% for epsilon 1,
+    79.2% for 3, 93.1% for 8; 94.0% of the same run without it, and 97.0% by the usual SGD (3.4 minutes).
+
     Args:
         epsilon, delta: the budget of the whole run; noise follows from them, the sampling rate and the number of
             steps, by the accountant of `opacus` (Renyi, pip install "ssl_lab[dp]"), and summary.json says what was
