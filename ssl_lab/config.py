@@ -72,6 +72,9 @@ class ReadingSettings:
     flip: Literal["auto", "on", "off"] = "auto"
     """Views mirror images left-right; off if a mirrored one is of another class (auto: not in digits, mnist, svhn)."""
 
+    remote_gb: float = 20.0
+    """Gigabytes that may be copied to this machine where the data are an address (s3://, gs://, hf://, https://)."""
+
     def reading(self, **others: Any) -> dict[str, Any]:
         """The arguments of `load` beside the data. others: settings that images may depend on, such as the net."""
         return reading_of(vars(self) | others)

@@ -31,7 +31,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "run": ("out", "resume", "seed", "track", "config", "print_config"),
     "hardware": ("device", "precision", "compile", "micro_batches", "shard"),
     "how images are read": ("image_size", "flip", "resize", "value_range", "background", "class_level", "path_column",
-                            "label_column", "split_column", "data_dir"),
+                            "label_column", "split_column", "data_dir", "remote_gb"),
     "advanced": ("forward", "clip", "batch"),
 }
 """Titles -> settings, by their names. What is in none of them is what a recipe or a word is about, and comes second."""

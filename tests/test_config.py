@@ -237,7 +237,7 @@ def test_a_run_does_not_begin_from_what_makes_way_for_it(given):
 
 READ = [f"--{each}" for each in (
     "data-dir=here", "image-size=8", "path-column=p", "label-column=l", "split-column=s", "class-level=2", "resize=pad",
-    "value-range=-1-1", "background=black", "flip=off")]
+    "value-range=-1-1", "background=black", "flip=off", "remote-gb=3.5")]
 
 
 @pytest.mark.parametrize("command", ["train", "advise", "audit", "label", "recipe"])

@@ -25,6 +25,7 @@ from ssl_lab.data.ahead import in_order
 from ssl_lab.data.arrays import channels_first
 from ssl_lab.data.decode import SUFFIXES, decoding, from_picture, read_image, reason
 from ssl_lab.data.reading import Reading
+from ssl_lab.data.remote import copied, is_address
 from ssl_lab.data.rows import content_of_row, fields_of, is_dataset, row_at
 from ssl_lab.data.sizes import fit_batch
 from ssl_lab.data.walk import walk
@@ -110,7 +111,7 @@ def _of_dataset(dataset: Any) -> Pictures:
 def _at_path(path: str, channels: int) -> Pictures:
     if path == "-":
         return Pictures((Picture(line, Path(line)) for line in map(str.strip, sys.stdin) if line), None, {})
-    where = Path(path).expanduser()
+    where = copied(path) if is_address(path) else Path(path).expanduser()
     if where.is_dir():
         found = walk(where)
         files = sorted(found.top.all_images())

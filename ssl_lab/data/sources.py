@@ -22,6 +22,7 @@ from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, st
 from ssl_lab.data.memory import content_of_arrays, content_of_datasets
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
+from ssl_lab.data.remote import GIGABYTES, copied, is_address, name_of
 from ssl_lab.data.rows import is_dataset, parts_in
 from ssl_lab.data.shards import load_shards, shards_of
 from ssl_lab.data.sizes import Resize
@@ -49,11 +50,12 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
          image_size: int | None = None, max_pixels: int = MAX_PIXELS, path_column: str | None = None,
          label_column: str | None = None, split_column: str | None = None, class_level: int = 1, *,
          resize: Resize = "crop", value_range: Range | str | None = None, background: Background = "white",
-         flip: bool | None = None) -> Pool:
+         flip: bool | None = None, remote_gb: float = GIGABYTES) -> Pool:
     """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv or .tsv file of `path,label`,
     WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), an .npz
-    file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`; or a data set that is at
-    hand, of PyTorch or Hugging Face, or a dict of such by part: see `Pool.from_dataset`.
+    file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`; the address of any of
+    these elsewhere (s3://, gs://, hf://, https://: see `copied`); or a data set that is at hand, of PyTorch or Hugging
+    Face, or a dict of such by part: see `Pool.from_dataset`.
 
     Every known label of a train image is given until `split` takes some away.
 
@@ -72,6 +74,7 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
         label_column: the column of labels there, or the key of the label in the json of shards.
         split_column: the column of a CSV file that says train, valid or test.
         class_level: 2 if the classes of a folder are the sub-folders of its folders.
+        remote_gb: more gigabytes than that are not copied from an address.
 
     Raises:
         UsageError: the name is unknown, or files cannot be read or mean nothing; the message says which and why.
@@ -84,6 +87,11 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
                       label_column, split_column, class_level)
     if not isinstance(name_or_path, str | os.PathLike):
         return _at_hand(name_or_path, reading)
+    if is_address(name_or_path):
+        copy = copied(str(name_or_path), data_dir, remote_gb)
+        pool = load(copy, data_dir, image_size, max_pixels, path_column, label_column, split_column, class_level,
+                    resize=resize, value_range=value_range, background=background, flip=flip)
+        return replace(pool, name=name_of(str(name_or_path))) if copy.is_dir() else pool
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
     if name in DATASETS and reading.value_range is not None:
         raise UsageError(f"value_range={value_range}: {name} holds bytes from 0 to 255; only your own images may hold "

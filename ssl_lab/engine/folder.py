@@ -36,7 +36,7 @@ from ssl_lab.nets.stored import metadata
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json", "report.html")  # of a run that ended
 TRACKED = "track.json"  # the ids that trackers have given the run
 LATEST = Path("runs/latest")  # the folder of a run that was given none
-MAY_CHANGE = {"out", "resume", "data_dir", "device", "minutes", "track", "calibrate",  # what a resumed run may set anew
+MAY_CHANGE = {"out", "resume", "data_dir", "remote_gb", "device", "minutes", "track", "calibrate",  # by a resumed run
               "data", "image_size", "split_file"}  # these because images and split are held together themselves
 
 

@@ -20,7 +20,7 @@ from ssl_lab.exits import BUSY
 from ssl_lab.files import write_text
 from ssl_lab.workers import Here, Workers
 
-MAY_DIFFER = {"out", "resume", "device", "data_dir", "track",  # between a finished run and one to start
+MAY_DIFFER = {"out", "resume", "device", "data_dir", "remote_gb", "track",  # between a finished run and one to start
               "data", "image_size"}  # these because whoever starts runs holds their images together itself
 PAUSE = 1.0  # seconds until a folder that another process has is looked at again
 

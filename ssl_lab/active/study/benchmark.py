@@ -48,7 +48,7 @@ from ssl_lab.workers import Elsewhere, Workers, workers_of
 
 BASELINE = "random"
 IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "workers",
-              "seed", "track", "labels", "split_file"}  # to what a cell gives
+              "remote_gb", "seed", "track", "labels", "split_file"}  # to what a cell gives
 
 
 @dataclass
