@@ -1,12 +1,13 @@
 """Data that lie elsewhere: a real S3 server on this machine, and one that fails in between."""
 
 import contextlib
+import functools
 import http.client
 import itertools
 import re
 import threading
 from dataclasses import asdict
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
@@ -113,11 +114,57 @@ def test_only_what_changed_is_copied_again(tmp_path, capsys):
     assert all(path.stat().st_mtime_ns == times[path] for path in copy.rglob("*.png") if path.name != "0.png")
 
 
-def test_a_model_predicts_images_from_elsewhere(tmp_path):
+def test_a_model_predicts_images_from_elsewhere_by_their_addresses(tmp_path):
     from ssl_lab.data.pictures import find_pictures
 
     found = find_pictures(in_memory(photos(tmp_path / "photos")))
     assert found.known == 12
+    first = next(found.stream)
+    assert first.name == "memory://photos/cat/0.png"
+    assert first.content.read_bytes() == (tmp_path / "photos" / "cat" / "0.png").read_bytes()
+
+
+def test_what_was_copied_before_the_end_is_not_copied_again(tmp_path, monkeypatch):
+    """One file cannot be read: the others wait for it, and the copy of before stays as it was until then."""
+    here, memory = photos(tmp_path / "photos"), type(fsspec.filesystem("memory"))
+    address = in_memory(here)
+    copy, whole, asked, broken = copied(address), memory.cat_file, [], ["/photos/dog/5.png"]
+
+    def cat_file(self, path, start=None, end=None, **given):
+        asked.append(path)
+        if path in broken:
+            raise ConnectionError("the line went dead")
+        return whole(self, path, start, end)
+
+    monkeypatch.setattr(memory, "cat_file", cat_file)
+    for path in here.rglob("*.png"):
+        fsspec.filesystem("memory").pipe_file(f"/photos/{path.relative_to(here).as_posix()}", b"new")
+    with pytest.raises(UsageError, match="in 5 tries: the line went dead"):
+        copied(address)
+    assert files_of(copy) == files_of(here)
+    asked.clear()
+    broken.clear()
+    assert set(files_of(copied(address)).values()) == {b"new"}
+    assert asked == ["/photos/dog/5.png"]
+
+
+def test_https_gives_one_file(tmp_path):
+    here = photos(tmp_path / "photos", each=1)
+    np.savez(here / "all.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[0, 1, 0, 1])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(here)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}"
+    try:
+        pool = sl.load(f"{address}/all.npz")
+        with pytest.raises(UsageError, match=r"there is nothing at http://127.0.0.1:\d+/none.npz"):
+            sl.load(f"{address}/none.npz")
+        for several in ("photos", "all.csv", "{0..3}.tar"):
+            with pytest.raises(UsageError, match=r"is not listed by http; give the address of one .tar or .npz file"):
+                sl.load(f"{address}/{several}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    np.testing.assert_array_equal(pool.truth, [0, 1, 0, 1])
 
 
 # ---- what is refused
@@ -174,6 +221,13 @@ def test_what_is_an_address():
 
 
 # ---- a real server, and one that fails
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """Serves a folder."""
+
+    def log_message(self, *given):
+        pass
 
 
 class Faulty(BaseHTTPRequestHandler):

@@ -117,10 +117,11 @@ def _at_path(path: str, channels: int) -> Pictures:
         files = sorted(found.top.all_images())
         if not files:
             raise UsageError(f"{path} holds no image; expected files of {' '.join(sorted(SUFFIXES))}")
-        return Pictures((Picture(str(where / file), where / file) for file in files), len(files),
+        top = path.rstrip("/") if is_address(path) else str(where)
+        return Pictures((Picture(f"{top}/{file}", where / file) for file in files), len(files),
                         dict(found.passed_over))
     if where.suffix.lower() == ".tar" and where.is_file():
-        return Pictures(_of_tar(where), None, {})
+        return Pictures(_of_tar(where, path if is_address(path) else str(where)), None, {})
     if where.suffix.lower() in (".npy", ".npz") and where.is_file():
         return _of_array(_array_in(where), f"{path}, image", channels)
     if where.exists() or not glob.has_magic(path):
@@ -133,15 +134,15 @@ def _at_path(path: str, channels: int) -> Pictures:
     return Pictures((Picture(file, Path(file)) for file in matches), len(matches), {})
 
 
-def _of_tar(path: Path) -> Iterator[Picture]:
+def _of_tar(path: Path, name: str) -> Iterator[Picture]:
     from ssl_lab.data.shard_scan import members_of
 
     try:
         for member in members_of(path, Counter()):
             if f".{member.suffix}" in SUFFIXES:
-                yield Picture(f"{path}/{member.stem}.{member.suffix}", io.BytesIO(member.content))
+                yield Picture(f"{name}/{member.stem}.{member.suffix}", io.BytesIO(member.content))
     except (OSError, ValueError, tarfile.TarError) as error:
-        yield Picture(str(path), ValueError(f"damaged, only the images before that are read: {reason(error)}"))
+        yield Picture(name, ValueError(f"damaged, only the images before that are read: {reason(error)}"))
 
 
 def _array_in(path: Path) -> NDArray[Any]:

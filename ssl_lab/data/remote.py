@@ -66,9 +66,9 @@ def copied(address: str, data_dir: str | os.PathLike[str] | None = None, gigabyt
     """The path of the copy on this machine, made first of what is missing or has changed.
 
     address: of a folder, of a .tar or .npz file or a pattern of shards ("s3://bucket/{000..009}.tar"), or of a table,
-    whose folder is copied too. data_dir: where copies lie, in remote/. gigabytes: more than that is refused before it
-    is copied. Where nothing can be reached, a whole copy of before is taken, with a note. A copy that was cut off, in
-    the middle of a file too, goes on where it was.
+    whose folder is copied too; by https of one file alone. data_dir: where copies lie, in remote/. gigabytes: more than
+    that is refused before it is copied. Where nothing can be reached, a whole copy of before is taken, with a note. A
+    copy that was cut off, in the middle of a file too, goes on where it was, and changes what was there all at once.
 
     UsageError: an address with credentials; nothing there, or no right to read it; more than the limit or the disk;
     a file that ended early five times, or that went away meanwhile.
@@ -79,8 +79,11 @@ def copied(address: str, data_dir: str | os.PathLike[str] | None = None, gigabyt
                          "each run, so it may hold no credentials, ? or #; these belong into the environment, e.g. "
                          "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
     folder_of_it, _, last = address.rpartition("/")
-    beside = bool(re.search(r"[{}*?\[]", last)) or last.lower().endswith(TABLES)
+    beside = bool(re.search(r"[{}*\[]", last)) or last.lower().endswith(TABLES)
     source = folder_of_it if beside else address.rstrip("/")
+    if parts.scheme in ("http", "https") and (beside or not PurePosixPath(parts.path).suffix):
+        raise UsageError(f"{address}: what lies beside a file or in a folder is not listed by {parts.scheme}; give the "
+                         "address of one .tar or .npz file")
     pattern = _pattern(last) if beside and not last.lower().endswith(TABLES) else None
     folder = data_folder(data_dir) / "remote" / hashlib.sha256(f"{source}\n{pattern}".encode()).hexdigest()[:24]
     with alone(folder):
@@ -94,7 +97,7 @@ def copied(address: str, data_dir: str | os.PathLike[str] | None = None, gigabyt
 
 def _pattern(text: str) -> str:
     """The regular expression of names like those that a pattern of shards means: it may mean fewer."""
-    return re.sub(r"\\\{.*?\\\}", ".*", re.escape(text)).replace(r"\*", ".*").replace(r"\?", ".")
+    return re.sub(r"\\\{.*?\\\}", ".*", re.escape(text)).replace(r"\*", ".*")
 
 
 def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> None:
@@ -110,11 +113,11 @@ def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> 
     bytes_there = sum(file.size or 0 for file in there)
     if bytes_there > gigabytes * 1e9:
         raise UsageError(f"{source} holds {bytes_there / 1e9:.1f} GB in {len(there):,} files, and at most "
-                         f"{gigabytes:g} are copied to this machine: --remote-gb allows more")
-    before = {file["name"]: file for file in _read(folder).get("files", [])}
+                         f"{gigabytes:g} are copied to this machine; where a data set is read, --remote-gb allows more")
+    before, names = {file["name"]: file for file in _read(folder).get("files", [])}, {file.name for file in there}
     new = [file for file in there
            if before.get(file.name) != asdict(file) or not (folder / "files" / file.name).is_file()]
-    gone = [name for name in before if name not in {file.name for file in there}]
+    gone = before.keys() - names
     if not new and not gone:
         return
     (folder / "files").mkdir(parents=True, exist_ok=True)
@@ -132,6 +135,10 @@ def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> 
         except BaseException:
             threads.shutdown(wait=False, cancel_futures=True)
             raise
+    for file in new:  # all at once: what was copied until a process is killed waits in parts/
+        target = folder / "files" / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _part(file, folder).replace(target)
     for name in gone:
         (folder / "files" / name).unlink(missing_ok=True)
     listing = {"address": source, "when": time.strftime("%Y-%m-%d %H:%M"), "files": [asdict(file) for file in there]}
@@ -209,8 +216,7 @@ def _remote(name: str, path: str, info: dict[str, Any]) -> Remote:
 
 def _copy(system: Any, file: Remote, folder: Path) -> None:
     """One file, in parts; what was there of it already, of the same mark, stays."""
-    target = folder / "files" / file.name
-    part = folder / "parts" / hashlib.sha256(f"{file.name}\n{file.mark}\n{file.size}".encode()).hexdigest()[:24]
+    part = _part(file, folder)
     part.parent.mkdir(parents=True, exist_ok=True)
     reason = ""
     for attempt in range(TRIES):
@@ -220,8 +226,6 @@ def _copy(system: Any, file: Remote, folder: Path) -> None:
             _append(system, file, part)
             have = part.stat().st_size
             if file.size is None or have == file.size:
-                target.parent.mkdir(parents=True, exist_ok=True)
-                part.replace(target)
                 return
             reason = f"it has {have:,} bytes, and the listing says {file.size:,}"
             if have > file.size:
@@ -237,6 +241,11 @@ def _copy(system: Any, file: Remote, folder: Path) -> None:
             reason = f"{type(error).__name__}: {error}"
     raise UsageError(f"{file.path} could not be copied in {TRIES} tries: {' '.join(reason.split())}. The same command "
                      "goes on where this one was")
+
+
+def _part(file: Remote, folder: Path) -> Path:
+    """Where it lies until all are copied."""
+    return folder / "parts" / hashlib.sha256(f"{file.name}\n{file.mark}\n{file.size}".encode()).hexdigest()[:24]
 
 
 def _full(error: OSError, folder: Path) -> None:
