@@ -34,7 +34,7 @@ from ssl_lab.report import (
     read_metrics,
 )
 from ssl_lab.report.tables import MISSING, Cell
-from ssl_lab.workers import Workers
+from ssl_lab.workers import Here, Workers
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def chosen(settings: Settings, methods: str, seeds: int, workers: Workers) -> li
 
 
 def _check_numbers(settings: Settings, seeds: int, workers: Workers) -> None:
-    if workers.count > 1 and settings.minutes is not None:
+    if isinstance(workers, Here) and workers.count > 1 and settings.minutes is not None:
         raise UsageError(f"--minutes {settings.minutes} with {workers.count} --workers: runs beside each other "
                          "would each get less of the machine; give --steps")
     length = settings.minutes if settings.steps is None else settings.steps

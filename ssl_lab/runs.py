@@ -73,13 +73,13 @@ def looked_at(folder: Path, out: Path) -> dict[str, Any]:
     to_go = seconds * (1 - share) / share / 60 if state == "running" and share else None
     since = f"since {time.strftime('%H:%M:%S', time.localtime((folder / '.lock').stat().st_mtime))}" if taken else ""
     return {"run": str(folder.relative_to(out)), "state": state, "share": share, "accuracy": _accuracy(ended, rows),
-            "minutes": (ended or {}).get("seconds", seconds or None) and _minutes(ended, seconds),
+            "minutes": _minutes(ended, rows),
             "minutes_to_go": to_go, "reason": since or words}
 
 
-def _minutes(ended: dict[str, Any] | None, seconds: float) -> float:
-    found = (ended or {}).get("seconds", seconds)
-    return (sum(found) if isinstance(found, list) else found) / 60
+def _minutes(ended: dict[str, Any] | None, rows: list[dict[str, float]]) -> float | None:
+    found = next((each["seconds"] for each in (ended, *rows[-1:]) if each and "seconds" in each), None)
+    return found if found is None else (sum(found) if isinstance(found, list) else found) / 60
 
 
 def _accuracy(ended: dict[str, Any] | None, rows: list[dict[str, float]]) -> float | None:

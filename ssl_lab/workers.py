@@ -33,6 +33,8 @@ class Workers(ABC):
     """count: how many run at a time; as many threads may call at once. stopping: whether all is to stop."""
 
     def __init__(self, count: int) -> None:
+        if not isinstance(count, int) or count < 1:
+            raise UsageError(f"--workers {count}: expected at least one")
         self.count, self.stopping = count, threading.Event()
         self._begun: list[Any] = []
 
@@ -208,8 +210,6 @@ def workers_of(text: str, folder: Path) -> Workers:
     2
     """
     if text.strip().isdecimal():
-        if not int(text):
-            raise UsageError("--workers 0: expected at least one")
         return Here(int(text))
     call = texts.read(text, "workers", EXAMPLE)
     if call.name not in KINDS:

@@ -16,8 +16,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that ran the
 
 gc.disable()  # what is imported, and what pytest makes of test files, are millions of objects that stay
 
-# A test reads what the system holds, on the disk or not yet, and none cuts the power: to wait for the disk some 10,000
-# times took minutes. That files are synced, and when, tests see by the calls; processes that they start do wait.
+# A test reads what the system holds, on the disk or not yet, and none cuts the power, so that none waits for the disk,
+# which took some 4 ms each time. That files are synced, and when, tests see by the calls; processes that they start
+# do wait.
 os.fsync = os.fstat
 
 settings.register_profile("busy", deadline=None)  # a test asserts no times: machines have other work

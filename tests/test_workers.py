@@ -51,6 +51,8 @@ def cluster(folder):
 @pytest.mark.parametrize(("text", "words"), [
     ("0", "--workers 0: expected at least one"),
     ("-1", "describes no workers"),
+    ("slurm(most=0)", "--workers 0: expected at least one"),
+    ("slurm(most='many')", "--workers many: expected at least one"),
     ("slumr", "unknown workers 'slumr'. Did you mean slurm?"),
     ("slurm(most=3, cluster='local', gpu=1)", "gpu"),
     ("slurm(cluster='moon')", "moon"),

