@@ -66,10 +66,11 @@ if TYPE_CHECKING:
     from ssl_lab.find_lr import find_lr
     from ssl_lab.label.command import label
     from ssl_lab.methods import *  # noqa: F403
-    from ssl_lab.model import Model, Predictions, open
+    from ssl_lab.model import Model, open
     from ssl_lab.nets import Ema, Net, Output, net
     from ssl_lab.optim import SGD, AdamW, optimizer
     from ssl_lab.predict import predict
+    from ssl_lab.predictions import Predictions
     from ssl_lab.quickstart import run as quickstart
     from ssl_lab.reporting import report
     from ssl_lab.runs import runs
@@ -91,8 +92,9 @@ _HOMES = {
                "Trainer", "WandB", "accuracy"),
     "errors": ("UsageError",),
     "estimator": ("Classifier",),
-    "model": ("Model", "Predictions", "open"),
+    "model": ("Model", "open"),
     "nets": ("Ema", "Net", "Output", "net"),
+    "predictions": ("Predictions",),
     "optim": ("SGD", "AdamW", "optimizer"),
     "techniques": ("prepared",),
     "views": ("Eval", "Strong", "Weak"),

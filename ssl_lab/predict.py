@@ -22,7 +22,7 @@ from ssl_lab.data.cells import safe
 from ssl_lab.data.pictures import find_pictures
 from ssl_lab.errors import UsageError
 from ssl_lab.files import make_folder, write_text
-from ssl_lab.model import Predictions
+from ssl_lab.predictions import Predictions
 
 Format = Literal["csv", "jsonl", "folders", "label-studio"]
 Write = Callable[[Predictions, int], None]

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals", "calibration",
-     "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers",
+     "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers", "predictions",
      "flags"},
     {"data", "views", "nets", "optim"},
     {"methods"},
