@@ -13,7 +13,7 @@ from ssl_lab.analysis import effective_depth
 from ssl_lab.batch import At, generator
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
-from ssl_lab.nets.quantized import rounded_input, rounded_weight, with_float_inputs
+from ssl_lab.nets.quantized import ranges_of, round_inputs, rounded_input, rounded_weight, with_float_inputs
 from ssl_lab.nets.saturated import saturated
 from ssl_lab.nets.slopes import slopes_of
 from ssl_lab.techniques.term.bitat import Signs, second_moments, signs_in
@@ -66,6 +66,16 @@ def test_a_rounded_input_and_where_its_gradient_passes():
     signs.sum().backward()
     assert x.grad[[0, 5]].tolist() == [0, 0]  # a = 1.5 gets none
     assert torch.equal(rounded_input(x, low, high, 32), x)
+
+
+def test_layers_that_round_the_same_input_differently_can_be_exported():
+    pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "ssl_lab[export]"')
+    net = round_inputs(tiny_net(digits()), 4).train()
+    for seed in range(2):  # two ranges of each layer's inputs, of which several are the output of one ReLU
+        net(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed)))
+    for number, bound in enumerate(ranges_of(net)):
+        bound += 0.01 * number
+    assert sl.compress.candidate_of("rounded", net, digits()).content  # which compares outputs
 
 
 def test_a_weight_of_one_bit_gets_its_gradient_and_is_then_clipped():

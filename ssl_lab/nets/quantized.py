@@ -40,7 +40,8 @@ def rounded_input(x: Tensor, low: Tensor, high: Tensor, bits: int) -> Tensor:
         return x
     if bits == 1:
         return straight(x.clamp(-1, 1), torch.where(x >= 0, 1.0, -1.0).to(x.dtype))
-    inside = torch.minimum(torch.maximum(x, low), high)
+    # not by minimum and maximum: onnxscript names their bounds by x alone, which several layers may see
+    inside = torch.where(x < low, low, torch.where(x > high, high, x))
     scale = ((high - low) / (2**bits - 1)).clamp(min=1e-12)
     return straight(inside, ((inside - low) / scale).round() * scale + low)
 
