@@ -77,3 +77,7 @@ def _function(word: str) -> Callable[..., object]:
     module, _, name = places[word].partition(":")
     function: Callable[..., object] = getattr(importlib.import_module(f"ssl_lab.{module}"), name)
     return function
+
+
+if __name__ == "__main__":  # under torchrun, which starts modules
+    main()

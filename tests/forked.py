@@ -62,19 +62,24 @@ def as_two_ranks(*arguments: object) -> tuple[str, str]:
 
 def two_ranks(work: Callable[[int], Any], folder: Path) -> list[Any]:
     """What work(rank), a function of a test file, returns on each of two ranks."""
-    ranks = [CONTEXT.Process(target=_rank, args=(work, folder / "store", rank)) for rank in range(2)]
+    return several_ranks(work, folder, 2)
+
+
+def several_ranks(work: Callable[[int], Any], folder: Path, world: int) -> list[Any]:
+    """What work(rank), a function of a test file, returns on each of so many ranks."""
+    ranks = [CONTEXT.Process(target=_rank, args=(work, folder / "store", rank, world)) for rank in range(world)]
     for each in ranks:
         each.start()
     for each in ranks:
         each.join(120)
         each.kill()
         each.join()
-    assert [each.exitcode for each in ranks] == [0, 0]
-    return [torch.load(f"{folder / 'store'}{rank}") for rank in range(2)]
+    assert not any(each.exitcode for each in ranks)
+    return [torch.load(f"{folder / 'store'}{rank}") for rank in range(world)]
 
 
-def _rank(work: Callable[[int], Any], store: Path, rank: int) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+def _rank(work: Callable[[int], Any], store: Path, rank: int, world: int) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     torch.save(work(rank), f"{store}{rank}")
     dist.destroy_process_group()
 

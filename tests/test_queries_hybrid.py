@@ -16,6 +16,7 @@ from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.clue import Clue, nearest_rows, weighted_k_means
 from ssl_lab.active.queries.cluster_margin import ClusterMargin, average_linkage, in_turn, neighbor_graph
 from ssl_lab.active.queries.galaxy import Galaxy, next_spot
+from ssl_lab.active.queries.share import Share
 from ssl_lab.errors import UsageError
 
 ALL = [Badge, ClusterMargin, Clue, AlfaMix, Bait, Galaxy, Cal]
@@ -115,9 +116,13 @@ def test_blocked_sampling_has_the_distribution_of_plain_k_means_plus_plus(monkey
     p = view.probs
     residual = p - np.eye(3, dtype=np.float32)[p.argmax(axis=1)]
     draws = np.random.default_rng(0)
+
+    def gradients(rows):
+        return view.embeddings[rows], residual[rows]
+
     observed = {}
     for _ in range(3000):
-        picks = tuple(spread(view.embeddings, residual, weight, 0, 4, draws).tolist())
+        picks = tuple(spread(Share(7), gradients, weight, 0, 4, draws).tolist())
         observed[picks] = observed.get(picks, 0) + 1
     _assert_drawn_from(_sequences(_gradients(view), weight, 0, 4), observed)
 

@@ -224,10 +224,11 @@ def test_temperature_makes_the_confidence_the_accuracy_and_the_radius_is_of_the_
     view = _pool(rows=200, labeled=60)
     sure = (view.probs.astype(np.float64) ** 5)
     sure = (sure / sure.sum(axis=1, keepdims=True)).astype(np.float32)
-    temperature = adapted_temperature(view.embeddings, sure, np.where(view.labels == -2, -1, view.labels))
+    known = view.labeled
+    temperature = adapted_temperature(view.embeddings[known], view.labels[known], sure[view.labels == -1])
     assert 1 < temperature < 20
     assert margins(sure, temperature).mean() > margins(sure, 1.0).mean() + 0.05
-    assert adapted_temperature(view.embeddings, sure, np.full(200, -1)) is None
+    assert adapted_temperature(view.embeddings[:0], view.labels[:0], sure) is None
     x = np.array([[1, 0], [1, 0], [0.6, 0.8], [0, 1]], dtype=np.float32)
     assert adapted_radius(x, 0) == pytest.approx(math.hypot(0.6, 0.2))  # copies of a row are no distance
     assert adapted_radius(x[:2], 0) == adapted_radius(x[:0], 0) == 1

@@ -8,7 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 import torch
 
-from ssl_lab.active.queries.base import ARRAYS, FloatArray, IntArray
+from ssl_lab.active.queries.base import FloatArray, IntArray
+from ssl_lab.active.queries.inputs import ARRAYS
 from ssl_lab.batch import At, generator, seed_of
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime

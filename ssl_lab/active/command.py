@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.inputs import ARRAYS
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_atomically, write_text
 
@@ -38,8 +40,14 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
     ignored: rows that may not be chosen either, in the same formats.
     out: .txt, .npy, .csv or .json in place of printing.
     seed: of ties and random choices.
+
+    Files of float32 and float16 are read where they lie (others are copied), by many queries in blocks: see `ssl-lab
+    bench query` for what memory they take. Under `torchrun --nproc-per-node 4 -m ssl_lab.cli query ...` ranks share
+    the rows, and choose what one would.
     """
-    chosen = make_query(query)
+    if out is not None and out.suffix not in (".txt", ".npy", ".csv", ".json"):
+        raise UsageError(f"--out {out}: expected a name that ends in .txt, .npy, .csv or .json")
+    ranks, chosen = Runtime.start("cpu", "fp32"), make_query(query)
     given = {"embeddings": embeddings, "probs": probs, "mc_probs": mc_probs, "view_probs": view_probs,
              "predicted_loss": predicted_loss, "head_weight": head_weight, "head_bias": head_bias}
     arrays = {name: _load(path, name) for name, path in given.items() if path is not None}
@@ -48,12 +56,15 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
         raise UsageError(f"give the arrays of the pool, a row for each image: --embeddings E.npy; {query} needs "
                          f"{', '.join(sorted(chosen.needs)) or 'none in particular'}")
     labels = _labels(rows, labeled, ignored, chosen)
-    view = PoolView(labels, **arrays)
-    left = len(view.candidates)
-    if budget > left:
+    left = int((labels == UNLABELED).sum())
+    if budget > left and ranks.main:
         print(f"note: {left} rows are left without a label, fewer than --budget {budget}: all of them are chosen",
               file=sys.stderr)
-    ids = chosen(view, min(budget, left), seed) if left or budget < 1 else view.candidates
+    with ranks.explaining_failures():
+        view = PoolView(labels, **arrays, ranks=ranks)
+        ids = chosen(view, min(budget, left), seed) if left or budget < 1 else view.candidates
+    if not ranks.main:
+        return
     if out is None:
         sys.stdout.write(_text(ids))
     else:
@@ -140,7 +151,5 @@ def _write(ids: IntArray, out: Path) -> None:
         write_text(out, json.dumps(ids.tolist()) + "\n")
     elif out.suffix == ".csv":
         write_text(out, "id\n" + _text(ids))
-    elif out.suffix == ".txt":
-        write_text(out, _text(ids))
     else:
-        raise UsageError(f"--out {out}: expected a name that ends in .txt, .npy, .csv or .json")
+        write_text(out, _text(ids))

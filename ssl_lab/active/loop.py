@@ -273,7 +273,7 @@ class ActiveLoop:
         write_text(self.folder / f"round-{number:03}.json", json.dumps(dataclasses.asdict(record)) + "\n")
         self.records[number:] = [record]
 
-    def _view(self, arrays: Mapping[str, FloatArray]) -> PoolView:
+    def _view(self, arrays: Mapping[str, Any]) -> PoolView:
         """The train rows. Abstained ones may not be chosen again."""
         rows, labels = self.pool.train, self.pool.labels[self.pool.train]
         labels = np.where(np.isin(rows, self.abstained), IGNORED, labels)

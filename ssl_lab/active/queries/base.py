@@ -2,44 +2,36 @@
 
 from __future__ import annotations
 
-import re
+import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
+from ssl_lab.active.queries.inputs import ARRAYS, checked
+from ssl_lab.active.queries.share import ALONE, Share, first
 from ssl_lab.batch import seed_of
+from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
 UNLABELED, IGNORED = -1, -2
-_LARGEST = 1e15  # whose square a float32 still holds, and the sum of many such squares
-
-# What a query may need beside the labels. N rows, D features, C classes, S samples, V views.
-ARRAYS = {
-    "embeddings": "[N, D], features of each row",
-    "probs": "[N, C], predicted probabilities; rows sum to 1",
-    "mc_probs": "[N, S, C], probabilities by S dropout samples or committee members",
-    "view_probs": "[N, V, C], probabilities of V views of each row: the image itself, then augmented ones",
-    "predicted_loss": "[N], the loss that a method's loss head predicts",
-    "head_weight": "[C, D], of the linear classifier on the embeddings",
-    "head_bias": "[C], of the same",
-}
 
 
 @dataclass(frozen=True, eq=False)
 class PoolView:
     """What a query sees: N rows, what is known of their labels, and the arrays that queries asked for.
 
-    The other arrays are those of `ARRAYS`: floats, kept as they are if float32 (a memory map stays one), None where
-    nobody asked.
+    The other arrays are those of `ARRAYS`: floats, kept as they are if float32 or float16 (a memory map stays one),
+    None where nobody asked.
 
     Attributes:
         labels: int [N], a class, -1 = unlabeled (may be chosen), -2 = ignored.
         ids: int [N], the global id of each row (default: its number).
+        ranks: that choose together, each of which has this view.
 
     Raises:
         UsageError: for shapes that are wrong or do not agree, repeated ids, values that are not finite or beyond
@@ -60,6 +52,7 @@ class PoolView:
     predicted_loss: FloatArray | None = None
     head_weight: FloatArray | None = None
     head_bias: FloatArray | None = None
+    ranks: Runtime = field(default_factory=lambda: ALONE)
 
     def __post_init__(self) -> None:
         labels = np.asarray(self.labels)
@@ -67,52 +60,14 @@ class PoolView:
             raise UsageError(f"labels have shape {labels.shape} and type {labels.dtype}; expected integers [N]: "
                              "classes, -1 = unlabeled, -2 = ignored")
         ids = np.arange(len(labels)) if self.ids is None else np.asarray(self.ids)
-        if ids.shape != labels.shape or len(np.unique(ids)) != len(ids):
+        if ids.shape != labels.shape or (self.ids is not None and len(np.unique(ids)) != len(ids)):
             raise UsageError(f"ids have shape {ids.shape} for {len(labels)} labels; expected one id for each row, "
                              "no two the same")
         object.__setattr__(self, "labels", labels.astype(np.int64, copy=False))
         object.__setattr__(self, "ids", ids.astype(np.int64, copy=False))
-        for name, shape in ARRAYS.items():
-            value = getattr(self, name)
-            if value is not None:
-                object.__setattr__(self, name, self._checked(name, value, shape))
-        self._check_widths()
-
-    def _checked(self, name: str, value: ArrayLike, shape: str) -> FloatArray:
-        array = np.asanyarray(value)
-        if array.dtype != np.float32:
-            array = array.astype(np.float32)
-        by_row = shape.startswith("[N")
-        if array.ndim != shape.partition("]")[0].count(",") + 1 or (by_row and len(array) != len(self)):
-            raise UsageError(f"{name} have shape {list(array.shape)} for {len(self)} rows; expected {shape}")
-        def refuse(bad: NDArray[np.bool_], what: str) -> None:
-            rows = np.flatnonzero(bad)
-            if len(rows):
-                which = f"id {self.ids_of(rows[:1])[0]}" if by_row else f"row {rows[0]}"
-                raise UsageError(f"{name} of {which} {what} ({len(rows)} such rows)")
-
-        inner = tuple(range(1, array.ndim))
-        if not (array.min(initial=0) >= -_LARGEST and array.max(initial=0) <= _LARGEST):  # nor is NaN
-            refuse(~np.isfinite(array).all(axis=inner), "hold NaN or infinity; repair or drop them")
-            refuse((np.abs(array) > _LARGEST).any(axis=inner),
-                   f"hold numbers beyond {_LARGEST:g}; has the net diverged?")
-        if name.endswith("probs"):
-            refuse(np.abs(array.sum(axis=-1).reshape(len(array), -1) - 1).max(axis=1, initial=0) > 0.01,
-                   "do not sum to 1; expected probabilities, not logits")
-            refuse(array.min(axis=inner, initial=0) < 0, "are below 0; expected probabilities, not logits")
-        return array
-
-    def _check_widths(self) -> None:
-        """UsageError where two arrays differ in the number of features, classes or samples."""
-        known: dict[str, tuple[int, str]] = {}
-        for name, shape in ARRAYS.items():
-            array = getattr(self, name)
-            if array is not None:
-                for letter, size in zip(re.findall("[A-Z]", shape.partition("]")[0]), array.shape, strict=True):
-                    first, other = known.setdefault(letter, (size, name))
-                    if size != first:
-                        raise UsageError(f"{name} have shape {list(array.shape)}, so that {letter} is {size}, but "
-                                         f"{first} in {other}; expected {shape}")
+        arrays = {name: getattr(self, name) for name in ARRAYS if getattr(self, name) is not None}
+        for name, array in checked(arrays, self.ids_of(np.arange(len(labels))), self.ranks).items():
+            object.__setattr__(self, name, array)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,13 +87,27 @@ class PoolView:
         assert self.ids is not None  # set in __post_init__
         return self.ids[rows]
 
-    def need(self, name: str) -> FloatArray:
-        """The array of this name. UsageError if it was not given."""
-        value: FloatArray | None = getattr(self, name)
+    def need(self, name: str) -> NDArray[Any]:
+        """The array of this name, as it was given. UsageError if it was not."""
+        value: NDArray[Any] | None = getattr(self, name)
         if value is None:
             given = [f.name for f in fields(self) if f.name in ARRAYS and getattr(self, f.name) is not None]
             raise UsageError(f"this query needs {name} {ARRAYS[name]}; given: {', '.join(given) or 'labels alone'}")
         return value
+
+    def read(self, name: str, rows: slice | IntArray) -> FloatArray:
+        """A float32 copy of these rows of the array of this name."""
+        stored = self.need(name)
+        if isinstance(rows, np.ndarray) and len(rows) and (np.diff(rows) == 1).all():
+            rows = slice(int(rows[0]), int(rows[-1]) + 1)  # at once, also from a file
+        return np.array(stored[rows], dtype=np.float32)
+
+    def widened(self, names: Iterable[str]) -> PoolView:
+        """The view with these arrays in float32."""
+        wide = copy.copy(self)
+        for name in names:
+            object.__setattr__(wide, name, np.asanyarray(self.need(name)).astype(np.float32, copy=False))
+        return wide
 
 
 class Query:
@@ -162,20 +131,31 @@ class Query:
     needs: frozenset[str] = frozenset()
     uses_classes: bool = False  # of the labeled rows, not only that they have one
     fewer: bool = False  # rows than the budget may come back
+    reads: Literal["whole", "blocks", "shares"] = "whole"  # what of its arrays: see `__call__`
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         """`budget` different row numbers out of `view.candidates`, in selection order."""
         raise NotImplementedError
 
     def __call__(self, view: PoolView, budget: int, seed: int = 0) -> IntArray:
-        """int64 [budget], global ids. UsageError if the budget exceeds the candidates or an array is missing, and
-        AssertionError if `select` breaks its promise."""
+        """int64 [budget], global ids, the same on all ranks. UsageError if the budget exceeds the candidates or an
+        array is missing, and AssertionError if `select` breaks its promise.
+
+        A query that `reads` its arrays whole is given float32 ones, which takes a copy of what is float16; one that
+        reads them in blocks, by `PoolView.read`, gets them as they are stored. If these are the blocks of a `Share`,
+        ranks may choose together; other queries refuse to (UsageError).
+        """
         candidates = len(view.candidates)
         if not 1 <= budget <= candidates:
             raise UsageError(f"a budget of {budget} was asked for, but {candidates} unlabeled rows can be chosen; "
                              f"expected 1 to {candidates}")
         for name in sorted(self.needs):
             view.need(name)
+        if view.ranks.world > 1 and self.reads != "shares":
+            raise UsageError(f"{self.name} is not computed by several ranks, of which there are {view.ranks.world}; "
+                             "start it without torchrun")
+        if self.reads == "whole":
+            view = view.widened(self.needs)
         rows = self.select(view, budget, seed)
         for broken, what in ((len(rows) > budget or (len(rows) < budget and not self.fewer),
                               f"chooses {len(rows)} rows for a budget of {budget}"),
@@ -237,21 +217,42 @@ class ScoreQuery(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         candidates = view.candidates
-        return candidates[self.first(self.scores(view, candidates), budget, seed)]
+        share = Share(len(candidates), view.ranks)
+        scores = self.scores(view, candidates[share.start : share.stop])
+        return candidates[self.first(scores, budget, seed, share=share)]
 
-    def first(self, scores: NDArray[Any], budget: int, seed: int, several: bool | None = None) -> IntArray:
+    def first(self, scores: NDArray[Any], budget: int, seed: int, several: bool | None = None,
+              share: Share | None = None) -> IntArray:
         """Positions of the `budget` scores [M] that come first, the first one first: the highest, or, where several
-        rows are to be chosen (by default: if the budget is above 1), drawn ones if this query draws."""
+        rows are to be chosen (by default: if the budget is above 1), drawn ones if this query draws. See `highest`."""
+        share = share or Share(len(scores))
         if self.drawn and (budget > 1 if several is None else several):
-            scores = log_scores(scores) + rng(seed, "drawn").gumbel(size=len(scores))
-        return highest(scores, budget, seed)
+            noise = rng(seed, "drawn").gumbel(size=share.total)
+            scores = log_scores(scores) + noise[share.start : share.stop]
+        return highest(scores, budget, seed, share)
 
 
-def highest(scores: NDArray[Any], budget: int, seed: int) -> IntArray:
-    """Positions of the `budget` highest scores [M], highest first; equal scores in an order drawn from the seed."""
-    order = rng(seed, "ties").permutation(len(scores))
-    best: IntArray = order[np.argsort(-scores[order], kind="stable")[:budget]]
-    return best
+def highest(scores: NDArray[Any], budget: int, seed: int, share: Share | None = None) -> IntArray:
+    """Positions of the `budget` highest scores [M], highest first; equal scores in an order drawn from the seed.
+
+    share: of several ranks, whose positions these scores are of; the result is out of all."""
+    share = share or Share(len(scores))
+    place = places(seed, share)
+    values = np.nan_to_num(-np.asarray(scores, dtype=np.float64), copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
+    best = first(-values, place, budget)[0]
+    found = [np.concatenate(of) for of in zip(*share.ranks.of_all((values[best], place[best], best + share.start)),
+                                              strict=True)]
+    chosen: IntArray = found[2][np.lexsort((found[1], found[0]))[:budget]]
+    return chosen
+
+
+def places(seed: int, share: Share) -> IntArray:
+    """[M], this rank's positions' places in an order of all of them that is drawn from the seed: of equals, the first
+    one is taken."""
+    order = rng(seed, "ties").permutation(share.total)
+    place = np.empty_like(order)
+    place[order] = np.arange(share.total)
+    return place[share.start : share.stop]
 
 
 def log_scores(scores: NDArray[Any]) -> NDArray[np.float64]:

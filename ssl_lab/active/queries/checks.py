@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import ARRAYS, IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.inputs import ARRAYS
 from ssl_lab.errors import UsageError
 
 ROWS = 60
@@ -124,7 +125,7 @@ def _pool(query: Query, rows: int, seed: int, ignored: float = 1.0) -> PoolView:
         "head_weight": weight / 3,
         "head_bias": np.zeros(CLASSES),
     }
-    given = {name: arrays[name].astype(np.float32) for name in query.needs}
+    given: dict[str, Any] = {name: arrays[name].astype(np.float32) for name in query.needs}
     ids = draw.permutation(10 * rows)[:rows]
     for array in (labels, ids, *given.values()):
         array.flags.writeable = False

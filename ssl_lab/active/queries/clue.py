@@ -9,6 +9,7 @@ from scipy.special import entr
 from ssl_lab.active.queries.badge import spread
 from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
 from ssl_lab.active.queries.distances import blocks, centered, squared_norms
+from ssl_lab.active.queries.share import Share
 
 
 class Clue(Query):
@@ -54,7 +55,8 @@ def weighted_k_means(x: FloatArray, weight: FloatArray, k: int, draws: np.random
     """
     mass = np.cumsum(weight, dtype=np.float64)
     first = int(np.searchsorted(mass, (1 - draws.random()) * mass[-1]))
-    centers = x[spread(x, np.ones((len(x), 1), dtype=np.float32), weight, first, k, draws)]
+    ones = np.ones((len(x), 1), dtype=np.float32)
+    centers = x[spread(Share(len(x)), lambda rows: (x[rows], ones[rows]), weight, first, k, draws)]
     nearest = _nearest_center(x, centers)
     for _ in range(iterations):
         members = csr_array((weight, nearest, np.arange(len(x) + 1)), shape=(len(x), k)).T

@@ -165,8 +165,8 @@ class MaxHerding(FacilityLocation):
 
     over all rows i, scaled to length 1: facility location under a Gaussian kernel. Chosen over DCoM, which needs
     the classifier's margins and a radius for each labeled row: this one needs embeddings alone and no radius, and
-    its gain does not run out. Exact, and as costly as `FacilityLocation`; the authors' code takes a subset of the
-    rows as candidates.
+    its gain does not run out. As exact and costly as `FacilityLocation`; the authors' code takes a subset of the rows
+    as candidates.
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.MaxHerding()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)

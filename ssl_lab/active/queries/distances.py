@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import faiss
 import numpy as np
+from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.features.k_means import trained
@@ -48,6 +49,16 @@ def squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:
     products += squared_norms(x)[:, None]
     products += squared_norms(y)
     return np.maximum(products, 0, out=products)
+
+
+def precise_squared_distances(x: NDArray[np.float64], y: NDArray[np.float64]) -> FloatArray:
+    """[N, M], |x_i - y_j|^2 of x [N, D] and y [M, D], computed in float64 and then rounded: the same number in
+    whatever company a pair is computed, and 0 for equal rows (and those within 1e-6 of their lengths)."""
+    lengths = np.einsum("nd,nd->n", x, x)[:, None] + np.einsum("nd,nd->n", y, y)
+    squares = lengths - 2 * (x @ y.T)
+    squares[squares < 1e-12 * lengths] = 0
+    rounded: FloatArray = squares.astype(np.float32)
+    return rounded
 
 
 def min_squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query, rng
-from ssl_lab.active.queries.distances import centered, min_squared_distances, squared_distances, take
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.distances import min_squared_distances, precise_squared_distances
 from ssl_lab.active.queries.greedy import lazy_greedy
+from ssl_lab.active.queries.share import Share
+
+SOME = 1024  # rows, evenly spaced, whose mean is near that of all
 
 
 class KCenter(Query):
     """Each pick is the row farthest from all that is labeled or chosen: argmax_i min_{j in L + S} |x_i - x_j|
 
     Exact up to float32: a distance to the nearest center only falls, so it is computed again only for rows whose
-    last known distance is the highest (greedy.py). The paper's k-center greedy, without its integer program for
-    outliers. With nothing labeled, the first pick is drawn from the seed.
+    last known distance is the highest (greedy.py). Embeddings are read once, in blocks, and then those rows. The
+    paper's k-center greedy, without its integer program for outliers. With nothing labeled, the first pick is drawn
+    from the seed.
 
     >>> points = np.array([[0.0], [1.0], [5.0], [9.0]])
     >>> view = sl.PoolView(np.array([0, -1, -1, -1]), embeddings=points)
@@ -28,35 +32,44 @@ class KCenter(Query):
     paper = "Active Learning for Convolutional Neural Networks: A Core-Set Approach"
     arxiv = "1708.00489"
     needs = frozenset({"embeddings"})
+    reads = "shares"
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = np.flatnonzero(view.labels != IGNORED)
-        x = centered(take(view.need("embeddings"), rows))
-        free = view.labels[rows] == UNLABELED
-        centers = np.empty((budget, x.shape[1]), dtype=np.float32)
-        count = 0
-        nearest = min_squared_distances(x, x[~free])
-        seen = np.zeros(len(x), dtype=np.int64)  # how many of the centers `nearest` accounts for
+        share = Share(len(rows), view.ranks)
+        own = rows[share.start : share.stop]
+        middle = view.read("embeddings", rows[:: -(-len(rows) // SOME)]).mean(axis=0, dtype=np.float64)
 
-        def choose(row: int) -> None:
+        def moved(some: IntArray) -> FloatArray:
+            """With more digits left after the squares cancel."""
+            x = view.read("embeddings", some)
+            x -= middle.astype(np.float32)
+            return x
+
+        free = view.labels[rows] == UNLABELED
+        first = [int(rng(seed, "first").integers(len(rows)))] if free.all() else []
+        known = moved(rows[first] if first else view.labeled)
+        nearest = np.empty(len(own), dtype=np.float32)
+        for part in share:
+            nearest[share.own(part)] = min_squared_distances(moved(rows[part]), known)
+        centers = np.empty((budget, known.shape[1]))
+        count = 0
+        seen = np.zeros(len(own), dtype=np.int32)  # how many of the centers `nearest` accounts for
+
+        def choose(position: int) -> None:
             nonlocal count
-            centers[count] = x[row]
+            centers[count] = moved(rows[[position]])
             count += 1
 
         def now(some: IntArray) -> NDArray[np.float32]:
             since = int(seen[some].min())
             if since < count:
-                distances = squared_distances(x[some], centers[since:count]).min(axis=1)
-                nearest[some] = np.minimum(nearest[some], distances)
+                distances = precise_squared_distances(moved(own[some]).astype(np.float64), centers[since:count])
+                nearest[some] = np.minimum(nearest[some], distances.min(axis=1))
                 seen[some] = count
             return nearest[some]
 
-        first = []
-        if free.all():
-            first = [int(rng(seed, "first").integers(len(x)))]
-            choose(first[0])
-            nearest = min_squared_distances(x, centers[:1])
-            seen[:] = 1
-        bounds = np.where(free, nearest, -np.inf)
-        bounds[first] = -np.inf
-        return rows[np.append(first, lazy_greedy(bounds, now, choose, budget - len(first), seed)).astype(np.int64)]
+        free[first] = False
+        bounds = np.where(free[share.start : share.stop], nearest, -np.inf)
+        found = lazy_greedy(bounds, now, choose, budget - len(first), seed, share=share)
+        return rows[np.append(first, found).astype(np.int64)]

@@ -42,6 +42,7 @@ class Random(Query):
     family = "baseline"
     paper = "Uniform sampling"
     arxiv = ""
+    reads = "shares"
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         return rng(seed, "random").permutation(view.candidates)[:budget]
@@ -60,10 +61,13 @@ class LeastConfidence(ScoreQuery):
     paper = "A Sequential Algorithm for Training Text Classifiers"
     arxiv = "cmp-lg/9407020"
     needs = frozenset({"probs"})
+    reads = "shares"
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
-        scores: NDArray[Any] = np.maximum(1 - view.need("probs").max(axis=1)[rows], 0)
-        return scores
+        most = np.empty(len(rows), dtype=np.float32)
+        for part in blocks(len(rows), view.need("probs").shape[1]):
+            most[part] = view.read("probs", rows[part]).max(axis=1)
+        return np.maximum(1 - most, 0)
 
 
 class Margin(ScoreQuery):
@@ -79,12 +83,12 @@ class Margin(ScoreQuery):
     paper = "Active Hidden Markov Models for Information Extraction"
     arxiv = ""
     needs = frozenset({"probs"})
+    reads = "shares"
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
-        probs = view.need("probs")
         scores = np.empty(len(rows), dtype=np.float32)
-        for part in blocks(len(rows), probs.shape[1]):
-            block = probs[rows[part]]
+        for part in blocks(len(rows), view.need("probs").shape[1]):
+            block = view.read("probs", rows[part])
             which = (np.arange(len(block)), block.argmax(axis=1))
             first = block[which]
             block[which] = 0  # at least as low as the second
@@ -106,23 +110,25 @@ class Entropy(ScoreQuery):
     paper = "A Mathematical Theory of Communication"
     arxiv = ""
     needs = frozenset({"probs"})
+    reads = "shares"
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
-        probs = view.need("probs")
-        return np.concatenate([entropy(probs[rows[part]]) for part in blocks(len(rows), probs.shape[1])])
+        return np.concatenate([np.empty(0, dtype=np.float32),
+                               *(entropy(view.read("probs", rows[part]))
+                                 for part in blocks(len(rows), view.need("probs").shape[1]))])
 
 
 class Samples(ScoreQuery):
     """A score of the samples [S, C] of each row, of the one array that it needs, in blocks of rows."""
 
     needs = frozenset({"mc_probs"})
+    reads = "shares"
 
     def scores(self, view: PoolView, rows: IntArray) -> NDArray[Any]:
         (name,) = self.needs
-        array = view.need(name)
         scores = np.empty(len(rows))
-        for part in blocks(len(rows), array[0].size if len(array) else 1):
-            scores[part] = self.of_samples(array[rows[part]])
+        for part in blocks(len(rows), view.need(name)[:1].size):
+            scores[part] = self.of_samples(view.read(name, rows[part]))
         return scores
 
     def of_samples(self, samples: FloatArray) -> NDArray[Any]:

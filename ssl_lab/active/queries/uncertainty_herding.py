@@ -9,10 +9,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, rng
 from ssl_lab.active.queries.coverage import gaussian
-from ssl_lab.active.queries.distances import take
-from ssl_lab.active.queries.facility_location import greedy_coverage
+from ssl_lab.active.queries.facility_location import compared, greedy_coverage
 from ssl_lab.errors import UsageError
 from ssl_lab.features import sgd_probe
 from ssl_lab.features.crossfit import cross_fitted
@@ -29,7 +28,7 @@ class UncertaintyHerding(Query):
     u = 1 - (p_1 - p_2), the margin at a temperature, and 0 for labeled rows; rows are scaled to length 1. With few
     labels all is uncertain and the radius wide, so that this is `max_herding`; with many it nears `margin`:
 
-    Otherwise exact, at the cost of `facility_location`.
+    Otherwise as exact, and at the cost of, `facility_location`.
 
     Args:
         sigma: None = the least distance above 0 between two labeled rows (0.01 at least), and 1 while there are no
@@ -51,6 +50,7 @@ class UncertaintyHerding(Query):
     paper = "Uncertainty Herding: One Active Learning Method for All Label Budgets"
     arxiv = "2412.20644"
     needs = frozenset({"embeddings", "probs"})
+    reads = "shares"
     uses_classes = True
 
     def __init__(self, sigma: float | None = None, temperature: float | None = None) -> None:
@@ -60,14 +60,15 @@ class UncertaintyHerding(Query):
         self.temperature = temperature
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
-        rows = np.flatnonzero(view.labels != IGNORED)
-        x, labels = unit(take(view.need("embeddings"), rows)), view.labels[rows]
-        probs, free = take(view.need("probs"), rows), labels == UNLABELED
-        temperature = adapted_temperature(x, probs, labels) if self.temperature is None else self.temperature
-        weight = np.ones(len(rows), dtype=np.float32) if temperature is None else margins(probs, temperature)
-        weight = np.where(free, weight, 0).astype(np.float32)
-        sigma = adapted_radius(x[~free], seed) if self.sigma is None else self.sigma
-        return rows[greedy_coverage(x, free, partial(gaussian, sigma=sigma), budget, seed, weight)]
+        rows, labeled = compared(view, budget, seed), view.labeled
+        x, centers = (unit(view.read("embeddings", each)) for each in (rows, labeled))
+        probs, temperature = view.read("probs", rows), self.temperature
+        if temperature is None:
+            temperature = adapted_temperature(centers, view.labels[labeled], probs)
+        weight = np.ones(len(rows)) if temperature is None else margins(probs, temperature)
+        sigma = adapted_radius(centers, seed) if self.sigma is None else self.sigma
+        return rows[greedy_coverage(x, centers, partial(gaussian, sigma=sigma), budget, seed, view.ranks,
+                                    weight.astype(np.float32))]
 
 
 def adapted_radius(labeled: FloatArray, seed: int) -> float:
@@ -88,18 +89,18 @@ def margins(probs: FloatArray, temperature: float) -> NDArray[np.float64]:
     return margin
 
 
-def adapted_temperature(x: FloatArray, probs: FloatArray, labels: IntArray) -> float | None:
-    """See `UncertaintyHerding`. x: [N, D]. probs: [N, C]. labels: int [N], -1 = unlabeled. None if these allow none."""
-    if (labels < 0).all():
+def adapted_temperature(x: FloatArray, labels: IntArray, probs: FloatArray) -> float | None:
+    """See `UncertaintyHerding`. x: labeled rows [n, D]. labels: theirs, int [n]. probs: of unlabeled rows, [M, C]. None
+    if these allow none."""
+    if not len(labels):
         return None
-    held_out = cross_fitted(x, labels, max(probs.shape[1], int(labels.max(initial=0)) + 1), sgd_probe)
+    held_out = cross_fitted(x, labels, max(probs.shape[1], int(labels.max()) + 1), sgd_probe)
     if not len(held_out.rows):
         return None
     accuracy = float((held_out.probs.argmax(axis=1) == labels[held_out.rows]).mean())
-    unlabeled = probs[labels == UNLABELED]
 
     def above(temperature: float) -> float:
-        return float(_tempered(unlabeled, temperature).max(axis=1).mean()) - accuracy
+        return float(_tempered(probs, temperature).max(axis=1).mean()) - accuracy
 
     low, high = LIMITS
     return low if above(low) <= 0 else high if above(high) >= 0 else float(brentq(above, low, high, xtol=1e-6))
