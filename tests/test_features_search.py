@@ -39,7 +39,6 @@ def clusters(rows, dim, seed=0):
 def test_exact_search_is_a_full_sort(monkeypatch, library, rows, queries, bank_rows, query_rows, k):
     monkeypatch.setattr(search, "BANK_ROWS", bank_rows)
     monkeypatch.setattr(search, "QUERY_ROWS", query_rows)
-    monkeypatch.setattr(search, "GROUP", 16)
     if library == "faiss":
         monkeypatch.setattr(search, "WORTH_MEASURING", 0)
         monkeypatch.setattr(search, "_faster", lambda: search._nearest_by_faiss)
@@ -53,15 +52,14 @@ def test_exact_search_is_a_full_sort(monkeypatch, library, rows, queries, bank_r
     assert where.dtype == np.int64
 
 
-def test_group_maxima_lose_none_of_the_highest(monkeypatch):
+def test_group_maxima_lose_none_of_the_highest():
     """Also where they all lie in one group, or all columns are equal."""
     import torch
 
-    monkeypatch.setattr(search, "GROUP", 8)
     scores = torch.zeros(3, 203)
     scores[0, 40:46] = torch.arange(6.0) + 1
     scores[1, 200:] = 5  # behind the last whole group
-    values, places = search._top(scores, 6)
+    values, places = search.top_columns(scores, 6)
     assert values.tolist() == [[6, 5, 4, 3, 2, 1], [5, 5, 5, 0, 0, 0], [0] * 6]
     assert places[0].tolist() == [45, 44, 43, 42, 41, 40]
     assert sorted(places[1, :3].tolist()) == [200, 201, 202]

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ssl_lab.active.queries import coverage, distances, typiclust
+from ssl_lab.active.queries import coverage, distances, neighbors, typiclust
 from ssl_lab.active.queries.base import PoolView, rng
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius, pairs_within
@@ -158,7 +158,7 @@ def test_k_means_fills_up_when_rows_are_equal():
 
 def _slow_typiclust(view, budget, seed, max_clusters=500):
     rows = np.flatnonzero(view.labels != -2)
-    x = distances.centered(view.embeddings[rows] if len(rows) < len(view) else view.embeddings)
+    x = view.embeddings[rows] if len(rows) < len(view) else view.embeddings
     count = min(len(view.labeled) + budget, max_clusters)
     clusters, _ = distances.k_means(x, count, seed)
     groups = []
@@ -198,7 +198,7 @@ def test_typiclust_is_the_slow_one(labeled, budget, limit):
 def test_typiclust_asks_where_there_is_no_label_and_leaves_small_clusters_out():
     for seed in range(100):
         x, blob = _blobs([40, 30, 4], seed=1)
-        if len({tuple(np.unique(blob[distances.k_means(distances.centered(x), 3, seed)[0] == c]))
+        if len({tuple(np.unique(blob[distances.k_means(x, 3, seed)[0] == c]))
                 for c in range(3)}) == 3:
             break
     labels = np.full(74, -1)
@@ -224,7 +224,7 @@ def test_neighbors_of_many_rows_are_sought_nearby(k, monkeypatch):
     d = np.sqrt(((x[:, None].astype(np.float64) - x) ** 2).sum(axis=2))
     np.testing.assert_allclose(exact, np.sort(d, axis=1)[:, 1 : k + 1].mean(axis=1), atol=3e-3)
     monkeypatch.setattr(typiclust, "EXACT", 1000)
-    groups = list(distances.neighborhoods(x, k + 1, 1000))
+    groups = list(neighbors.neighborhoods(x, k + 1, 1000))
     assert sorted(np.concatenate([members for members, _ in groups]).tolist()) == list(range(3000))
     assert all(set(members) <= set(others) and len(others) > k for members, others in groups)
     assert sum(len(members) * len(others) for members, others in groups) < 3000**2 / 4, "not quadratic"
@@ -246,7 +246,7 @@ def test_typiclust_of_large_clusters_takes_the_exact_picks_mostly(monkeypatch):
 def test_rows_that_are_all_equal_have_neighborhoods(monkeypatch):
     monkeypatch.setattr(typiclust, "EXACT", 10)
     x = np.ones((300, 3), dtype=np.float32)
-    groups = list(distances.neighborhoods(x, 21, 10))
+    groups = list(neighbors.neighborhoods(x, 21, 10))
     assert sum(len(members) for members, _ in groups) == 300
     assert all(len(others) >= 21 for _, others in groups)
     assert not mean_neighbor_distances(x, 20).any()
@@ -437,3 +437,14 @@ def test_distances_are_exact_and_never_negative():
 
 def test_random_numbers_depend_on_seed_and_purpose():
     assert rng(0, "a").random() == rng(0, "a").random() != rng(0, "b").random() != rng(1, "b").random()
+
+
+def test_cells_part_the_rows_and_none_is_large():
+    """In more clumps than cells, a center that no clump is near to draws many of them."""
+    draw = np.random.default_rng(0)
+    x = (draw.normal(size=(4000, 64)) + 8 * draw.normal(size=(300, 64))[draw.integers(300, size=4000)])
+    found, centers = neighbors.cells(x.astype(np.float32), 20)
+    assert sorted(np.concatenate(found).tolist()) == list(range(4000))
+    assert len(found) == len(centers)
+    assert max(map(len, found)) < 60
+    assert [rows.tolist() for rows in neighbors.cells(np.ones((90, 3), np.float32), 10)[0]] == [list(range(90))]

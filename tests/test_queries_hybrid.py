@@ -6,7 +6,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import chisquare
 
-from ssl_lab.active.queries import badge, distances
+from ssl_lab.active.queries import badge, neighbors
 from ssl_lab.active.queries.alfa_mix import AlfaMix, changes_at
 from ssl_lab.active.queries.badge import Badge, spread
 from ssl_lab.active.queries.bait import Bait
@@ -180,7 +180,7 @@ def test_neighbor_graph_is_that_of_the_distances():
 def test_approximate_neighbors_are_mostly_the_nearest(monkeypatch):
     h = _pool(rows=3000, dim=4).embeddings
     exact = neighbor_graph(h, 5)
-    monkeypatch.setattr(distances, "ALL", 1000)
+    monkeypatch.setattr(neighbors, "ALL", 1000)
     found = neighbor_graph(h, 5)
     assert (exact != 0).multiply(found != 0).sum() / exact.nnz > 0.9
 

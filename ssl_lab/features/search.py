@@ -21,7 +21,6 @@ from ssl_lab.errors import UsageError
 FloatArray = NDArray[np.float32]
 
 BANK_ROWS, QUERY_ROWS = 65536, 512  # of one matrix product: larger ones are faster, and merged less often
-GROUP = 64
 TUNED_K = 20
 WORTH_MEASURING = 2**35  # multiplications, below which the faster library wins too little
 
@@ -95,7 +94,7 @@ def _products(queries: Tensor, block: Tensor) -> Iterator[tuple[int, Tensor]]:
 
 def _nearest(queries: Tensor, block: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest cosines of each query, falling, and their rows in the block, both [q, k]."""
-    values, places = zip(*(_top(scores, k) for _, scores in _products(queries, block)), strict=True)
+    values, places = zip(*(top_columns(scores, k) for _, scores in _products(queries, block)), strict=True)
     return torch.cat(values), torch.cat(places)
 
 
@@ -120,19 +119,20 @@ def _faster() -> _Nearest:
     return min(took, key=lambda nearest: took[nearest])
 
 
-def _top(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """`scores.topk(k)` of [q, n], several times as fast: no group of columns without one of the k highest group
     maxima can hold one of the k highest scores, so that most columns are seen by a plain maximum alone."""
     columns = scores.shape[1]
-    groups = columns // GROUP
+    group = 2 ** max(0, round(math.log2(columns / k) / 2))  # the fewest maxima and columns seen again, in sum
+    groups = columns // group
     if groups <= 4 * k:
         values, places = scores.topk(k)
         return values, places
-    whole = groups * GROUP
-    best = scores[:, :whole].reshape(len(scores), groups, GROUP).amax(dim=2).topk(k, sorted=False).indices
-    inside = torch.arange(GROUP, device=scores.device)
+    whole = groups * group
+    best = scores[:, :whole].reshape(len(scores), groups, group).amax(dim=2).topk(k, sorted=False).indices
+    inside = torch.arange(group, device=scores.device)
     left = torch.arange(whole, columns, device=scores.device).expand(len(scores), -1)
-    candidates = torch.cat([(best[:, :, None] * GROUP + inside).flatten(1), left], dim=1)
+    candidates = torch.cat([(best[:, :, None] * group + inside).flatten(1), left], dim=1)
     values, places = scores.gather(1, candidates).topk(k)
     return values, candidates.gather(1, places)
 

@@ -167,12 +167,11 @@ class FeatureStore:
         return found[order], alike[order]
 
     def kmeans(self, clusters: int, seed: int = 0, steps: int = 25) -> tuple[IntArray, FloatArray]:
-        """Spherical k-means of unit features (FAISS): cluster int64 [N] of each image, centers float32 [clusters, D] of
+        """Spherical k-means of unit features: cluster int64 [N] of each image, centers float32 [clusters, D] of
         length 1. A pure function of the features and the arguments."""
         if not 1 <= clusters <= len(self):
             raise UsageError(f"{clusters} clusters of {len(self)} images: expected 1 to {len(self)}")
-        run = k_means.trained(unit(self.features), clusters, seed_of(seed, "kmeans"), steps, spherical=True)
-        centers = unit(run.centroids)
+        centers = k_means.trained(unit(self.features), clusters, seed_of(seed, "kmeans"), steps, spherical=True)
         return top_k(self.features, centers, 1)[1][:, 0], centers
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
-from ssl_lab.active.queries.distances import centered, neighborhoods, take
+from ssl_lab.active.queries.distances import take
+from ssl_lab.active.queries.neighbors import nearest_others
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
@@ -86,14 +86,10 @@ def in_turn(clusters: IntArray, draws: np.random.Generator) -> IntArray:
 
 def neighbor_graph(x: FloatArray, k: int) -> csr_array:
     """Distances [N, N] to the k nearest others, symmetric: an edge where either is near the other."""
-    n, x = len(x), centered(x)
-    edges = []
-    for members, others in neighborhoods(x, k + 1):
-        squares, near = faiss.knn(x[members], x[others], min(k + 1, len(others)))  # the row itself is one
-        row, column = np.repeat(members, near.shape[1]), others[near.ravel()]
-        low, high = np.minimum(row, column), np.maximum(row, column)
-        apart = low != high
-        edges.append((low[apart], high[apart], np.sqrt(np.maximum(squares.ravel()[apart], 0))))
+    n, edges = len(x), []
+    for members, distances, near in nearest_others(x, min(k, len(x) - 1)):
+        row, column = np.repeat(members, near.shape[1]), near.ravel()
+        edges.append((np.minimum(row, column), np.maximum(row, column), distances.ravel()))
     low, high, length = (np.concatenate(part) for part in zip(*edges, strict=True))
     _, once = np.unique(low * n + high, return_index=True)
     low, high, length = low[once], high[once], length[once]

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import FloatArray, IntArray
-from ssl_lab.features.k_means import trained
+from ssl_lab.features.k_means import nearest_center, trained
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB
-ALL = 20_000  # rows, up to which each is compared with all
-LISTS, PROBES = 4, 16  # lists, in sqrt(N), of the rows of larger pools; those that are searched for a row's neighbors
 
 
 def blocks(rows: int, columns: int) -> Iterator[slice]:
@@ -80,41 +77,9 @@ def max_cosines(x: FloatArray, y: FloatArray) -> FloatArray:
 
 
 def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: int = 1) -> tuple[IntArray, FloatArray]:
-    """Lloyd's k-means on all rows of x [N, D], N >= k: the cluster of each row [N], its squared distance to it [N].
+    """Lloyd's k-means of x [N, D], N >= k: the cluster of each row [N], its squared distance to the center of it [N].
 
-    Starts from k rows drawn from the seed; the best of `restarts`. Clusters may be empty where rows are equal.
+    The centers are those of `features.k_means.trained`: on all rows up to 262,144, from k rows drawn from the seed, the
+    best of `restarts`. Clusters may be empty where rows are equal.
     """
-    x = np.ascontiguousarray(x)
-    squared, clusters = trained(x, k, seed, iterations, restarts).index.search(x, 1)
-    return clusters[:, 0], squared[:, 0]
-
-
-def neighborhoods(x: FloatArray, least: int, exact: int | None = None) -> Iterator[tuple[IntArray, IntArray]]:
-    """Every row of x [N, D] once, in groups, each with the rows among which its neighbors are sought.
-
-    Up to `exact` rows (default: ALL), these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists,
-    the cells of a k-means on a sample, and those of a list are sought in the PROBES lists of the nearest centers, or in
-    more until these hold `least` rows. A pure function of x; time and pairs are O(N^1.5).
-    """
-    n = len(x)
-    if n <= (ALL if exact is None else exact):
-        for part in blocks(n, n):
-            yield np.arange(part.start, part.stop), np.arange(n)
-        return
-    x = np.ascontiguousarray(x)
-    means = faiss.Kmeans(x.shape[1], int(LISTS * n**0.5), niter=6, max_points_per_centroid=32, seed=0,
-                         min_points_per_centroid=1)
-    means.train(x)
-    lists = np.concatenate([means.index.search(x[part], 1)[1][:, 0] for part in blocks(n, x.shape[1])])
-    order = np.argsort(lists, kind="stable")
-    used, starts, sizes = np.unique(lists[order], return_index=True, return_counts=True)
-    centers = np.array(means.centroids)[used]
-    index = faiss.IndexFlatL2(x.shape[1])
-    index.add(centers)
-    _, nearest = index.search(centers, len(used))
-    enough = np.maximum((np.cumsum(sizes[nearest], axis=1) < least).sum(axis=1) + 1, PROBES)
-    rows = np.split(order, starts[1:])
-    for own, some in enumerate(enough.tolist()):
-        others = np.concatenate([rows[each] for each in nearest[own, :some]])
-        for part in blocks(len(rows[own]), len(others)):
-            yield rows[own][part], others
+    return nearest_center(x, trained(x, k, seed, iterations, restarts))

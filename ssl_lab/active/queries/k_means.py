@@ -11,9 +11,9 @@ from ssl_lab.active.queries.distances import centered, k_means, take
 class KMeans(Query):
     """Cluster the candidates into `budget` clusters; choose the row of each that is nearest to its center.
 
-    Largest cluster first. Lloyd's algorithm finds a local optimum (FAISS, on all rows, started from the seed); the
-    rest is exact. Where rows are equal a cluster may stay empty: its pick is drawn from the rows left. The
-    labeled set plays no part. Unlike the paper, rows weigh the same; see `Prefilter` for its prefilter.
+    Largest cluster first. Lloyd's algorithm finds a local optimum (on all rows up to 262,144, of more on so many
+    drawn from the seed); the rest is exact. Where rows are equal a cluster may stay empty: its pick is drawn from the
+    rows left. The labeled set plays no part. Unlike the paper, rows weigh the same; see `Prefilter` for its prefilter.
 
     Args:
         iterations, restarts: of k-means, of which the best restart counts.

@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
-from ssl_lab.active.queries.distances import centered, k_means, neighborhoods, squared_distances, take
+from ssl_lab.active.queries.distances import k_means, take
+from ssl_lab.active.queries.neighbors import nearest_others
 
 EXACT = 10_000  # rows of a cluster, up to which each is compared with all
 
@@ -17,10 +18,8 @@ def mean_neighbor_distances(x: FloatArray, k: int) -> FloatArray:
     Of more than 10,000 rows, to the k nearest that are found in the nearest cells of k-means (see `neighborhoods`).
     """
     means = np.empty(len(x), dtype=np.float32)
-    for members, others in neighborhoods(x, k + 1, EXACT):
-        squared = squared_distances(x[members], x[others])
-        squared[members[:, None] == others] = np.inf
-        means[members] = np.sqrt(np.partition(squared, k - 1, axis=1)[:, :k]).mean(axis=1)
+    for members, distances, _ in nearest_others(x, k, EXACT):
+        means[members] = distances.mean(axis=1)
     return means
 
 
@@ -31,9 +30,10 @@ class TypiClust(Query):
         typicality(x) = 1 / mean_{y in KNN(x)} |x - y|,    K = min(neighbors, |cluster| / 2) within its cluster.
 
     Clusters of `least` rows or fewer are left out while others have candidates. If there are more picks than
-    clusters, the turns start again. Lloyd's algorithm finds a local optimum (FAISS, on all rows, from the seed); the
-    rest is exact in clusters of up to 10,000 rows. In larger ones a row's neighbors are sought in the cells of a
-    k-means that are nearest to its own, 16 of 4 sqrt(n) (see `neighborhoods`): O(n^1.5) pairs, not n^2.
+    clusters, the turns start again. Lloyd's algorithm finds a local optimum (on all rows up to 262,144, of more on
+    so many drawn from the seed); the rest is exact in clusters of up to 10,000 rows. In larger ones a row's neighbors
+    are sought in the cells of a k-means that are nearest to its own, 16 of 4 sqrt(n) (see `neighborhoods`): O(n^1.5)
+    pairs, not n^2.
 
     The paper does not say whether a labeled row is a neighbor. Here it is one, and counts in |cluster|; in the authors'
     code it is neither, so that once a dense spot is labeled, what is left of it is a little less typical there. They
@@ -61,7 +61,7 @@ class TypiClust(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = np.flatnonzero(view.labels != IGNORED)
-        x = centered(take(view.need("embeddings"), rows))
+        x = take(view.need("embeddings"), rows)
         free = view.labels[rows] == UNLABELED
         count = min(int((~free).sum()) + budget, self.max_clusters)
         clusters, _ = k_means(x, count, seed)

@@ -1,0 +1,96 @@
+"""Nearest neighbors within a pool by Euclidean distance: of all rows, or of the nearest lists of an inverted file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ssl_lab.active.queries.base import FloatArray, IntArray
+from ssl_lab.active.queries.distances import blocks, squared_distances, squared_norms
+from ssl_lab.features.k_means import nearest_center, trained
+from ssl_lab.features.search import top_columns
+
+ALL = 20_000  # rows, up to which each is compared with all
+LISTS, PROBES = 4, 16  # lists, in sqrt(N), of the rows of larger pools; those that are searched for a row's neighbors
+BRANCHES, TRAINED, ITERATIONS = 64, 64, 8  # parts of a list that is too large; k-means on so many rows for each part
+
+
+def nearest_others(x: FloatArray, k: int, exact: int | None = None) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
+    """Every row of x [N, D] once, in groups of M: their rows [M], the distances to the k nearest others, rising, and
+    which these are, both [M, k], 1 <= k < N. Sought as `neighborhoods` says.
+
+    Of rows less the mean of all; the error of squared distances is about 1e-7 of their squared norms.
+    """
+    origin = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    norms = np.concatenate([squared_norms(x[part] - origin) for part in blocks(len(x), x.shape[1])])
+    y, scores = np.empty((0, x.shape[1]), dtype=np.float32), np.empty(0, dtype=np.float32)  # fresh memory costs time
+    for members, others in neighborhoods(x, k + 1, exact):
+        if len(y) < len(others):
+            y = np.empty((len(others), x.shape[1]), dtype=np.float32)
+        if scores.size < len(members) * len(others):
+            scores = np.empty(len(members) * len(others), dtype=np.float32)
+        near = np.take(x, others, axis=0, out=y[: len(others)], mode="clip")  # with "raise" it would be copied
+        near -= origin
+        rows = x[members] - origin
+        rows *= 2
+        products = np.matmul(rows, near.T, out=scores[: len(rows) * len(near)].reshape(len(rows), -1))
+        products -= norms[others]  # the row's squared norm less the squared distance
+        products[np.arange(len(rows)), np.searchsorted(others, members)] = -np.inf
+        best, places = top_columns(torch.from_numpy(products), k)
+        squares = norms[members, None] - best.numpy()
+        yield members, np.sqrt(np.maximum(squares, 0)), others[places.numpy()]
+
+
+def neighborhoods(x: FloatArray, least: int, exact: int | None = None) -> Iterator[tuple[IntArray, IntArray]]:
+    """Every row of x [N, D] once, in groups, each with the rows among which its neighbors are sought.
+
+    Up to `exact` rows (default: ALL), these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists,
+    and the neighbors of those of a list are sought in the PROBES lists of the nearest centers, or in more until these
+    hold `least` rows.
+    A pure function of x; time and pairs are O(N^1.5).
+    """
+    n = len(x)
+    if n <= (ALL if exact is None else exact):
+        for part in blocks(n, n):
+            yield np.arange(part.start, part.stop), np.arange(n)
+        return
+    lists, centers = cells(x, max(1, int(n**0.5 / LISTS)))
+    sizes = np.array([len(rows) for rows in lists])
+    for near in blocks(len(lists), len(lists)):
+        for own, apart in zip(range(near.start, near.stop), squared_distances(centers[near], centers), strict=True):
+            apart[own] = -1
+            nearest = np.argsort(apart, kind="stable")
+            some = max(int((np.cumsum(sizes[nearest]) < least).sum()) + 1, PROBES)
+            others = np.sort(np.concatenate([lists[each] for each in nearest[:some]]))
+            for part in blocks(len(lists[own]), len(others)):
+                yield lists[own][part], others
+
+
+def cells(x: FloatArray, size: int) -> tuple[list[IntArray], FloatArray]:
+    """Cells of at most 2 `size` rows of x [N, D] (but for rows that are equal): the rows of each, and their centers.
+
+    By k-means of at most BRANCHES clusters on a sample of the rows, of whose cells those that are larger are parted
+    again: so a row is compared with few centers, and no cell has most rows, as happens where rows are in more clumps
+    than there are cells.
+    """
+    draws = np.random.default_rng(0)
+    found, centers = [], []
+    left = [(np.arange(len(x)), np.zeros((1, x.shape[1]), dtype=np.float32))]
+    while left:
+        rows, center = left.pop()
+        parts = min(BRANCHES, len(rows) // size)
+        inside = x if len(rows) == len(x) else x[rows]
+        if parts > 1:
+            sample = inside[np.sort(draws.choice(len(rows), min(len(rows), TRAINED * parts), replace=False))]
+            some = trained(sample, parts, 0, ITERATIONS)
+            part, _ = nearest_center(inside, some)
+            sizes = np.bincount(part, minlength=parts)
+        if parts > 1 and sizes.max() < len(rows):
+            each = np.split(rows[np.argsort(part, kind="stable")], np.cumsum(sizes)[:-1])
+            left += [(each[i], some[i : i + 1]) for i in np.flatnonzero(sizes)]
+        else:
+            found.append(rows)
+            centers.append(center)
+    return found, np.concatenate(centers)
