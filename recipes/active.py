@@ -17,10 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab.active.loop import ActiveLoop
-from ssl_lab.active.plugins import make_oracle, make_query
-from ssl_lab.active.show import say_how_it_stands, show_loop
-from ssl_lab.active.trainers import TrainSettings, backbone, check_training, fitter
+from ssl_lab.active_settings import TrainSettings
 from ssl_lab.config import may_run
 
 
@@ -68,22 +65,23 @@ def main(settings: Settings) -> None:
     if settings.oracle == "truth" and settings.split_file is None:
         split |= {"labeled": []} if settings.initial_query else {"labels": settings.initial}
     pool = sl.load(settings.data, **settings.reading()).split(**split)
-    oracle = make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain, settings.seed,
-                         agreement=settings.agreement, data=settings.data)
-    fit = fitter(settings, settings.trainer, out)
-    check_training(settings, settings.trainer, pool)
+    oracle = sl.active.make_oracle(settings.oracle, pool, out / "label_studio", settings.noise, settings.abstain,
+                                   settings.seed, agreement=settings.agreement, data=settings.data)
+    trainers, show = sl.active.trainers, sl.active.show
+    fit = trainers.fitter(settings, settings.trainer, out)
+    trainers.check_training(settings, settings.trainer, pool)
     names = ("trainer", *(field.name for field in dataclasses.fields(TrainSettings)))
     config = {name: value for name, value in settings.plain().items() if name in names}
-    loop = ActiveLoop(
-        pool, fit, make_query(settings.query), oracle,
-        settings.budget, settings.rounds, out, settings.seed, first=make_query(settings.initial_query or "random"),
-        initial=settings.initial, backbone=backbone(settings, pool.style), embeddings=settings.embeddings,
+    loop = sl.ActiveLoop(
+        pool, fit, sl.make_query(settings.query), oracle,
+        settings.budget, settings.rounds, out, settings.seed, first=sl.make_query(settings.initial_query or "random"),
+        initial=settings.initial, backbone=trainers.backbone(settings, pool.style), embeddings=settings.embeddings,
         new_classes=settings.new_classes, config=config, device=settings.device, precision=settings.precision)
     loop.run()
-    show_loop(loop, f"{settings.query}, {settings.trainer}: {settings.budget} labels a round")
-    say_how_it_stands(loop, f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers from "
-                            f"{settings.oracle}; {loop.write_asked()} lists the images. When there are some, the same "
-                            "command with --resume auto goes on" if len(loop.pending) else "")
+    show.show_loop(loop, f"{settings.query}, {settings.trainer}: {settings.budget} labels a round")
+    show.say_how_it_stands(loop, f"Round {loop.records[-1].round} waits for {len(loop.pending)} answers from "
+                                 f"{settings.oracle}; {loop.write_asked()} lists the images. When there are some, the "
+                                 "same command with --resume auto goes on" if len(loop.pending) else "")
 
 
 if __name__ == "__main__":

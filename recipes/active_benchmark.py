@@ -23,15 +23,14 @@ linear probes alone (`ssl_lab/active/queries/coverage.py`).
 """
 
 import ssl_lab as sl
-from ssl_lab.active.study.benchmark import Benchmark, cells_of, run_cells
-from ssl_lab.active.study.show import show_benchmark
+from ssl_lab.active_settings import Benchmark
 
 Settings = Benchmark
 
 
 def main(settings: Settings) -> None:
-    cells = cells_of(settings)
-    results = run_cells(settings, cells)
+    study = sl.active.study
+    results = study.benchmark.run_cells(settings, study.benchmark.cells_of(settings))
     variants = [f"{settings.duplicates} copies of each training image" if settings.duplicates > 1 else "",
                 f"classes imbalanced by {settings.imbalance:g}" if settings.imbalance else "",
                 f"{settings.noise:.0%} wrong answers" if settings.noise else "",
@@ -39,7 +38,7 @@ def main(settings: Settings) -> None:
                 if settings.embeddings == "backbone" or not settings.initial else ""]
     about = (f"{settings.data}, {settings.net}, {settings.steps} steps a round, from {settings.initial} to "
              f"{settings.final} labels" + "".join(f"; {variant}" for variant in variants if variant))
-    show_benchmark(results, about, settings.out)
+    study.show.show_benchmark(results, about, settings.out)
 
 
 if __name__ == "__main__":

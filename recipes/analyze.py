@@ -28,10 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ssl_lab as sl
-from ssl_lab import analysis
-from ssl_lab.report import analysis as page
-from ssl_lab.report import print_tables
-from ssl_lab.report.finished import OfARun
+from ssl_lab.config import OfARun
 
 
 @dataclass
@@ -53,15 +50,15 @@ class Settings(OfARun):
 
 
 def main(settings: Settings) -> None:
-    run = settings.finished()
+    page, run = sl.report.analysis, sl.report.finished.Finished.of(settings)
     runtime = sl.Runtime.start(settings.device, "fp32")
     land = page.landscape(run, settings.images, settings.seed, runtime)
-    whole = analysis.spectrum(land, settings.krylov, seed=settings.seed)
-    by_class = analysis.spectrum_by_class(land, settings.krylov, settings.seed)
+    whole = sl.analysis.spectrum(land, settings.krylov, seed=settings.seed)
+    by_class = sl.analysis.spectrum_by_class(land, settings.krylov, settings.seed)
     numbers = [*page.of_the_loss(land, settings.radius, settings.energy, settings.draws, settings.seed),
                *page.of_the_hessian(whole), *page.of_the_net(run, land), *page.of_the_labels(run, runtime),
                *page.of_the_course(run), *page.of_the_noise(land, settings.batches, settings.seed)]
-    print_tables(page.table_of(run, numbers))
+    sl.report.print_tables(page.table_of(run, numbers))
     print(f"The report is {page.write_analysis(run, numbers, whole, by_class, land, settings.out)}")
 
 

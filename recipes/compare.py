@@ -22,10 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import comparison
 from ssl_lab.config import may_run
-from ssl_lab.data.inventory import require_same
-from ssl_lab.engine import jobs
 from ssl_lab.texts import as_file_name
 from ssl_lab.workers import workers_of
 
@@ -51,13 +48,14 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     workers = workers_of(settings.workers, settings.out)
+    comparison, jobs = sl.comparison, sl.engine.jobs
     names = comparison.chosen(settings, settings.methods, settings.seeds, workers)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
     if not (pool.truth[pool.test] >= 0).any():
         raise sl.UsageError(f"{settings.data} has no test image with a label, and methods are compared by them; an "
                             ".npz file gives them as test_images and test_labels")
-    require_same(settings.out, pool, f"the runs in {settings.out} are of")
+    sl.data.inventory.require_same(settings.out, pool, f"the runs in {settings.out} are of")
     shared = {field.name: settings.plain()[field.name] for field in fields(sl.Settings)}
 
     def job(recipe: str, name: str, view: Sequence[str], method: str | None = None, **changes: object) -> jobs.Job:

@@ -24,14 +24,10 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from rich.console import Console
 
 import ssl_lab as sl
-from ssl_lab import compress, presets, texts
+from ssl_lab import texts
 from ssl_lab.config import Quantity, Texts, may_run
-from ssl_lab.errors import UsageError
-from ssl_lab.methods.distillation import load_teacher
-from ssl_lab.nets.start import start_net
 
 
 @dataclass
@@ -56,11 +52,12 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    teacher = load_teacher(str(settings.start), pool.class_names, pool.style, "", None, len(pool), pool.reading)
-    new = partial(start_net, str(settings.start), pool.class_names, pool.style, seed=settings.seed)
+    teacher = sl.methods.load_teacher(str(settings.start), pool.class_names, pool.style, "", None, len(pool),
+                                      pool.reading)
+    new = partial(sl.nets.start.start_net, str(settings.start), pool.class_names, pool.style, seed=settings.seed)
     ways = {way: [sl.techniques.technique(text).text for text in texts.split(way, "+")] for way in settings.how}
     if not ways:
-        raise UsageError('which way? Give one or more, as in --how "taylor(ratio=0.5)"')
+        raise sl.UsageError('which way? Give one or more, as in --how "taylor(ratio=0.5)"')
     first = new()
     nets = {"the run": first}
     for way, techniques in ways.items():
@@ -69,7 +66,7 @@ def main(settings: Settings) -> None:
                       resume=settings.resume and "auto", int8=False)  # which no run depends on
         net = sl.prepared(new(), given, pool, settings.seed)
         arguments = {"teacher": teacher, "ema": 0.99}
-        method = presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)
+        method = sl.presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)
         usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
         optimizer = sl.optimizer(settings.optimizer, usual)
         trainer = sl.Trainer(optimizer=optimizer, **own.trainer() | {"techniques": given})
@@ -78,9 +75,9 @@ def main(settings: Settings) -> None:
         nets[way] = result.method.predictor()
     found = []
     for name, net in nets.items():
-        found.append(compress.candidate_of(name, net, pool))
-        found += [compress.as_int8(found[-1], net, pool)] if settings.int8 else []
-    Console(width=max(Console().width, 130)).print(compress.compared(found, pool))
+        found.append(sl.compress.candidate_of(name, net, pool))
+        found += [sl.compress.as_int8(found[-1], net, pool)] if settings.int8 else []
+    sl.report.print_tables(sl.compress.compared(found, pool))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import presets
 from ssl_lab.config import MaybeQuantity, may_run
 
 
@@ -46,15 +45,15 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     asked = settings.preset
-    kind = presets.kind_for(settings.steps) if asked == "auto" else asked
-    preset = presets.preset(sl.methods.get(settings.method).name, settings.data, kind)
-    settings = presets.fill(dataclasses.replace(settings, preset=kind), preset)
+    kind = sl.presets.kind_for(settings.steps) if asked == "auto" else asked
+    preset = sl.presets.preset(sl.methods.get(settings.method).name, settings.data, kind)
+    settings = sl.presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    pool = presets.noted(pool, asked, kind)
+    pool = sl.presets.noted(pool, asked, kind)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    method = presets.build(settings.method, net, pool, settings.arguments,
-                           {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
+    method = sl.presets.build(settings.method, net, pool, settings.arguments,
+                              {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
     usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
     optimizer = sl.optimizer(settings.optimizer, usual)
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())

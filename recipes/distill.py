@@ -39,13 +39,8 @@ from functools import partial
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import presets
 from ssl_lab.config import Quantity, may_run
-from ssl_lab.data.files import data_folder
-from ssl_lab.features.fidelity import comparison
-from ssl_lab.features.stored import stored_logits
-from ssl_lab.methods.distillation import Teacher, load_teacher
-from ssl_lab.stages import first_stage, trained_teacher
+from ssl_lab.files import data_folder
 
 
 @dataclass
@@ -86,28 +81,29 @@ def main(settings: Settings) -> None:
 
     def around(net: sl.Net, taught: object) -> sl.methods.Method:
         arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
-        return presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
+        return sl.presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
 
-    def check(teacher: Teacher) -> None:  # before anything trains or is embedded
+    def check(teacher: sl.methods.Teacher) -> None:  # before anything trains or is embedded
         trainer.begun(around(new(settings.net), teacher), pool)
 
     if sl.methods.is_described(settings.teacher):
         known = settings.teacher_net or "tiny_16"
-        first = first_stage(trainer, "teacher", settings.teacher_steps, usual, method=settings.teacher, net=known)
-        teacher = trained_teacher(settings.teacher, new(known), pool, first, settings.labeled, settings.unlabeled,
-                                  check)
+        first = sl.stages.first_stage(trainer, "teacher", settings.teacher_steps, usual, method=settings.teacher,
+                                      net=known)
+        teacher = sl.stages.trained_teacher(settings.teacher, new(known), pool, first, settings.labeled,
+                                            settings.unlabeled, check)
     else:
-        teacher = load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
-                               settings.teacher_size, len(pool), pool.reading)
+        teacher = sl.methods.load_teacher(settings.teacher, pool.class_names, pool.style, settings.teacher_net,
+                                          settings.teacher_size, len(pool), pool.reading)
         check(teacher)
     runtime, taught = sl.Runtime.start(settings.device, settings.precision), teacher
     if plain and not teacher.fixed:
-        taught = stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
+        taught = sl.features.stored_logits(teacher, pool, data_folder(settings.data_dir) / "features", runtime)
     pool = replace(pool, train=pool.labeled) if settings.images == "labeled" else pool
     net = sl.prepared(new(settings.net, **settings.beginning()), settings.techniques, pool, settings.seed)
     result = trainer.fit(around(net, taught), pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)
-    print(comparison(result.method.predictor(), teacher, pool, runtime))
+    print(sl.features.compared_to_teacher(result.method.predictor(), teacher, pool, runtime))
 
 
 if __name__ == "__main__":

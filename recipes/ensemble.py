@@ -25,8 +25,6 @@ from typing import Literal
 
 import ssl_lab as sl
 from ssl_lab.config import Quantity
-from ssl_lab.ensemble import Ensembling
-from ssl_lab.report import print_tables
 
 
 @dataclass
@@ -59,14 +57,14 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
-    how = Ensembling(settings.nets, settings.tuned, settings.tuning_steps, settings.own, settings.labeled,
-                     settings.unlabeled, settings.lr, settings.backbone_rate, settings.ema, settings.view,
-                     settings.optimizer)
+    how = sl.ensemble.Ensembling(settings.nets, settings.tuned, settings.tuning_steps, settings.own, settings.labeled,
+                                 settings.unlabeled, settings.lr, settings.backbone_rate, settings.ema, settings.view,
+                                 settings.optimizer)
     runtime = sl.Runtime.start(settings.device, settings.precision)
     trainer = settings.trainer()
     trainer["config"].pop("net")  # which is the first of --nets
     result, table = how.fit(pool, runtime, data_dir=settings.data_dir, **trainer)
-    print_tables(table)
+    sl.report.print_tables(table)
     print(result)
 
 

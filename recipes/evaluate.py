@@ -25,12 +25,7 @@ import tyro
 
 import ssl_lab as sl
 from ssl_lab.config import Untrained
-from ssl_lab.data.files import data_folder
-from ssl_lab.features import LEARNERS
-from ssl_lab.features.worth import Worth, compare, images_to_ask_about, net_of
-from ssl_lab.report import print_tables
-from ssl_lab.report.features import table_of, write_features
-from ssl_lab.report.map import Layout
+from ssl_lab.files import data_folder
 
 
 @dataclass
@@ -43,7 +38,7 @@ class Settings(Untrained):
     """Draws of the labels in the few-label curve, of seeds --seed, --seed + 1, ..."""
     learner: Literal["knn", "prototype", "probe"] = "probe"
     """Of the few-label curve."""
-    layout: Layout = "pca"
+    layout: Literal["pca", "umap"] = "pca"
     """Of the map; umap: pip install "ssl_lab[umap]"."""
     shown: int = 400
     """Test images on the map."""
@@ -56,22 +51,23 @@ class Settings(Untrained):
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
-    queries = images_to_ask_about(pool)
+    worth, page = sl.features.worth, sl.report.features
+    queries = worth.images_to_ask_about(pool)
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    beginning = partial(net_of, beside=settings.start, classes=pool.class_names or 1, style=pool.style,
+    beginning = partial(worth.net_of, beside=settings.start, classes=pool.class_names or 1, style=pool.style,
                         name=settings.net, **settings.beginning())
     nets = {name: beginning(name) for name in (settings.start, settings.against) if name is not None}
 
     found, kept = [], data_folder(settings.data_dir) / "features"
     for name, net in nets.items():
-        found.append(Worth.of(name, net, pool, kept, runtime))
-        found[-1].by_labels(pool, queries, {settings.learner: LEARNERS[settings.learner]},
+        found.append(worth.Worth.of(name, net, pool, kept, runtime))
+        found[-1].by_labels(pool, queries, {settings.learner: sl.features.LEARNERS[settings.learner]},
                             range(settings.seed, settings.seed + settings.splits))
-    layers = compare(*found, pool, settings.compared, runtime) if len(found) == 2 else None
-    print_tables(table_of(found, pool, queries))
-    page = write_features(found, layers, pool, queries, settings.learner, settings.layout, settings.shown,
-                          settings.seed, settings.out)
-    print(f"The report is {page}")
+    layers = worth.compare(*found, pool, settings.compared, runtime) if len(found) == 2 else None
+    sl.report.print_tables(page.table_of(found, pool, queries))
+    file = page.write_features(found, layers, pool, queries, settings.learner, settings.layout, settings.shown,
+                               settings.seed, settings.out)
+    print(f"The report is {file}")
 
 
 if __name__ == "__main__":

@@ -31,15 +31,8 @@ from functools import partial
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab.begun import check_same_learner
 from ssl_lab.config import Untrained
-from ssl_lab.data.files import data_folder
-from ssl_lab.data.remarks import remarks
-from ssl_lab.engine.folder import make_way
-from ssl_lab.features import LEARNERS, FeatureStore, label_propagation
-from ssl_lab.features.run import save_run
-from ssl_lab.features.side_by_side import ENSEMBLE, side_by_side
-from ssl_lab.nets.start import start_net
+from ssl_lab.files import data_folder
 from ssl_lab.notes import tell
 
 
@@ -56,32 +49,35 @@ class Settings(Untrained):
 
 def main(settings: Settings) -> None:
     if settings.resume is None:
-        make_way(settings.out)
+        sl.engine.folder.make_way(settings.out)
     pool = sl.load(settings.data, **settings.reading())
     if settings.resume is not None:
-        check_same_learner(settings.out, settings.plain(), pool.split(**settings.split()))
+        sl.begun.check_same_learner(settings.out, settings.plain(), pool.split(**settings.split()))
     sl.announce(pool)
     nets = [sl.net(settings.net, pool.class_names, pool.style, **settings.beginning())]
-    nets += [start_net(start, pool.class_names, pool.style, settings.net,
-                       pretrained=settings.pretrained and start.startswith("timm/")) for start in settings.also]
+    nets += [sl.nets.start.start_net(start, pool.class_names, pool.style, settings.net,
+                                     pretrained=settings.pretrained and start.startswith("timm/"))
+             for start in settings.also]
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    stores = [FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime) for net in nets]
+    stores = [sl.features.FeatureStore.build(net, pool, data_folder(settings.data_dir) / "features", runtime)
+              for net in nets]
     for net, store in zip(nets, stores, strict=True):
         print(f"{pool.name}: {len(store)} images embedded by {net.name} in {store.seconds:.0f} s, in {store.folder}")
     features = [store.features for store in stores]
 
-    learners = LEARNERS | {"propagation": partial(label_propagation, kept={})}
-    names = [*(learners if settings.learner == "all" else [settings.learner]), *([ENSEMBLE] if settings.also else [])]
+    ensemble = sl.features.side_by_side.ENSEMBLE
+    learners = sl.features.LEARNERS | {"propagation": partial(sl.features.label_propagation, kept={})}
+    names = [*(learners if settings.learner == "all" else [settings.learner]), *([ensemble] if settings.also else [])]
     seeds = range(settings.seed, settings.seed + settings.splits)
     pools = [pool.split(**settings.split() | {"seed": seed}) for seed in seeds]
-    tell([f"note: seed {seed}: {remark}" for seed, few in zip(seeds, pools, strict=True) for remark in remarks(few)
-          if remark not in pool.notes])
-    found = side_by_side(names, learners, features, pools)
+    tell([f"note: seed {seed}: {remark}" for seed, few in zip(seeds, pools, strict=True)
+          for remark in sl.data.remarks.remarks(few) if remark not in pool.notes])
+    found = sl.features.side_by_side.compared(names, learners, features, pools)
     print(f"{len(pools[-1].labeled)} labels, {settings.splits} splits", *found, sep="\n")
     kept = settings.learner if settings.learner != "all" and not settings.also else "self_training"
-    save_run(settings.out, kept, nets, features, pool.split(**settings.split()), learners,
-             settings.plain() | {"backbone": settings.net}, runtime)
-    print(f"{ENSEMBLE if settings.also else kept} of seed {settings.seed} is in {settings.out}, for `ssl-lab predict "
+    sl.features.run.save_run(settings.out, kept, nets, features, pool.split(**settings.split()), learners,
+                             settings.plain() | {"backbone": settings.net}, runtime)
+    print(f"{ensemble if settings.also else kept} of seed {settings.seed} is in {settings.out}, for `ssl-lab predict "
           f"{settings.out} IMAGES`")
 
 

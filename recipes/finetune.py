@@ -43,6 +43,8 @@ its evaluation points as well, for it has no validation images left). Killed at 
 on with --resume auto.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -51,9 +53,6 @@ import tyro
 
 import ssl_lab as sl
 from ssl_lab.config import MaybeQuantity, Quantity, may_run
-from ssl_lab.features.projector import with_projector
-from ssl_lab.finetune import FineTuning, tuned
-from ssl_lab.nets.start import start_net
 
 
 @dataclass
@@ -97,22 +96,22 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    how = FineTuning.of(settings)
+    how = sl.finetune.FineTuning.of(settings)
     how.check(settings.shard)
     sl.techniques.together(settings.techniques)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     sl.announce(pool)
     if settings.trials:
-        settings, pool = tuned(settings, pool, settings.trials, fit)
+        settings, pool = sl.finetune.tuned(settings, pool, settings.trials, fit)
     print(fit(settings, pool, monitors=[] if how.by_labels_alone else [sl.PseudoLabels()]))
 
 
 def fit(settings: Settings, pool: sl.Pool, **trainer: Any) -> sl.Result:
-    net = start_net(settings.start, pool.class_names, pool.style, settings.net, settings.pretrained, settings.weights,
-                    settings.seed)
+    net = sl.nets.start.start_net(settings.start, pool.class_names, pool.style, settings.net, settings.pretrained,
+                                  settings.weights, settings.seed)
     if settings.projector:
-        net = with_projector(net, Path(settings.start), pool.style, settings.seed)
-    how = FineTuning.of(settings).filled(net)
+        net = sl.features.with_projector(net, Path(settings.start), pool.style, settings.seed)
+    how = sl.finetune.FineTuning.of(settings).filled(net)
     settings = replace(settings, statistics=how.statistics, lr=how.lr, backbone_rate=how.backbone_rate,
                        net=net.name)  # recorded, so that the run is one to start from too
     runtime = sl.Runtime.start(settings.device, settings.precision)

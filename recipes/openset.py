@@ -14,16 +14,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-import torch
-
 import ssl_lab as sl
-from ssl_lab import presets
 from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.config import Quantity, may_run
-from ssl_lab.data.openset import open_set
-from ssl_lab.features.embed import embed
-from ssl_lab.methods.consistency.opencos import OpenCoS, check_labels, split_open_set
-from ssl_lab.stages import first_stage
 
 
 @dataclass
@@ -50,7 +43,7 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     if settings.other is not None:
-        pool = open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
+        pool = sl.data.openset.open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
@@ -58,21 +51,22 @@ def main(settings: Settings) -> None:
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     method = sl.FixMatch(net).with_views(*settings.view)
     if settings.method == "opencos":
-        targets = torch.from_numpy(pool.labels[pool.labeled])
-        check_labels(targets, pool.classes)  # before an encoder is trained
+        opencos, targets = sl.methods.consistency.opencos, pool.labels[pool.labeled]
+        opencos.check_labels(targets, pool.classes)  # before an encoder is trained
         if sl.methods.is_described(settings.encoder):
-            learner = presets.build(settings.encoder, new_net(settings.net), pool, {})
-            first = first_stage(trainer, "encoder", settings.encoder_steps, usual, method=settings.encoder)
+            learner = sl.presets.build(settings.encoder, new_net(settings.net), pool, {})
+            first = sl.stages.first_stage(trainer, "encoder", settings.encoder_steps, usual, method=settings.encoder)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:
             encoder = new_net(settings.encoder, pretrained=True)
         else:
             encoder = new_net(settings.net, weights=settings.encoder)
-        features = embed(encoder, pool, pool.unlabeled, sl.Runtime.start(settings.device, settings.precision))
+        runtime = sl.Runtime.start(settings.device, settings.precision)
+        features = sl.features.embed(encoder, pool, pool.unlabeled, runtime)
         known = pool.labels[pool.unlabeled] >= 0
-        found = split_open_set(*map(torch.from_numpy, (features, features[known])), targets, pool.classes)
+        found = opencos.split_open_set(features, features[known], targets, pool.classes)
         print(f"{int(found.in_class.sum()):,} of {len(found.in_class):,} unlabeled images count as of a known class")
-        method = OpenCoS(net, *found.by_index(torch.from_numpy(pool.unlabeled), len(pool))).with_views(*settings.view)
+        method = sl.OpenCoS(net, *found.by_index(pool.unlabeled, len(pool))).with_views(*settings.view)
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 
 

@@ -42,9 +42,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab import presets, pretraining_presets
 from ssl_lab.config import MaybeQuantity, may_run
-from ssl_lab.features import Health, OnlineAccuracy
 
 
 @dataclass
@@ -67,17 +65,17 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     asked = settings.preset
-    kind = presets.kind_for(settings.steps) if asked == "auto" else asked
-    preset = pretraining_presets.preset(settings.method, kind, settings.unlabeled)
+    kind = sl.presets.kind_for(settings.steps) if asked == "auto" else asked
+    preset = sl.pretraining_presets.preset(settings.method, kind, settings.unlabeled)
     lr = preset.lr * preset.unlabeled / 256 if settings.lr is None else settings.lr
     settings = dataclasses.replace(settings, preset=kind, unlabeled=preset.unlabeled, lr=lr)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    pool = presets.noted(pool, asked, kind)
+    pool = sl.presets.noted(pool, asked, kind)
     net = sl.net(settings.net, pool.class_names or 1, pool.style, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    method = presets.build(settings.method, net, pool,
-                           settings.arguments, {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
-    monitors = [Health(), *([OnlineAccuracy()] if settings.online else [])]
+    method = sl.presets.build(settings.method, net, pool, settings.arguments,
+                              {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
+    monitors = [sl.features.Health(), *([sl.features.OnlineAccuracy()] if settings.online else [])]
     optimizer = sl.optimizer(settings.optimizer, preset.optimizer(lr))
     trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())
     result = trainer.fit(method, pool, unlabeled=preset.unlabeled)

@@ -18,13 +18,13 @@ Of 6,000 unlabeled images, that round's head is right on 56.5%, head and neighbo
 and on 74.7% of the half that they are surest of.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from pathlib import Path
 
 import ssl_lab as sl
 from ssl_lab.config import Quantity
-from ssl_lab.optim import MuonNormed, Optimizer, with_rates
-from ssl_lab.rounds import Rounds, said
 from ssl_lab.schedule import Schedule, course, linear, times, warm_up
 
 
@@ -42,9 +42,10 @@ def up_and_down(peak: float) -> Schedule:
     return warm_up(0.1, linear(peak, 0.0))
 
 
-def optimizer(settings: Settings, peak: float) -> Optimizer:
+def optimizer(settings: Settings, peak: float) -> sl.optim.Optimizer:
     filters, projector = (times(course(rate, up_and_down), peak) for rate in (settings.lr, settings.projector_lr))
-    return sl.optimizer(settings.optimizer, with_rates(MuonNormed(lr=filters), {"projector": projector}))
+    usual = sl.optim.with_rates(sl.optim.MuonNormed(lr=filters), {"projector": projector})
+    return sl.optimizer(settings.optimizer, usual)
 
 
 def main(settings: Settings) -> None:
@@ -59,10 +60,10 @@ def main(settings: Settings) -> None:
         how = settings.trainer() | {"steps": steps, "minutes": minutes, "out": folder, "resume": "auto"}
         return sl.Trainer(optimizer=optimizer(settings, peak), evaluations=2, callbacks=[sl.ShowProgress()], **how)
 
-    rounds = Rounds(settings.folder, new, trainer, settings.steps, settings.minutes, views=settings.view,
-                    seed=settings.seed, config=settings.plain())
+    rounds = sl.rounds.Rounds(settings.folder, new, trainer, settings.steps, settings.minutes, views=settings.view,
+                              seed=settings.seed, config=settings.plain())
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    print(said(rounds.fit(pool, runtime, resume=settings.resume is not None), settings.folder))
+    print(sl.rounds.said(rounds.fit(pool, runtime, resume=settings.resume is not None), settings.folder))
 
 
 if __name__ == "__main__":

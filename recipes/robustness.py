@@ -30,10 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ssl_lab as sl
-from ssl_lab.analysis.robustness import Trial, read_radii, stand
-from ssl_lab.report import print_tables
-from ssl_lab.report.finished import OfARun
-from ssl_lab.report.robustness import table_of_all, table_of_kinds, write_robustness
+from ssl_lab.config import OfARun
 
 
 @dataclass
@@ -50,14 +47,14 @@ class Settings(OfARun):
 
 
 def main(settings: Settings) -> None:
-    run = settings.finished()
-    radii = read_radii(settings.radii, run.pool.style)
+    run, page, robustness = sl.report.finished.Finished.of(settings), sl.report.robustness, sl.analysis.robustness
+    radii = robustness.read_radii(settings.radii, run.pool.style)
     runtime = sl.Runtime.start(settings.device, "fp32")
-    trial = Trial.of(run.net, run.pool, settings.images, settings.seed, runtime)
-    found = stand(trial, radii, settings.attack_steps, settings.seed)
-    for table in (table_of_all(found), table_of_kinds(found)):
-        print_tables(table)
-    print(f"The report is {write_robustness(run, found, settings.out)}")
+    trial = robustness.Trial.of(run.net, run.pool, settings.images, settings.seed, runtime)
+    found = robustness.stand(trial, radii, settings.attack_steps, settings.seed)
+    for table in (page.table_of_all(found), page.table_of_kinds(found)):
+        sl.report.print_tables(table)
+    print(f"The report is {page.write_robustness(run, found, settings.out)}")
 
 
 if __name__ == "__main__":

@@ -24,11 +24,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 import ssl_lab as sl
-from ssl_lab import study
-from ssl_lab.comparison import Runs
 from ssl_lab.config import Texts, may_run
-from ssl_lab.data.inventory import require_same
-from ssl_lab.engine import jobs
 from ssl_lab.texts import as_file_name
 from ssl_lab.workers import workers_of
 
@@ -56,6 +52,7 @@ def main(settings: Settings) -> None:
         raise sl.UsageError("techniques are compared at equal steps, of different times: give --steps, not --minutes")
     if min(settings.seeds, settings.steps) < 1:
         raise sl.UsageError(f"seeds={settings.seeds}, steps={settings.steps}: both must be positive")
+    study, jobs, runs_of = sl.study, sl.engine.jobs, sl.comparison.Runs
     workers = workers_of(settings.workers, settings.out)
     tried, seeds = study.arms(settings.tried or ["all"]), range(settings.seeds)
     usual, given = sl.Settings().plain(), settings.plain()
@@ -70,13 +67,13 @@ def main(settings: Settings) -> None:
                  **{key: chosen[key] for key in ("view", "optimizer", "method") if chosen.get(key)}}
         return jobs.Job(HERE / f"{settings.recipe}.py", chosen, settings.out / f"{as_file_name(name)}-{seed}", flags)
 
-    base = Runs(study.BASE, [job(study.BASE, seed) for seed in seeds])
-    runs = [Runs(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
+    base = runs_of(study.BASE, [job(study.BASE, seed) for seed in seeds])
+    runs = [runs_of(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
     for each, given in ((base, "the base"), *((each, f"--try {each.name!r}") for each in runs)):
         study.check(each.jobs[0], given)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
-    require_same(settings.out, pool, f"the runs in {settings.out} are of")
+    sl.data.inventory.require_same(settings.out, pool, f"the runs in {settings.out} are of")
     failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], workers)
     score = "test_balanced_accuracy" if settings.imbalance is not None else "test_accuracy"
     study.show(f"{settings.recipe} on {pool.name}, {settings.steps:,} steps, {settings.seeds} seeds", base,

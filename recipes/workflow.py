@@ -20,14 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab.active.plugins import make_oracle
-from ssl_lab.active.show import say_how_it_stands
 from ssl_lab.config import may_run
-from ssl_lab.export import SUFFIXES, Format, export
-from ssl_lab.features.fidelity import comparison
-from ssl_lab.methods.distillation import load_teacher
-from ssl_lab.report import stage_report, stage_table
-from ssl_lab.stages import Stages
 
 
 @dataclass
@@ -49,7 +42,7 @@ class Settings(sl.Settings):
     """How the smaller net learns from the teacher (see `ssl-lab list methods`)."""
     student: str = "tiny_8"
     """The net that is distilled and exported."""
-    to: Format = "torchscript"
+    to: Literal["timm", "onnx", "torchscript"] = "torchscript"
     """What it is exported as, in the end."""
 
 
@@ -59,11 +52,11 @@ def main(settings: Settings) -> None:
     new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
 
     query = sl.make_query(settings.query)
-    oracle = make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
-                         agreement=settings.agreement, data=settings.data)
+    oracle = sl.active.make_oracle(settings.oracle, pool, out / "labels" / "label_studio",
+                                   agreement=settings.agreement, data=settings.data)
     start = partial(new, settings.net, **settings.beginning())
     few = pool.split(**settings.split()) if settings.oracle == "truth" else None  # elsewhere no label is known yet
-    stages = Stages(settings)
+    stages = sl.stages.Stages(settings)
     stages.check(settings.pretrain, settings.method, settings.distill, start(), new(settings.student), pool, few)
 
     if not (settings.pretrained or settings.weights):
@@ -77,17 +70,20 @@ def main(settings: Settings) -> None:
                          seed=settings.seed, backbone=start(), device=settings.device, precision=settings.precision)
     loop.run()
     if len(loop.pending):
-        say_how_it_stands(loop, f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start again")
+        waiting = f"{len(loop.pending)} images wait for labels: {loop.write_asked()}. Then start again"
+        sl.active.show.say_how_it_stands(loop, waiting)
         return
-    say_how_it_stands(loop)
-    teacher = load_teacher(out / "teacher", pool.class_names, pool.style)
+    sl.active.show.say_how_it_stands(loop)
+    teacher = sl.methods.load_teacher(out / "teacher", pool.class_names, pool.style)
     student = stages.train("student", settings.distill, new(settings.student), loop.pool, 0.1, teacher=teacher).method
-    file = out / f"{settings.student.replace('/', '-')}.{SUFFIXES[settings.to]}"
-    export(out / "student", settings.to, file)
-    said = comparison(student.predictor(), teacher, pool, sl.Runtime.start(settings.device, settings.precision))
+    file = out / f"{settings.student.replace('/', '-')}.{sl.export.SUFFIXES[settings.to]}"
+    sl.export(out / "student", settings.to, file)
+    runtime = sl.Runtime.start(settings.device, settings.precision)
+    said = sl.features.compared_to_teacher(student.predictor(), teacher, pool, runtime)
     runs = {stage: out / stage for stage in ("backbone", "teacher", "student") if (out / stage).exists()}
-    stage_report(f"From {settings.labels} labels to {file.name}", said, runs, loop.pool, loop.records[0].ids, out)
-    print(stage_table(runs).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
+    title = f"From {settings.labels} labels to {file.name}"
+    sl.report.stage_report(title, said, runs, loop.pool, loop.records[0].ids, out)
+    print(sl.report.stage_table(runs).markdown(), said, f"The report is {out / 'report.html'}", sep="\n")
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 
@@ -10,6 +9,7 @@ import ssl_lab
 from ssl_lab.errors import unknown
 from ssl_lab.exits import exit_with_status
 from ssl_lab.flags import HELP, overview, width_here
+from ssl_lab.signatures import announced
 
 WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     "the first day": {
@@ -38,7 +38,9 @@ WORDS: Mapping[str, Mapping[str, tuple[str, str]]] = {
         "env": ("words:env", "Versions, the device, and which precision is picked here and why; --version: its own"),
     },
 }
-"""The words by title: where each lies, which is imported when it is asked for, and what it does."""
+"""The words by title: where each lies, which is imported when it is called, and what it does."""
+BENCH: Mapping[str, str] = {word: f"bench.{word}:bench_{word}" for word in ("step", "nets", "views", "query")}
+"""The words of `ssl-lab bench`, and where each lies."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,29 +56,22 @@ def _run(argv: list[str]) -> None:
     elif word in HELP:
         said = {title: {name: does for name, (_, does) in words.items()} for title, words in WORDS.items()}
         print(overview("ssl-lab", said, width_here()))
-    elif word == "bench":
-        from ssl_lab import command_line
-        from ssl_lab.bench.nets import bench_nets
-        from ssl_lab.bench.query import bench_query
-        from ssl_lab.bench.step import bench_step
-        from ssl_lab.bench.views import bench_views
-
-        command_line.run_command({"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query},
-                                 "ssl-lab bench", argv[1:])
     else:
         from ssl_lab import command_line
 
-        command_line.run_command({word: _function(word)}, "ssl-lab", argv)
+        if word == "bench":
+            words = {name: announced(place) for name, place in BENCH.items()}
+            command_line.run_command(words, "ssl-lab bench", argv[1:])
+        else:
+            command_line.run_command({word: function(word)}, "ssl-lab", argv)
 
 
-def _function(word: str) -> Callable[..., object]:
+def function(word: str) -> Callable[..., object]:
     """What a word calls. UsageError, with the nearest ones, for one that there is not."""
     places = {name: place for words in WORDS.values() for name, (place, _) in words.items()}
     if word not in places:
         raise unknown("word", word, places, "`ssl-lab --help` explains them.")
-    module, _, name = places[word].partition(":")
-    function: Callable[..., object] = getattr(importlib.import_module(f"ssl_lab.{module}"), name)
-    return function
+    return announced(places[word])
 
 
 if __name__ == "__main__":  # under torchrun, which starts modules

@@ -203,6 +203,16 @@ class Untrained(Settings):
     """Nothing is trained."""
 
 
+@dataclass
+class OfARun(Untrained):
+    """Settings of a recipe that looks into a finished run, with its images and its labels."""
+
+    start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
+    """The run: its --out."""
+    data: str = ""
+    """Where its images lie now (default: where they lay for the run)."""
+
+
 def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `load` beside the data, from settings or from what a run's config.yaml has of them."""
     given = {name: settings[name] for name in vars(AS_USUAL) if settings.get(name) is not None}

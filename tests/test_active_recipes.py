@@ -17,8 +17,9 @@ from ssl_lab.active import trainers
 from ssl_lab.active.arrays import predicted_loss
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.study import benchmark
-from ssl_lab.active.study.benchmark import Benchmark, Cell, cells_of, duplicated, run_cells
-from ssl_lab.active.trainers import TRAINERS, TrainSettings, fitter
+from ssl_lab.active.study.benchmark import Cell, cells_of, duplicated, run_cells
+from ssl_lab.active.trainers import TRAINERS, fitter
+from ssl_lab.active_settings import Benchmark, TrainSettings
 from ssl_lab.batch import At
 from ssl_lab.command_line import parse
 from ssl_lab.data import Ledger, load

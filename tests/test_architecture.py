@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals", "calibration",
      "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers", "predictions",
-     "flags"},
+     "flags", "signatures", "active_settings"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},

@@ -198,19 +198,6 @@ def test_sigterm_before_training_is_an_interrupt():
     assert finish(start("-c", script)) == (130, "", "interrupted\n")
 
 
-def test_help_needs_no_torch():
-    script = ("import runpy, sys\n"
-              "sys.argv = ['recipes/fixmatch.py', '--help']\n"
-              "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
-              "finally: print('torch' in sys.modules, 'numpy' in sys.modules)\n")
-    status, out, err = finish(start("-c", script))
-    assert (status, err) == (0, "")
-    assert out.splitlines()[-1] == "False False"
-    for flag in ("--data", "--labels", "--valid", "--net", "--steps", "--minutes", "--seed", "--out", "--resume",
-                 "--device", "--precision", "--compile", "--config", "--print-config", "--threshold", "--data-dir"):
-        assert flag in out
-
-
 @dataclass
 class WithArguments(Settings):
     arguments: dict[str, float] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from ssl_lab.engine import Runtime, Trainer
 from ssl_lab.engine.evaluate import predict, scores
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
-from ssl_lab.features.fidelity import comparison, fidelity
+from ssl_lab.features.fidelity import compared_to_teacher, fidelity
 from ssl_lab.features.stored import stored_logits
 from ssl_lab.methods.distillation import DISTILLATION, KD, StoredLogits, Teacher, load_teacher
 from ssl_lab.nets import net
@@ -198,10 +198,10 @@ def test_fidelity_to_stored_logits(nets):
     assert found == pytest.approx({key: value for key, value in expected.items() if key != "cka"}, rel=1e-5)
 
 
-def test_comparison_without_images_says_so(nets):
+def test_a_comparison_without_images_says_so(nets):
     pool, student, teacher = nets
     empty = replace(pool, test=pool.test[:0], valid=pool.test[:0])
-    assert comparison(student, teacher, empty, CPU).startswith("no test or validation images")
+    assert compared_to_teacher(student, teacher, empty, CPU).startswith("no test or validation images")
 
 
 def test_stored_logits_refuse_other_views(nets):

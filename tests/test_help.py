@@ -2,23 +2,24 @@
 
 import contextlib
 import functools
+import importlib
 import io
 import re
 
 import pytest
 import tyro
+from small_runs import finish, start
 from test_recipes import RECIPES, recipe
 
 from ssl_lab import flags
-from ssl_lab.bench.nets import bench_nets
-from ssl_lab.bench.query import bench_query
-from ssl_lab.bench.step import bench_step
-from ssl_lab.bench.views import bench_views
-from ssl_lab.cli import WORDS, _function, main
+from ssl_lab.cli import BENCH, WORDS, main
 from ssl_lab.command_line import parse
 from ssl_lab.config import Settings
+from ssl_lab.errors import UsageError
+from ssl_lab.signatures import announced
 
-BENCH = {"step": bench_step, "nets": bench_nets, "views": bench_views, "query": bench_query}
+PLACES = {("ssl-lab", word): place for words in WORDS.values() for word, (place, _) in words.items() if word != "bench"}
+PLACES |= {("ssl-lab bench", word): place for word, place in BENCH.items()}
 NAMES = [("ssl-lab", word) for words in WORDS.values() for word in words if word != "bench"]
 NAMES += [("ssl-lab bench", word) for word in BENCH] + [("recipes", name) for name in RECIPES]
 
@@ -26,7 +27,10 @@ NAMES += [("ssl-lab bench", word) for word in BENCH] + [("recipes", name) for na
 @functools.cache
 def what(place: str, name: str):
     """What takes the flags: a dataclass or a function."""
-    return recipe(name).Settings if place == "recipes" else BENCH[name] if place == "ssl-lab bench" else _function(name)
+    if place == "recipes":
+        return recipe(name).Settings
+    module, _, function = PLACES[place, name].partition(":")
+    return getattr(importlib.import_module(f"ssl_lab.{module}"), function)
 
 
 def shown(action, *given, **named) -> str:
@@ -71,6 +75,48 @@ def test_it_fits_and_says_all(pages, name):
 def test_each_flag_is_explained(name):
     known = (flags.of_settings if name[0] == "recipes" else flags.of_function)(what(*name))
     assert [flag.typed for flag in known if not flag.text or flag.text.startswith("(")] == []
+
+
+@pytest.mark.parametrize("name", PLACES, ids=" ".join)
+def test_what_is_read_from_a_words_file_is_what_it_takes(name):
+    read, real = announced(PLACES[name]), what(*name)
+    assert flags.of_function(read) == flags.of_function(real)
+    assert (read.__name__, read.__doc__) == (real.__name__, real.__doc__)
+
+
+def test_a_word_that_is_called_does_its_work():
+    with pytest.raises(UsageError, match="fetch what"):
+        announced("fetch:fetch")(())
+
+
+SLOW = ("torch", "numpy", "scipy", "pandas", "sklearn", "matplotlib", "PIL")
+
+
+def test_help_waits_for_no_import():
+    """Of every recipe and word, in a process of its own, where nothing was imported before."""
+    script = f"""
+import contextlib, io, pathlib, runpy, sys
+from ssl_lab.cli import BENCH, WORDS, main
+words = [word for words in WORDS.values() for word in words if word != "bench"]
+given = [["--help"], *([word, "--help"] for word in words), *(["bench", word, "--help"] for word in BENCH)]
+given += [["train", "photos", "--minute", "3"]]  # a mistake is told as soon
+asked = dict((" ".join(each), lambda each=each: main(each)) for each in given)
+for path in sorted(pathlib.Path("recipes").glob("*.py")):
+    asked[str(path)] = lambda path=str(path): (setattr(sys, "argv", [path, "--help"]),
+                                               runpy.run_path(path, run_name="__main__"))
+for name, show in asked.items():
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        try: show()
+        except SystemExit: pass
+    print(name, *(each for each in {SLOW} if each in sys.modules), ":", (out.getvalue() + err.getvalue()).split()[0])
+"""
+    status, out, err = finish(start("-c", script))
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert len(lines) == 2 + len(NAMES)
+    assert lines.pop([line.partition(" : ")[0] for line in lines].index("train photos --minute 3")).endswith("error:")
+    assert {line.partition(" : ")[2] for line in lines} == {"usage:"}
+    assert [line for line in lines if {*line.partition(" : ")[0].split()} & {*SLOW}] == []
 
 
 def test_the_words_are_explained_in_80_columns(monkeypatch, capsys):

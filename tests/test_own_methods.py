@@ -15,6 +15,7 @@ from small_runs import ROOT, digits, finish, flat_net, rows, tiny_net
 from test_comparison import started_jobs
 from test_recipes import recipe
 
+import ssl_lab as sl
 from ssl_lab import methods, workers
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
@@ -135,9 +136,9 @@ def test_a_comparison_shows_methods_by_their_texts(here, monkeypatch):
     assert written["method"] == named[2]
     module = recipe("compare")
     shown = []
-    monkeypatch.setattr(module.jobs, "run_all", lambda runs, workers: [])
-    monkeypatch.setattr(module.jobs, "best", lambda runs, key: runs[0])
-    monkeypatch.setattr(module.comparison, "show", lambda pool, baseline, runs, *rest, **_: shown.extend(runs))
+    monkeypatch.setattr(sl.engine.jobs, "run_all", lambda runs, workers: [])
+    monkeypatch.setattr(sl.engine.jobs, "best", lambda runs, key: runs[0])
+    monkeypatch.setattr(sl.comparison, "show", lambda pool, baseline, runs, *rest, **_: shown.extend(runs))
     module.main(parse(module.Settings, ["--steps", "3", *map(str, shared), "--methods", ",".join(named)]))
     assert [runs.name for runs in shown] == named
     assert isinstance(shown[0], Runs)

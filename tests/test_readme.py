@@ -101,7 +101,7 @@ def commands(program: str) -> list[str]:
 def test_words_take_what_they_are_given(line, monkeypatch):
     """Each is parsed, and not run."""
     word, *arguments = shlex.split(line)[1:]
-    command = cli._function(word)
+    command = cli.function(word)
     given = []
 
     @functools.wraps(command)

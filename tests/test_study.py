@@ -12,6 +12,7 @@ from test_recipes import TINY, recipe
 
 from ssl_lab import study
 from ssl_lab.command_line import parse
+from ssl_lab.engine import jobs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.report.charts import difference_chart
 from ssl_lab.study import Arm, arms, worth
@@ -167,8 +168,8 @@ def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypa
         "import ssl_lab as sl\nclass Soft(sl.FixMatch): ...\nclass View(sl.views.Weak): ...\nclass Mine(sl.SGD): ...\n")
     monkeypatch.syspath_prepend(tmp_path)
     module, started = recipe("techniques"), []
-    monkeypatch.setattr(module.jobs, "run_all", lambda runs, workers: started.extend(runs) or [])
-    monkeypatch.setattr(module.study, "show", lambda *given: None)
+    monkeypatch.setattr(jobs, "run_all", lambda runs, workers: started.extend(runs) or [])
+    monkeypatch.setattr(study, "show", lambda *given: None)
     module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
                                         "--recipe", "consistency", "--base", "method", "mine_of_study:Soft",
                                         "--view", "strong=mine_of_study:View", "--try", "optimizer=mine_of_study:Mine",

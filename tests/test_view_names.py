@@ -305,8 +305,8 @@ def begun(out, view):
 
 def test_a_comparison_hands_views_to_its_runs(tmp_path, monkeypatch):
     module, seen = recipe("compare"), []
-    monkeypatch.setattr(module.comparison, "tune", lambda runs, processes, then: seen.extend([*runs, *then]))
-    monkeypatch.setattr(module.jobs, "best", lambda runs, key: (_ for _ in ()).throw(AskedError()))
+    monkeypatch.setattr(sl.comparison, "tune", lambda runs, processes, then: seen.extend([*runs, *then]))
+    monkeypatch.setattr(sl.engine.jobs, "best", lambda runs, key: (_ for _ in ()).throw(AskedError()))
     given = [*TINY, "--methods", "fixmatch", "--seeds", "1", "--out", str(tmp_path), "--view", "strong=strong(ops=1)"]
     with pytest.raises(AskedError):
         module.main(parse(module.Settings, given))

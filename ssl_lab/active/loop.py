@@ -28,12 +28,13 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.arrays import arrays_of, predicted_loss, version_of
+from ssl_lab.active.arrays import version_of
 from ssl_lab.active.people.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.people.keys import Answer
 from ssl_lab.active.people.oracle import Oracle, Readable, write_questions
 from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
 from ssl_lab.active.record import Round, asked_of, read_round
+from ssl_lab.active.sight import Sight
 from ssl_lab.active.stopping import Advice
 from ssl_lab.active.watch import predicted, represented, stop_advice, watched
 from ssl_lab.batch import seed_of
@@ -112,9 +113,9 @@ class ActiveLoop:
         self.corrected: dict[int, tuple[str, str]] = {}
         self._how = "told"
         self._runtime: Runtime | None = None
-        self._cached: FloatArray | None = None
-        self._check(self._now, self._cold)
-        self._check(self.query, cold=False)
+        self._sight = Sight(self.backbone, self.embeddings, self.seed)
+        self._sight.check(self._now, self._cold)
+        self._sight.check(self.query, cold=False)
 
     def _settle(self) -> None:
         """Write down what this loop is, or check that the folder's loop is the same."""
@@ -136,19 +137,6 @@ class ActiveLoop:
     def _now(self) -> Query:
         """The query of a round that begins now."""
         return self.first if self._cold and self.first is not None else self.query
-
-    def _check(self, query: Query, cold: bool) -> None:
-        """UsageError if what the query needs cannot be had."""
-        backbone = cold or self.embeddings == "backbone"
-        if cold and query.needs - {"embeddings"}:
-            raise UsageError(f"{query.name} needs {', '.join(sorted(query.needs - {'embeddings'}))}, which cannot be "
-                             "had before there are labels: label some images first, or give a query for the first "
-                             "round that needs embeddings alone")
-        if backbone and "embeddings" in query.needs and self.backbone is None:
-            raise UsageError(f"{query.name} needs embeddings, and there is no trained net: give a backbone")
-        if self.embeddings == "backbone" and {"embeddings", "head_weight"} <= query.needs:
-            raise UsageError(f"{query.name} needs the head on its embeddings, and a backbone has none: take "
-                             "--embeddings net (embeddings='net')")
 
     @property
     def runtime(self) -> Runtime:
@@ -249,7 +237,7 @@ class ActiveLoop:
         choosing = choosing and budget > 0
         query = self._now
         if choosing:
-            self._check(query, cold)
+            self._sight.check(query, cold)
         seconds, learner = {}, None
         if not cold:
             start = time.perf_counter()
@@ -262,7 +250,7 @@ class ActiveLoop:
                        None if net is None else version_of(net), seconds=seconds, **seen)
         if choosing:
             start = time.perf_counter()
-            view = self._view(self._arrays(query, learner, net, number))
+            view = self._view(self._sight.arrays(query, learner, net, self.pool, number, self.runtime))
             seconds["arrays"] = time.perf_counter() - start
             ids, cost = measured(lambda: query(view, budget, seed_of(self.seed, "query", number)))
             seconds["query"] = cost.seconds
@@ -278,25 +266,6 @@ class ActiveLoop:
         rows, labels = self.pool.train, self.pool.labels[self.pool.train]
         labels = np.where(np.isin(rows, self.abstained), IGNORED, labels)
         return PoolView(labels, rows, **arrays)
-
-    def _arrays(self, query: Query, learner: Net | Result | None, net: Net | None,
-                number: int) -> dict[str, FloatArray]:
-        needs: set[str] = set(query.needs)
-        found: dict[str, FloatArray] = {}
-        if "embeddings" in needs and (net is None or self.embeddings == "backbone"):
-            assert self.backbone is not None  # see _check
-            if self._cached is None:
-                self._cached = arrays_of(self.backbone, self.pool, self.pool.train, ("embeddings",),
-                                         self.runtime)["embeddings"]
-            found["embeddings"] = self._cached
-        if "predicted_loss" in needs:
-            found["predicted_loss"] = predicted_loss(learner, self.pool, self.pool.train, self.runtime)
-        if needs & {"probs", "mc_probs"}:
-            needs.add("embeddings")  # of the same pass: by them each pick says what it stands for
-        if net is not None:
-            found |= arrays_of(net, self.pool, self.pool.train, needs - found.keys(), self.runtime,
-                               seed_of(self.seed, "arrays", number))
-        return found
 
     def _accuracy(self, learner: Net | Result | None) -> float | None:
         if learner is None or not len(self.pool.test):

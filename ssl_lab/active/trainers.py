@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from ssl_lab.active.loop import Fit
+from ssl_lab.active_settings import TrainSettings
 from ssl_lab.batch import Style
-from ssl_lab.config import MaybeQuantity, Quantity, Settings
+from ssl_lab.config import Settings
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Trainer
 from ssl_lab.errors import UsageError, unknown
@@ -34,33 +35,6 @@ TRAINERS: dict[str, tuple[Callable[..., Method], float, bool]] = {  # method, le
     "finetune": (Supervised, 0.03, True),
     "finetune_fixmatch": (FixMatch, 0.03, True),
 }
-
-
-@dataclass
-class TrainSettings(Settings):
-    """What the recipes of active learning share. --steps (or --minutes) are those of each round's training, --weights
-    and --pretrained those of the backbone."""
-
-    balance: Literal["class", "natural", "covered"] = "natural"
-    """How initial labels are drawn at random: as they come; so after one of each class, or the same number from each,
-    which nobody who begins without labels can do."""
-    backbone: str | None = None
-    """The net that --weights or --pretrained belong to (default: --net). finetune trains it, the other trainers train
-    --net from scratch; its embeddings serve queries while there is no label."""
-    embeddings: Literal["net", "backbone"] = "net"
-    """Whose embeddings queries see once there are labels."""
-    labeled: int = 32
-    """Labeled images per step."""
-    unlabeled: int = 128
-    """Unlabeled images per step, for FixMatch."""
-    lr: MaybeQuantity = None
-    """Peak learning rate (default: 0.1 for FixMatch from scratch, else 0.03), or a schedule."""
-    weight_decay: Quantity = 5e-4
-    """Decay of the weights, added to their gradient (L2)."""
-    ema: Quantity = 0.999
-    """Decay of the averaged weights, which are evaluated."""
-    bn_momentum: float = 0.02
-    """Of BatchNorm's running statistics."""
 
 
 def backbone(settings: TrainSettings, style: Style, classes: int | Sequence[str] = 1) -> Net | None:

@@ -1,5 +1,6 @@
 """Images and labels: pools, their splits and label ledger, sources, and the order of training."""
 
+from ssl_lab.data import inventory, openset, remarks
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.images import ArrayImages, Concat, Images
 from ssl_lab.data.ledger import Ledger
@@ -19,5 +20,8 @@ __all__ = [
     "Pool",
     "Sampler",
     "announce",
+    "inventory",
     "load",
+    "openset",
+    "remarks",
 ]

@@ -1,11 +1,12 @@
 """Features of frozen nets: stored, searched, learned from in seconds, and examined."""
 
+from ssl_lab.features import run, side_by_side, worth
 from ssl_lab.features.anchored import anchored
 from ssl_lab.features.cka import layer_cka, linear_cka
 from ssl_lab.features.confident import Doubt, confident_joint, doubt
 from ssl_lab.features.crossfit import CrossFitted, cross_fitted
 from ssl_lab.features.embed import embed
-from ssl_lab.features.fidelity import fidelity
+from ssl_lab.features.fidelity import compared_to_teacher, fidelity
 from ssl_lab.features.health import (
     Health,
     OnlineAccuracy,
@@ -38,9 +39,10 @@ LEARNERS: dict[str, Learner] = {
 
 __all__ = [
     "LEARNERS", "Approximate", "CrossFitted", "Doubt", "FeatureStore", "Health", "Learner", "OnlineAccuracy",
-    "Scores", "alignment", "anchored", "class_separation", "confident_joint", "cross_fitted", "doubt",
+    "Scores", "alignment", "anchored", "class_separation", "compared_to_teacher", "confident_joint",
+    "cross_fitted", "doubt",
     "effective_rank", "embed", "embedding_std", "ensemble", "few_label_curve", "fidelity", "label_counts",
     "label_free", "label_propagation", "layer_cka", "linear_cka", "linear_probe", "nearest_prototype", "neighbors",
-    "off_topic", "probe_head", "pseudo_labels", "self_training", "set_head", "sgd_probe", "small_data",
-    "stored_logits", "top_k", "uniformity", "weighted_knn", "with_projector", "within",
+    "off_topic", "probe_head", "pseudo_labels", "run", "self_training", "set_head", "sgd_probe", "side_by_side",
+    "small_data", "stored_logits", "top_k", "uniformity", "weighted_knn", "with_projector", "within", "worth",
 ]

@@ -29,7 +29,7 @@ class Draws:
         return f"{self.name:14} {100 * np.mean(self.accuracies):5.1f}{spread}%  {np.mean(self.seconds):6.1f} s"
 
 
-def side_by_side(names: Sequence[str], learners: Mapping[str, Learner], features: Sequence[FloatArray],
+def compared(names: Sequence[str], learners: Mapping[str, Learner], features: Sequence[FloatArray],
                  pools: Sequence[Pool]) -> list[Draws]:
     """What each learner, by name, reaches on each of the pools, the same images with other labels.
 

@@ -13,7 +13,7 @@ from ssl_lab.at_hand import PRETRAINED
 from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net
-from ssl_lab.nets.zoo import net
+from ssl_lab.nets.named import net
 
 
 def start_net(start: str, classes: int | Sequence[str], style: Style, name: str = "tiny_16", pretrained: bool = False,

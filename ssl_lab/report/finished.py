@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
-import tyro
-
-from ssl_lab.config import Untrained, reading_of
+from ssl_lab.config import OfARun, reading_of
 from ssl_lab.data import Pool, load
 from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
@@ -63,19 +60,11 @@ class Finished:
         pool = pool.split(labeled=folder / "split.json")
         return cls(stored, start_net(str(folder), pool.class_names, pool.style), pool)
 
-
-@dataclass
-class OfARun(Untrained):
-    """Settings of a recipe that looks into a finished run, with its images and its labels."""
-
-    start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
-    """The run: its --out."""
-    data: str = ""
-    """Where its images lie now (default: where they lay for the run)."""
-
-    def finished(self) -> Finished:
-        """The run. UsageError for flags that ask for other labels than its own."""
-        if any(given is not None for given in (self.labels, self.split_file, self.valid, self.imbalance)):
+    @classmethod
+    def of(cls, settings: OfARun) -> Finished:
+        """The run that a recipe looks into. UsageError for flags that ask for other labels than its own."""
+        if any(given is not None for given in (settings.labels, settings.split_file, settings.valid,
+                                               settings.imbalance)):
             raise UsageError("--labels, --split-file, --valid and --imbalance: images and labels are those of the run; "
                              "leave them out")
-        return Finished.read(self.start, self.data or None, self.data_dir)
+        return cls.read(settings.start, settings.data or None, settings.data_dir)

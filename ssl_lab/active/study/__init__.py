@@ -1,1 +1,5 @@
 """Whether it was worth it: queries side by side, and what their numbers may say."""
+
+from ssl_lab.active.study import benchmark, show
+
+__all__ = ["benchmark", "show"]

@@ -32,9 +32,9 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.oracle import Truth
 from ssl_lab.active.plugins import make_query
 from ssl_lab.active.queries.base import IntArray
-from ssl_lab.active.trainers import TrainSettings, backbone, fitter
+from ssl_lab.active.trainers import backbone, fitter
+from ssl_lab.active_settings import Benchmark
 from ssl_lab.batch import generator
-from ssl_lab.config import may_run
 from ssl_lab.data import Images, Pool, announce, load
 from ssl_lab.data.images import Contents
 from ssl_lab.data.inventory import require_same
@@ -49,37 +49,6 @@ from ssl_lab.workers import Elsewhere, Workers, workers_of
 BASELINE = "random"
 IRRELEVANT = {"out", "resume", "data_dir", "device", "queries", "trainers", "seeds", "sets", "batches", "workers",
               "remote_gb", "seed", "track", "labels", "split_file"}  # to what a cell gives
-
-
-@dataclass
-class Benchmark(TrainSettings):
-    """Settings of recipes/active_benchmark.py."""
-
-    out: Path = Path("runs/active_benchmark")
-    """Folder of all cells and of the report."""
-    queries: str = may_run("margin,badge,k_center,typiclust", ":")
-    """Descriptions (see `recipes/active.py --help`), separated by commas."""
-    trainers: str = "supervised"
-    """supervised, learning_loss, fixmatch; finetune, finetune_fixmatch, which start from --weights or --pretrained;
-    separated by commas."""
-    seeds: int = 5
-    """Seeds 0 and up, of the initial labels, the initial weights, training and the queries."""
-    sets: int = 1
-    """Initial sets for each seed, all different."""
-    initial: int = 20
-    """Labels to begin with, the same for all queries; 0: the first batch is chosen by a backbone's embeddings."""
-    final: int = 120
-    """Labels at the end; where there are fewer images, all of them."""
-    batches: str = "20"
-    """Labels asked for in each round, several separated by commas."""
-    duplicates: int = 1
-    """Redundancy: of the training images one in so many is kept, and is there so many times."""
-    noise: float = 0.0
-    """Share of the oracle's answers that are wrong; the initial labels are right."""
-    transfer: str | None = None
-    """Another net, trained from scratch on what was selected at the end."""
-    workers: str = "1"
-    """Cells at a time on this machine, slurm or ray (see `ssl_lab/workers.py`)."""
 
 
 @dataclass(frozen=True)

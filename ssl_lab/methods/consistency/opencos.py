@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ssl_lab import losses
@@ -16,6 +17,8 @@ from ssl_lab.methods.base import Method, Views
 from ssl_lab.nets import Net, Output
 from ssl_lab.schedule import Scalar
 from ssl_lab.views import Strong, Weak
+
+Values = Tensor | NDArray[Any]
 
 
 class OpenCoS(Method):
@@ -124,24 +127,25 @@ class OpenSet(NamedTuple):
     soft_labels: Tensor
     confident: Tensor
 
-    def by_index(self, rows: Tensor, images: int) -> OpenSet:
+    def by_index(self, rows: Values, images: int) -> OpenSet:
         """The same for all `images` of a pool of which these are the `rows` (int64 [N]); 0 for the others."""
+        rows = torch.as_tensor(rows)
         whole = [values.new_zeros(images, *values.shape[1:]).index_copy(0, rows, values) for values in self]
         return OpenSet(*whole)
 
 
-def check_labels(targets: Tensor, classes: int) -> None:
+def check_labels(targets: Values, classes: int) -> None:
     """UsageError unless every class has a labeled image and some class two: a lone image is its own center.
 
     targets: int64 [L], the classes of the labeled images.
     """
-    counts = torch.bincount(targets, minlength=classes)
+    counts = torch.bincount(torch.as_tensor(targets), minlength=classes)
     if len(counts) != classes or counts.min() < 1 or counts.max() < 2:
         raise UsageError(f"labeled images by class: {counts.tolist()}; to know a class, OpenCoS needs one of each of "
                          f"the {classes} classes, and more to know how much they differ")
 
 
-def split_open_set(embeddings: Tensor, labeled: Tensor, targets: Tensor, classes: int, deviations: float = 2.0,
+def split_open_set(embeddings: Values, labeled: Values, targets: Values, classes: int, deviations: float = 2.0,
                    temperature: float = 0.1, top: float = 0.1) -> OpenSet:
     """Which images are in class, by their likeness to the labeled ones of each class.
 
@@ -156,6 +160,7 @@ def split_open_set(embeddings: Tensor, labeled: Tensor, targets: Tensor, classes
     from sklearn.linear_model import LogisticRegression
 
     check_labels(targets, classes)
+    embeddings, labeled, targets = map(torch.as_tensor, (embeddings, labeled, targets))
     centers = torch.zeros(classes, labeled.shape[1], dtype=labeled.dtype).index_add_(0, targets, labeled)
     centers = F.normalize(centers, dim=1)  # the mean but for its length
     labeled, embeddings = F.normalize(labeled, dim=1), F.normalize(embeddings, dim=1)
