@@ -18,8 +18,9 @@ for a plain run: FixMatch has 95.8 ± 0.8%, of 33 techniques none helped beyond 
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -52,33 +53,33 @@ def main(settings: Settings) -> None:
         raise sl.UsageError("techniques are compared at equal steps, of different times: give --steps, not --minutes")
     if min(settings.seeds, settings.steps) < 1:
         raise sl.UsageError(f"seeds={settings.seeds}, steps={settings.steps}: both must be positive")
-    study, jobs, runs_of = sl.study, sl.engine.jobs, sl.comparison.Runs
+    arms, study, jobs = sl.arms, sl.study, sl.engine.jobs
     workers = workers_of(settings.workers, settings.out)
-    tried, seeds = study.arms(settings.tried or ["all"]), range(settings.seeds)
+    tried, seeds = arms.arms(settings.tried or ["all"]), range(settings.seeds)
     usual, given = sl.Settings().plain(), settings.plain()
     shared = {name: given[name] for name in usual if given[name] != usual[name] and name not in ("out", "resume")}
-    shared |= {name.replace("-", "_"): study.value(text) for name, text in settings.base.items()}
+    shared |= {name.replace("-", "_"): arms.value(text) for name, text in settings.base.items()}
 
-    def job(name: str, seed: int, techniques: tuple[str, ...] = (), **changes: Any) -> jobs.Job:
-        chosen = {**shared, "techniques": [*settings.techniques, *techniques], **changes, "seed": seed}
+    def job(arm: arms.Arm, seed: int = 0) -> jobs.Job:
+        chosen = {**shared, "techniques": [*settings.techniques, *arm.techniques], **arm.settings, "seed": seed}
         if isinstance(chosen.get("view"), str):
             chosen["view"] = [chosen["view"]]
         flags = {"with": chosen["techniques"],  # these may name modules, which no file of settings may
                  **{key: chosen[key] for key in ("view", "optimizer", "method") if chosen.get(key)}}
-        return jobs.Job(HERE / f"{settings.recipe}.py", chosen, settings.out / f"{as_file_name(name)}-{seed}", flags)
+        out = settings.out / f"{as_file_name(arm.text)}-{seed}"
+        return jobs.Job(HERE / f"{settings.recipe}.py", chosen, out, flags)
 
-    base = runs_of(study.BASE, [job(study.BASE, seed) for seed in seeds])
-    runs = [runs_of(arm.text, [job(arm.text, seed, arm.techniques, **arm.settings) for seed in seeds]) for arm in tried]
-    for each, given in ((base, "the base"), *((each, f"--try {each.name!r}") for each in runs)):
-        study.check(each.jobs[0], given)
+    tried, refused = arms.allowed(tried, job, arms.check_texts_of)
     pool = sl.load(settings.data, **settings.reading())
     sl.announce(pool)
     sl.data.inventory.require_same(settings.out, pool, f"the runs in {settings.out} are of")
+    tried, unable = arms.allowed(tried, job, partial(arms.check_run_of, pool))
+    base, *runs = [sl.comparison.Runs(arm.text, [job(arm, seed) for seed in seeds]) for arm in (arms.BASE, *tried)]
     failed = jobs.run_all([each.jobs[seed] for seed in seeds for each in (base, *runs)], workers)
     score = "test_balanced_accuracy" if settings.imbalance is not None else "test_accuracy"
     study.show(f"{settings.recipe} on {pool.name}, {settings.steps:,} steps, {settings.seeds} seeds", base,
-               [study.worth(arm, each, base, score) for arm, each in zip(tried, runs, strict=True)], failed,
-               settings.out, score)
+               [study.worth(arm, each, base, score) for arm, each in zip(tried, runs, strict=True)],
+               [*refused, *unable, *failed], settings.out, score)
 
 
 if __name__ == "__main__":

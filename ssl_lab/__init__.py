@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ssl_lab import (
         active,
         analysis,
+        arms,
         begun,
         comparison,
         compress,
@@ -114,7 +115,7 @@ _WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:
           "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "runs": "runs:runs", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
-_MODULES = ("active", "analysis", "begun", "comparison", "compress", "data", "engine", "ensemble", "features",
+_MODULES = ("active", "analysis", "arms", "begun", "comparison", "compress", "data", "engine", "ensemble", "features",
             "finetune", "losses", "methods", "nets", "optim", "presets", "pretraining_presets", "rounds", "schedule",
             "stages", "study", "techniques", "testing", "views")
 

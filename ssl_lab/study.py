@@ -3,118 +3,22 @@ may say."""
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import re
-import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from ssl_lab import texts
 from ssl_lab.active.study.statistics import Paired, holm, paired_t
-from ssl_lab.command_line import parse
+from ssl_lab.arms import Arm
 from ssl_lab.comparison import Runs
-from ssl_lab.config import Settings
-from ssl_lab.engine.jobs import Job
-from ssl_lab.errors import RunFailedError, UsageError, unknown
+from ssl_lab.errors import RunFailedError
 from ssl_lab.files import write_text
 from ssl_lab.intervals import detectable
 from ssl_lab.report import Column, Report, Table, mean_spread, print_tables
 from ssl_lab.report.charts import difference_chart
-from ssl_lab.techniques import TECHNIQUES, together
-from ssl_lab.understood import check_texts
 
-BASE = "base"
-FOR_ACCURACY = [name for name, kind in TECHNIQUES.items() if kind.serves == "accuracy"]
 RANKED = 3  # seeds, from which on techniques are ranked and judged
-
-
-@dataclass(frozen=True)
-class Arm:
-    """What is tried beside the base: techniques together, other settings of the base, or both.
-
-    text: as it was given. kind: that of its technique, or `settings`. techniques: texts. settings: name -> value.
-    """
-
-    text: str
-    kind: str
-    techniques: tuple[str, ...] = ()
-    settings: Mapping[str, Any] = field(default_factory=dict)
-
-
-def arms(given: Sequence[str]) -> list[Arm]:
-    """What texts name, once each: techniques and settings NAME=VALUE, several together by `+`, as in "sam + swa" or
-    "lr=0.03 + swa"; `all` is each technique of ssl_lab that is for accuracy, alone, with its defaults.
-
-    Raises UsageError for what is no technique, and for techniques that exclude each other.
-    """
-    named = [name for text in given for name in (FOR_ACCURACY if text.strip() == "all" else [text])]
-    found: dict[str, Arm] = {}
-    for text in named:
-        arm = _arm(text)
-        found.setdefault(arm.text, arm)
-    if not found:
-        raise UsageError('nothing to try; give --try "sam(rho=0.1)", --try "swa + sam", --try lr=0.03, or --try all')
-    return list(found.values())
-
-
-def _arm(text: str) -> Arm:
-    parts = texts.split(text, at="+")
-    settings: dict[str, Any] = {}
-    techniques = []
-    for part in parts:
-        if setting := re.fullmatch(r"([A-Za-z][\w-]*)\s*=(?!=)\s*(.+)", part, re.DOTALL):
-            settings[setting[1].replace("-", "_")] = value(setting[2])
-        else:
-            techniques.append(part)
-    both = together(techniques)
-    kinds = [each.kind for each in both.given] + (["settings"] if settings else [])
-    said = [*both.texts, *(f"{name}={value}" for name, value in settings.items())]
-    return Arm(" + ".join(said), ", ".join(dict.fromkeys(kinds)), tuple(both.texts), settings)
-
-
-def value(text: str) -> Any:
-    """The value of a setting, as a YAML file of settings has it: 0.1, true, or a text."""
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UsageError(f"{text!r} is no value of a setting; give a number, true, false or a text") from None
-
-
-def check(job: Job, given: str) -> None:
-    """UsageError, before anything runs, where the recipe of a job would not take its settings.
-
-    given: what holds them, in words. Names, values, and what texts name are looked at; whether the method can have it
-    is for the run to say.
-    """
-    settings = _settings_of(job.recipe)
-    known = [each.name for each in fields(settings)]
-    for name in job.settings.keys() - set(known):
-        raise unknown("setting", name, known, f"It is given by {given}, and recipes/{job.recipe.name} has none such.")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "settings.yaml"
-        file.write_text(yaml.safe_dump({**job.settings, "out": str(job.out)}, sort_keys=False))
-        try:
-            found = parse(settings, ["--config", str(file), *job.command_line])
-            check_texts(getattr(found, "method", None), found.view, found.optimizer, found.techniques)
-        except UsageError as error:
-            raise UsageError(f"{given}: {str(error).replace(f' in --config {file}', '')}") from None
-
-
-def _settings_of(recipe: Path) -> type[Settings]:
-    """Those that a recipe takes."""
-    spec = importlib.util.spec_from_file_location(f"recipe_{recipe.stem}", recipe)
-    assert spec is not None
-    assert spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    found: type[Settings] = module.Settings
-    return found
 
 
 @dataclass(frozen=True)

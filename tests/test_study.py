@@ -11,11 +11,12 @@ from test_comparison import finished
 from test_recipes import TINY, recipe
 
 from ssl_lab import study
+from ssl_lab.arms import FOR_ACCURACY, Arm, arms
 from ssl_lab.command_line import parse
 from ssl_lab.engine import jobs
 from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.report.charts import difference_chart
-from ssl_lab.study import Arm, arms, worth
+from ssl_lab.study import worth
 from ssl_lab.techniques import TECHNIQUES
 from ssl_lab.workers import Here
 
@@ -31,6 +32,7 @@ def test_techniques_and_settings_are_tried_alone_and_together():
     assert every == [*(name for name, kind in TECHNIQUES.items() if kind.serves == "accuracy"), "rigl"]
     assert "sam" in every
     assert "dp" not in every
+    assert [arm.text for arm in arms(["sam", "all", "swa"]) if not arm.of_all] == ["sam", "swa"]
 
 
 @pytest.mark.parametrize(("given", "said"), [
@@ -135,6 +137,62 @@ def test_the_recipe_keeps_what_is_finished(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(Here, "command", None)  # nothing is left to run
     module.main(parse(module.Settings, arguments))
     assert capsys.readouterr().out == out
+
+
+def started(monkeypatch, tmp_path, *arguments):
+    """The names of what the recipe starts, without starting it, and the notes that its page has."""
+    module, names, notes = recipe("techniques"), [], []
+    monkeypatch.setattr(jobs, "run_all", lambda runs, workers: names.extend(job.out.name for job in runs) or [])
+    monkeypatch.setattr(study, "show", lambda title, base, found, said, *rest: notes.extend(said))
+    module.main(parse(module.Settings, ["--labels", "40", "--net", "tiny_4", "--device", "cpu", "--steps", "3",
+                                        "--seeds", "1", "--out", str(tmp_path / "study"), *map(str, arguments)]))
+    return [name.removesuffix("-0") for name in names], notes
+
+
+def test_all_is_what_the_base_can_take(tmp_path, monkeypatch, capsys):
+    names, notes = started(monkeypatch, tmp_path)
+    said = capsys.readouterr().err
+    why = "whiten is left out: whiten: tiny_4 has no layer for it; rapid_64_128_256 and the like have."
+    assert why in notes
+    assert f"note: {why}\n" in said
+    assert {"base", *FOR_ACCURACY} - {note.partition(" is left out")[0] for note in notes} == {*names}
+    assert {"sam", "swa", "dropout", "mixup", "autoinit", "gradinit", "ldam"} <= {*names}
+
+
+@pytest.mark.parametrize(("name", "base", "left_out"), [
+    ("supervised", ("labeled", "8"), {"whiten"}),
+    ("consistency", ("method", "mixmatch"), {"whiten", "mixup"}),  # which mixes already
+    ("openset", ("method", "opencos"), {"whiten", "mixup"}),  # which has unlabeled images in its labeled loss
+    ("distill", ("method", "fitnet"), {"whiten"}),
+    ("finetune", ("start", "run"), {"whiten", "autoinit"}),  # which would leave nothing of what was learned
+])
+def test_what_can_be_taken_goes_by_the_recipe(tmp_path, monkeypatch, name, base, left_out):
+    monkeypatch.setattr("ssl_lab.arms.FOR_ACCURACY", ["whiten", "autoinit", "mixup", "sam"])
+    monkeypatch.chdir(tmp_path)
+    if name == "finetune":
+        own = recipe("supervised")
+        own.main(parse(own.Settings, [*TINY, "--steps", "1", "--out", "run"]))
+    names, _ = started(monkeypatch, tmp_path, "--recipe", name, "--base", *base)
+    assert {"whiten", "autoinit", "mixup", "sam"} - {*names} == left_out
+
+
+def test_all_takes_what_fits_the_net_and_the_techniques_of_the_base(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssl_lab.arms.FOR_ACCURACY", ["whiten", "gnp", "drop_path"])
+    names, notes = started(monkeypatch, tmp_path, "--net", "rapid_4_8_8", "--with", "sam")
+    assert names == ["base", "whiten"]
+    assert "gnp is left out: sam and gnp are both rules for a whole step; give one of them." in notes
+    assert any(note.startswith("drop_path is left out: drop_path leaves out residual branches") for note in notes)
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    (("--try", "all", "--try", "whiten"), "--try 'whiten': whiten: tiny_4 has no layer for it"),
+    (("--with", "whiten", "--try", "swa"), "the base: whiten: tiny_4 has no layer for it"),
+    (("--with", "sam", "--try", "gnp"), "--try 'gnp': sam and gnp are both rules"),
+])
+def test_what_was_named_and_cannot_run_is_refused_before_anything_trains(tmp_path, monkeypatch, given, said):
+    monkeypatch.setattr("ssl_lab.arms.FOR_ACCURACY", ["sam", "whiten"])
+    with pytest.raises(UsageError, match=said):
+        started(monkeypatch, tmp_path, *given)
 
 
 def test_minutes_are_refused(tmp_path):

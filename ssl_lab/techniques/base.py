@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -91,6 +92,11 @@ class NetTechnique(Technique):
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
         """The net to train; `net` may be changed in place. Randomness from the seed alone."""
         raise NotImplementedError
+
+    def check_net(self, net: Net, pool: Pool) -> None:
+        """UsageError where it cannot act on this net; `net` stays as it is. It is tried on a copy, unless a technique
+        knows better."""
+        self(copy.deepcopy(net), pool, 0)
 
 
 class DataTechnique(Technique):

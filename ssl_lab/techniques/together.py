@@ -71,6 +71,12 @@ class Techniques:
             net.prepared = (*before, each.text)
         return net
 
+    def check_net(self, net: Net, pool: Pool) -> None:
+        """UsageError where one of the net techniques cannot act on this net; `net` stays as it is."""
+        for each in self.of(NetTechnique):
+            _beware(each, net)
+            each.check_net(net, pool)
+
     def pool(self, pool: Pool, seed: int) -> Pool:
         """The pool that batches are drawn from."""
         for each in self.of(DataTechnique):

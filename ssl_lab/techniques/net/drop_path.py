@@ -51,10 +51,13 @@ class DropPath(NetTechnique):
             raise UsageError(f"drop_path: rate={rate}; expected 0 to below 1")
         self.rate = rate
 
-    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
-        places = list(branches(net))
-        if not places:
+    def check_net(self, net: Net, pool: Pool) -> None:
+        if not list(branches(net)):
             raise UsageError(f"drop_path leaves out residual branches, and {net.name} has none that it knows")
+
+    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+        self.check_net(net, pool)
+        places = list(branches(net))
         last = places[-1][0]
         rate = min(0.5, 0.5 * last / DEPTH) if self.rate is None else self.rate
         for number, branch in places:

@@ -66,9 +66,12 @@ class GradInit(NetTechnique):
         if not method.classifies:
             raise UsageError(f"gradinit lowers the loss of labels, and {method.name} learns without")
 
-    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+    def check_net(self, net: Net, pool: Pool) -> None:
         if len(pool.labeled) < 2:
             raise UsageError(f"gradinit lowers the loss of labels, and {pool.name} has {len(pool.labeled)}")
+
+    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+        self.check_net(net, pool)
         device, half = net.mean.device, max(1, self.batch // 2)
         weights = {name: weight for name, weight in net.named_parameters() if weight.requires_grad}
         scales = torch.ones(len(weights), device=device, dtype=torch.float32, requires_grad=True)

@@ -39,6 +39,9 @@ class Rewire(NetTechnique):
     def overwrites(self) -> str:
         return "puts the weights of each layer in a random order"
 
+    def check_net(self, net: Net, pool: Pool) -> None:
+        """Any net has weights."""
+
     @torch.no_grad()
     def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
         for name, layer in net.named_modules():

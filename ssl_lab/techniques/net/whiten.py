@@ -45,9 +45,13 @@ class Whiten(NetTechnique):
                              "epsilon")
         self.images, self.epsilon = images, epsilon
 
-    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+    def check_net(self, net: Net, pool: Pool) -> None:
         if not isinstance(net.backbone, Rapid):
             raise UsageError(f"whiten: {net.name} has no layer for it; rapid_64_128_256 and the like have")
+
+    def __call__(self, net: Net, pool: Pool, seed: int) -> Net:
+        self.check_net(net, pool)
+        assert isinstance(net.backbone, Rapid)
         seen = pixels(pool, some(pool.train, self.images, seed, "whiten"), net.mean.device)
         net.backbone.set_filters(whitening((seen - net.mean) / net.std, self.epsilon))
         return net
