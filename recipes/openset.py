@@ -43,7 +43,8 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     if settings.other is not None:
-        pool = sl.data.openset.open_set(pool, sl.load(settings.other, settings.data_dir), settings.share, settings.seed)
+        other = sl.load(settings.other, settings.data_dir, remote_gb=settings.remote_gb)
+        pool = sl.data.openset.open_set(pool, other, settings.share, settings.seed)
     new_net = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     net = new_net(settings.net, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)

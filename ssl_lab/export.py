@@ -112,7 +112,11 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
     if size:
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
-        style = load(settings["data"], **reading_of(settings)).style
+        try:
+            style = load(settings["data"], **reading_of(settings)).style
+        except UsageError as error:
+            raise UsageError(f"the images of {run} tell their size, and cannot be read: {error}. --image-size N says "
+                             "it too") from error
     return start_net(str(run), classes, style), style, learned_classes(run)
 
 

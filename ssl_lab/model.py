@@ -80,7 +80,7 @@ class Model:
         """The classes of images, batch by batch, for any number of them.
 
         Args:
-            images: see `find_pictures`.
+            images: see `find_pictures`, or what it gave: it takes more gigabytes from an address, if you like.
             threshold: a class that is less likely is not given.
             coverage: in (0, 1), the promised share of prediction sets that hold the right class (by split conformal
                 prediction: on average, over images like those that the run was calibrated on).

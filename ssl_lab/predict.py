@@ -18,6 +18,7 @@ from urllib.parse import quote
 import tyro
 
 from ssl_lab import model as models
+from ssl_lab.config import AS_USUAL
 from ssl_lab.data.cells import safe
 from ssl_lab.data.pictures import find_pictures
 from ssl_lab.errors import UsageError
@@ -32,7 +33,8 @@ UNSURE = "_unsure"
 
 def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[str, ...], tyro.conf.Positional],
             to: Format = "csv", out: Path | None = None, top: int = 1, threshold: float = 0.0,
-            coverage: float | None = None, device: str = "auto") -> None:
+            coverage: float | None = None, data_dir: Path | None = None, remote_gb: float = AS_USUAL.remote_gb,
+            device: str = "auto") -> None:
     """The classes of new images by a finished run, with probabilities that are calibrated where the run had validation
     images.
 
@@ -41,12 +43,15 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
 
     run: folder of the run.
     paths: image files, folders, patterns such as "new/*.jpg", .tar and .npy files; - reads paths from standard input.
+        Addresses (s3://, gs://, hf://, https://) of these too.
     to: csv or jsonl, a row for each image; folders, a copy of each image in the folder of its class; label-studio,
         tasks with the guess preselected.
     out: the file, or the folder (default: csv and jsonl are printed).
     top: so many classes for each image, the likeliest first.
     threshold: give a class only if it is at least so probable.
     coverage: also a set of classes that holds the right one so often, e.g. 0.95.
+    data_dir: where copies of what lies at an address are kept (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+    remote_gb: gigabytes that may be copied to this machine from an address.
     device: cpu, cuda, or auto.
     """
     if top < 1:
@@ -54,7 +59,7 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
     if not paths:
         raise UsageError("which images? Give files, folders, patterns, or - for paths on standard input")
     model = models.open(run, device)
-    pictures = find_pictures(paths)
+    pictures = find_pictures(paths, model.card.style.channels, data_dir, remote_gb)
     seen: Counter[str] = Counter()
     begun = time.perf_counter()
     with ExitStack() as stack:

@@ -11,12 +11,21 @@ from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler, Thread
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import ssl_lab as sl
+from ssl_lab import flags
+from ssl_lab.batch import Style
+from ssl_lab.cli import WORDS, function, main
+from ssl_lab.command_line import parse
+from ssl_lab.config import OfARun
 from ssl_lab.data import remote
+from ssl_lab.data.pictures import find_pictures
 from ssl_lab.data.remote import copied, is_address
 from ssl_lab.errors import UsageError
+from ssl_lab.predict import predict
+from ssl_lab.report.finished import Finished
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -115,13 +124,75 @@ def test_only_what_changed_is_copied_again(tmp_path, capsys):
 
 
 def test_a_model_predicts_images_from_elsewhere_by_their_addresses(tmp_path):
-    from ssl_lab.data.pictures import find_pictures
-
     found = find_pictures(in_memory(photos(tmp_path / "photos")))
     assert found.known == 12
     first = next(found.stream)
     assert first.name == "memory://photos/cat/0.png"
     assert first.content.read_bytes() == (tmp_path / "photos" / "cat" / "0.png").read_bytes()
+
+
+def test_a_pattern_at_an_address_names_images_by_it(tmp_path):
+    address = in_memory(photos(tmp_path / "photos"))
+    assert [picture.name for picture in find_pictures(f"{address}/cat/[01].png").stream] == [
+        "memory://photos/cat/0.png", "memory://photos/cat/1.png"]
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_what_a_model_reads_from_elsewhere_has_its_limit_and_its_place(tmp_path, several):
+    address = in_memory(photos(tmp_path / "photos"))
+    given = [address, address] if several else address
+    with pytest.raises(UsageError, match="at most 1e-09 are copied to this machine; --remote-gb 1 allows it"):
+        find_pictures(given, remote_gb=1e-9)
+    assert find_pictures(given, data_dir=tmp_path / "here").known == 12 * (1 + several)
+    assert (tmp_path / "here" / "remote").is_dir()
+
+
+def test_every_word_that_reads_images_says_how_many_gigabytes_may_be_copied_and_where_to():
+    taken = {word: {flag.name for flag in flags.of_function(function(word))} for words in WORDS.values()
+             for word in words if word != "bench"}
+    reading = {word for word, names in taken.items() if names & {"data", "paths"}}
+    assert reading == {"train", "predict", "audit", "label", "advise", "find-lr", "report"}
+    assert {word for word in reading if not {"data_dir", "remote_gb"} <= taken[word]} == set()
+
+
+def test_predict_hands_them_on(tmp_path, monkeypatch):
+    class AskedError(Exception):
+        pass
+
+    def found(paths, *others):
+        raise AskedError(paths, *others)
+
+    model = type("Model", (), {"card": type("Card", (), {"style": Style(channels=1)})})
+    monkeypatch.setattr("ssl_lab.predict.models.open", lambda run, device: model)
+    monkeypatch.setattr("ssl_lab.predict.find_pictures", found)
+    with pytest.raises(AskedError) as asked:
+        predict(tmp_path, ("s3://bucket/new",), data_dir=tmp_path, remote_gb=3.5)
+    assert asked.value.args == (("s3://bucket/new",), 1, tmp_path, 3.5)
+
+
+@pytest.mark.parametrize("given_flags", [(), ("--remote-gb=3.5", "--data-dir=here")])
+@pytest.mark.parametrize("place", ["report", "a recipe that looks into a run"])
+def test_images_of_a_run_are_copied_as_then_unless_flags_say_otherwise(tmp_path, monkeypatch, place, given_flags):
+    given = {}
+
+    def load(data, **reading):
+        given.update(reading)
+        raise UsageError("not today")
+
+    (tmp_path / "config.yaml").write_text("data: s3://bucket/photos\nremote_gb: 30.0\ndata_dir: there\n")
+    if place == "report":
+        monkeypatch.setattr("ssl_lab.reporting.load", load)
+        monkeypatch.setattr("ssl_lab.reporting.write_report", lambda *_: "report.html")
+        main(["report", str(tmp_path), *given_flags])
+    else:
+        monkeypatch.setattr("ssl_lab.report.finished.load", load)
+        stored = type("Stored", (), {"class_names": ("a",), "settings": yaml.safe_load(
+            (tmp_path / "config.yaml").read_text()), "split": {}})
+        monkeypatch.setattr("ssl_lab.report.finished.StoredRun.read", lambda folder: stored)
+        monkeypatch.setattr("ssl_lab.report.finished.Card.read", lambda folder: type("Card", (), {"kind": "net"}))
+        with pytest.raises(UsageError, match="not today"):
+            Finished.of(parse(OfARun, [f"--start={tmp_path}", *given_flags]))
+    assert (given["remote_gb"], str(given["data_dir"])) == ((3.5, "here") if given_flags else (30.0, "there"))
 
 
 def test_what_was_copied_before_the_end_is_not_copied_again(tmp_path, monkeypatch):
@@ -184,7 +255,7 @@ def test_addresses_that_are_refused(address, words):
 
 def test_limits(tmp_path, monkeypatch):
     address = in_memory(photos(tmp_path / "photos"))
-    with pytest.raises(UsageError, match=r"holds 0.0 GB in 12 files, and at most 1e-09 are .* --remote-gb "):
+    with pytest.raises(UsageError, match=r"holds 0.0 GB in 12 files, and at most 1e-09 are .* --remote-gb 1 "):
         sl.load(address, remote_gb=1e-9)
     monkeypatch.setattr(remote, "MOST_FILES", 11)
     with pytest.raises(UsageError, match="more than 11 files; pack them into tar shards"):

@@ -25,7 +25,7 @@ from ssl_lab.data.ahead import in_order
 from ssl_lab.data.arrays import channels_first
 from ssl_lab.data.decode import SUFFIXES, decoding, from_picture, read_image, reason
 from ssl_lab.data.reading import Reading
-from ssl_lab.data.remote import copied, is_address
+from ssl_lab.data.remote import GIGABYTES, copied, is_address
 from ssl_lab.data.rows import content_of_row, fields_of, is_dataset, row_at
 from ssl_lab.data.sizes import fit_batch
 from ssl_lab.data.walk import walk
@@ -62,17 +62,20 @@ class Pictures:
     passed_over: dict[str, int]
 
 
-def find_pictures(given: Any, channels: int = 3) -> Pictures:
+def find_pictures(given: Any, channels: int = 3, data_dir: str | os.PathLike[str] | None = None,
+                  remote_gb: float = GIGABYTES) -> Pictures:
     """The images that `given` means: the path of a file, of a folder (with all below it), of a tar or .npy file, a
     pattern such as "new/*.jpg", "-" for paths on standard input, a line each; an array [N, H, W], [N, C, H, W] or
     [N, H, W, C] or of one image; a PIL image; a list, or an array of texts, of any of these; or a data set, of PyTorch
     or Hugging Face, of which the images are read (see `fields_of`).
 
-    channels: 1 if they are for a model of grays, to which an array [3, H, W] is three images and not one.
+    channels: 1 if they are for a model of grays, to which an array [3, H, W] is three images and not one. data_dir,
+    remote_gb: where copies of what lies at an address are kept, and how many gigabytes of it may be copied.
     UsageError for a path at which there is nothing, and for anything else.
     """
     if isinstance(given, str | os.PathLike):
-        return _at_path(os.fspath(given), channels)
+        path = os.fspath(given)
+        return _at_path(path, copied(path, data_dir, remote_gb) if is_address(path) else None, channels)
     if is_dataset(given):
         return _of_dataset(given)
     if isinstance(given, np.ndarray) and given.dtype.kind in "OUT":
@@ -83,7 +86,7 @@ def find_pictures(given: Any, channels: int = 3) -> Pictures:
         return Pictures(iter([Picture("image 0", given)]), 1, {})
     if not isinstance(given, Iterable) or isinstance(given, bytes | dict):
         raise UsageError(f"{type(given).__name__} is no image: expected paths, arrays or PIL images")
-    found = [find_pictures(each) for each in given]
+    found = [find_pictures(each, data_dir=data_dir, remote_gb=remote_gb) for each in given]
     counts = [each.known for each in found]
     passed_over: dict[str, int] = {}
     for each in found:
@@ -108,20 +111,21 @@ def _of_dataset(dataset: Any) -> Pictures:
     return Pictures((Picture(f"row {number}", content(number)) for number in range(len(dataset))), len(dataset), {})
 
 
-def _at_path(path: str, channels: int) -> Pictures:
+def _at_path(path: str, copy: Path | None, channels: int) -> Pictures:
+    """copy: of what lies at an address; images are named by that."""
     if path == "-":
         return Pictures((Picture(line, Path(line)) for line in map(str.strip, sys.stdin) if line), None, {})
-    where = copied(path) if is_address(path) else Path(path).expanduser()
+    where = Path(path).expanduser() if copy is None else copy
     if where.is_dir():
         found = walk(where)
         files = sorted(found.top.all_images())
         if not files:
             raise UsageError(f"{path} holds no image; expected files of {' '.join(sorted(SUFFIXES))}")
-        top = path.rstrip("/") if is_address(path) else str(where)
+        top = str(where) if copy is None else path.rstrip("/")
         return Pictures((Picture(f"{top}/{file}", where / file) for file in files), len(files),
                         dict(found.passed_over))
     if where.suffix.lower() == ".tar" and where.is_file():
-        return Pictures(_of_tar(where, path if is_address(path) else str(where)), None, {})
+        return Pictures(_of_tar(where, str(where) if copy is None else path), None, {})
     if where.suffix.lower() in (".npy", ".npz") and where.is_file():
         return _of_array(_array_in(where), f"{path}, image", channels)
     if where.exists() or not glob.has_magic(path):
@@ -131,7 +135,9 @@ def _at_path(path: str, channels: int) -> Pictures:
     matches = sorted(file for file in glob.glob(str(where), recursive=True) if not os.path.isdir(file))
     if not matches:
         raise UsageError(f"no file matches {path}")
-    return Pictures((Picture(file, Path(file)) for file in matches), len(matches), {})
+    there = None if copy is None else path.rpartition("/")[0]
+    return Pictures((Picture(file if there is None else f"{there}/{Path(file).name}", Path(file)) for file in matches),
+                    len(matches), {})
 
 
 def _of_tar(path: Path, name: str) -> Iterator[Picture]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
@@ -96,8 +97,9 @@ def copied(address: str, data_dir: str | os.PathLike[str] | None = None, gigabyt
 
 
 def _pattern(text: str) -> str:
-    """The regular expression of names like those that a pattern of shards means: it may mean fewer."""
-    return re.sub(r"\\\{.*?\\\}", ".*", re.escape(text)).replace(r"\*", ".*")
+    """The regular expression of names like those that a pattern means: it may mean fewer."""
+    any_of_some = re.sub(r"\\\[.*?\\\]", ".", re.sub(r"\\\{.*?\\\}", ".*", re.escape(text)))
+    return any_of_some.replace(r"\*", ".*")
 
 
 def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> None:
@@ -113,7 +115,8 @@ def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> 
     bytes_there = sum(file.size or 0 for file in there)
     if bytes_there > gigabytes * 1e9:
         raise UsageError(f"{source} holds {bytes_there / 1e9:.1f} GB in {len(there):,} files, and at most "
-                         f"{gigabytes:g} are copied to this machine; where a data set is read, --remote-gb allows more")
+                         f"{gigabytes:g} are copied to this machine; --remote-gb {math.ceil(bytes_there / 1e9)} allows "
+                         "it (remote_gb= of sl.load in code)")
     before, names = {file["name"]: file for file in _read(folder).get("files", [])}, {file.name for file in there}
     new = [file for file in there
            if before.get(file.name) != asdict(file) or not (folder / "files" / file.name).is_file()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ssl_lab.config import OfARun, reading_of
 from ssl_lab.data import Pool, load
@@ -38,8 +39,9 @@ class Finished:
         return int(self.stored.summary.get("seed") or 0)
 
     @classmethod
-    def read(cls, run: str | Path, data: str | None = None, data_dir: Path | None = None) -> Finished:
-        """The run in this folder. data, data_dir: where its images lie now, if not where they lay for the run.
+    def read(cls, run: str | Path, data: str | None = None, **others: Any) -> Finished:
+        """The run in this folder. data: where its images lie now, if not where they lay for the run. others: arguments
+        of `load` in place of the run's (data_dir, remote_gb).
 
         UsageError if there is none, if it trained no classifier, or if the images are others than the run's.
         """
@@ -52,7 +54,7 @@ class Finished:
         named = data or stored.settings.get("data")
         if not isinstance(named, str):
             raise UsageError(f"{folder}/config.yaml does not say which images the run was of; name them with --data")
-        reading = reading_of(stored.settings) | ({} if data_dir is None else {"data_dir": data_dir})
+        reading = reading_of(stored.settings) | others
         pool = load(named, **reading)
         if stored.split.get("pixels") not in (None, pool.images.fingerprint()):
             raise UsageError(f"{named} has other images now than the run in {folder} had: some came, went or changed. "
@@ -67,4 +69,5 @@ class Finished:
                                                settings.imbalance)):
             raise UsageError("--labels, --split-file, --valid and --imbalance: images and labels are those of the run; "
                              "leave them out")
-        return cls.read(settings.start, settings.data or None, settings.data_dir)
+        others = {name: value for name, value in settings.said().items() if name in ("data_dir", "remote_gb")}
+        return cls.read(settings.start, settings.data or None, **others)
