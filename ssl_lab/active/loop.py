@@ -32,7 +32,7 @@ from ssl_lab.active.arrays import version_of
 from ssl_lab.active.people.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.people.keys import Answer
 from ssl_lab.active.people.oracle import Oracle, Readable, write_questions
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, described, scores_of
+from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query, described, scores_of
 from ssl_lab.active.record import Round, asked_of, read_round
 from ssl_lab.active.sight import Sight
 from ssl_lab.active.stopping import Advice
