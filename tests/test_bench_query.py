@@ -11,7 +11,7 @@ from forked import CONTEXT
 
 from ssl_lab.active.queries.base import Query
 from ssl_lab.bench import query as bench
-from ssl_lab.bench.query import Size, bench_query, costs, inputs
+from ssl_lab.bench.query import Made, Size, bench_query, costs, inputs
 from ssl_lab.errors import UsageError
 
 SMALL = Size(n=300, dim=16, classes=3, budget=5)
@@ -46,7 +46,7 @@ class Dying(Query):
 
 
 def test_inputs_are_a_function_of_the_seed_and_hold_together():
-    a, b, c = (inputs(SMALL, seed, frozenset({"mc_probs"})) for seed in (0, 0, 1))
+    a, b, c = (inputs(Made(SMALL, seed), frozenset({"mc_probs"})) for seed in (0, 0, 1))
     for name in ("embeddings", "probs", "mc_probs", "labels"):
         assert np.array_equal(getattr(a, name), getattr(b, name))
     assert not np.array_equal(a.embeddings, c.embeddings)
@@ -56,7 +56,19 @@ def test_inputs_are_a_function_of_the_seed_and_hold_together():
     assert np.allclose(a.mc_probs.sum(axis=2), 1, atol=1e-5)
     assert len(a.labeled) == 30
     assert (a.probs[a.labeled].argmax(axis=1) == a.labels[a.labeled]).mean() > 0.5
-    assert inputs(SMALL, 0).mc_probs is None
+    assert inputs(Made(SMALL)).mc_probs is None
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_inputs_in_files_are_the_same(half, tmp_path):
+    needs = frozenset({"view_probs"})
+    first, again = (inputs(Made(SMALL, 1, tmp_path, half), needs) for _ in range(2))
+    inside = inputs(Made(SMALL, 1, half=half), needs)
+    for view in (first, again):
+        assert isinstance(view.embeddings, np.memmap)
+        assert view.embeddings.dtype == (np.float16 if half else np.float32)
+        for name in ("embeddings", "probs", "mc_probs", "view_probs", "predicted_loss", "labels", "head_weight"):
+            assert np.array_equal(getattr(view, name), getattr(inside, name)), name
 
 
 def test_table(capsys, monkeypatch):
@@ -71,9 +83,10 @@ def test_table(capsys, monkeypatch):
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux tells a process's peak of memory")
-def test_json_of_one_that_takes_memory_and_one_that_dies(capsys, monkeypatch):
+def test_json_of_one_that_takes_memory_and_one_that_dies(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(multiprocessing, "get_context", lambda method: CONTEXT)
-    bench_query(2000, 16, 3, 5, queries=f"{__name__}:Hungry, {__name__}:Dying", json=True)
+    bench_query(2000, 16, 3, 5, queries=f"{__name__}:Hungry, {__name__}:Dying", json=True, files=tmp_path, half=True)
+    assert not list(tmp_path.iterdir())
     output = capsys.readouterr()
     hungry, dying = json.loads(output.out)
     assert list(hungry) == list(dying) == KEYS
@@ -86,9 +99,9 @@ def test_json_of_one_that_takes_memory_and_one_that_dies(capsys, monkeypatch):
 
 def test_what_a_query_cannot_do_is_said():
     here, there = multiprocessing.Pipe()
-    bench._run(there, f"{__name__}:Picky", SMALL, 0, peer=False)
+    bench._run(there, f"{__name__}:Picky", Made(SMALL), peer=False)
     assert here.recv() == "cannot do this"
-    bench._run(there, BADGE, SMALL, 0, peer=False)
+    bench._run(there, BADGE, Made(SMALL), peer=False)
     assert here.recv().seconds > 0
 
 
@@ -101,7 +114,7 @@ def test_peers_say_how_to_get_them():
 @pytest.mark.skipif(importlib.util.find_spec("skactiveml") is None, reason="scikit-activeml is not installed")
 @pytest.mark.parametrize("name", sorted(bench.PEERS))
 def test_peers_run(name):
-    assert bench._peer(name, inputs(SMALL, 0), 5, 0).seconds > 0
+    assert bench._peer(name, inputs(Made(SMALL)), 5, 0).seconds > 0
 
 
 def test_sizes_that_cannot_be():

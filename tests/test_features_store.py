@@ -16,6 +16,7 @@ from ssl_lab.data import load
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import FeatureStore, embed, store, top_k
+from ssl_lab.features.search import within
 from ssl_lab.files import reserve
 from ssl_lab.nets import net
 from ssl_lab.views import Eval, Weak
@@ -79,6 +80,29 @@ def test_a_store_holds_the_features_and_opens_again(pool, built):
     assert len(again) == 300
     with pytest.raises(ValueError, match="read-only"):
         again.features[0, 0] = 1
+
+
+def test_half_of_the_file(pool, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_BLOCK", 70)
+    half = FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME, half=True)
+    assert half.folder != built.folder
+    assert isinstance(half.features, np.memmap)
+    assert half.features.dtype == np.float16
+    np.testing.assert_array_equal(half.features, built.features.astype(np.float16))
+    wide = half.features.astype(np.float32)
+    for ours, theirs in zip(half.search(wide[:9], 4), top_k(wide[:9], wide, 4), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    query, row, cosine = half.range_search(wide[:9], 0.99)
+    np.testing.assert_array_equal(np.stack([query, row, cosine]), np.stack(within(wide[:9], wide, 0.99)))
+    np.testing.assert_array_equal(FeatureStore(half.folder).features, half.features)
+    assert FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME, half=True).folder == half.folder
+
+
+def test_float16_that_does_not_hold_the_features_is_an_error(pool, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "embed", lambda net, pool, rows, *_: np.full((len(rows), 16), -65_505.0, np.float32))
+    with pytest.raises(UsageError, match="tiny_4 has features beyond 65504, which float16 does not hold; build"):
+        FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME, half=True)
+    assert len(FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)) == 300
 
 
 def test_a_whole_store_is_not_built_again(pool, built, tmp_path, monkeypatch):

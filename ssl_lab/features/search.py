@@ -29,12 +29,13 @@ _Nearest = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 _log = logging.getLogger(__name__)
 
 
-def matrix(values: ArrayLike, what: str, dim: int | None = None) -> FloatArray:
-    """`values` as float32 [n, D]; a memory map stays one. UsageError for another rank or, if given, another D."""
+def matrix(values: ArrayLike, what: str, dim: int | None = None, half: bool = False) -> FloatArray:
+    """`values` as float32 [n, D]; a memory map stays one, with `half` one of float16 too. UsageError for another rank
+    or, if given, another D."""
     array = np.asanyarray(values)
     if array.ndim != 2 or (dim is not None and array.shape[1] != dim):
         raise UsageError(f"{what} have shape {list(array.shape)}, expected [n, {'D' if dim is None else dim}]")
-    return array if array.dtype == np.float32 else array.astype(np.float32)
+    return array if array.dtype == np.float32 or (half and array.dtype == np.float16) else array.astype(np.float32)
 
 
 def unit(features: ArrayLike) -> FloatArray:
@@ -54,7 +55,7 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
 
     Args:
         queries: [q, D].
-        bank: [n, D], read once, block by block (it may be a memory map).
+        bank: [n, D], read once, block by block (it may be a memory map, of float16 too).
 
     Returns:
         Cosines float32 [q, k], falling, and rows int64 [q, k]; equal cosines come in no particular order.
@@ -63,7 +64,7 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
     >>> rows, cosines.round(3)
     (array([[1, 0]]), array([[1.   , 0.707]], dtype=float32))
     """
-    bank = matrix(bank, "the bank")
+    bank = matrix(bank, "the bank", half=True)
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
     if not 1 <= k <= len(bank):
         raise UsageError(f"k={k} neighbors in a bank of {len(bank)} rows: expected 1 to {len(bank)}")
@@ -164,7 +165,7 @@ def within(queries: ArrayLike, bank: ArrayLike, cosine: float,
     >>> sl.features.within([[1, 0]], bank=[[1, 0], [1, 1], [0, 1]], cosine=0.7)[:2]
     (array([0, 0]), array([0, 1]))
     """
-    bank = matrix(bank, "the bank")
+    bank = matrix(bank, "the bank", half=True)
     wanted = torch.from_numpy(unit(matrix(queries, "queries", bank.shape[1]))).to(device)
     found: list[NDArray[Any]] = []
     for first, block in _blocks(bank, wanted.device):
@@ -217,7 +218,7 @@ class Approximate:
         """
         import faiss
 
-        bank = matrix(bank, "the bank")
+        bank = matrix(bank, "the bank", half=True)
         if not 0 < recall < 1 or len(bank) <= TUNED_K:
             raise UsageError(f"recall={recall} in {len(bank)} rows: expected a recall between 0 and 1, and more than "
                              f"{TUNED_K} rows")
