@@ -115,9 +115,11 @@ _WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:
           "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "runs": "runs:runs", "train": "train:train"}
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
-_MODULES = ("active", "analysis", "arms", "begun", "comparison", "compress", "data", "engine", "ensemble", "features",
-            "finetune", "losses", "methods", "nets", "optim", "presets", "pretraining_presets", "rounds", "schedule",
-            "stages", "study", "techniques", "testing", "views")
+_MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
+            "schedule", "techniques", "testing", "views")
+_FILES = ("arms", "begun", "comparison", "ensemble", "finetune", "presets", "pretraining_presets", "rounds", "stages",
+          "study")
+"""What recipes are made of: reached as the modules are, but nothing that is kept as it is."""
 
 
 def _function(word: str) -> Any:
@@ -174,7 +176,7 @@ def __getattr__(name: str) -> Any:
             if error.name != f"ssl_lab.{name}":
                 raise
             return _function(name)
-    if name in _MODULES:
+    if name in _MODULES or name in _FILES:
         return importlib.import_module(f"ssl_lab.{name}")
     if name[0].isupper():
         for room in ("methods", "techniques"):

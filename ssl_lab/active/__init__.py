@@ -1,6 +1,9 @@
 """Active learning: which images to label next, asking for their labels, and whether it was worth it."""
 
-from ssl_lab.active import queries, show, study, trainers
+from ssl_lab.active import queries
+from ssl_lab.active import show as show
+from ssl_lab.active import study as study
+from ssl_lab.active import trainers as trainers
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.annotators import Reliability, assign, dawid_skene
 from ssl_lab.active.people.label_studio import LabelStudio
@@ -25,6 +28,5 @@ from ssl_lab.active.study.statistics import (
 __all__ = ["ActiveLoop", "Asked", "Command", "Estimate", "FromFile", "LabelStudio", "Paired", "PoolView", "Query",
            "Reliability", "ScoreQuery", "Stands", "Truth", "Wrapper", "area", "assign", "dawid_skene",
            "efficiency_interval", "estimate_accuracy", "expected_gain", "holm", "kappa", "labeling_efficiency",
-           "labels_needed", "make_oracle", "make_query", "monotone", "paired_t", "show", "stands_for", "study",
-           "trainers", "win_matrix"]
+           "labels_needed", "make_oracle", "make_query", "monotone", "paired_t", "stands_for", "win_matrix"]
 __all__ += queries.__all__

@@ -1,6 +1,8 @@
 """Images and labels: pools, their splits and label ledger, sources, and the order of training."""
 
-from ssl_lab.data import inventory, openset, remarks
+from ssl_lab.data import inventory as inventory
+from ssl_lab.data import openset as openset
+from ssl_lab.data import remarks as remarks
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.images import ArrayImages, Concat, Images
 from ssl_lab.data.ledger import Ledger
@@ -20,8 +22,5 @@ __all__ = [
     "Pool",
     "Sampler",
     "announce",
-    "inventory",
     "load",
-    "openset",
-    "remarks",
 ]

@@ -1,6 +1,8 @@
 """Features of frozen nets: stored, searched, learned from in seconds, and examined."""
 
-from ssl_lab.features import run, side_by_side, worth
+from ssl_lab.features import run as run
+from ssl_lab.features import side_by_side as side_by_side
+from ssl_lab.features import worth as worth
 from ssl_lab.features.anchored import anchored
 from ssl_lab.features.cka import layer_cka, linear_cka
 from ssl_lab.features.confident import Doubt, confident_joint, doubt
@@ -43,6 +45,6 @@ __all__ = [
     "cross_fitted", "doubt",
     "effective_rank", "embed", "embedding_std", "ensemble", "few_label_curve", "fidelity", "label_counts",
     "label_free", "label_propagation", "layer_cka", "linear_cka", "linear_probe", "nearest_prototype", "neighbors",
-    "off_topic", "probe_head", "pseudo_labels", "run", "self_training", "set_head", "sgd_probe", "side_by_side",
-    "small_data", "stored_logits", "top_k", "uniformity", "weighted_knn", "with_projector", "within", "worth",
+    "off_topic", "probe_head", "pseudo_labels", "self_training", "set_head", "sgd_probe", "small_data",
+    "stored_logits", "top_k", "uniformity", "weighted_knn", "with_projector", "within",
 ]

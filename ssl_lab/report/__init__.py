@@ -1,6 +1,9 @@
 """What a run was like: metrics to curves, tables and one self-contained HTML file."""
 
-from ssl_lab.report import analysis, features, finished, robustness
+from ssl_lab.report import analysis as analysis
+from ssl_lab.report import features as features
+from ssl_lab.report import finished as finished
+from ssl_lab.report import robustness as robustness
 from ssl_lab.report.html import Report
 from ssl_lab.report.images import image_grid
 from ssl_lab.report.map import image_map, in_two_dimensions
@@ -10,6 +13,6 @@ from ssl_lab.report.stages import stage_report, stage_table
 from ssl_lab.report.tables import Column, Table, mean_spread, print_tables
 from ssl_lab.report.text import Markup
 
-__all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "analysis", "band", "curves", "features", "finished",
-           "heat_map", "image_grid", "image_map", "in_two_dimensions", "mean_and_spread", "mean_spread", "print_tables",
-           "read_metrics", "robustness", "series", "stage_report", "stage_table"]
+__all__ = ["Band", "Column", "Markup", "Report", "Row", "Table", "band", "curves", "heat_map", "image_grid",
+           "image_map", "in_two_dimensions", "mean_and_spread", "mean_spread", "print_tables", "read_metrics", "series",
+           "stage_report", "stage_table"]
