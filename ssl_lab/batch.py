@@ -8,13 +8,15 @@ run on other ranks see the same pixels.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ssl_lab.errors import UsageError
 from ssl_lab.schedule import Scalar
 
 Key = int | str
@@ -28,6 +30,7 @@ class Style:
     The default is that of CIFAR-sized RGB photographs.
 
     Attributes:
+        channels, height, width: of an image; height and width in pixels.
         mean, std: per channel, of pixels scaled to [0, 1].
         flip: whether a mirrored image keeps its class (not so for digits).
         shift: largest translation of the weak view, in pixels.
@@ -60,6 +63,15 @@ def seed_of(*key: Key) -> int:
 def generator(*key: Key) -> torch.Generator:
     """A CPU generator seeded by `seed_of(*key)`."""
     return torch.Generator().manual_seed(seed_of(*key))
+
+
+@contextmanager
+def seeded(*key: Key) -> Iterator[None]:
+    """Within it torch's global generator of the CPU, from which new layers draw their weights, is seeded by
+    `seed_of(*key)`; afterwards it is where it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of(*key))
+        yield
 
 
 @dataclass(frozen=True)
@@ -106,6 +118,13 @@ class Draw:
     Each call draws on the CPU for all `total` rows (the same numbers on every rank and every device) and
     returns this rank's rows, on the CPU: what a view decides from them costs no read-back. `to_device` moves
     what the pixels need.
+
+    Args:
+        key: what the numbers are a function of, e.g. (seed, purpose, step).
+        total: rows of the global batch.
+        rows: which of them are this rank's.
+        device: of the pixels.
+        frac: the fraction of training done, in [0, 1), which scheduled arguments of views go by.
 
     >>> whole = sl.At(7, 100, seed=0).draw("weak", rows=4).uniform()
     >>> parts = [sl.At(7, 100, seed=0, rank=rank, world=2).draw("weak", rows=2).uniform() for rank in (0, 1)]
@@ -199,6 +218,10 @@ class Rows:
 class Batch:
     """One step's images: `labeled` and `unlabeled` rows. A method that declares no views of one gets 0 rows.
 
+    Attributes:
+        labeled: rows whose targets are classes.
+        unlabeled: rows whose targets are -1.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> feed = sl.Feed(pool, sl.FixMatch.views, labeled=4, unlabeled=12, seed=0)
     >>> batch = feed(sl.At(0, 100))
@@ -243,6 +266,9 @@ class Loss:
         logs: name -> scalar tensor, or a share of rows, for the metrics, no gradient; NaN means "nothing to report
             in this step" and is left out of averages.
 
+    Raises:
+        UsageError: for a term that is no scalar tensor.
+
     >>> loss = sl.Loss({"labeled": torch.tensor(2.0), "unlabeled": torch.tensor(0.5)})
     >>> loss.total, list(loss.detached())
     (tensor(2.5000), ['loss', 'loss/labeled', 'loss/unlabeled'])
@@ -254,6 +280,10 @@ class Loss:
     @property
     def total(self) -> Tensor:
         """Scalar: the sum of the terms."""
+        for name, term in self.terms.items():
+            if not isinstance(term, Tensor) or term.ndim:
+                given = f"is {list(term.shape)}" if isinstance(term, Tensor) else f"is a {type(term).__name__}"
+                raise UsageError(f"the term {name!r} of the loss {given}; expected a scalar, as the mean over rows")
         return torch.stack([term.float() for term in self.terms.values()]).sum()
 
     def detached(self) -> dict[str, Tensor]:

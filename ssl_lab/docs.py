@@ -17,6 +17,7 @@ import pdoc
 from pdoc import doc
 
 import ssl_lab
+from ssl_lab.docstrings import with_inherited
 
 MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
            "report", "schedule", "techniques", "testing", "views")
@@ -69,8 +70,10 @@ def _all(part: doc.Module | doc.Class) -> Iterator[doc.Doc[typing.Any]]:
 
 
 def _prepare(part: doc.Doc[typing.Any]) -> None:
-    """An equation at the beginning stands by itself, papers are links, and fields of tuples have their types."""
+    """An equation at the beginning stands by itself, papers are links, fields of tuples have their types, and arguments
+    that a base class describes are there too."""
     text = "" if part.docstring.startswith("Initialize internal Module state") else part.docstring  # torch's
+    text = with_inherited(part.obj, text) if inspect.isclass(part.obj) and text else text
     first, _, rest = text.partition("\n\n")
     if EQUATION.match(first) and not isinstance(part, doc.Module):
         text = "\n".join(f"    {line}" for line in first.splitlines()) + "\n\n" + rest

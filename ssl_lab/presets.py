@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ssl_lab import methods, schedule
+from ssl_lab.batch import seeded
 from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
@@ -178,7 +179,8 @@ def build(text: str, net: Net, pool: Pool, arguments: Mapping[str, Any],
         recipe = getattr(method, "recipe", "")
         how = f"which {recipe} finds for it" if recipe else f"as in {name}({missing[0]}=...)"
         raise UsageError(f"{name} needs {', '.join(missing)}, {how}")
-    return method(net, **given)
+    with seeded("method", repr(float(net.head.weight.detach().double().sum()))):  # weights of its own go by the seed
+        return method(net, **given)
 
 
 def _unknown_argument(method: str, argument: str, known: Mapping[str, Any]) -> UsageError:

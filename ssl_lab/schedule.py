@@ -22,6 +22,10 @@ __all__ = ["MAKERS", "Scalar", "Schedule", "constant", "cosine", "cosine_7_16", 
 class Schedule:
     """A named function of the training fraction; `name` is how it prints, is recorded, and tells it from others.
 
+    Attributes:
+        name: how it prints, is recorded, and tells it from others.
+        function: the fraction of training, in [0, 1) -> a number.
+
     >>> halves = sl.schedule.Schedule("halves", lambda t: 0.5**t)
     >>> halves, halves(1.0)
     (halves, 0.5)

@@ -63,6 +63,9 @@ def read(text: str, kind: str, example: str) -> Call:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if not isinstance(node, ast.Name | ast.Attribute | ast.Call):
+        if file := re.match(r"\s*([\w./\\-]+)\.py:(\w+)", text):
+            module = re.sub(r"[/\\]+", ".", file[1]).strip(".")
+            raise UsageError(f"{text!r} names a file; the {kind} is {module}:{file[2]}, a module and what is in it")
         raise UsageError(f"{text!r} describes no {kind}; expected a name, with arguments as in {example}")
     try:
         return _call(node)

@@ -22,7 +22,7 @@ LEVELS = [
     {"advise", "arms", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict",
      "fetch", "find_lr", "reporting", "estimator", "begun", "refits"},
     {"train", "study", "papers", "runs", "compress"},
-    {"catalog"},
+    {"catalog", "docstrings"},
     {"words"},
     {"cli", "docs", "__init__"},
 ]

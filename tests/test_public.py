@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import ssl_lab as sl
+from ssl_lab.docstrings import arguments, entries, parameters, with_inherited
 
 ROOT = Path(__file__).parent.parent
 NAMES = Path(__file__).parent / "public_names.txt"
@@ -70,6 +71,30 @@ def described() -> list[str]:
 def test_each_has_an_example():
     without = {name for name in described() if ">>>" not in (value(name).__doc__ or "")}
     assert without == WITHOUT_EXAMPLE.keys()
+
+
+WITHOUT_ARGUMENTS = {
+    "sl.ActiveLoop": "budget, rounds, device and precision are said where `query` and the trainer's are",
+    "sl.Settings": "each field has a comment, which --help shows",
+}
+"""And why."""
+
+
+def test_each_argument_of_a_class_is_described():
+    """In a field of its docstring, or of a base's: `Args:` or `Attributes:`."""
+    classes = {name: made for name in described() if inspect.isclass(made := value(name))}
+    missing = {name: sorted({*parameters(made)} - {*arguments(made)} - {"args", "kwargs"})
+               for name, made in classes.items() if made.__init__ is not object.__init__ and not hasattr(made, "args")}
+    assert {name: names for name, names in missing.items() if names and name not in WITHOUT_ARGUMENTS} == {}
+    assert missing.keys() >= WITHOUT_ARGUMENTS.keys()
+
+
+def test_arguments_that_bases_describe_are_shown():
+    shown = with_inherited(sl.FitNet, inspect.getdoc(sl.FitNet))
+    assert {"net", "teacher", "layers", "teacher_layers", "labeled", "view", "ema"} <= entries(shown).keys()
+    assert shown.index("Args:") < shown.index("teacher_layers: submodules") < shown.index(">>>")
+    whole = inspect.getdoc(sl.Eval)
+    assert with_inherited(sl.Eval, whole) == whole
 
 
 def modules_with_examples() -> list[str]:

@@ -155,7 +155,7 @@ def test_a_torch_dataset():
     sized = Pool.from_dataset(mixed, image_size=5)
     assert sized.images.take(np.array([1])).unique().tolist() == [77]
     for items, message in [(mixed.items, "row 1 .*image_size"), ([(rgb[0], {})], "entry 0 is '{}'"),
-                           ([rgb[0]], "row 0"), ([], "empty")]:
+                           ([(rgb[0], 0, 0)], "row 0"), ([], "empty")]:
         with pytest.raises(UsageError, match=message):
             Pool.from_dataset(Pictures(items))
 

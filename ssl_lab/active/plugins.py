@@ -12,8 +12,9 @@ from ssl_lab.active.people.label_studio import LabelStudio
 from ssl_lab.active.people.oracle import Command, FromFile, Oracle, Truth
 from ssl_lab.active.people.votes import Agreement
 from ssl_lab.active.queries.base import Query
+from ssl_lab.active.queries.inputs import ARRAYS
 from ssl_lab.data import Pool
-from ssl_lab.errors import UsageError
+from ssl_lab.errors import UsageError, unknown
 
 FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt")  # of answers, which need not be there yet
 
@@ -40,7 +41,10 @@ def _value(literal: Any) -> Any:
 
 def _class_of(name: str) -> type[Query]:
     if ":" in name:
-        return texts.imported(name, Query, "query")
+        found = texts.imported(name, Query, "query")
+        if isinstance(found.needs, frozenset) and (wrong := found.needs - ARRAYS.keys()):
+            raise unknown(f"array that {name} needs", str(min(wrong)), ARRAYS)
+        return found
     from ssl_lab.active.queries import get
 
     return get(name)

@@ -14,7 +14,11 @@ EXAMPLES = 5
 
 
 class Stands(NamedTuple):
-    """counts: of the rows that each pick stands for. examples: up to 5 of them each, the nearest first.
+    """What each pick stands for.
+
+    Attributes:
+        counts: of the rows.
+        examples: up to 5 of them each, the nearest first.
 
     >>> sl.active.Stands(counts=(3, 1), examples=((5, 6, 7), (8,))).counts
     (3, 1)

@@ -35,6 +35,10 @@ FloatArray = NDArray[np.float64]
 class Estimate(NamedTuple):
     """A value and its 95% interval.
 
+    Attributes:
+        value: the estimate.
+        low, high: the ends of the interval.
+
     >>> sl.active.Estimate(value=0.81, low=0.76, high=0.86).low
     0.76
     """

@@ -16,8 +16,11 @@ FloatArray = NDArray[Any]
 
 
 class Spectrum(NamedTuple):
-    """values: float64 [k], eigenvalues as Krylov spaces see them; the ends are the Hessian's to many digits. shares:
-    float64 [k], of all eigenvalues, that lie there; they add up to 1.
+    """The eigenvalues of a Hessian, as Krylov spaces see them.
+
+    Attributes:
+        values: float64 [k]; the ends are the Hessian's to many digits.
+        shares: float64 [k], of all eigenvalues, that lie there; they add up to 1.
 
     >>> spectrum = sl.analysis.Spectrum(values=np.array([0.0, 2.0]), shares=np.array([0.75, 0.25]))
     >>> float(spectrum.shares @ spectrum.values)  # the mean eigenvalue

@@ -25,6 +25,11 @@ class Landscape:
     The net is in evaluation mode: BatchNorm normalizes by its running statistics, so that images do not depend on each
     other. Weights are those that learn, in the net's order. The net is left as it was.
 
+    Attributes:
+        net: whose weights are examined.
+        x: float [n, C, H, W] in [0, 1].
+        y: int64 [n].
+
     >>> pool = sl.load("digits")
     >>> net, rows = sl.net("tiny_4", classes=pool.class_names, style=pool.style), pool.train[:50]
     >>> land = sl.analysis.Landscape.of(net, pool, rows, pool.truth[rows])

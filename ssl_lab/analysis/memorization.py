@@ -19,6 +19,7 @@ class Memorized(NamedTuple):
         wrong: of those whose given label is wrong, so many are told as that label (by heart).
         righted: as their true class in spite of it.
         right: of those whose label is right, told so.
+        corrupted: images whose given label is wrong.
 
     >>> given, truth = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0])
     >>> sl.analysis.memorization(said=np.array([1, 0, 0, 0]), given=given, truth=truth)

@@ -14,6 +14,7 @@ class Slingshot(NamedTuple):
     """Rows start to stop of a course.
 
     Attributes:
+        start, stop: row numbers, both included.
         growth: the norm's, as a factor.
         spike: the largest loss there over the median before.
 

@@ -81,6 +81,9 @@ class Audit:
     """What was found.
 
     Attributes:
+        pool: what was examined.
+        net: whose features told it.
+        bar: what counts as near.
         doubts: of labels; None without labels to compare.
         pairs: duplicates, exact and near; bar: what counts as near.
         part: int64 [N], which of `PARTS` each row is of.

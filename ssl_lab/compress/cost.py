@@ -33,6 +33,7 @@ class Candidate:
     """A net as a file of ONNX, and what is known of it.
 
     Attributes:
+        name: what it is called in tables.
         parameters: of the net.
         nonzero: of them.
         flops: of one image, by dense kernels; a multiply-add counts as 2.

@@ -52,6 +52,7 @@ class ArrayImages:
     """Images in one array, or in a memory-mapped file, of uint8 [N, C, H, W].
 
     Args:
+        pixels: uint8 [N, C, H, W].
         fingerprint, contents: known from when the file was written; computed on demand without them.
         hold: keeps the file.
 
@@ -90,6 +91,9 @@ class ArrayImages:
 
 class Concat:
     """Several sources behind one another, in one index space.
+
+    Args:
+        parts: of one shape [C, H, W].
 
     >>> both = sl.data.Concat([sl.load("digits").images, sl.load("digits").images])
     >>> len(both), torch.equal(both.take(np.array([0])), both.take(np.array([1797])))

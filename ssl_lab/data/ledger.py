@@ -46,6 +46,9 @@ class Ledger:
     its line is on the disk. A line that was torn by a kill or a full disk never counts: it is dropped, with a
     warning, and the next `append` overwrites it. Processes that write take turns.
 
+    Args:
+        path: of the file; None keeps it in memory.
+
     >>> ledger = sl.data.Ledger("labels.jsonl")
     >>> ledger.append([0, 1], [7, 3], source="me")
     >>> ledger.append([1], [5])  # a later entry wins

@@ -36,6 +36,11 @@ class Pool:
     """All images of a data set in one index space of N rows, of which train, valid and test are parts.
 
     Attributes:
+        name: of the data set.
+        images: uint8 [N, C, H, W], read by row number.
+        class_names: in order of the class numbers.
+        style: what views and nets are built from.
+        root: the folder of `files`; "" where there is none.
         truth: int64 [N], every label that is known, -1 where none is; for evaluation, simulated oracles and
             diagnostics, never for training.
         train, valid, test: int64, sorted row numbers without overlap.

@@ -43,6 +43,17 @@ def is_dataset(given: Any) -> bool:
     return is_table(given) or isinstance(given, torch.utils.data.Dataset)
 
 
+def has_rows(given: Any) -> bool:
+    """Whether this can be indexed as a data set can: one of no known kind, which is no list, array or table either."""
+    known = isinstance(given, Sequence | np.ndarray | torch.Tensor | Mapping) or hasattr(given, "iloc")
+    return not known and hasattr(given, "__len__") and hasattr(given, "__getitem__")
+
+
+def is_alone(row: Any) -> bool:
+    """Whether a row is an image without a label: not a pair, or a tuple of one, as of a TensorDataset of images."""
+    return not isinstance(row, tuple | list) or len(row) == 1
+
+
 def parts_in(given: Any) -> dict[str, Any]:
     """The data sets of train, valid, test and unlabeled that `given` is: itself one of train, or a dict of them.
 
@@ -82,6 +93,8 @@ def fields_of(dataset: Any, image: str | None, label: str | None, notes: list[st
         if not isinstance(row, Mapping):
             if image is not None or label is not None:
                 raise UsageError(f"the data set has rows of type {type(row).__name__}, without columns to name")
+            if is_alone(row):
+                notes.append("rows of the data set are images alone, so no image has a label")
             return PAIR
         names = list(map(str, row))
     for wanted, what in ((image, "image"), (label, "label")):
@@ -116,12 +129,15 @@ def row_at(dataset: Any, number: int, fields: Fields) -> tuple[Any, Any]:
     row = _row(dataset, number)
     try:
         if fields is PAIR:
+            if is_alone(row):
+                return row[0] if isinstance(row, tuple | list) else row, None
             image, label = row
             return image, label
         return row[fields.image], None if fields.label is None else row[fields.label]
     except (TypeError, ValueError, KeyError) as error:
-        raise UsageError(f"row {number} of the data set is not a pair of an image and a label: "
-                         f"{type(error).__name__} {error}") from error
+        of = f" of {', '.join(type(each).__name__ for each in row)}" if isinstance(row, tuple | list) else ""
+        raise UsageError(f"row {number} of the data set is a {type(row).__name__}{of}; expected a pair of an image and "
+                         "a label, or a dict of them") from error
 
 
 def labels_in(dataset: Any, fields: Fields) -> list[Any]:

@@ -18,6 +18,11 @@ class Sampler:
     on across the border of two epochs, and may be larger than an epoch. A rank of several takes its rows of
     the batch.
 
+    Args:
+        indices: int64, the rows to draw.
+        batch: rows of a batch, over all ranks.
+        seed, purpose: what the order is a function of.
+
     >>> sampler = sl.Sampler(np.arange(6), batch=2, seed=0, purpose="unlabeled")
     >>> np.sort(np.concatenate([sampler.at(step) for step in range(3)]))  # an epoch
     array([0, 1, 2, 3, 4, 5])
@@ -56,6 +61,11 @@ class Sampler:
 class PoissonSampler(Sampler):
     """Batches in which each of the images is by a coin of its own, of chance batch / n: of `batch` images on average,
     and perhaps of none. What accountants of differential privacy take for granted.
+
+    Args:
+        indices: int64, the rows to draw.
+        batch: its mean size, over all ranks.
+        seed, purpose: what the order is a function of.
 
     >>> sampler = sl.data.PoissonSampler(np.arange(100), batch=10, seed=0, purpose="labeled")
     >>> [len(sampler.at(step)) for step in range(5)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from collections import Counter
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from ssl_lab.data.arrays import to_labels
 from ssl_lab.data.content import Content
@@ -23,7 +25,7 @@ from ssl_lab.data.memory import content_of_arrays, content_of_datasets
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
 from ssl_lab.data.remote import GIGABYTES, copied, is_address, name_of
-from ssl_lab.data.rows import is_dataset, parts_in
+from ssl_lab.data.rows import has_rows, is_dataset, parts_in
 from ssl_lab.data.shards import load_shards, shards_of
 from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import stratified
@@ -123,15 +125,20 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     if path.exists():
         raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file, or .tar "
                          "shards")
+    if re.fullmatch(r"[\w.]+:\w+", name):
+        raise UsageError(f"there is no file or folder {path}. Your own data set goes in by code: sl.load(data_set)")
     if path.suffix or len(path.parts) > 1:
         raise UsageError(f"there is no file or folder {path}")
     raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file, or .tar shards may also be given.")
 
 
 def _at_hand(given: Any, reading: Reading) -> Pool:
-    if not (is_dataset(given) or isinstance(given, Mapping)):
-        raise UsageError(f"load was given a {type(given).__name__}, expected a name, a path or a data set. Of arrays "
-                         "Pool.from_arrays makes a pool, of a list of paths Pool.from_files")
+    if isinstance(given, torch.utils.data.DataLoader):
+        raise UsageError("load was given a DataLoader, which gives batches; give it loader.dataset, which has rows")
+    if not (is_dataset(given) or isinstance(given, Mapping) or has_rows(given)):
+        raise UsageError(f"load was given a {type(given).__name__}, expected a name, a path or a data set (an object "
+                         "with a length and rows by number). Of arrays Pool.from_arrays makes a pool, of a list of "
+                         "paths Pool.from_files, of a list of pairs Pool.from_dataset")
     if reading.split_column is not None or reading.class_level != 1:
         raise UsageError("split_column and class_level are for CSV files and folders, not for a data set; give its "
                          "parts as a dict of train, valid and test")

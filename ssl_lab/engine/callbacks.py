@@ -83,6 +83,9 @@ class Together(Callback):
 class ShowProgress(Callback):
     """A live bar with time left where there is a terminal; else a line per evaluation.
 
+    Args:
+        console: where it is printed; None: standard output.
+
     >>> trainer = sl.Trainer(steps=100, callbacks=[sl.ShowProgress()])  # and no report, which comes by default
     >>> len(trainer.callbacks)
     1

@@ -40,7 +40,7 @@ class StepClosure:
             for i, (at, batch) in enumerate(self._passes()):
                 with self.runtime.no_sync(self.module, last=i + 1 == len(self._batches)):
                     with self.runtime.autocast():
-                        loss: Loss = self.module(batch, at)
+                        loss: Loss = returned(self.module(batch, at), getattr(self.module, "name", "the method"))
                     share = loss.total / len(self._batches)
                     (share if self.scale is None else share * self.scale.scale).backward()  # type: ignore[no-untyped-call]
                 losses.append(loss)
@@ -87,6 +87,13 @@ class StepClosure:
         cut = [batch.chunk(count) for batch in self._batches]
         return [StepClosure(self.module, self.optimizer, self.runtime, [each[i] for each in cut], self.at, self.clip,
                             (i, count), self.scale) for i in range(count)]
+
+
+def returned(loss: object, whose: str) -> Loss:
+    """The loss that this method or technique returns. UsageError where it returns something else."""
+    if not isinstance(loss, Loss):
+        raise UsageError(f"{whose} returns {type(loss).__name__}; expected sl.Loss({{name: term, ...}})")
+    return loss
 
 
 def as_rank(at: At, number: int, parts: int) -> At:

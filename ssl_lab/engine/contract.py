@@ -6,6 +6,7 @@ import functools
 import json
 import math
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -86,16 +87,24 @@ class _Trains(NamedTuple):
 def _check(technique: Technique, off: Technique | None, name: str, net: str, out: Path) -> _Trains:
     """Returns a method that it trains."""
     before = vars(technique).keys() | set()
-    refused = {}
+    refused, said = {}, ""
     for method in (_Trains(each, net) for each in METHODS):
         try:
             _last_step(method, technique)
         except UsageError as error:
             refused[method] = str(error)
+        except AssertionError:
+            raise
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            what = f"{type(error).__name__} {error}, {place.filename}, line {place.lineno}"
+            raise AssertionError(f"{name}: with {method} it fails ({what}). "
+                                 "A technique is for any method: SimCLR has no labeled images, KD a teacher. Where it "
+                                 "cannot act, its `check` says so by UsageError") from error
     for method, said in refused.items():
-        assert technique.name in said, f"{name}: with {method} it fails without its name: {said}"
+        assert technique.name in said or name in said, f"{name}: with {method} it fails without its name: {said}"
     trained = [method for each in METHODS if (method := _Trains(each, net)) not in refused]
-    assert trained, f"{name}: it trains none of {', '.join(METHODS)}"
+    assert trained, f"{name}: it trains none of {', '.join(METHODS)}: {said}"
     method = trained[0]
     _last_step(method, technique, micro_batches=2)
     _last_step(method, technique, precision="bf16")
@@ -103,7 +112,11 @@ def _check(technique: Technique, off: Technique | None, name: str, net: str, out
     with suppress(_StoppedError):
         _run(out / "cut", method, technique, checkpoint_seconds=0, callbacks=[_Stop()])
     resumed = _run(out / "cut", method, technique, resume="auto")
-    assert resumed == whole, f"{name}: resumed in its middle, a run of {method} is another; state outside state_dict?"
+    if resumed != whole:
+        again = _run(out / "again", method, technique)
+        assert again == whole, (f"{name}: two runs of {method} with one seed differ: draw by the seed that is given, "
+                                "generator(seed, ...) of ssl_lab.batch or np.random.default_rng(seed), or by at.draw")
+        raise AssertionError(f"{name}: resumed in its middle, a run of {method} is another; state outside state_dict?")
     assert vars(technique).keys() == before, f"{name}: a run leaves something in the technique that it was given"
     if isinstance(technique, WeightsTechnique) and not technique.writes:
         assert whole.learned == _plain(method).learned, f"{name}: weights that learn are others, and it has no `writes`"

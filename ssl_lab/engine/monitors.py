@@ -24,6 +24,10 @@ class PseudoLabels:
     `pseudo_coverage` and `pseudo_precision`, the same over all classes. Training never sees these numbers. Nothing
     is measured where no truth is known, or of a method that trains no classifier.
 
+    Attributes:
+        threshold: in [0, 1].
+        rows: at most so many images, always the same ones.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
     >>> found = sl.PseudoLabels(threshold=0.2)(method, pool, sl.Runtime.start("cpu"))

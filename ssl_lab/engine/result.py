@@ -19,6 +19,7 @@ class Result:
     Attributes:
         summary: what summary.json holds, which has null for NaN.
         out: the run's folder.
+        method: as it was trained.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

@@ -44,6 +44,8 @@ class Runtime:
     """Where a run computes: made by `Runtime.start`, which also joins the ranks that `torchrun` started.
 
     Attributes:
+        device: where tensors lie.
+        rank, world: which of how many processes this is.
         precision: "fp32", "bf16" or "fp16" (autocast; weights and losses stay float32).
         reason: why it was picked.
         shard: each of several ranks holds a part of every weight, where it would else hold all of them; see

@@ -30,7 +30,7 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import checkpoint, evaluate, records
 from ssl_lab.engine.callbacks import Callback, Together
 from ssl_lab.engine.checks import check_classes, check_settings
-from ssl_lab.engine.closure import StepClosure
+from ssl_lab.engine.closure import StepClosure, returned
 from ssl_lab.engine.compiled import as_graphs, compile_nets, mark_step
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, make_way, writes_behind
@@ -216,7 +216,7 @@ class Run:
         parts = self.feed(at).chunk(micro_batches)
         clip = None if self.trainer.clip is None else at.value(self.trainer.clip)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, clip, scale=self.scale)
-        loss = self.update(closure, self.optimizer, at)
+        loss = returned(self.update(closure, self.optimizer, at), getattr(self.update, "name", "update"))
         if self.scale is not None:
             self.scale.update()
         self.runtime.share_statistics(self.method)  # before averages and teachers take them over

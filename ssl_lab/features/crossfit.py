@@ -16,7 +16,11 @@ from ssl_lab.features.self_training import Learner
 
 
 class CrossFitted(NamedTuple):
-    """rows: int64 [n], the labeled rows that were held out once each. probs: float32 [n, C], of a fit without them.
+    """What a learner says of rows that it has not seen.
+
+    Attributes:
+        rows: int64 [n], the labeled rows that were held out once each.
+        probs: float32 [n, C], of a fit without them.
 
     >>> labels = np.array([0, 0, 0, 1, 1, 1, -1])
     >>> found = sl.features.cross_fitted(np.eye(7), labels, classes=2, learner=sl.features.weighted_knn, folds=3)

@@ -113,6 +113,7 @@ class OnlineAccuracy:
     Gives {"knn_accuracy", "probe_accuracy"}, shares in [0, 1], by `learners`; nothing while no train image has a label.
 
     Attributes:
+        learners: name -> learner, see `Learner`.
         rows: at most so many images on either side, always the same ones.
 
     >>> pool = sl.load("digits").split(labels=100)
@@ -151,6 +152,7 @@ class Health:
 
     Attributes:
         rows: how many, always the same ones.
+        least_std, least_rank: below which features count as collapsed.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimCLR(sl.net("tiny_4", style=pool.style), hidden=16, dim=8)

@@ -30,6 +30,7 @@ class Scores:
     Attributes:
         name: e.g. "4 per class".
         labels: how many each draw has.
+        accuracies: one of each draw.
 
     >>> scores = sl.features.Scores("4 per class", 40, (0.81, 0.85, 0.83))
     >>> round(scores.mean, 3), round(scores.half_width, 3)

@@ -185,6 +185,12 @@ class Approximate:
     wanted; their cosines are then computed exactly. (Graphs of HNSW searched about as fast, but took seven times as
     long to build on the same data.)
 
+    Args:
+        codes: FAISS's index of the bank.
+        bank: float32 [N, D], rows of length 1.
+        factor: candidates for each neighbor wanted.
+        aim: in (0, 1].
+
     >>> bank = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
     >>> index = sl.features.Approximate.build(bank, recall=0.9)
     >>> cosines, rows = index.search(bank[:3], k=5)

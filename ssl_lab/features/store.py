@@ -40,6 +40,9 @@ class FeatureStore:
     """float32 or float16 [N, D], row i of which is image i of the pool; made by `build`, opened by
     `FeatureStore(folder)`.
 
+    Args:
+        folder: where `build` put it.
+
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", style=pool.style)
     >>> store = sl.features.FeatureStore.build(net, pool, "features", sl.Runtime.start("cpu"))

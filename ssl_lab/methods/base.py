@@ -34,6 +34,7 @@ class Views:
     same factory are two independent draws.
 
     Attributes:
+        labeled, unlabeled: the views of images with labels and without; an empty one asks for no such images.
         poisson: each image is in a step's batch by a coin of its own, so that batches have the size that was asked
             for on average.
 

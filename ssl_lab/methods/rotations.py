@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import seed_of
+from ssl_lab.batch import seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import linear_head
 
@@ -33,6 +33,5 @@ def _check_square(images: Tensor) -> None:
 
 def rotation_head(features_dim: int, seed: int = 0) -> nn.Linear:
     """A linear layer features -> 4 rotations whose initial weights are a function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed_of(seed, "rotation head"))
+    with seeded(seed, "rotation head"):
         return linear_head(features_dim, 4)

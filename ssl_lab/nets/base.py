@@ -17,7 +17,11 @@ from ssl_lab.class_names import Names
 
 
 class Output(NamedTuple):
-    """features: [B, D], pooled, before the head. logits: [B, classes]. Both in autocast's dtype.
+    """What a net says of images, in autocast's dtype.
+
+    Attributes:
+        features: [B, D], pooled, before the head.
+        logits: [B, classes].
 
     >>> out = sl.net("tiny_4")(torch.rand(2, 3, 32, 32))
     >>> out.features.shape, out.logits.shape
@@ -39,6 +43,7 @@ class Net(nn.Module):
         unit: whether features are scaled to length 1.
         prepared: the techniques that it was prepared by, as texts.
         origin: what its weights were learned in, in words; "" if they were drawn.
+        name: what it is called; `sl.net` knows its own again by it.
 
     >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU())
     >>> net = sl.Net(backbone, torch.nn.Linear(16, 10), mean=(0.3,), std=(0.4,))

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_lab.batch import Style, seed_of
+from ssl_lab.batch import Style, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net
 from ssl_lab.nets.start import freeze
@@ -35,8 +35,7 @@ def add_lora(net: Net, rank: int, style: Style, seed: int = 0) -> None:
         raise UsageError(f"{net.name} has no linear layer and no convolution that LoRA can add to")
     freeze(net, 0)
     config = peft.LoraConfig(r=rank, lora_alpha=ALPHA, target_modules="|".join(map(re.escape, names)))
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, "lora"))
+    with seeded(seed, "lora"):
         peft.inject_adapter_in_model(config, net.backbone)
 
 

@@ -20,6 +20,9 @@ class RAdam(Optimizer):
     While too few squared gradients were seen for their mean to be reliable, it is SGD with momentum; then Adam's step
     times a factor that rises to 1. It needs no warm-up.
 
+    Attributes:
+        betas: b1 and b2, decay of the means of g and g^2.
+
     >>> sl.optim.RAdam(lr=0.002).build(torch.nn.Linear(2, 2)).defaults["decoupled_weight_decay"]
     True
     """
@@ -44,6 +47,7 @@ class Padam(Optimizer):
     decoupled it is as in Granziol et al. 2020.
 
     Attributes:
+        betas: b1 and b2, decay of the means of g and g^2.
         power: 1/2 is AMSGrad, 0 is SGD with momentum.
 
     >>> sl.optimizer("padam(power=0.25)", usual=sl.SGD(lr=0.05)).power
@@ -66,6 +70,10 @@ class Muon(Optimizer):
     It has the weights of hidden layers, convolutions as matrices [out, in * height * width]; `beside` is for the rest:
     biases, norms and the classifier's head, by AdamW with as many times the learning rate. The step's size is matched
     to AdamW's (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that its rates and decays fit.
+
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+        beside: learning rate of the rest, as a multiple of lr.
 
     >>> optimizer = sl.optim.Muon(lr=0.01).build(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)))
     >>> len(optimizer.param_groups)  # matrices by Muon, the rest by AdamW

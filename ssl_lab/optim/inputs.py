@@ -29,6 +29,9 @@ class NSGD(Optimizer):
     Checked against the authors' code (SalihFurkan/Normalized-SGD, normalized_lms_sgd.py), where a linear layer's batch
     is taken for one map.
 
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+
     >>> sl.optimizer("nsgd(lr=cosine(0.1))", usual=sl.SGD()).lr(1.0)
     0.0
     """
@@ -51,6 +54,9 @@ class INSGD(NSGD):
     standard deviation counts as 0.01 at least; P of each input channel, from 0.
 
     Checked against the authors' code (SalihFurkan/INSGD, insgd.py; Normalized-SGD, nisgd.py).
+
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
 
     >>> sl.optimizer("insgd(lr=0.1, momentum=0.8)", usual=sl.SGD()).momentum
     0.8

@@ -33,6 +33,7 @@ class KOALA(Optimizer):
     Attributes:
         sigma: s at the start.
         r: R, if it is to stay as it is.
+        q: what s gains in each step.
 
     >>> sl.optimizer("koala(q=0.5)", usual=sl.SGD()).lr
     0.3
@@ -62,6 +63,9 @@ class KOALAM(Optimizer):
     Checked against the authors' code (Araachie/koala), which also estimates q from how far weights move.
 
     Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+        q, qv: what the variances of weight and velocity gain in each step.
+        r: R, if it is to stay as it is.
         sigma, sigma_v: the diagonal of P at the start.
 
     >>> sl.optimizer("koala_m(momentum=0.8, lr=1)", usual=sl.SGD()).momentum

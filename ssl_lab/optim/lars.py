@@ -23,6 +23,10 @@ class LARS(Optimizer):
     codes of SimCLR, BYOL, Barlow Twins and MoCo v3; the paper and lightly have ||g|| + weight_decay * ||w||. It is 1
     where w or d is 0.
 
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+        eta: trust: a step's length as a share of the tensor's.
+
     >>> layer, spec = torch.nn.Linear(4, 4, bias=False), sl.optim.LARS(lr=1.0, weight_decay=0.0, eta=0.001)
     >>> before, optimizer = layer.weight.detach().clone(), spec.build(layer)
     >>> rate = spec.set(optimizer, sl.At(0, 100))

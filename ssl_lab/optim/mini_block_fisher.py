@@ -26,6 +26,12 @@ class MiniBlockFisher(Optimizer):
     From the paper's abstract, and from memory for the blocks of linear layers; no code was read, so claim no fidelity
     in detail.
 
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+        forgets: 1 - b.
+        damping: added to the diagonal of G.
+        every: steps between two inverses.
+
     >>> sl.optimizer("mini_block_fisher(lr=0.01, every=20)", usual=sl.SGD()).every
     20
     """

@@ -28,6 +28,12 @@ class MuonNormed(Optimizer):
     as BatchNorm after it makes its scale meaningless. `beside`: the rate of the rest (biases, norms, the classifier's
     head), as a multiple of lr, by Adam.
 
+    Attributes:
+        momentum: share of the last step's direction that is kept, in [0, 1).
+        iterations: of Newton and Schulz.
+        beside: learning rate of the rest, as a multiple of lr.
+        betas: of Adam, for the rest.
+
     >>> sl.optimizer("muon_normed(lr=0.24, iterations=5)", usual=sl.SGD()).iterations
     5
     """

@@ -37,6 +37,10 @@ def kernels(module: nn.Module) -> dict[str, bool]:
 class Optimizer:
     """lr and weight_decay are read anew before each step; see SGD and AdamW.
 
+    Attributes:
+        lr: the learning rate.
+        weight_decay: how strongly weights are drawn to 0; 0 for biases and norms (see `parameter_groups`).
+
     >>> spec = sl.SGD(lr=sl.schedule.linear(0.1, 0.0), weight_decay=5e-4)
     >>> optimizer = spec.build(sl.net("tiny_4"))
     >>> round(spec.set(optimizer, sl.At(step=25, total=100)), 4)
@@ -65,6 +69,10 @@ class Optimizer:
 class SGD(Optimizer):
     """SGD with Nesterov momentum; weight decay is added to the gradient (L2).
 
+    Attributes:
+        momentum: in [0, 1).
+        nesterov: whether a step looks ahead by it.
+
     >>> sl.Trainer(steps=100, optimizer=sl.SGD(lr=sl.schedule.cosine(0.1))).optimizer.lr(0.5)
     0.05
     """
@@ -82,6 +90,9 @@ class SGD(Optimizer):
 @dataclass(frozen=True)
 class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2017, arXiv 1711.05101).
+
+    Attributes:
+        betas: decay of the means of the gradient and of its square.
 
     >>> [group["weight_decay"] for group in sl.AdamW().build(sl.net("tiny_4")).param_groups]  # set before each step
     [0.01, 0.01]

@@ -17,7 +17,12 @@ FloatArray = NDArray[np.float64]
 
 
 class Band(NamedTuple):
-    """A curve and its uncertainty, float64 [N] each; `mean` is finite, a spread of NaN is unknown.
+    """A curve and its uncertainty.
+
+    Attributes:
+        x: float64 [N].
+        mean: float64 [N], finite.
+        spread: float64 [N]; NaN is unknown.
 
     >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.array([0.01, 0.02, np.nan]))
     >>> float(band.mean[-1])

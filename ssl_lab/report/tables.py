@@ -28,6 +28,11 @@ MISSING = "–"  # noqa: RUF001 (an en dash: the typographer's empty cell)
 class Column:
     """A heading, where its cells stand, and the format specification of its numbers, e.g. ".1f" or ".1%".
 
+    Attributes:
+        name: the heading.
+        align: "left" or "right".
+        format: of its numbers, e.g. ".1f" or ".1%"; "" shows them as they are.
+
     >>> sl.report.Column("accuracy", "right", ".1%").format
     '.1%'
     """
@@ -46,6 +51,11 @@ class Column:
 @dataclass(frozen=True)
 class Table:
     """A title, columns and rows; the first column names the row. A row of another length is a UsageError.
+
+    Attributes:
+        title: above it.
+        columns: one or more.
+        rows: a cell for each column.
 
     >>> columns = [sl.report.Column("method"), sl.report.Column("accuracy", "right", ".1%")]
     >>> table = sl.report.Table("Digits", columns, [("fixmatch", 0.764), ("supervised", 0.644)])

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from typing import TypeVar, cast
 
 import torch
+from torch import nn
 
+from ssl_lab.batch import seeded
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
@@ -26,6 +28,7 @@ from ssl_lab.techniques.base import (
 )
 
 T = TypeVar("T", bound=Technique)
+S = TypeVar("S")
 
 
 class Techniques:
@@ -36,6 +39,9 @@ class Techniques:
     Within a kind they act in the order in which they are given, but for terms that are `first`. UsageError where two
     exclude each other.
 
+    Args:
+        given: of any kinds.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> techniques = sl.techniques.together(["dropout(rate=0.2)", sl.SAM(rho=0.1), "swa"])
     >>> techniques.texts, [each.kind for each in techniques.given]
@@ -44,6 +50,9 @@ class Techniques:
 
     def __init__(self, given: Sequence[Technique]) -> None:
         self.given = tuple(given)
+        for each in self.given:
+            if isinstance(each, nn.Module) and "_modules" not in vars(each):
+                raise UsageError(f"{each.name}: its __init__ has to call super().__init__() first")
         for one, other in itertools.combinations(self.given, 2):
             if one.name == other.name:
                 raise UsageError(f"{one.text} and {other.text} are the same technique; give one of them")
@@ -67,7 +76,8 @@ class Techniques:
         for each in self.of(NetTechnique):
             _beware(each, net)
             before = net.prepared
-            net = each(net, pool, seed)
+            with seeded(seed, each.name):
+                net = _given(each, each(net, pool, seed), Net)
             net.prepared = (*before, each.text)
         return net
 
@@ -80,7 +90,8 @@ class Techniques:
     def pool(self, pool: Pool, seed: int) -> Pool:
         """The pool that batches are drawn from."""
         for each in self.of(DataTechnique):
-            pool = each(pool, seed)
+            with seeded(seed, each.name):
+                pool = _given(each, each(pool, seed), Pool)
         return pool
 
     def check(self, method: Method, pool: Pool, update: Update | None, sharded: bool) -> None:
@@ -110,7 +121,8 @@ class Techniques:
         if self.of(StepTechnique):  # has a place for its state
             layers.append(Around())
         for each in layers:
-            method = copy.deepcopy(each).around(method, pool, seed)
+            with seeded(seed, each.name if isinstance(each, Technique) else "around"):
+                method = copy.deepcopy(each).around(method, pool, seed)
         return method
 
     def update(self, method: Method, device: torch.device, seed: int) -> Update:
@@ -118,10 +130,18 @@ class Techniques:
         share no gradients of the rule's own parameters."""
         for each in self.of(StepTechnique):
             rule = copy.deepcopy(each)
-            rule.begin(method, seed)
+            with seeded(seed, each.name):
+                rule.begin(method, seed)
             method.add_module("update", rule.to(device))
             return cast(Update, rule)
         return plain
+
+
+def _given(technique: Technique, made: object, kind: type[S]) -> S:
+    """What a technique made. UsageError where that is something else."""
+    if not isinstance(made, kind):
+        raise UsageError(f"{technique.text} returns {type(made).__name__}; expected the {kind.__name__} to go on with")
+    return made
 
 
 def _apart(*both: Technique) -> str:

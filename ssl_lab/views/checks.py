@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeVar
 
@@ -41,7 +42,11 @@ def check_views(
 
 
 def _check_view(view_factory: ViewFactory, style: Style) -> None:
-    view = view_factory(style)
+    try:
+        view = view_factory(style)
+    except TypeError as error:
+        raise AssertionError(f"{_plain(view_factory)}: it takes no Style alone ({error}); expected a function of a "
+                             "Style that returns a function of (images, draw)") from error
     check_pixels(view, style)
     check_rows(view, style)
     _check_device(view, _images(style), _name(view, style))
@@ -98,8 +103,12 @@ def _images(style: Style) -> Tensor:
     return torch.randint(0, 256, shape, generator=generator("check_views"), dtype=torch.uint8)
 
 
+def _plain(what: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(what))
+
+
 def _name(view: View, style: Style) -> str:
-    return f"{view!r} on {style.channels} x {style.height} x {style.width} images"
+    return f"{_plain(view)} on {style.channels} x {style.height} x {style.width} images"
 
 
 def _run(view: View, images: Tensor, rank: int = 0, world: int = 1) -> Tensor:
@@ -110,7 +119,7 @@ class _Exchanged(Draw):
     """The numbers of another `Draw`, of which row i has those of row order[i]; what is not drawn for a row is new."""
 
     def __init__(self, draw: Draw, order: Tensor) -> None:
-        super().__init__((*draw.key, "exchanged"), draw.total, draw.rows, draw.device)
+        super().__init__((*draw.key, "exchanged"), draw.total, draw.rows, draw.device, draw.frac)
         self.draw, self.order = draw, order
 
     def child(self, purpose: str) -> Draw:

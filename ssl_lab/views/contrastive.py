@@ -36,6 +36,7 @@ class SimCLRView:
     The Gaussian's sigma is from 0.1 to 2 pixels, its kernel a tenth of the height; up to 32 pixels, nothing is blurred.
 
     Attributes:
+        style: what the images are like.
         area: least share of the image; None: 0.2 for images up to 32 pixels, else 0.08.
         jitter: None: (0.4, 0.4, 0.4, 0.1) up to 32 pixels, SimCLR's strength 0.5 for CIFAR, else twice that.
         most: greatest share of the image.

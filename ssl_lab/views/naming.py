@@ -59,7 +59,8 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
     else:
         raise unknown("view", call.name, VIEWS, "See `ssl-lab list views`; your own is package.module:MyView.")
     if call.args:
-        raise UsageError(f"{call}: a view's arguments have names, as in strong(ops=3)")
+        known = [*list(inspect.signature(factory).parameters)[1:], "ops"]
+        raise UsageError(f"{call}: a view's arguments have names, as in {call.name}({known[0]}={call.args[0]})")
     arguments = {name: schedule.parse(str(value)) if isinstance(value, Call) else value
                  for name, value in call.named.items()}
     try:
@@ -138,8 +139,8 @@ def built(name: str, factory: ViewFactory, style: Style) -> View:
     except UsageError as error:
         raise UsageError(f"view {name}: {error}") from error
     except Exception as error:
-        raise UsageError(f"view {name}: {text_of(factory)} is no view of a style: {type(error).__name__}: "
-                         f"{error}") from error
+        raise UsageError(f"view {name}: {text_of(factory)} is no view of a style ({type(error).__name__}: {error}); "
+                         "expected a function of a Style that returns a function of (images, draw)") from error
     held = _identity(factory), style
     if type(view).__module__.startswith("ssl_lab.") or held in _HELD:
         return view

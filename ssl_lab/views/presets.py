@@ -20,6 +20,9 @@ from ssl_lab.views.shift import cutout, flip_and_shift
 class Eval:
     """The image as it is, scaled to [0, 1].
 
+    Attributes:
+        style: what the images are like.
+
     >>> images = torch.tensor([[[[0, 51, 255]]]], dtype=torch.uint8)
     >>> sl.Eval(sl.Style(1, 1, 3))(images, sl.At(0, 1).draw("eval", rows=1))
     tensor([[[[0.0000, 0.2000, 1.0000]]]])
@@ -36,6 +39,9 @@ class Eval:
 @dataclass(frozen=True)
 class Weak:
     """Horizontal flip in half of the images (where the style allows it), then a small shift.
+
+    Attributes:
+        style: what the images are like.
 
     >>> images = torch.arange(9, dtype=torch.uint8).reshape(1, 1, 3, 3)
     >>> weak = sl.Weak(sl.Style(1, 3, 3, flip=False, shift=1))
@@ -69,6 +75,7 @@ class Strong(Weak):
     Both may be schedules.
 
     Attributes:
+        style: what the images are like.
         ops: how many operations each image draws.
         cutout: side of the gray square as a fraction of the image's shorter side, in [0, 1]; 0 for none.
         chance: of each operation to be done, in [0, 1].

@@ -18,8 +18,14 @@ Float64 = NDArray[np.float64]
 
 
 class Reliability(NamedTuple):
-    """people: names, sorted. confusion: float64 [people, C, C], P(says l | class k); rows sum to 1. classes: float64
-    [images, C], the chances of each image's class. rows: int64 [images], which these are. prior: float64 [C].
+    """How far each person can be relied on, and what their answers say together.
+
+    Attributes:
+        people: names, sorted.
+        confusion: float64 [people, C, C], P(says l | class k); rows sum to 1.
+        classes: float64 [images, C], the chances of each image's class.
+        rows: int64 [images], which these are.
+        prior: float64 [C], of the classes.
 
     >>> said = [(row, who, row % 2 if who == "ann" else 0) for row in range(20) for who in ("ann", "bob")]
     >>> sl.active.dawid_skene(said, classes=2).confusion.shape  # people, true class, what is said

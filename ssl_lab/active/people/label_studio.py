@@ -40,6 +40,8 @@ class LabelStudio:
     (abstain) for a task that all skipped.
 
     Args:
+        folder: where exports are put, and tasks.json is written.
+        pool: whose images are asked for.
         root: the folder that `pool.files` are relative to. It is a storage of Label Studio, below the document
             root; images that have no file there, or one whose name no URL can hold, are written as PNG into
             `folder`/images, which is one too.

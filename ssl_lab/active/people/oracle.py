@@ -33,6 +33,7 @@ class Asked:
     """The images to be labeled: ids int64 [n], in selection order, and what was known when they were selected.
 
     Attributes:
+        ids: int64 [n], global ids.
         paths: of the image files, "" where there are none.
         predicted, confidence, scores: the names of the net's classes, their probabilities, and the query's scores,
             [n] each; None where there are none.
@@ -72,6 +73,11 @@ class Truth:
     """The pool's known labels. With probability `noise` a wrong one, drawn evenly from the other classes; with
     probability `abstain` none. An answer is a pure function of (seed, id): asking again changes nothing.
 
+    Args:
+        pool: whose labels are known.
+        noise, abstain: probabilities, in [0, 1].
+        seed: what the answers go by.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> answers = dict(sl.active.Truth(pool)(sl.active.Asked(np.array([7, 8, 9]))))
     >>> answers == {row: pool.truth[row] for row in (7, 8, 9)}
@@ -105,6 +111,11 @@ class FromFile:
     answer, each under a name in `annotator`; see `agree`. Rows that were not asked for are passed over. UsageError for
     a file that cannot be read, names an unknown path, or gives an image two labels without saying who. notes: what a
     person should be told of the last reading.
+
+    Args:
+        path: of the file, which need not be there yet.
+        pool: whose images are asked for.
+        agreement: see `agree`.
 
     >>> from pathlib import Path
     >>> written = Path("answers.csv").write_text("id,label" + chr(10) + "7,3" + chr(10))
@@ -169,6 +180,10 @@ class Command:
     "confidence": 0.4} for each image from its standard input and writes a line {"id": 17, "label": "dog"} for each
     answer, as soon as it has it; a label of null abstains, and a word for a missing one, such as "" or "nan", is none
     yet. With a path in place of the id, or beside it. UsageError if it fails or writes something else.
+
+    Args:
+        command: the program and its arguments, as one text or a list.
+        pool: whose images are asked for.
 
     >>> say = "import json, sys; print(json.dumps({'id': json.loads(next(sys.stdin))['id'], 'label': '3'}))"
     >>> dict(sl.active.Command(["python3", "-c", say], sl.load("digits"))(sl.active.Asked(np.array([7]))))

@@ -29,6 +29,9 @@ class Bait(Query):
     Time is O(N D C budget), memory O(N (D + C) + C D^2). C * D^2 may be 2^27 at most (UsageError above): 100 classes of
     1,024 features.
 
+    Args:
+        ridge: above 0.
+
     >>> rng = np.random.default_rng(0)
     >>> view = sl.PoolView(np.full(30, -1), embeddings=rng.normal(size=(30, 4)), probs=rng.dirichlet([1, 1], size=30))
     >>> len(sl.active.Bait(ridge=1.0)(view, budget=3))

@@ -24,6 +24,10 @@ class BatchBALD(Query):
     fall (submodularity), so lazy greedy does not change the choice; with samples it takes an earlier estimate as
     the bound. The paper samples y anew for each pick.
 
+    Args:
+        configurations: of labels that are kept, or sampled.
+        prefilter: candidates by BALD alone; None takes all.
+
     >>> split, less = [[1, 0], [0, 1]], [[0.8, 0.2], [0.3, 0.7]]
     >>> members = np.array([split, split, less])  # rows 0 and 1 tell the same
     >>> sl.active.BatchBALD()(sl.PoolView(np.full(3, -1), mc_probs=members), budget=2)

@@ -25,12 +25,11 @@ UNLABELED, IGNORED = -1, -2
 class PoolView:
     """What a query sees: N rows, what is known of their labels, and the arrays that queries asked for.
 
-    The other arrays are those of `ARRAYS`: floats, kept as they are if float32 or float16 (a memory map stays one),
-    None where nobody asked.
-
     Attributes:
         labels: int [N], a class, -1 = unlabeled (may be chosen), -2 = ignored.
         ids: int [N], the global id of each row (default: its number).
+        embeddings, probs, mc_probs, view_probs, predicted_loss, head_weight, head_bias: floats, of the shapes in
+            `ARRAYS`, kept as they are if float32 or float16 (a memory map stays one); None where nobody asked.
         ranks: that choose together, each of which has this view.
 
     Raises:
@@ -133,6 +132,11 @@ class Query:
     fewer: bool = False  # rows than the budget may come back
     reads: Literal["whole", "blocks", "shares"] = "whole"  # what of its arrays: see `__call__`
 
+    def __init_subclass__(cls, **words: Any) -> None:
+        given: Any = cls.needs
+        if isinstance(given, str | list | tuple | set):
+            cls.needs = frozenset([given] if isinstance(given, str) else given)
+
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         """`budget` different row numbers out of `view.candidates`, in selection order."""
         raise NotImplementedError
@@ -169,6 +173,10 @@ class Query:
 class Wrapper(Query):
     """Base of queries around queries. UsageError for what is not of the kind that it wraps, and for queries that may
     choose fewer rows than they are asked for: a limit holds only where it is outermost.
+
+    Args:
+        inner: the queries that it is around.
+        needs: names of arrays that it reads itself, beside those of `inner`.
 
     >>> class Odd(sl.active.Wrapper):
     ...     name, family, paper, arxiv = "odd", "baseline", "", ""
@@ -218,7 +226,11 @@ class ScoreQuery(Query):
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         candidates = view.candidates
         share = Share(len(candidates), view.ranks)
-        scores = self.scores(view, candidates[share.start : share.stop])
+        rows = candidates[share.start : share.stop]
+        scores = np.asarray(self.scores(view, rows))
+        if scores.shape != rows.shape or np.isnan(scores).any():
+            raise UsageError(f"{self.name} scores {list(scores.shape)}, {np.isnan(scores).sum()} of them NaN; expected "
+                             f"a number for each of {len(rows)} rows (probabilities may be 0, whose log is none)")
         return candidates[self.first(scores, budget, seed, share=share)]
 
     def first(self, scores: NDArray[Any], budget: int, seed: int, several: bool | None = None,

@@ -22,6 +22,9 @@ class Cal(ScoreQuery):
     Exact: all labeled rows are searched. With fewer than k of them, all are neighbors; with none, UsageError. Time is
     O(N L D) for L labeled rows, memory O(L D + N).
 
+    Args:
+        neighbors: k, 1 or more.
+
     >>> points = np.array([[0.0, 1.0], [0.1, 1.0], [0.2, 1.0]])
     >>> probs = np.array([[0.9, 0.1], [0.9, 0.1], [0.2, 0.8]])  # row 2 lies near row 0, and is predicted otherwise
     >>> sl.active.Cal(neighbors=1)(sl.PoolView(np.array([0, -1, -1]), embeddings=points, probs=probs), budget=1)

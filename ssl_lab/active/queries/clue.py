@@ -21,6 +21,9 @@ class Clue(Query):
     the order of selection. Labeled rows do not matter. The authors' temperature is left to whoever makes the probs.
     Time is O(N D budget iterations) in matrix products, memory O(N D).
 
+    Args:
+        iterations: of Lloyd's algorithm, at most.
+
     >>> points = np.array([[0.0], [0.2], [9.0], [9.2]])
     >>> probs = np.array([[1.0, 0.0], [0.5, 0.5], [0.5, 0.5], [1.0, 0.0]])
     >>> np.sort(sl.active.Clue()(sl.PoolView(np.full(4, -1), embeddings=points, probs=probs), budget=2))

@@ -32,6 +32,8 @@ class ClusterMargin(Query):
 
     Args:
         pool: k_m / k_t in the paper.
+        neighbors: of each row in the graph.
+        size: rows of a cluster, on average.
 
     >>> rng = np.random.default_rng(0)
     >>> points, p = np.repeat(np.eye(3), 20, axis=0), rng.uniform(size=60)

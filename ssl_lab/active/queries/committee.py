@@ -22,6 +22,9 @@ class Committee(ScoreQuery):
     H(mean p) - mean H(p_s). Exact; memory O(N). One member never disagrees: then all rows are equal, and the order
     is drawn. A batch is drawn, p(i) ~ score_i, as `bald` does: the highest scores are of rows that are alike.
 
+    Args:
+        measure: "vote_entropy" or "consensus_kl".
+
     >>> view = sl.PoolView(np.full(2, -1), mc_probs=[[[0.9, 0.1], [0.2, 0.8]], [[0.9, 0.1], [0.8, 0.2]]])
     >>> (sl.active.Committee("vote_entropy").scores(view, view.candidates) / np.log(2)).round(4)
     array([1., 0.])

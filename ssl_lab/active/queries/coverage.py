@@ -103,6 +103,7 @@ class ProbCover(Query):
             CIFAR-10 20.6 ± 0.9, 26.4 ± 4.5, 40.5 ± 5.4. A share of 0.7 has 1 to 15 points less there, and with 40
             picks 1 to 4 more. Where half of the rows are of one class, 0.5 is better than random in five of six
             cases and 0.7 in all six, by up to 26 points more than 0.5: give share=0.7 there.
+        share: of the rows to be covered, in (0, 1], where delta is None.
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.ProbCover(delta=0.15)(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
@@ -167,6 +168,9 @@ class MaxHerding(FacilityLocation):
     the classifier's margins and a radius for each labeled row: this one needs embeddings alone and no radius, and
     its gain does not run out. As exact and costly as `FacilityLocation`; the authors' code takes a subset of the rows
     as candidates.
+
+    Args:
+        sigma: of the kernel; rows have length 1.
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.MaxHerding()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)

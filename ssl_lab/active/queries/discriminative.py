@@ -22,6 +22,10 @@ class Discriminative(Query):
     with z(h) = <w, h standardized> + b. Either side weighs the same, as in the authors' code, however few are
     labeled. Without any labeled row, UsageError. Time is O(N D) for each step of L-BFGS, memory O(N D).
 
+    Args:
+        batches: parts of a selection.
+        ridge: above 0.
+
     >>> points = np.array([[0.0], [0.1], [0.2], [5.0]])
     >>> sl.active.Discriminative(batches=1)(sl.PoolView(np.array([0, 1, -1, -1]), embeddings=points), budget=1)
     array([3])

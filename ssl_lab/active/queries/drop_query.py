@@ -22,6 +22,11 @@ class DropQuery(Query):
     chosen and the rest is drawn evenly from the others. With nothing labeled there is no head to go by: all rows are
     candidates, and the picks are those nearest to the centers, the paper's cold start.
 
+    Args:
+        samples: dropouts, M.
+        rate: of the features that each drops, in (0, 1).
+        spare: rows wanted for each pick.
+
     >>> points = np.array([[4.0, 0.0], [0.0, 4.0], [3.0, 0.0], [2.0, 1.9]])  # the last lies near the border
     >>> view = sl.PoolView(np.array([0, 1, -1, -1]), embeddings=points, head_weight=np.eye(2), head_bias=np.zeros(2))
     >>> sl.active.DropQuery()(view, budget=1)

@@ -22,6 +22,9 @@ class Epig(ScoreQuery):
     The paper asks for one label at a time. Of several, the highest scores are alike, and far worse than random; so a
     batch is drawn, p(i) ~ score_i (see tests/benchmarks/README.md).
 
+    Args:
+        targets: how many x* there are.
+
     >>> rng = np.random.default_rng(0)
     >>> view = sl.PoolView(np.full(20, -1), mc_probs=rng.dirichlet([1, 1], size=(20, 5)))
     >>> sl.active.Epig()(view, budget=1)

@@ -39,6 +39,10 @@ class _Stochastic(Wrapper):
 class Power(_Stochastic):
     """p(i) ~ score_i^beta: PowerBALD by default. Rows of score 0 come last.
 
+    Args:
+        query: whose scores count; None is BALD.
+        beta: 0 or more; the larger, the closer to the highest scores.
+
     >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
     >>> query = sl.active.Power(sl.active.Entropy(), beta=1.0)
     >>> query(sl.PoolView(np.full(50, -1), probs=probs), budget=3, seed=0)
@@ -53,6 +57,10 @@ class Power(_Stochastic):
 
 class Gibbs(_Stochastic):
     """p(i) ~ exp(beta score_i); "softmax" in the paper.
+
+    Args:
+        query: whose scores count; None is BALD.
+        beta: 0 or more; the larger, the closer to the highest scores.
 
     >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
     >>> sharp = sl.active.Gibbs(sl.active.Entropy(), beta=1e6)  # so high that it takes the highest scores
@@ -69,6 +77,10 @@ class Gibbs(_Stochastic):
 
 class SoftRank(_Stochastic):
     """p(i) ~ rank_i^-beta, where the highest score has rank 1.
+
+    Args:
+        query: whose scores count; None is BALD.
+        beta: 0 or more; the larger, the closer to the highest scores.
 
     >>> probs = np.random.default_rng(0).dirichlet([1, 1, 1], size=50)
     >>> sl.active.SoftRank(sl.active.Margin())(sl.PoolView(np.full(50, -1), probs=probs), budget=3)

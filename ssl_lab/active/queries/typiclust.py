@@ -41,6 +41,11 @@ class TypiClust(Query):
     pick of a cluster from the typicality of its second; here distances are the paper's, and each row's typicality is
     computed once.
 
+    Args:
+        max_clusters: at most so many.
+        neighbors: K, at most.
+        least: rows that a cluster should have more of.
+
     >>> rng = np.random.default_rng(0)
     >>> points = np.concatenate([rng.normal(0, 1, (20, 2)), rng.normal(9, 1, (20, 2))])
     >>> np.sort(sl.active.TypiClust()(sl.PoolView(np.full(40, -1), embeddings=points), budget=2)) // 20  # one of each

@@ -37,6 +37,11 @@ class Prefilter(Wrapper):
 
     To `then`, the other candidates do not exist: they take no part in its clusters and coverage.
 
+    Args:
+        first: narrows the candidates down.
+        then: chooses among them.
+        factor: candidates for each pick.
+
     >>> points, p = np.array([[0.0], [5.0], [0.1], [9.0]]), np.array([0.5, 0.55, 0.6, 0.99])
     >>> view = sl.PoolView(np.full(4, -1), embeddings=points, probs=np.stack([p, 1 - p], axis=1))
     >>> query = sl.active.Prefilter(sl.active.Margin(), sl.active.KCenter(), factor=1)
@@ -65,6 +70,9 @@ class ClassBalanced(Wrapper):
 
     Within each class `query` chooses; candidates of other classes do not exist to it. Equal counts in an order
     drawn from the seed.
+
+    Args:
+        query: chooses within each class.
 
     >>> labels, probs = np.array([0, 0, -1, -1]), np.array([[1, 0], [1, 0], [0.6, 0.4], [0.3, 0.7]])
     >>> query = sl.active.ClassBalanced(sl.active.Margin())
@@ -109,6 +117,8 @@ class CostAware(Wrapper):
     The greedy order is not the optimum of the knapsack.
 
     Args:
+        query: whose scores count.
+        limit: of the total cost of a batch.
         cost: [ids], above 0, of the image with each global id. With a limit fewer rows than the budget may come
             back: as many as fit, and UsageError if none does.
 
@@ -157,6 +167,10 @@ class WithoutDuplicates(Wrapper):
 
     It chooses, the near-duplicates of its picks are taken out of the pool, and it chooses again until no two
     picks are near-duplicates. When nothing else is left, near-duplicates fill the budget, at the end.
+
+    Args:
+        query: chooses.
+        threshold: a cosine, in [-1, 1].
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.001], [0.0, 1.0]])
     >>> probs = np.array([[0.5, 0.5], [0.51, 0.49], [0.9, 0.1]])

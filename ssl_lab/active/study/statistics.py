@@ -19,7 +19,12 @@ FloatArray = NDArray[np.float64]
 
 
 class Paired(NamedTuple):
-    """A mean paired difference, half the width of its 95% interval, and the two-sided p-value of "no difference".
+    """A paired comparison.
+
+    Attributes:
+        difference: the mean.
+        half_width: half the width of its 95% interval.
+        p: the two-sided p-value of "no difference".
 
     >>> sl.active.paired_t([0.8, 0.9, 0.85], [0.7, 0.82, 0.74])._fields
     ('difference', 'half_width', 'p')

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Draw, Loss, seed_of
+from ssl_lab.batch import At, Batch, Draw, Loss, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.nets import Net
@@ -60,8 +60,7 @@ class ABC(Method):
         self.weight = weight
         counts = checked_counts(class_counts, net.classes)
         self.register_buffer("rarity", counts.min() / counts, persistent=False)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("abc"))
+        with seeded("abc"):
             self.plain_head = linear_head(net.features_dim, net.classes)
 
     def forward(self, batch: Batch, at: At) -> Loss:

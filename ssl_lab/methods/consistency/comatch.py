@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.batch import At, Batch, Loss, seeded
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.thresholds import recent_mean
@@ -40,6 +40,7 @@ class CoMatch(Method):
         edge: least similarity of two pseudo-labels that an edge joins.
         dim: of z.
         memory: rows in it, by default five of the paper's batches.
+        weight, contrast: of the second and the third term.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.CoMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, memory=64)
@@ -68,8 +69,7 @@ class CoMatch(Method):
         super().__init__(net, ema)
         self.threshold, self.temperature, self.smooth, self.edge = threshold, temperature, smooth, edge
         self.weight, self.contrast = weight, contrast
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(0, "comatch/projector"))
+        with seeded(0, "comatch/projector"):
             width = net.features_dim
             self.projector = nn.Sequential(nn.Linear(width, width), nn.LeakyReLU(0.1), nn.Linear(width, dim))
         self.register_buffer("memory", torch.zeros(memory, dim))

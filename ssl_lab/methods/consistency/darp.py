@@ -39,6 +39,7 @@ class DARP(Method):
         every: steps between two.
         rounds: of solving each.
         weight: of the unlabeled loss.
+        delta: as above; the larger it is, the more entries of a class are kept.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> counts = np.bincount(pool.labels[pool.labeled], minlength=10).tolist()

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, Rows, Share, seed_of
+from ssl_lab.batch import At, Batch, Loss, Rows, Share, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, RowLosses
 from ssl_lab.methods.consistency.mixmatch import MixMatch
@@ -149,8 +149,7 @@ class _Level(nn.Module):
         self.start = (levels - 1 - level) * width
         self.own = width if level else whole - self.start
         self.classes, self.features_dim = classes, whole - self.start
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("hiermatch", level))
+        with seeded("hiermatch", level):
             self.head = linear_head(self.features_dim, classes) if level else passes.net.head
 
     def forward(self, x: Tensor) -> Output:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.batch import At, Batch, Loss, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.rotations import all_rotations, rotation_head
@@ -109,8 +109,7 @@ class S4LExemplar(Method):
         self.weight = weight
         strong = {f"strong_{k + 1}": Strong for k in range(copies)}
         self.views = Views(labeled=strong, unlabeled=strong)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of("exemplar head"))
+        with seeded("exemplar head"):
             self.exemplar_head = nn.Linear(net.features_dim, dim)
 
     def forward(self, batch: Batch, at: At) -> Loss:

@@ -40,6 +40,7 @@ class SimMatch(Method):
         smooth: alpha in the paper.
         dim: of z.
         bank: rows in it.
+        weight, instance: of the second and the third term.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SimMatch(sl.net("tiny_4", classes=10, style=pool.style), dim=16, bank=32)

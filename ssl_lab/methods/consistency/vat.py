@@ -28,6 +28,8 @@ class VAT(Method):
             CIFAR-10's of Oliver et al. 2018 (arXiv 1804.09170), who take 1 for SVHN, and weigh the term by 0.3. The
             paper's xi of 1e-6 is below the resolution of float32 pixels; a larger one gives the same direction. The
             search runs in float32 also under autocast, whose rounding would hide so small a step.
+        iterations: of the power iteration.
+        weight: of the second term.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.VAT(sl.net("tiny_4", classes=10, style=pool.style), epsilon=6.0)

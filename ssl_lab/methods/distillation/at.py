@@ -27,6 +27,9 @@ class AttentionTransfer(MapDistillation):
     The paper's equation 2 and its code differ: mode "code" has d = mean over images and places of (Q_s - Q_t)^2, to
     which the weight of 1000 belongs; mode "paper" d = 1/2 ||Q_s - Q_t||, mean over images, and wants a far smaller one.
 
+    Args:
+        mode: "code" or "paper", as above.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> teacher = sl.net("tiny_6", classes=10, style=pool.style, seed=9)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

@@ -116,8 +116,9 @@ class Distillation(Method):
 class MapDistillation(Distillation):
     """A method that compares maps [B, channels, height, width] of layers, of one net each.
 
-    layers, teacher_layers: submodules of the backbones, by path; see `pair_layers`. By default those of `stage`: the
-    last layers of all the resolutions that both nets have, of the middle or of the last one.
+    Args:
+        layers, teacher_layers: submodules of the backbones, by path; see `pair_layers`. By default those of `stage`:
+            the last layers of all the resolutions that both nets have, of the middle or of the last one.
     """
 
     reads = "features"

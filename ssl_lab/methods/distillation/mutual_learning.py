@@ -31,6 +31,8 @@ class MutualLearning(Method):
         peer: the second net, for as many classes, of whatever kind. None: one like the first, with other initial
             weights, namely those of the first shuffled within each tensor: for weights that were drawn
             independently, another draw.
+        weight: of the second term.
+        view: of all images.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.MutualLearning(sl.net("tiny_4", classes=10, style=pool.style))

@@ -39,6 +39,7 @@ class SelfDistillation(Method):
             resolution but the coarsest.
         alpha, hint, temperature: as in the equation; the defaults are those of common code, where |F_i - F|^2 is
             summed over 128 images, with a weight of 1e-6.
+        view: of all images.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SelfDistillation(sl.net("tiny_4", classes=10, style=pool.style))

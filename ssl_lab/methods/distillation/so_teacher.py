@@ -31,6 +31,7 @@ class SoTeacher(Method):
     Args:
         images: size of the space of global indices, `len(pool)`.
         lipschitz, consistency: weights of the terms.
+        view: of all images.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.SoTeacher(sl.net("tiny_4", classes=10, style=pool.style), images=len(pool))

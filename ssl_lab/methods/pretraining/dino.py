@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.batch import At, Batch, Loss, seeded
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.pretraining.base import Pretraining, Target, crossed, small_crops
@@ -121,8 +121,7 @@ class DINOHead(Head):
 def dino_head(features: int, hidden: int, dim: int, outputs: int, norm: bool, seed: int) -> DINOHead:
     """Three linear layers with GELU (after BatchNorm, if `norm`) between them, then `outputs` directions; a pure
     function of the seed."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, "dino head"))
+    with seeded(seed, "dino head"):
         linear = nn.Linear(features, hidden), nn.Linear(hidden, hidden), nn.Linear(hidden, dim)
         for layer in linear:
             nn.init.trunc_normal_(layer.weight, std=0.02)

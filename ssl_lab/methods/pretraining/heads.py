@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import seed_of
+from ssl_lab.batch import seeded
 
 
 class Head(nn.Sequential):
@@ -27,8 +26,7 @@ def mlp(sizes: Sequence[int], norm: bool = True, last_norm: bool = False, seed: 
     BatchNorm has no bias.
     """
     layers: list[nn.Module] = []
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, name))
+    with seeded(seed, name):
         for inputs, outputs in pairwise(sizes[:-1]):
             layers.append(nn.Linear(inputs, outputs, bias=not norm))
             layers += [nn.BatchNorm1d(outputs), nn.ReLU(inplace=True)] if norm else [nn.ReLU(inplace=True)]

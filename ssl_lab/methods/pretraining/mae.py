@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator, seed_of
+from ssl_lab.batch import At, Batch, Loss, generator, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
@@ -71,8 +71,7 @@ class MAE(Pretraining):
         values = len(net.mean) * self.patch[0] * self.patch[1]
         self.register_buffer("positions", build_sincos2d_pos_embed(embedding.grid_size, width))
         self.mask_token = nn.Parameter(0.02 * torch.randn(width, generator=generator(seed, "mask token")))
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed_of(seed, "decoder"))
+        with seeded(seed, "decoder"):
             self.embedding = nn.Linear(net.features_dim, width)
             self.decoder = nn.Sequential(*(Block(width, heads, qkv_bias=True) for _ in range(depth)),
                                          nn.LayerNorm(width), nn.Linear(width, values))

@@ -40,6 +40,7 @@ class SwAV(Pretraining):
     in short runs.
 
     Args:
+        queue_from: fraction of the run, in [0, 1].
         crops: small ones, six in the paper.
         prototypes: their number K, several times that of the classes; many more than images per step need a queue.
         temperature: T.

@@ -23,6 +23,9 @@ class CorruptLabels(DataTechnique):
 
     The paper's first kind of corruption; random pixels, its others, are left out. No code was read.
 
+    Args:
+        share: the probability, in [0, 1].
+
     >>> pool = sl.load("digits").split(labels=1000)
     >>> wrong = sl.CorruptLabels(share=0.4)(pool, seed=0)
     >>> round(float((wrong.labels[pool.labeled] != pool.truth[pool.labeled]).mean()), 2)  # about 0.4 * 9 / 10

@@ -37,6 +37,7 @@ class GradInit(NetTechnique):
         steps, batch: of this learning; the paper takes an epoch.
         lr: of m (their 1e-3 to 1e-2 by net).
         eta, gamma: for SGD; for Adam the paper searches eta near 1e-3 and gamma in the thousands.
+        by: the optimizer to come, "sgd" or "adam".
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.net("tiny_4", classes=10, style=pool.style)

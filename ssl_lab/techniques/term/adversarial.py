@@ -53,10 +53,10 @@ class Adversarial(Attacked):
     Each step passes the labeled images `steps` times more, forward and backward.
 
     Args:
-        radius: in pixels of [0, 1]; 8/255 is usual for photographs, 0.3 for MNIST. steps, and size of each: of
-            ascent.
+        radius: in pixels of [0, 1]; 8/255 is usual for photographs, 0.3 for MNIST.
         gap: rows move only while the likeliest other class leads by at most so much; 1 is plain adversarial
             training, and `sat` has a curriculum of it.
+        size, steps: of ascent: the length of each step, in pixels of [0, 1], and their number.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lab.batch import Batch, seed_of
+from ssl_lab.batch import Batch, seeded
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
@@ -50,8 +50,7 @@ class Companions(Inside):
 
     def begin(self, pool: Pool, seed: int) -> None:
         self._paths = layers_of(self.base, self.layers)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed_of(seed, self.name))
+        with seeded(seed, self.name):
             self.heads = nn.ModuleList(linear_head(size * CELLS**2, self.net.classes)
                                        for size in channels(self.net, self._paths))
 

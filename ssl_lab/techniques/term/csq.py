@@ -34,6 +34,7 @@ class CSQ(Quantizing):
         target: mean bits that the gates are to come to.
         weight: 0.001 in the paper.
         inputs: bits of layers' inputs.
+        until: fraction of training from which on gates are held hard, in (0, 1].
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -34,6 +34,7 @@ class DeepSupervision(Companions):
         loss: "hinge", or "softmax", which the authors have for CIFAR-100 and SVHN. "hinge", with companions that
             learn as fast as the net, ended in a training accuracy of 20% where "softmax" did not (MNIST, 40 labels,
             500 steps, one seed).
+        slack: 0 or more.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -30,6 +30,11 @@ class Linearize(TermTechnique):
     Of the paper the abstract was read, and a summary (slopes by channel, driven to 1 by a penalty on |1 - a|^p); the
     defaults and `near` are ours.
 
+    Args:
+        weight: of the penalty.
+        power: of |1 - a|, above 0.
+        near: how far from 1 a slope still counts as 1.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> term = sl.Linearize().around(method, pool, seed=0)

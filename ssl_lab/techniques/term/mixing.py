@@ -91,7 +91,9 @@ class Mixing(LabeledTechnique):
 class MixUp(Mixing):
     """Images are mixed pixel by pixel: s_b x_b + (1 - s_b) x_partner(b).
 
-    alpha: of Beta, 0.1 to 0.4 on ImageNet and 1 on CIFAR in the paper; 0 mixes nothing. chance: the paper mixes all.
+    Args:
+        alpha: of Beta, 0.1 to 0.4 on ImageNet and 1 on CIFAR in the paper; 0 mixes nothing.
+        chance: share of the images that is mixed, in [0, 1]; the paper mixes all.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -21,6 +21,7 @@ class NoiseTempering(Quantizing):
 
     Args:
         weights, inputs: bits, as in `qnn`.
+        decay: how fast noise fades: by exp(-decay) over the run.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

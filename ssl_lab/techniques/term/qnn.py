@@ -24,6 +24,9 @@ class QNN(Quantizing):
     out. Grids of more bits, with a scale for each output and ranges of inputs that are learned from batches, are those
     that integer hardware has today, and not the paper's fixed ones.
 
+    Args:
+        weights, inputs: bits, from 1 to 32.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> term = sl.QNN(weights=4).around(method, pool, seed=0)

@@ -25,6 +25,9 @@ class SatNL(TermTechnique):
     Of the paper only the abstract was read (a saturating nonlinearity on activations); the function, its place before
     each layer and the limits are ours.
 
+    Args:
+        deviations: 0 or more.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> term = sl.SatNL(deviations=4.0).around(method, pool, seed=0)

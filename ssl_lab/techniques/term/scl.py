@@ -38,6 +38,8 @@ class SCL(TermTechnique):
     Unmasked weights are what is evaluated and exported; zeros in it make no kernel faster. No argument turns it off.
 
     Args:
+        weight: of the penalty on unmasked weights.
+        start: the first m, above 0.
         normalize: of each output feature, the task's part of that gradient is divided by its largest entry:
             `weight` is then the share of it below which a weight goes.
 

@@ -24,6 +24,9 @@ class SymReg(TermTechnique):
     Of the paper only the abstract was read: it penalizes asymmetry about 0, and its `satnl` saturates activations. The
     measure, of the first two odd moments, is ours.
 
+    Args:
+        weight: of the penalty.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> term = sl.SymReg(weight=0.1).around(method, pool, seed=0)

@@ -29,6 +29,11 @@ class Lottery(Masked):
     Equations from memory, no code was read. The papers prune the output layer at half the rate; here it is one of all.
     No argument turns it off: with prune 0, too, weights go back.
 
+    Args:
+        rounds: how often is pruned, 1 or more.
+        prune: share of the weights left that goes each time, in [0, 1).
+        rewind: fraction of the first part to whose weights the rest goes back, in [0, 1).
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> whole = sl.Lottery(rounds=1, prune=0.5).around(method, pool, seed=0)

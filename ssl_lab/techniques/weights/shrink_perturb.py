@@ -19,6 +19,7 @@ class ShrinkPerturb(Renewal):
     Ours in detail: the equation is that of both papers, of which only abstracts were read.
 
     Args:
+        keep, noise: in [0, 1].
         generations: parts of the run.
 
     >>> pool = sl.load("digits").split(labels=10)

@@ -30,6 +30,10 @@ class SWA(WeightsTechnique):
     With AdamW it is the paper's Gadam, with Padam GadamX. The paper keeps the learning rate high while it averages:
     give a constant or slowly falling one. Checked against torch.optim.swa_utils.
 
+    Args:
+        start: in [0, 1]; 1 averages nothing.
+        every: steps between two that are averaged.
+
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> whole = sl.SWA(start=0.5).around(method, pool, seed=0)
