@@ -20,7 +20,7 @@ LEVELS = [
     {"ensemble"},
     {"ways"},
     {"advise", "arms", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict",
-     "fetch", "find_lr", "reporting", "estimator", "begun", "refits"},
+     "fetch", "find_lr", "reporting", "estimator", "begun", "learners", "refits"},
     {"train", "study", "papers", "runs", "compress"},
     {"catalog", "docstrings"},
     {"words"},

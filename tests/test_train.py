@@ -15,8 +15,8 @@ from test_export import run_folder
 
 import ssl_lab as sl
 from ssl_lab import advise as advising
+from ssl_lab import learners, ways
 from ssl_lab import train as training
-from ssl_lab import ways
 from ssl_lab.calibration import fit_temperature
 from ssl_lab.config import ReadingSettings
 from ssl_lab.engine import records
@@ -31,7 +31,7 @@ COLORS = {"ant": (200, 40, 40), "bee": (40, 200, 40), "cow": (40, 40, 200)}
 def _no_nets_here_and_few_learners(tmp_path, monkeypatch):
     monkeypatch.setenv("SSL_LAB_DATA", str(tmp_path / "data"))
     monkeypatch.setattr(probe, "L2_GRID", (0.01, 1.0))
-    monkeypatch.setattr(training, "ORDER", ("probe", "knn"))
+    monkeypatch.setattr(learners, "ORDER", ("probe", "knn"))
 
 
 def photos(root, each=4, unlabeled=6, mode="RGB"):
@@ -111,10 +111,10 @@ def test_learners_that_would_not_end_in_time_are_not_tried(monkeypatch, left, tr
             return np.full((len(asked), classes), 1 / classes)
         return guess
 
-    monkeypatch.setattr(training, "ORDER", ("self_training", "probe", "knn"))
-    monkeypatch.setattr(training, "LEARNERS", {name: learner(name) for name in training.ORDER})
+    monkeypatch.setattr(learners, "ORDER", ("self_training", "probe", "knn"))
+    monkeypatch.setattr(learners, "LEARNERS", {name: learner(name) for name in learners.ORDER})
     pool = digits().split(labels=20)
-    training._best_learner(np.zeros((len(pool), 2), np.float32), pool, time.perf_counter() + left, 0)
+    learners.best_learner(np.zeros((len(pool), 2), np.float32), pool, time.perf_counter() + left, 0)
     assert list(dict.fromkeys(seen)) == tried
 
 
