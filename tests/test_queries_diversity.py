@@ -7,13 +7,14 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from ssl_lab.active.queries import coverage, distances, neighbors, typiclust
+from ssl_lab.active.queries import coverage, distances, neighbors, pairs, typiclust
 from ssl_lab.active.queries.base import PoolView, rng
 from ssl_lab.active.queries.checks import check_query
-from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius, pairs_within
+from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius
 from ssl_lab.active.queries.facility_location import FacilityLocation
 from ssl_lab.active.queries.k_center import KCenter
 from ssl_lab.active.queries.k_means import KMeans
+from ssl_lab.active.queries.pairs import pairs_within
 from ssl_lab.active.queries.typiclust import TypiClust, mean_neighbor_distances
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
@@ -288,8 +289,29 @@ def test_neighbors_are_those_of_the_table(monkeypatch):
     table = np.triu(_table(x) <= 0.7, 1)
     whole = pairs_within(x, 0.7)
     assert np.array_equal(whole.toarray(), table)
-    monkeypatch.setattr(distances, "BLOCK", 200)
+    monkeypatch.setattr(pairs, "SIDE", 7)
     assert np.array_equal(pairs_within(x, 0.7).toarray(), table)
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.6, 0.9, 1.2, 1.5])
+@pytest.mark.parametrize("side", [2048, 70])
+def test_pairs_that_rounded_products_leave_open_are_computed(delta, side, monkeypatch):
+    """Many products lie as near to the bound as roundings are, or on it."""
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(5, 40))[draw.integers(5, size=300)] + 0.6 * draw.normal(size=(300, 40))
+    x[:50] = x[draw.integers(300, size=50)]
+    x = unit(x.astype(np.float32))
+    monkeypatch.setattr(pairs, "SIDE", side)
+    expected = pairs_within(x, delta).toarray()
+    monkeypatch.setattr(pairs, "WORTH", 0)
+    monkeypatch.setattr(pairs, "_bf16_is_faster", lambda: True)
+    products = x.astype(np.float64) @ x.T
+    differs = pairs_within(x, delta).toarray() != expected
+    assert np.allclose(products[differs], 1 - delta**2 / 2, atol=1e-6)
+    exact = np.triu(products >= 1 - delta**2 / 2, 1) != expected
+    assert np.allclose(products[exact], 1 - delta**2 / 2, atol=1e-6)
+    assert expected.any()
+    assert not expected.all()
 
 
 def _greedily_covered(d, delta, balls):

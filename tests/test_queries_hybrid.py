@@ -6,7 +6,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import chisquare
 
-from ssl_lab.active.queries import badge, neighbors
+from ssl_lab.active.queries import badge, cluster_margin, neighbors
 from ssl_lab.active.queries.alfa_mix import AlfaMix, changes_at
 from ssl_lab.active.queries.badge import Badge, spread
 from ssl_lab.active.queries.bait import Bait
@@ -183,6 +183,20 @@ def test_approximate_neighbors_are_mostly_the_nearest(monkeypatch):
     monkeypatch.setattr(neighbors, "ALL", 1000)
     found = neighbor_graph(h, 5)
     assert (exact != 0).multiply(found != 0).sum() / exact.nnz > 0.9
+
+
+def test_very_many_rows_are_clustered_in_parts(monkeypatch):
+    """Clumps lie in one part each, so that the clusters are those of all; equal rows are parted as they come."""
+    draws = np.random.default_rng(0)
+    clump = np.repeat(np.arange(40), 25)
+    x = (20 * draws.standard_normal((40, 6))[clump] + draws.standard_normal((1000, 6))).astype(np.float32)
+    query = ClusterMargin(neighbors=24, size=25)
+    whole = query.clusters(x)
+    assert _partition(whole) == _partition(clump)
+    monkeypatch.setattr(cluster_margin, "WHOLE", 400)
+    parts = query.clusters(x)
+    assert np.mean([len(np.unique(clump[parts == cluster])) for cluster in np.unique(parts)]) < 1.1
+    assert len(query.clusters(np.ones((1000, 3), dtype=np.float32))) == 1000
 
 
 def test_equal_rows_and_parts_without_an_edge_are_clustered():

@@ -9,12 +9,21 @@ import torch.distributed as dist
 from forked import as_two_ranks, several_ranks
 
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries import badge, facility_location, greedy, share
+from ssl_lab.active.queries import (
+    badge,
+    cluster_margin,
+    coverage,
+    distances,
+    facility_location,
+    greedy,
+    share,
+)
 from ssl_lab.active.queries.base import PoolView, highest, places
 from ssl_lab.active.queries.distances import precise_squared_distances
 from ssl_lab.active.queries.share import Share
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
+from ssl_lab.features import k_means
 
 SHARED = ["random", "margin", "entropy", "least_confidence", "bald", "mean_std", "variation_ratio", "view_disagreement",
           "k_center", "badge", "facility_location", "max_herding", "uncertainty_herding",
@@ -146,7 +155,7 @@ def test_precise_distances_are_the_same_in_any_company():
 # float16
 
 
-@pytest.mark.parametrize("name", [*SHARED, "power(margin)", "cal", "typiclust", "prob_cover",
+@pytest.mark.parametrize("name", [*SHARED, "power(margin)", "cal", "typiclust", "prob_cover", "cluster_margin",
                                   "without_duplicates(margin)", "prefilter(margin, k_center)"])
 def test_a_file_of_float16_gives_the_choice_of_its_float32(name, tmp_path):
     half = _view(dtype=np.float16)
@@ -166,21 +175,35 @@ def test_memory_is_less_than_a_copy_of_the_file(name, tmp_path, monkeypatch):
     monkeypatch.setattr(share, "ROWS", 512)
     monkeypatch.setattr(greedy, "HOT", 256)
     monkeypatch.setattr(facility_location, "MOST", 400)
+    assert _peak(name, tmp_path, 20_000) < 6e6  # of 10 MB; 20 MB in float32
+
+
+@pytest.mark.parametrize("name", ["typiclust", "cluster_margin", "prob_cover"])
+def test_memory_of_clusters_is_less_than_a_copy_of_the_file(name, tmp_path, monkeypatch):
+    for module, attribute, value in [(k_means, "ROWS", 1000), (k_means, "PER_CLUSTER", 16), (k_means, "BLOCK", 2**16),
+                                     (distances, "BLOCK", 2**17), (cluster_margin, "WHOLE", 4000),
+                                     (coverage, "ROWS", 1000), (coverage, "SAMPLE", 256)]:
+        monkeypatch.setattr(module, attribute, value)
+    assert _peak(name, tmp_path, 30_000) < 15e6  # of 15 MB; 30 MB in float32
+
+
+def _peak(name, folder, rows):
+    """The memory that a query takes beside a file of 256 float16 a row."""
     draws = np.random.default_rng(0)
-    x = np.lib.format.open_memmap(tmp_path / "x.npy", "w+", np.float16, (20_000, 256))
+    x = np.lib.format.open_memmap(folder / "x.npy", "w+", np.float16, (rows, 256))
     for start in range(0, len(x), 1000):
         x[start : start + 1000] = draws.standard_normal((1000, 256), dtype=np.float32)
     labels = np.full(len(x), -1)
     labels[:20] = np.arange(20) % 4
     probs = _softmax(x[:, :4].astype(np.float32))
-    x = np.load(tmp_path / "x.npy", mmap_mode="r")  # 10 MB; 20 MB in float32
+    x = np.load(folder / "x.npy", mmap_mode="r")
     make_query(name)(PoolView(labels[:500], embeddings=x[:500], probs=probs[:500]), 5)  # what is imported at first
     tracemalloc.start()
     query = make_query(name)(PoolView(labels, embeddings=x, probs=probs), 20)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert len(query) == 20
-    assert peak < 6e6
+    return peak
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +16,20 @@ BLOCK = 2**22  # products at a time: 16 MiB
 ROWS, PER_CLUSTER = 2**18, 256  # trained on: all up to ROWS or PER_CLUSTER for each cluster; of more, so many drawn
 
 
-def trained(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: int = 1,
+class Matrix(Protocol):
+    """[N, D], of which some rows at a time are read as float32: an array, or what is still to be read from a file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, which: Any, /) -> Any: ...
+
+
+def trained(x: Matrix, k: int, seed: int, iterations: int = 25, restarts: int = 1,
             spherical: bool = False) -> FloatArray:
-    """The centers, float32 [k, D], of the rows of x, float32 [N, D] (a memory map may do), N >= k.
+    """The centers, float32 [k, D], of the rows of x [N, D], N >= k.
 
     Starts from k rows drawn from the seed, as FAISS does, and ends when no row changes its cluster or after
     `iterations`; the best of `restarts`. Of more than 262,144 rows (more than 256 for each cluster, if these are more
@@ -29,12 +40,13 @@ def trained(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: in
     most = max(ROWS, PER_CLUSTER * k)
     if len(x) > most:
         x = x[np.sort(np.random.default_rng(seed).choice(len(x), most, replace=False))]
-    runs = [_lloyd(x, x[_drawn(len(x), seed + 1 + 15486557 * restart)[:k]], iterations, spherical)
+    rows: FloatArray = x[:]
+    runs = [_lloyd(rows, rows[_drawn(len(rows), seed + 1 + 15486557 * restart)[:k]], iterations, spherical)
             for restart in range(restarts)]
     return min(runs, key=lambda run: run[1])[0]
 
 
-def nearest_center(x: FloatArray, centers: FloatArray) -> tuple[IntArray, FloatArray]:
+def nearest_center(x: Matrix, centers: FloatArray) -> tuple[IntArray, FloatArray]:
     """Of each row of x [N, D] the nearest of the centers [k, D], int64 [N], and its squared distance, float32 [N].
 
     The error is about 1e-7 of the squared norms of rows and centers, from which the centers' mean is taken before.
@@ -45,7 +57,7 @@ def nearest_center(x: FloatArray, centers: FloatArray) -> tuple[IntArray, FloatA
     return nearest, squares
 
 
-def _assigned(x: FloatArray, centers: FloatArray) -> Iterator[tuple[slice, FloatArray, IntArray, FloatArray]]:
+def _assigned(x: Matrix, centers: FloatArray) -> Iterator[tuple[slice, FloatArray, IntArray, FloatArray]]:
     """For each block of rows: which, the rows less the mean of the centers, the nearest centers, squared distances."""
     origin = _origin(centers)
     y = np.ascontiguousarray((centers - origin).T)

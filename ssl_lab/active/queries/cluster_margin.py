@@ -8,11 +8,12 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
-from ssl_lab.active.queries.distances import take
-from ssl_lab.active.queries.neighbors import nearest_others
+from ssl_lab.active.queries.neighbors import cells, nearest_others
+from ssl_lab.active.queries.rows import Rows, rows_of
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
+WHOLE = 2**20  # rows, up to which all are clustered together
 
 
 class ClusterMargin(Query):
@@ -24,11 +25,12 @@ class ClusterMargin(Query):
     others; a pair without an edge counts as being as far apart as the longest edge. With neighbors >= N - 1 that is
     average linkage itself. Above 20,000 rows neighbors are approximate: a row's are sought in the 16 nearest of 4
     sqrt(N) lists, the cells of k-means. The tree is cut at N / `size` clusters, where the paper has a threshold of
-    distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. It is
-    a function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one clustering
+    distance, which depends on the scale of the features; parts of the graph with no edge between them stay apart. More
+    than 2^20 rows are first parted by a k-means into cells of at most 2^19, each of which is clustered alone. It is a
+    function of the embeddings alone: frozen ones give the same clusters in every round, as the paper's one clustering
     does.
 
-    Memory is O(N (D + neighbors)).
+    Memory is O(min(N, 2^20) (D + neighbors)) beside the embeddings.
 
     Args:
         pool: k_m / k_t in the paper.
@@ -47,6 +49,7 @@ class ClusterMargin(Query):
     paper = "Batch Active Learning at Scale"
     arxiv = "2107.14263"
     needs = frozenset({"embeddings", "probs"})
+    reads = "blocks"
 
     def __init__(self, pool: float = 10, neighbors: int = 10, size: float = 10) -> None:
         if pool < 1:
@@ -58,19 +61,26 @@ class ClusterMargin(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         candidates = view.candidates
-        margins = np.concatenate([_margins(view.need("probs")[candidates[start : start + ROWS]])
+        margins = np.concatenate([_margins(view.read("probs", candidates[start : start + ROWS]))
                                   for start in range(0, len(candidates), ROWS)])
         unsure = candidates[highest(-margins, int(self.pool * budget), seed)]
         rows = np.flatnonzero(view.labels != IGNORED)
-        clusters = self.clusters(take(view.need("embeddings"), rows))[np.searchsorted(rows, unsure)]
+        clusters = self.clusters(rows_of(view, "embeddings", rows))[np.searchsorted(rows, unsure)]
         return unsure[in_turn(clusters, rng(seed, "cluster_margin"))[:budget]]
 
-    def clusters(self, embeddings: FloatArray) -> IntArray:
+    def clusters(self, embeddings: FloatArray | Rows) -> IntArray:
         """The cluster of each row: int64 [N]."""
         rows = len(embeddings)
         if rows <= 1:
             return np.zeros(rows, dtype=np.int64)
-        return average_linkage(neighbor_graph(embeddings, self.neighbors), max(1, round(rows / self.size)))
+        if rows <= WHOLE:
+            return average_linkage(neighbor_graph(embeddings, self.neighbors), max(1, round(rows / self.size)))
+        found, count = np.empty(rows, dtype=np.int64), 0
+        for cell in cells(embeddings, WHOLE // 4)[0]:
+            for part in np.array_split(cell, -(-len(cell) // WHOLE)):  # of more only where rows are equal
+                found[part] = self.clusters(embeddings[part]) + count
+                count += len(part)
+        return found
 
 
 def in_turn(clusters: IntArray, draws: np.random.Generator) -> IntArray:
@@ -86,7 +96,7 @@ def in_turn(clusters: IntArray, draws: np.random.Generator) -> IntArray:
     return order
 
 
-def neighbor_graph(x: FloatArray, k: int) -> csr_array:
+def neighbor_graph(x: FloatArray | Rows, k: int) -> csr_array:
     """Distances [N, N] to the k nearest others, symmetric: an edge where either is near the other."""
     n, edges = len(x), []
     for members, distances, near in nearest_others(x, min(k, len(x) - 1)):

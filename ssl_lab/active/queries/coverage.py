@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_matrix
 
 from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
-from ssl_lab.active.queries.distances import blocks, take
 from ssl_lab.active.queries.facility_location import FacilityLocation
+from ssl_lab.active.queries.pairs import pairs_within
+from ssl_lab.active.queries.rows import Rows
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 
@@ -20,15 +18,15 @@ PAIRS = 2**27  # neighbors kept at most: about 1.5 GB
 ROWS = 100_000  # compared with each other at most
 
 
-def covering_radius(x: FloatArray, balls: int, share: float, seed: int) -> float:
+def covering_radius(x: FloatArray | Rows, balls: int, share: float, seed: int) -> float:
     """The least delta with which `balls` balls {y: |x - y| <= delta}, chosen greedily, hold `share` of the rows.
 
     x: unit rows [N, D]. Of a sample of SAMPLE rows drawn from the seed, and to 1e-4. The sample is of balls too: of
     more than one for PER_BALL of its rows (but 16) it takes so many.
     """
-    x = x[rng(seed, "radius").permutation(len(x))[:SAMPLE]]
-    balls = min(balls, max(16, len(x) // PER_BALL))
-    cosines = x @ x.T
+    some = x[rng(seed, "radius").permutation(len(x))[:SAMPLE]]
+    balls = min(balls, max(16, len(some) // PER_BALL))
+    cosines = some @ some.T
     np.fill_diagonal(cosines, np.inf)
     low, high = 0.0, 2.0
     while high - low > 1e-4:
@@ -52,7 +50,7 @@ def _covered(near: NDArray[np.bool_], balls: int) -> float:
     return 1 - float(left.mean())
 
 
-def compared(x: FloatArray, labels: IntArray, delta: float, budget: int, seed: int) -> IntArray:
+def compared(x: FloatArray | Rows, labels: IntArray, delta: float, budget: int, seed: int) -> IntArray:
     """The rows, sorted, that are compared with each other: all, or if these are more than ROWS or would have more than
     about PAIRS pairs within delta (a sample tells), the labeled ones and others drawn from the seed, `budget` at least.
 
@@ -66,19 +64,6 @@ def compared(x: FloatArray, labels: IntArray, delta: float, budget: int, seed: i
     labeled, free = np.flatnonzero(labels != UNLABELED), np.flatnonzero(labels == UNLABELED)
     drawn = rng(seed, "compared").permutation(free)[: max(most - len(labeled), budget)]
     return np.sort(np.append(labeled, drawn))
-
-
-def pairs_within(x: FloatArray, delta: float) -> Any:
-    """The pairs i < j of unit rows x [N, D] with |x_i - x_j| <= delta: an upper triangular csr_matrix [N, N]."""
-    counts = np.zeros(len(x) + 1, dtype=np.int64)
-    found = []
-    for part in blocks(len(x), len(x)):
-        near = x[part] @ x[part.start :].T >= 1 - delta**2 / 2
-        near[:, : len(near)] &= ~np.tri(len(near), dtype=bool)
-        counts[part.start + 1 : part.stop + 1] = near.sum(axis=1)
-        found.append((np.flatnonzero(near) % near.shape[1] + part.start).astype(np.int32))
-    columns = np.concatenate(found)
-    return csr_matrix((np.ones(len(columns), dtype=np.int8), columns, np.cumsum(counts)), shape=(len(x), len(x)))
 
 
 class ProbCover(Query):
@@ -115,6 +100,7 @@ class ProbCover(Query):
     paper = "Active Learning Through a Covering Lens"
     arxiv = "2205.11320"
     needs = frozenset({"embeddings"})
+    reads = "blocks"
 
     def __init__(self, delta: float | None = None, share: float = 0.5) -> None:
         if not 0 < share <= 1 or not 0 <= (delta or 0) <= 2:
@@ -125,11 +111,11 @@ class ProbCover(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = np.flatnonzero(view.labels != IGNORED)
-        x = unit(take(view.need("embeddings"), rows))
+        pool = Rows(view, "embeddings", rows, unit)
         balls = len(view.labeled) + budget
-        delta = covering_radius(x, balls, self.share, seed) if self.delta is None else self.delta
-        kept = compared(x, view.labels[rows], delta, budget, seed)
-        rows, x = rows[kept], take(x, kept)
+        delta = covering_radius(pool, balls, self.share, seed) if self.delta is None else self.delta
+        kept = compared(pool, view.labels[rows], delta, budget, seed)
+        rows, x = rows[kept], pool[kept]
         labels = view.labels[rows]
         upper = pairs_within(x, delta)
         lower = upper.T.tocsr()

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import FloatArray, IntArray
-from ssl_lab.features.k_means import nearest_center, trained
+from ssl_lab.features.k_means import Matrix, nearest_center, trained
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB
 
@@ -76,7 +76,7 @@ def max_cosines(x: FloatArray, y: FloatArray) -> FloatArray:
     return nearest
 
 
-def k_means(x: FloatArray, k: int, seed: int, iterations: int = 25, restarts: int = 1) -> tuple[IntArray, FloatArray]:
+def k_means(x: Matrix, k: int, seed: int, iterations: int = 25, restarts: int = 1) -> tuple[IntArray, FloatArray]:
     """Lloyd's k-means of x [N, D], N >= k: the cluster of each row [N], its squared distance to the center of it [N].
 
     The centers are those of `features.k_means.trained`: on all rows up to 262,144, from k rows drawn from the seed, the

@@ -9,29 +9,35 @@ import torch
 
 from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.active.queries.distances import blocks, squared_distances, squared_norms
+from ssl_lab.active.queries.rows import Rows
 from ssl_lab.features.k_means import nearest_center, trained
 from ssl_lab.features.search import top_columns
 
 ALL = 20_000  # rows, up to which each is compared with all
 LISTS, PROBES = 4, 16  # lists, in sqrt(N), of the rows of larger pools; those that are searched for a row's neighbors
+SOME = 1024  # rows, evenly spaced, whose mean is near that of all
 BRANCHES, TRAINED, ITERATIONS = 64, 64, 8  # parts of a list that is too large; k-means on so many rows for each part
 
 
-def nearest_others(x: FloatArray, k: int, exact: int | None = None) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
+def nearest_others(x: FloatArray | Rows, k: int,
+                   exact: int | None = None) -> Iterator[tuple[IntArray, FloatArray, IntArray]]:
     """Every row of x [N, D] once, in groups of M: their rows [M], the distances to the k nearest others, rising, and
     which these are, both [M, k], 1 <= k < N. Sought as `neighborhoods` says.
 
-    Of rows less the mean of all; the error of squared distances is about 1e-7 of their squared norms.
+    Of rows less the mean of some; the error of squared distances is about 1e-7 of their squared norms.
     """
-    origin = x.mean(axis=0, dtype=np.float64).astype(np.float32)
+    origin = x[np.arange(0, len(x), -(-len(x) // SOME))].mean(axis=0, dtype=np.float64).astype(np.float32)
     norms = np.concatenate([squared_norms(x[part] - origin) for part in blocks(len(x), x.shape[1])])
-    y, scores = np.empty((0, x.shape[1]), dtype=np.float32), np.empty(0, dtype=np.float32)  # fresh memory costs time
+    scores, y = np.empty(0, dtype=np.float32), np.empty((0, x.shape[1]), dtype=np.float32)  # fresh memory costs time
     for members, others in neighborhoods(x, k + 1, exact):
-        if len(y) < len(others):
-            y = np.empty((len(others), x.shape[1]), dtype=np.float32)
         if scores.size < len(members) * len(others):
             scores = np.empty(len(members) * len(others), dtype=np.float32)
-        near = np.take(x, others, axis=0, out=y[: len(others)], mode="clip")  # with "raise" it would be copied
+        if isinstance(x, np.ndarray):
+            if len(y) < len(others):
+                y = np.empty((len(others), x.shape[1]), dtype=np.float32)
+            near = np.take(x, others, axis=0, out=y[: len(others)], mode="clip")  # with "raise" it would be copied
+        else:
+            near = x[others]
         near -= origin
         rows = x[members] - origin
         rows *= 2
@@ -43,7 +49,7 @@ def nearest_others(x: FloatArray, k: int, exact: int | None = None) -> Iterator[
         yield members, np.sqrt(np.maximum(squares, 0)), others[places.numpy()]
 
 
-def neighborhoods(x: FloatArray, least: int, exact: int | None = None) -> Iterator[tuple[IntArray, IntArray]]:
+def neighborhoods(x: FloatArray | Rows, least: int, exact: int | None = None) -> Iterator[tuple[IntArray, IntArray]]:
     """Every row of x [N, D] once, in groups, each with the rows among which its neighbors are sought.
 
     Up to `exact` rows (default: ALL), these are all. Of more, they are approximate: rows are in LISTS * sqrt(N) lists,
@@ -68,7 +74,7 @@ def neighborhoods(x: FloatArray, least: int, exact: int | None = None) -> Iterat
                 yield lists[own][part], others
 
 
-def cells(x: FloatArray, size: int) -> tuple[list[IntArray], FloatArray]:
+def cells(x: FloatArray | Rows, size: int) -> tuple[list[IntArray], FloatArray]:
     """Cells of at most 2 `size` rows of x [N, D] (but for rows that are equal): the rows of each, and their centers.
 
     By k-means of at most BRANCHES clusters on a sample of the rows, of whose cells those that are larger are parted

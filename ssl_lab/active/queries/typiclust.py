@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
-from ssl_lab.active.queries.distances import k_means, take
+from ssl_lab.active.queries.distances import k_means
 from ssl_lab.active.queries.neighbors import nearest_others
+from ssl_lab.active.queries.rows import Rows, rows_of
 
 EXACT = 10_000  # rows of a cluster, up to which each is compared with all
 
@@ -57,6 +58,7 @@ class TypiClust(Query):
     paper = "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets"
     arxiv = "2202.02794"
     needs = frozenset({"embeddings"})
+    reads = "blocks"
 
     def __init__(self, max_clusters: int = 500, neighbors: int = 20, least: int = 5) -> None:
         check_counts(max_clusters=max_clusters, neighbors=neighbors)
@@ -66,7 +68,7 @@ class TypiClust(Query):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = np.flatnonzero(view.labels != IGNORED)
-        x = take(view.need("embeddings"), rows)
+        x = rows_of(view, "embeddings", rows)
         free = view.labels[rows] == UNLABELED
         count = min(int((~free).sum()) + budget, self.max_clusters)
         clusters, _ = k_means(x, count, seed)
@@ -86,7 +88,8 @@ class TypiClust(Query):
                 turn += 1
         return rows[chosen]
 
-    def _typical_first(self, x: FloatArray, members: IntArray, free: NDArray[np.bool_], ties: IntArray) -> IntArray:
+    def _typical_first(self, x: FloatArray | Rows, members: IntArray, free: NDArray[np.bool_],
+                       ties: IntArray) -> IntArray:
         """The candidates among the members of a cluster, the most typical first."""
         k = min(self.neighbors, len(members) // 2)
         distances = mean_neighbor_distances(x[members], k) if k else np.zeros(len(members))
