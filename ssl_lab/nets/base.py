@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_lab.batch import Style
 from ssl_lab.class_names import Names
 
+MOVING = "moving_ranges"  # of a layer: whether training passes move the ranges of its rounded inputs
+
 
 class Output(NamedTuple):
     """What a net says of images, in autocast's dtype.
@@ -97,7 +99,7 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
 @contextmanager
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167) normalizes by the batch as ever, but its running
-    statistics do not move.
+    statistics do not move; nor do the ranges of rounded inputs (`round_inputs`).
 
     >>> net = sl.net("tiny_4")
     >>> before = [each.clone() for each in net.buffers()]
@@ -106,14 +108,17 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
     >>> all(torch.equal(a, b) for a, b in zip(before, net.buffers()))
     True
     """
-    norms = [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
-    for norm in norms:
-        norm.track_running_stats = False
+    moving: list[tuple[nn.Module, str]] = [
+        (m, "track_running_stats") for m in module.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    moving += [(m, MOVING) for m in module.modules() if getattr(m, MOVING, False)]
+    for part, key in moving:
+        setattr(part, key, False)
     try:
         yield
     finally:
-        for norm in norms:
-            norm.track_running_stats = True
+        for part, key in moving:
+            setattr(part, key, True)
 
 
 @contextmanager

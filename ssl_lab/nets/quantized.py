@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab.errors import UsageError
-from ssl_lab.nets.base import Net
+from ssl_lab.nets.base import MOVING, Net
 from ssl_lab.nets.parametrized import layers_of
 
 MARK = "+in"
@@ -55,6 +55,7 @@ def round_inputs(net: Net, bits: int) -> Net:
     for name, layer in list(layers.items())[1:]:
         for key in ("input_low", "input_high"):
             layer.register_buffer(key, torch.zeros((), device=layer.weight.device))
+        setattr(layer, MOVING, True)
         layer.register_forward_pre_hook(_Rounding(max(bits, 8) if name == "head" else bits))
     net.name += f"{MARK}{bits}"
     return net
@@ -66,7 +67,7 @@ class _Rounding:
 
     def __call__(self, layer: nn.Module, given: tuple[Any, ...]) -> tuple[Tensor, ...]:
         x, low, high = given[0], layer.get_buffer("input_low"), layer.get_buffer("input_high")
-        if layer.training:
+        if layer.training and getattr(layer, MOVING):
             with torch.no_grad():
                 seen, known = torch.aminmax(x.detach().float()), high > low
                 low.copy_(torch.where(known, low.lerp(seen.min, MOVE), seen.min))

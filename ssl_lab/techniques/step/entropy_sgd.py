@@ -49,12 +49,18 @@ class EntropySGD(StepTechnique):
             and SGD with momentum 10.
 
     >>> pool = sl.load("digits").split(labels=10)
-    >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    >>> rule = sl.EntropySGD(steps=2)
-    >>> trainer = sl.Trainer(steps=2, out="run", techniques=[rule], device="cpu", callbacks=[])
-    >>> result = trainer.fit(method, pool, labeled=8, unlabeled=0)
-    >>> result.summary["steps"]
-    2
+    >>> def head(*rules):
+    ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
+    ...     descent = sl.SGD(0.1, momentum=0.0, nesterov=False)
+    ...     trainer = sl.Trainer(steps=2, optimizer=descent, techniques=rules, device="cpu", callbacks=[])
+    ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
+    >>> same = sl.EntropySGD(1, gamma=0.0, noise=0.0, average=0.0, momentum=0.0)
+    >>> torch.allclose(head(same), head())  # gradient descent
+    True
+    >>> start = sl.net("tiny_4", classes=10, style=pool.style).head.weight
+    >>> near = head(sl.EntropySGD(2, momentum=0.0))  # x goes to a mean that lags behind
+    >>> bool((near - start).norm() < (head() - start).norm())
+    True
     """
 
     name = "entropy_sgd"

@@ -26,11 +26,13 @@ class GNP(StepTechnique):
         alpha: lambda / r.
 
     >>> pool = sl.load("digits").split(labels=10)
-    >>> def head(name, *rules):
+    >>> def head(*rules):
     ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     trainer = sl.Trainer(steps=2, techniques=rules, device="cpu", callbacks=[])
     ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
-    >>> torch.equal(head("plain"), head("other", sl.GNP(alpha=0.0)))  # the plain step
+    >>> torch.equal(head(sl.GNP(alpha=0.0)), head())  # the plain step
+    True
+    >>> torch.equal(head(sl.GNP(radius=0.05, alpha=1.0)), head(sl.SAM(rho=0.05)))
     True
     """
 

@@ -29,12 +29,16 @@ class HERO(StepTechnique):
         weight: l, gamma in the paper; 0 is adaptive SAM, and both 0 the plain step.
 
     >>> pool = sl.load("digits").split(labels=10)
-    >>> def head(name, *rules):
+    >>> def head(*rules):
     ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     trainer = sl.Trainer(steps=2, techniques=rules, device="cpu", callbacks=[])
     ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
-    >>> torch.equal(head("plain"), head("other", sl.HERO(radius=0.0, weight=0.0)))  # the plain step
+    >>> plain, adaptive = head(), head(sl.HERO(radius=0.01, weight=0.0))
+    >>> torch.equal(head(sl.HERO(radius=0.0, weight=0.0)), plain)  # the plain step
     True
+    >>> bent = head(sl.HERO(radius=0.01, weight=1.0))
+    >>> bool((adaptive - plain).norm() > 0), bool((bent - adaptive).norm() > 0)  # and what curvature adds
+    (True, True)
     """
 
     name = "hero"

@@ -34,11 +34,14 @@ class PoF(StepTechnique):
         first, searched: eta is the best of 0 and `first` times 1, 2, 4, ..., so many.
 
     >>> pool = sl.load("digits").split(labels=10)
-    >>> def head(name, *rules):
+    >>> def head(*rules):
     ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     trainer = sl.Trainer(steps=2, techniques=rules, device="cpu", callbacks=[])
     ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
-    >>> torch.equal(head("plain"), head("other", sl.PoF(after=1.0)))  # the plain step until then
+    >>> torch.equal(head(sl.PoF(after=1.0)), head())  # the plain step until then
+    True
+    >>> first = sl.net("tiny_4", classes=10, style=pool.style).head.weight
+    >>> torch.equal(head(sl.PoF(after=0.0)), first)  # while it acts, the head never moves
     True
     """
 

@@ -38,11 +38,13 @@ class ReplicatedSGD(StepTechnique):
             tensor.
 
     >>> pool = sl.load("digits").split(labels=10)
-    >>> def head(name, *rules):
+    >>> def head(*rules):
     ...     method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    ...     trainer = sl.Trainer(steps=2, out=name, techniques=rules, device="cpu", callbacks=[])
+    ...     trainer = sl.Trainer(steps=2, techniques=rules, device="cpu", callbacks=[])
     ...     return trainer.fit(method, pool, labeled=8, unlabeled=0).method.net.head.weight
-    >>> torch.equal(head("plain"), head("other", sl.ReplicatedSGD(replicas=1)))  # the plain step
+    >>> torch.equal(head(sl.ReplicatedSGD(replicas=1)), head())  # the plain step
+    True
+    >>> torch.allclose(head(sl.ReplicatedSGD(replicas=2, spread=0.0)), head(), atol=1e-6)  # replicas that are the same
     True
     """
 

@@ -30,7 +30,7 @@ class BiTAT(Quantizing):
 
     Args:
         inputs: bits of layers' inputs.
-        until: fraction of training at which the last layer becomes so, in (0, 1].
+        until: fraction of training at which the last layer becomes so, in [0, 1].
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))

@@ -38,9 +38,14 @@ class LayerwiseReinit(Renewal):
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    >>> whole = sl.LayerwiseReinit(rounds=1).around(method, pool, seed=0)
-    >>> whole.predictor().name
-    'tiny_4+normed'
+    >>> whole, head = sl.LayerwiseReinit(rounds=1).around(method, pool, seed=0), method.net.head.weight.detach().clone()
+    >>> first = next(method.net.backbone.parameters())
+    >>> length = first.norm().item()
+    >>> first.data *= 2
+    >>> for step in range(whole.generations):
+    ...     whole.after_step(sl.At(step, whole.generations))
+    >>> round(first.norm().item() / length, 3), torch.equal(method.net.head.weight, head)  # kept; drawn anew
+    (1.0, False)
     """
 
     name = "layerwise_reinit"

@@ -31,7 +31,7 @@ class RigL(Masked):
     Args:
         density: share of weights that are not 0, in (0, 1].
         share: of a layer's nonzero weights that the first edit drops, in [0, 1].
-        until: fraction of training after which nothing is edited, in (0, 1].
+        until: fraction of training after which nothing is edited, in [0, 1].
         every: steps between edits.
         first: which weights begin: "random" ones, as in the paper, or the largest ones of each layer, which is what
             a trained net can be started from.

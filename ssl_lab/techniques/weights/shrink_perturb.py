@@ -19,7 +19,8 @@ class ShrinkPerturb(Renewal):
     Ours in detail: the equation is that of both papers, of which only abstracts were read.
 
     Args:
-        keep, noise: in [0, 1].
+        keep: in [0, 1].
+        noise: 0 or more.
         generations: parts of the run.
 
     >>> pool = sl.load("digits").split(labels=10)

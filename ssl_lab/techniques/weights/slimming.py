@@ -30,8 +30,9 @@ class Slimming(Pruning):
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> whole = sl.Slimming(ratio=0.5, weight=1e-3).around(method, pool, seed=0)
     >>> batch = sl.Feed(pool, method.views, 8, 0, seed=0)(sl.At(0, 100))
-    >>> sorted(whole(batch, sl.At(0, 100)).terms)
-    ['labeled', 'slimming']
+    >>> scales = [part.num_features for part in method.net.modules() if isinstance(part, torch.nn.BatchNorm2d)]
+    >>> round(whole(batch, sl.At(0, 100)).terms["slimming"].item() / 1e-3), sum(scales)  # each scale begins as 1
+    (84, 84)
     """
 
     name = "slimming"

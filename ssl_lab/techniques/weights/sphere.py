@@ -33,10 +33,11 @@ class Sphere(WeightsTechnique):
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    >>> whole = sl.Sphere(radius=1.0).around(method, pool, seed=0)
+    >>> whole, images = sl.Sphere(radius=1.0).around(method, pool, seed=0), torch.rand(4, 1, 8, 8)
+    >>> before = method.net(images).logits
     >>> whole.after_step(sl.At(0, 100))
-    >>> whole.length
-    tensor(1.)
+    >>> whole.length, torch.allclose(method.net(images).logits, before, atol=1e-2)  # the same function, nearly
+    (tensor(1.), True)
     """
 
     name = "sphere"

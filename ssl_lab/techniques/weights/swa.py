@@ -38,9 +38,10 @@ class SWA(WeightsTechnique):
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
     >>> whole = sl.SWA(start=0.5).around(method, pool, seed=0)
     >>> for step in range(4):
+    ...     _ = method.net.head.bias.data.fill_(step)
     ...     whole.after_step(sl.At(step, 4))
-    >>> whole.points  # of the second half
-    tensor(2)
+    >>> int(whole.points), whole.predictor().head.bias[0].item()  # the mean of 2 and 3, of the second half
+    (2, 2.5)
     """
 
     name = "swa"

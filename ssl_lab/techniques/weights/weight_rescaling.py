@@ -33,10 +33,13 @@ class WeightRescaling(WeightsTechnique):
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
-    >>> whole = sl.WeightRescaling().around(method, pool, seed=0)
+    >>> whole, images = sl.WeightRescaling().around(method, pool, seed=0), torch.rand(4, 1, 8, 8)
+    >>> before = method.net(images).logits
     >>> whole.after_step(sl.At(0, 100))
     >>> {round(p.flatten(1).norm(dim=1).max().item(), 3) for p in method.net.parameters() if p.ndim == 4}
     {1.0}
+    >>> torch.allclose(method.net(images).logits, before, atol=1e-2)  # BatchNorm takes it away again
+    True
     """
 
     name = "weight_rescaling"
