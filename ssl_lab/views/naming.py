@@ -66,8 +66,8 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
     try:
         inspect.signature(factory).bind(None, **arguments)
     except TypeError as error:
-        known = ", ".join(list(inspect.signature(factory).parameters)[1:])
-        raise UsageError(f"{call}: {error}; its arguments are ({known})") from None
+        takes = ", ".join(list(inspect.signature(factory).parameters)[1:])
+        raise UsageError(f"{call}: {error}; its arguments are ({takes})") from None
     return partial(factory, **arguments) if arguments else factory
 
 
