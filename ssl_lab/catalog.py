@@ -98,8 +98,8 @@ KINDS: Mapping[str, Kind] = {
                                     "package.module:Mine. The recipe that is named shows what it is worth"),
     "optimizers": Kind(_optimizers, '--optimizer NAME or "adamw(lr=0.001)", in a recipe that trains; yours by '
                                     "package.module:Mine. ssl-lab find-lr tests rates"),
-    "queries": Kind(_queries, 'what to label next. --query NAME or "class_balanced(badge)" of recipes/active.py and '
-                              "ssl-lab label, ssl-lab query NAME; yours by package.module:Mine"),
+    "queries": Kind(_queries, 'what to label next. --query NAME or "class_balanced(badge)" of recipes/active.py, '
+                              "ssl-lab label and ssl-lab query; yours by package.module:Mine"),
     "views": Kind(_views, 'what a net sees of an image. --view weak=NAME or "strong=strong(ops=3, cutout=0.25)", in '
                           "place of a view that a method has; yours by package.module:Mine. ssl-lab bench views times "
                           "them here"),
