@@ -9,17 +9,10 @@ import torch.distributed as dist
 from forked import as_two_ranks, several_ranks
 
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries import (
-    badge,
-    cluster_margin,
-    coverage,
-    distances,
-    facility_location,
-    greedy,
-    share,
-)
+from ssl_lab.active.queries import badge, cluster_margin, coverage, distances, greedy, share
 from ssl_lab.active.queries.base import PoolView, highest, places
 from ssl_lab.active.queries.distances import precise_squared_distances
+from ssl_lab.active.queries.facility_location import compared
 from ssl_lab.active.queries.share import Share
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
@@ -27,7 +20,10 @@ from ssl_lab.features import k_means
 
 SHARED = ["random", "margin", "entropy", "least_confidence", "bald", "mean_std", "variation_ratio", "view_disagreement",
           "k_center", "badge", "facility_location", "max_herding", "uncertainty_herding",
-          "uncertainty_herding(0.3, 1.0)"]
+          "uncertainty_herding(0.3, 1.0)", "committee", "power(margin)", "gibbs(entropy)",
+          "prefilter(margin, k_center)"]
+RANKED = ["random", "margin", "bald", "k_center", "badge", "facility_location", "uncertainty_herding", "power(margin)",
+          "prefilter(margin, k_center)"]  # one of each kind
 
 
 def _softmax(logits):
@@ -50,9 +46,10 @@ def _view(rows=203, labeled=6, seed=0, dtype=np.float32, ranks=share.ALONE):
 
 
 def _picks(ranks):
-    views = [_view(labeled=labeled, dtype=dtype, ranks=ranks) for labeled, dtype in ((6, np.float32), (0, np.float16))]
-    return {(name, budget, number): make_query(name)(view, budget, 3).tolist() for name in SHARED for budget in (1, 20)
-            for number, view in enumerate(views)}
+    views = [(_view(labeled=6, ranks=ranks), 20), (_view(labeled=0, dtype=np.float16, ranks=ranks), 20),
+             (_view(rows=30, labeled=3, ranks=ranks), 1)]  # the last of two blocks: a third rank has none
+    return {(name, number): make_query(name)(view, budget, 3).tolist() for name in RANKED
+            for number, (view, budget) in enumerate(views)}
 
 
 def _refused(ranks):
@@ -155,8 +152,8 @@ def test_precise_distances_are_the_same_in_any_company():
 # float16
 
 
-@pytest.mark.parametrize("name", [*SHARED, "power(margin)", "cal", "typiclust", "prob_cover", "cluster_margin",
-                                  "without_duplicates(margin)", "prefilter(margin, k_center)"])
+@pytest.mark.parametrize("name", [*SHARED, "cal", "typiclust", "prob_cover", "cluster_margin", "soft_rank(margin)",
+                                  "without_duplicates(margin)", "prefilter(margin, typiclust)"])
 def test_a_file_of_float16_gives_the_choice_of_its_float32(name, tmp_path):
     half = _view(dtype=np.float16)
     maps, wide = {}, {}
@@ -174,7 +171,7 @@ def test_a_file_of_float16_gives_the_choice_of_its_float32(name, tmp_path):
 def test_memory_is_less_than_a_copy_of_the_file(name, tmp_path, monkeypatch):
     monkeypatch.setattr(share, "ROWS", 512)
     monkeypatch.setattr(greedy, "HOT", 256)
-    monkeypatch.setattr(facility_location, "MOST", 400)
+    name += "(most=400)" if "herding" in name else ""
     assert _peak(name, tmp_path, 20_000) < 6e6  # of 10 MB; 20 MB in float32
 
 
@@ -219,7 +216,7 @@ def test_float16_that_is_not_finite_is_refused(wrong):
 # Facility location of many rows
 
 
-def test_of_many_rows_drawn_ones_stand_for_all(monkeypatch):
+def test_of_many_rows_drawn_ones_stand_for_all():
     draws = np.random.default_rng(0)
     x = draws.standard_normal((2000, 6)) + 3 * draws.standard_normal((9, 6))[draws.integers(9, size=2000)]
     labels = np.full(2000, -1)
@@ -231,11 +228,12 @@ def test_of_many_rows_drawn_ones_stand_for_all(monkeypatch):
     def covered(picks):
         return near[9:][:, [*range(5), *picks]].max(axis=1).mean()
 
-    query = make_query("max_herding")
-    exact, chance = covered(query(view, 15)), covered(make_query("random")(view, 15))
-    monkeypatch.setattr(facility_location, "MOST", 500)
-    some = facility_location.compared(view, 15, 0)
+    exact, chance = (covered(make_query(name)(view, 15)) for name in ("max_herding", "random"))
+    assert not make_query("max_herding").notes(view, 15)
+    some = compared(view, 15, 0, 500)
     assert len(some) == 500
     assert set(some) <= set(view.candidates)
+    query = make_query("max_herding(most=500)")
+    assert query.notes(view, 15)[0].startswith("max_herding compares 500 of the 1,991 rows without a label, drawn from")
     assert len(set(query(view, 700))) == 700, "a budget above it"
     assert covered(query(view, 15)) > exact - 0.2 * (exact - chance)

@@ -62,6 +62,8 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
               file=sys.stderr)
     with ranks.explaining_failures():
         view = PoolView(labels, **arrays, ranks=ranks)
+        for note in chosen.notes(view, budget) if ranks.main else []:
+            print(f"note: {note}", file=sys.stderr)
         ids = chosen(view, min(budget, left), seed) if left or budget < 1 else view.candidates
     if not ranks.main:
         return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ from ssl_lab.errors import UsageError
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32]
+Reads = Literal["whole", "blocks", "shares"]
+READS: tuple[Reads, ...] = get_args(Reads)
 UNLABELED, IGNORED = -1, -2
 
 
@@ -130,7 +132,7 @@ class Query:
     needs: frozenset[str] = frozenset()
     uses_classes: bool = False  # of the labeled rows, not only that they have one
     fewer: bool = False  # rows than the budget may come back
-    reads: Literal["whole", "blocks", "shares"] = "whole"  # what of its arrays: see `__call__`
+    reads: Reads = "whole"  # its arrays, or blocks or shares of them: see `__call__`
 
     def __init_subclass__(cls, **words: Any) -> None:
         given: Any = cls.needs
@@ -140,6 +142,10 @@ class Query:
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         """`budget` different row numbers out of `view.candidates`, in selection order."""
         raise NotImplementedError
+
+    def notes(self, view: PoolView, budget: int) -> list[str]:
+        """What it decides for a person here, and how to decide otherwise: a line each."""
+        return []
 
     def __call__(self, view: PoolView, budget: int, seed: int = 0) -> IntArray:
         """int64 [budget], global ids, the same on all ranks. UsageError if the budget exceeds the candidates or an
@@ -199,6 +205,7 @@ class Wrapper(Query):
             if query.fewer:
                 raise UsageError(f"{query.name} with a limit within {self.name}: put {query.name} outermost")
         self.needs = frozenset(needs).union(*(query.needs for query in inner))
+        self.reads = min((type(self).reads, *(query.reads for query in inner)), key=READS.index)
         self.uses_classes = type(self).uses_classes or any(query.uses_classes for query in inner)
 
 
@@ -237,7 +244,7 @@ class ScoreQuery(Query):
               share: Share | None = None) -> IntArray:
         """Positions of the `budget` scores [M] that come first, the first one first: the highest, or, where several
         rows are to be chosen (by default: if the budget is above 1), drawn ones if this query draws. See `highest`."""
-        share = share or Share(len(scores))
+        share = Share(len(scores)) if share is None else share
         if self.drawn and (budget > 1 if several is None else several):
             noise = rng(seed, "drawn").gumbel(size=share.total)
             scores = log_scores(scores) + noise[share.start : share.stop]
@@ -248,7 +255,7 @@ def highest(scores: NDArray[Any], budget: int, seed: int, share: Share | None = 
     """Positions of the `budget` highest scores [M], highest first; equal scores in an order drawn from the seed.
 
     share: of several ranks, whose positions these scores are of; the result is out of all."""
-    share = share or Share(len(scores))
+    share = Share(len(scores)) if share is None else share
     place = places(seed, share)
     values = np.nan_to_num(-np.asarray(scores, dtype=np.float64), copy=False, nan=np.inf, posinf=np.inf, neginf=-np.inf)
     best = first(-values, place, budget)[0]

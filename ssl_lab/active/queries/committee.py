@@ -36,6 +36,7 @@ class Committee(ScoreQuery):
     arxiv = ""
     needs = frozenset({"mc_probs"})
     drawn = True
+    reads = "shares"
 
     def __init__(self, measure: Literal["vote_entropy", "consensus_kl"] = "consensus_kl") -> None:
         if measure not in MEASURES:
@@ -43,9 +44,9 @@ class Committee(ScoreQuery):
         self.measure = measure
 
     def scores(self, view: PoolView, rows: IntArray) -> FloatArray:
-        members = view.need("mc_probs")
         score = vote_entropy if self.measure == "vote_entropy" else consensus_kl
-        return np.concatenate([score(members[rows[start : start + ROWS]]) for start in range(0, len(rows), ROWS)])
+        return np.concatenate([np.empty(0, np.float32), *(score(view.read("mc_probs", rows[start : start + ROWS]))
+                                                          for start in range(0, len(rows), ROWS))])
 
 
 def vote_entropy(p: FloatArray) -> FloatArray:

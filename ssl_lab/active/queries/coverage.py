@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
-from ssl_lab.active.queries.facility_location import FacilityLocation
+from ssl_lab.active.queries.facility_location import MOST, FacilityLocation
 from ssl_lab.active.queries.pairs import pairs_within
 from ssl_lab.active.queries.rows import Rows
 from ssl_lab.errors import UsageError
@@ -167,7 +167,8 @@ class MaxHerding(FacilityLocation):
     paper = "Generalized Coverage for More Robust Low-Budget Active Learning"
     arxiv = "2407.12212"
 
-    def __init__(self, sigma: float = 1.0) -> None:
+    def __init__(self, sigma: float = 1.0, most: int = MOST) -> None:
+        super().__init__(most)
         if sigma <= 0:
             raise UsageError(f"a sigma of {sigma} was given; expected one above 0")
         self.sigma = sigma

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
 from ssl_lab.active.queries.distances import blocks
 from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.share import Share
@@ -20,9 +20,9 @@ MOST = 50_000  # rows without a label that are compared with each other
 class FacilityLocation(Query):
     """Greedy maximum of F(S) = sum_i max_{j in L + S} s(i, j),    s(i, j) = (1 + cos(x_i, x_j)) / 2 in [0, 1]
 
-    over all rows i, labeled or not. Exact up to float32 of up to 50,000 unlabeled rows: gains only fall
+    over all rows i, labeled or not. Exact up to float32 of up to `most` unlabeled rows: gains only fall
     (submodularity), so lazy greedy. Of more, as many drawn from the seed stand for all (or the budget, if that is
-    more): a mean over them is that over all but for a standard error of 0.003 at most. That takes O(n^2 D) time for
+    more): of 50,000, a mean is that over all but for a standard error of 0.003 at most. That takes O(n^2 D) time for
     the first gains of n rows, O(n D) for each gain computed again, and O(n D) memory.
 
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
@@ -37,6 +37,13 @@ class FacilityLocation(Query):
     needs = frozenset({"embeddings"})
     reads = "shares"
 
+    def __init__(self, most: int = MOST) -> None:
+        check_counts(most=most)
+        self.most = most
+
+    def notes(self, view: PoolView, budget: int) -> list[str]:
+        return drawn(self, view, budget, self.most)
+
     def similarity(self, cosines: FloatArray) -> FloatArray:
         """s of cosines of any shape, at least 0; may write to them."""
         cosines += 1
@@ -44,17 +51,24 @@ class FacilityLocation(Query):
         return np.maximum(cosines, 0, out=cosines)
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
-        rows = compared(view, budget, seed)
+        rows = compared(view, budget, seed, self.most)
         x, centers = (unit(view.read("embeddings", each)) for each in (rows, view.labeled))
         return rows[greedy_coverage(x, centers, self.similarity, budget, seed, view.ranks)]
 
 
-def compared(view: PoolView, budget: int, seed: int) -> IntArray:
-    """The candidates, sorted, that are compared with each other: all, or of more than MOST as many drawn ones."""
-    candidates = view.candidates
-    if len(candidates) <= MOST:
+def compared(view: PoolView, budget: int, seed: int, most: int) -> IntArray:
+    """The candidates, sorted, that are compared with each other: all, or of more than `most` as many drawn ones."""
+    candidates, most = view.candidates, max(most, budget)
+    if len(candidates) <= most:
         return candidates
-    return np.sort(rng(seed, "compared").choice(candidates, max(MOST, budget), replace=False, shuffle=False))
+    return np.sort(rng(seed, "compared").choice(candidates, most, replace=False, shuffle=False))
+
+
+def drawn(query: Query, view: PoolView, budget: int, most: int) -> list[str]:
+    """What to say if not all candidates are compared."""
+    count, most = len(view.candidates), max(most, budget)
+    return [f"{query.name} compares {most:,} of the {count:,} rows without a label, drawn from the seed, for all of "
+            f"them; {query.name}(most={count}) compares all, in time that grows with their square"] * (count > most)
 
 
 def greedy_coverage(x: FloatArray, centers: FloatArray, similarity: Callable[[FloatArray], FloatArray], budget: int,

@@ -37,7 +37,7 @@ def lazy_greedy(
     are computed again, in batches of `batch`, then twice as many; and the search is among the highest bounds until one
     outside may be higher.
     """
-    share = share or Share(len(bounds))
+    share = Share(len(bounds)) if share is None else share
     own = _Own(bounds, places(seed, share), now, batch)
     chosen: list[int] = []
     while len(chosen) < budget:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IntArray, PoolView, ScoreQuery, Wrapper, highest, log_scores, rng
+from ssl_lab.active.queries.base import IntArray, PoolView, Reads, ScoreQuery, Wrapper, highest, log_scores, rng
+from ssl_lab.active.queries.share import Share
 from ssl_lab.active.queries.uncertainty import BALD
 from ssl_lab.errors import UsageError
 
@@ -17,6 +18,7 @@ class _Stochastic(Wrapper):
     paper = "Stochastic Batch Acquisition: A Simple Baseline for Deep Active Learning"
     arxiv = "2106.12059"
     wraps = ScoreQuery
+    reads: Reads = "shares"
 
     def __init__(self, query: ScoreQuery | None = None, beta: float = 1.0) -> None:
         self.query = BALD() if query is None else query
@@ -29,11 +31,13 @@ class _Stochastic(Wrapper):
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
         rows = view.candidates
-        scores = np.asarray(self.query.scores(view, rows), dtype=np.float64)
+        share = Share(len(rows), view.ranks)
+        own = slice(share.start, share.stop)
+        scores = np.asarray(self.query.scores(view, rows[own]), dtype=np.float64)
         if not (scores >= 0).all():
             raise UsageError(f"{self.query.name} gives scores below 0 or NaN; expected at least 0, and higher = sooner")
-        noise = rng(seed, self.name).gumbel(size=len(rows))
-        return rows[highest(self.log_weights(scores, seed) + noise, budget, seed)]
+        noise = rng(seed, self.name).gumbel(size=len(rows))[own]
+        return rows[highest(self.log_weights(scores, seed) + noise, budget, seed, share)]
 
 
 class Power(_Stochastic):
@@ -88,6 +92,7 @@ class SoftRank(_Stochastic):
     """
 
     name = "soft_rank"
+    reads = "blocks"  # ranks among all rows
 
     def log_weights(self, scores: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
         ranks = np.empty(len(scores))

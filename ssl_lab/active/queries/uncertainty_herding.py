@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
 from ssl_lab.active.queries.coverage import gaussian
-from ssl_lab.active.queries.facility_location import compared, greedy_coverage
+from ssl_lab.active.queries.facility_location import MOST, compared, drawn, greedy_coverage
 from ssl_lab.errors import UsageError
 from ssl_lab.features import sgd_probe
 from ssl_lab.features.crossfit import cross_fitted
@@ -53,14 +53,19 @@ class UncertaintyHerding(Query):
     reads = "shares"
     uses_classes = True
 
-    def __init__(self, sigma: float | None = None, temperature: float | None = None) -> None:
+    def __init__(self, sigma: float | None = None, temperature: float | None = None, most: int = MOST) -> None:
+        check_counts(most=most)
         if (sigma is not None and sigma <= 0) or (temperature is not None and temperature <= 0):
             raise UsageError(f"sigma {sigma} and temperature {temperature} were given; expected numbers above 0")
         self.sigma = sigma
         self.temperature = temperature
+        self.most = most
+
+    def notes(self, view: PoolView, budget: int) -> list[str]:
+        return drawn(self, view, budget, self.most)
 
     def select(self, view: PoolView, budget: int, seed: int) -> IntArray:
-        rows, labeled = compared(view, budget, seed), view.labeled
+        rows, labeled = compared(view, budget, seed, self.most), view.labeled
         x, centers = (unit(view.read("embeddings", each)) for each in (rows, labeled))
         probs, temperature = view.read("probs", rows), self.temperature
         if temperature is None:

@@ -53,6 +53,7 @@ class Prefilter(Wrapper):
     family = "wrapper"
     paper = "Diverse mini-batch Active Learning"
     arxiv = "1901.05954"
+    reads = "shares"
 
     def __init__(self, first: Query, then: Query, factor: int = 10) -> None:
         super().__init__(first, then)
