@@ -74,7 +74,8 @@ class ProbCover(Query):
 
     The rest is exact on up to 100,000 rows: all neighbors are found once, and a row's count falls as the rows around
     it are covered. Of more, and of rows with more than 2^27 pairs of neighbors, which bounds memory, the labeled ones
-    and as many drawn from the seed stand for all.
+    and as many drawn from the seed stand for all. (Of 70,000 rows, where all can be compared: 100 balls chosen so among
+    35,000 hold 48.0% of all, not 48.8; among 7,000, 44.3%. One seed.)
 
     Args:
         delta: the radius, up to 2. None: the least at which as many greedy balls as there will be labels hold

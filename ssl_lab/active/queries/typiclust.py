@@ -34,7 +34,9 @@ class TypiClust(Query):
     clusters, the turns start again. Lloyd's algorithm finds a local optimum (on all rows up to 262,144, of more on
     so many drawn from the seed); the rest is exact in clusters of up to 10,000 rows. In larger ones a row's neighbors
     are sought in the cells of a k-means that are nearest to its own, 16 of 4 sqrt(n) (see `neighborhoods`): O(n^1.5)
-    pairs, not n^2.
+    pairs, not n^2. (Of 70,000 rows and 50 picks, 41 or 42 are then the same, as typical within 0.2%. Of clusters found
+    on 256 rows each, the mean squared distance to the center is 1% higher, and half of the picks are others. Three
+    seeds.)
 
     The paper does not say whether a labeled row is a neighbor. Here it is one, and counts in |cluster|; in the authors'
     code it is neither, so that once a dense spot is labeled, what is left of it is a little less typical there. They
