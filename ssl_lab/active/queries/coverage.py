@@ -159,6 +159,10 @@ class MaxHerding(FacilityLocation):
     Args:
         sigma: of the kernel; rows have length 1.
 
+    Args:
+        sigma: of the kernel, above 0.
+        most: unlabeled rows that are compared with each other.
+
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.MaxHerding()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
     array([1, 3])

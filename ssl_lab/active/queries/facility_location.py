@@ -25,6 +25,9 @@ class FacilityLocation(Query):
     more): of 50,000, a mean is that over all but for a standard error of 0.003 at most. That takes O(n^2 D) time for
     the first gains of n rows, O(n D) for each gain computed again, and O(n D) memory.
 
+    Args:
+        most: unlabeled rows that are compared with each other.
+
     >>> points = np.array([[1.0, 0.0], [1.0, 0.1], [1.0, -0.1], [0.0, 1.0], [0.1, 1.0]])
     >>> sl.active.FacilityLocation()(sl.PoolView(np.full(5, -1), embeddings=points), budget=2)
     array([1, 3])

@@ -38,6 +38,7 @@ class UncertaintyHerding(Query):
             no model; here T is such that the mean confidence over the unlabeled rows is the accuracy of a softmax
             regression on the embeddings of labels it was not fitted to (5 folds): calibration in the large. Where
             no class has two labels, every row counts the same.
+        most: unlabeled rows that are compared with each other.
 
     >>> rng = np.random.default_rng(0)
     >>> view = sl.PoolView(np.full(30, -1), embeddings=rng.normal(size=(30, 4)), probs=rng.dirichlet([1, 1], size=30))
