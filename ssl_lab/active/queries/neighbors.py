@@ -41,7 +41,8 @@ def nearest_others(x: FloatArray | Rows, k: int,
         near -= origin
         rows = x[members] - origin
         rows *= 2
-        products = np.matmul(rows, near.T, out=scores[: len(rows) * len(near)].reshape(len(rows), -1))
+        with np.errstate(invalid="ignore", over="ignore"):  # of lanes beyond the matrix, where memory is not set
+            products = np.matmul(rows, near.T, out=scores[: len(rows) * len(near)].reshape(len(rows), -1))
         products -= norms[others]  # the row's squared norm less the squared distance
         products[np.arange(len(rows)), np.searchsorted(others, members)] = -np.inf
         best, places = top_columns(torch.from_numpy(products), k)
