@@ -178,6 +178,21 @@ def test_the_gates_of_bits_move_to_the_budget():
     assert float(loss.logs["bits"]) == pytest.approx(8 * share)
 
 
+def test_bits_are_those_of_the_last_step_not_of_an_average():
+    technique = sl.CSQ(target=8).around(Supervised(tiny_net(digits())), digits(), 0)
+    part = next(part for part in technique.net.modules() if isinstance(part, Bits))
+    with torch.no_grad():
+        for each in (part.p, part.q):  # all bits change their places; an average would take its time
+            each.copy_(torch.where(each > 0, -0.2, 0.2))
+        part.hard = True
+        expected = part(torch.zeros(part.p.shape[:-1]))
+        part.hard = False
+    found = technique.predictor()
+    name = next(name for name, each in technique.net.named_modules() if each is part)
+    layer = found.get_submodule(name.partition(".parametrizations")[0])
+    assert torch.equal(layer.weight.flatten(), expected.flatten())
+
+
 def test_tempered_noise_fades_and_its_scale_learns():
     w, slope = random(5, 6).requires_grad_(), random(5, 6, key=1)
     part = Noisy(3, decay=2.0).double().train()

@@ -25,8 +25,8 @@ class CSQ(Quantizing):
 
     n = 8. For each weight p and q, one number for each bit, begin as the bits of +w0 and -w0, s = max |w0| of the
     layer, and each layer's m as 0. After the fraction `until` of training m is held hard. What is evaluated and
-    exported has steps in place of sigmoids: weights of as many bits as a layer's m are positive. p and q are 16 numbers
-    for each weight: take small nets. No argument turns it off.
+    exported is the net of the last step, not an average, with steps in place of sigmoids: weights of as many bits as a
+    layer's m are positive. p and q are 16 numbers for each weight: take small nets. No argument turns it off.
 
     Checked against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.
 
@@ -74,7 +74,7 @@ class CSQ(Quantizing):
         return loss
 
     def predictor(self) -> Net:
-        net = copy.deepcopy(self.base.predictor())
+        net = copy.deepcopy(self.net)  # the bits of averaged p, q and m are those of no net that was trained
         for part in net.modules():
             if isinstance(part, Bits):
                 part.hard = True
