@@ -41,7 +41,8 @@ class SCL(TermTechnique):
         weight: of the penalty on unmasked weights.
         start: the first m, above 0.
         normalize: of each output feature, the task's part of that gradient is divided by its largest entry:
-            `weight` is then the share of it below which a weight goes.
+            `weight` is then the share of it below which a weight goes. A tenth leaves 0.4% of a trained net's weights
+            after 1,000 steps, and half of its accuracy; a hundredth 12%, and all of it (MNIST, one seed).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=10, style=pool.style))
@@ -57,7 +58,7 @@ class SCL(TermTechnique):
     serves = "size"
     excludes: ClassVar[Mapping[str, str]] = REWRITES
 
-    def __init__(self, weight: Scalar = 0.1, start: float = 0.5, normalize: bool = True) -> None:
+    def __init__(self, weight: Scalar = 0.01, start: float = 0.5, normalize: bool = True) -> None:
         super().__init__()
         if start <= 0:
             raise UsageError(f"scl: start={start}; expected a positive number, so that all weights are there at first")
