@@ -25,6 +25,7 @@ from ssl_lab.engine.card import CARD, Card
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.files import write_atomically
 from ssl_lab.nets import Net
+from ssl_lab.nets.quantized import level_of
 from ssl_lab.nets.start import learned_classes, start_net
 from ssl_lab.nets.stored import KEY, metadata, one_line, read_weights
 
@@ -79,7 +80,9 @@ def written(model: Exported, style: Style, to: Format, out: Path) -> tuple[bytes
         expected = model(images)
         content, found, usage = _WRITERS[to](model, images, out)
     difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * max(1.0, float(expected.abs().max())):
+    # sums that end in other last digits round inputs of the next layer to other values, here and there
+    tolerance = max(TOLERANCE, min(4 * level_of(model.net), 0.5))
+    if not difference <= tolerance * max(1.0, float(expected.abs().max())):
         raise UsageError(f"{model.net.name} gives other {model.output} as {to}: they differ by {difference:.2g}. "
                          "Nothing was written; choose another format")
     return content, list(expected.shape[1:]), difference, usage

@@ -13,7 +13,14 @@ from ssl_lab.analysis import effective_depth
 from ssl_lab.batch import At, generator
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
-from ssl_lab.nets.quantized import ranges_of, round_inputs, rounded_input, rounded_weight, with_float_inputs
+from ssl_lab.nets.quantized import (
+    level_of,
+    ranges_of,
+    round_inputs,
+    rounded_input,
+    rounded_weight,
+    with_float_inputs,
+)
 from ssl_lab.nets.saturated import saturated
 from ssl_lab.nets.slopes import slopes_of
 from ssl_lab.techniques.term.bitat import Signs, second_moments, signs_in
@@ -75,7 +82,9 @@ def test_layers_that_round_the_same_input_differently_can_be_exported():
         net(torch.rand(16, 1, 8, 8, generator=torch.Generator().manual_seed(seed)))
     for number, bound in enumerate(ranges_of(net)):
         bound += 0.01 * number
+    assert level_of(net) == 1 / 15
     assert sl.compress.candidate_of("rounded", net, digits()).content  # which compares outputs
+    assert level_of(tiny_net(digits())) == 0
 
 
 def test_a_weight_of_one_bit_gets_its_gradient_and_is_then_clipped():

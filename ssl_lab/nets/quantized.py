@@ -75,6 +75,12 @@ class _Rounding:
         return rounded_input(x, low.to(x.dtype), high.to(x.dtype), self.bits), *given[1:]
 
 
+def level_of(net: Net) -> float:
+    """The distance of two values of its layers' inputs, as a share of their range; 0 where none is rounded."""
+    _, marked, bits = net.name.partition(MARK)
+    return 1 / (2 ** int(bits.partition("+")[0]) - 1) if marked else 0.0
+
+
 def ranges_of(net: nn.Module) -> list[Tensor]:
     """The buffers that `round_inputs` made."""
     return [buffer for name, buffer in net.named_buffers() if name.endswith(("input_low", "input_high"))]
