@@ -330,6 +330,7 @@ def run(*arguments):
 def test_the_recipe_prints_one_table_and_leaves_runs(tmp_path, capsys, monkeypatch, first_run):
     pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "ssl_lab[export]"')
     given = ("--from", first_run, "--how", "taylor(ratio=0.5, rounds=2)", "--out", tmp_path, "--int8")
+    monkeypatch.delenv("COLUMNS", raising=False)
     run(*given)
     out = " ".join(capsys.readouterr().out.split())
     for word in ("the run", "the run, int8", "parameters", "nonzero", "agreement", "599 test images"):

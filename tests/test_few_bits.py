@@ -75,6 +75,16 @@ def test_a_rounded_input_and_where_its_gradient_passes():
     assert torch.equal(rounded_input(x, low, high, 32), x)
 
 
+def test_a_net_that_is_in_few_bits_by_a_step_rule_is_exported_with_plain_weights():
+    pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "ssl_lab[export]"')
+    method = Supervised(tiny_net(digits()))
+    plain = sl.compress.candidate_of("plain", method.predictor(), digits())
+    sl.SAQ(weights=2, inputs=32).begin(method, 0)
+    found = sl.compress.candidate_of("saq", method.predictor(), digits())
+    assert found.nonzero < plain.nonzero  # on a grid of three values, of which one is 0
+    assert len(found.content) < 1.1 * len(plain.content)
+
+
 def test_layers_that_round_the_same_input_differently_can_be_exported():
     pytest.importorskip("onnxruntime", reason='needs onnxruntime: pip install "ssl_lab[export]"')
     net = round_inputs(tiny_net(digits()), 4).train()
@@ -168,7 +178,7 @@ def test_bits_are_exact_where_they_are_hard_and_nothing_where_they_cancel():
         part.hard = False
         part.at(1.0)
         for each in (part.p, part.q):
-            each.copy_(2 * each - 1)
+            each.copy_(4 * each)
         torch.testing.assert_close(part(w), torch.tensor(kept, dtype=torch.float64))  # beta is large
         part.q.copy_(part.p)
         assert not part(w).any()

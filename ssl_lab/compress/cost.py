@@ -22,6 +22,7 @@ from ssl_lab.data import IntArray, Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.export import Exported, written
 from ssl_lab.nets import Net, describe
+from ssl_lab.nets.parametrized import baked
 from ssl_lab.report import Column, Table
 from ssl_lab.views import Eval
 
@@ -68,7 +69,7 @@ def candidate_of(name: str, net: Net, pool: Pool) -> Candidate:
     >>> candidate.flops, candidate.nonzero, len(candidate.content) > 0
     (1280, 650, True)
     """
-    net, style = net.cpu().eval(), pool.style
+    net, style = baked(net).cpu().eval(), pool.style  # a step technique leaves it as it trains
     try:
         depth = effective_depth(net, torch.from_numpy(as_seen(pool, pool.train[:ROWS])))
     except UsageError:

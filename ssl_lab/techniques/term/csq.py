@@ -23,12 +23,13 @@ class CSQ(Quantizing):
 
     L + weight (r - target / n) sum sig(beta m),    r the share of gates m >= 0, without gradient
 
-    n = 8. For each weight p and q, one number for each bit, begin as the bits of +w0 and -w0, s = max |w0| of the
-    layer, and each layer's m as 0. After the fraction `until` of training m is held hard. What is evaluated and
+    n = 8. For each weight p and q, one number for each bit, begin as the bits of +w0 and -w0 less 1/2, s = max |w0| of
+    the layer, and each layer's m as 0. After the fraction `until` of training m is held hard. What is evaluated and
     exported is the net of the last step, not an average, with steps in place of sigmoids: weights of as many bits as a
     layer's m are positive. p and q are 16 numbers for each weight: take small nets. No argument turns it off.
 
-    Checked against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs.
+    Checked against the authors' code (`bits/bitcs.py`) by a summary; there beta goes by epochs, and p, q begin as the
+    bits themselves: those that are 0 stay about there in short runs, half open, and on which side is chance.
 
     Args:
         target: mean bits that the gates are to come to.
@@ -95,7 +96,7 @@ class Bits(Tempered):
         whole = (weight / self.scale * 255).round().long()
         bits = [((sign * whole).flatten().clamp(min=0).unsqueeze(-1) >> torch.arange(8, device=weight.device)) & 1
                 for sign in (1, -1)]
-        self.p, self.q = (nn.Parameter(each.to(weight.dtype)) for each in bits)
+        self.p, self.q = (nn.Parameter(each.to(weight.dtype) - 0.5) for each in bits)
         self.m = nn.Parameter(torch.zeros(8, device=weight.device, dtype=weight.dtype))
 
     def forward(self, weight: Tensor) -> Tensor:
