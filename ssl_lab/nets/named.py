@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from ssl_lab.at_hand import PRETRAINED
-from ssl_lab.batch import Style, seed_of
+from ssl_lab.batch import Style, seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net, linear_head
 from ssl_lab.nets.group_norm import group_norms
@@ -95,7 +93,7 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
             del state[key]
     whole = None if state is None else whole_net(state)
     of_backbone, source = state if whole is None else None, weights or ""
-    with _seeded(seed):
+    with seeded(seed, "init"):
         if base.startswith("timm/"):
             trunk = timm_trunk(base.removeprefix("timm/"), style, pretrained, of_backbone, source, options)
         elif pretrained or options:
@@ -140,11 +138,3 @@ def _changed(name: str, style: Style, state: Weights | None, plain: Callable[[st
     bits = int(match[2].removeprefix(MARK))
     check_bits(name, inputs=bits)
     return round_inputs(base, bits)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Initializers draw from the global generator: lend it to them, and put it back as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(seed, "init"))
-        yield
