@@ -7,9 +7,7 @@ run on other ranks see the same pixels.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -18,8 +16,8 @@ from torch import Tensor
 
 from ssl_lab.errors import UsageError
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import Key, generator
 
-Key = int | str
 T = TypeVar("T")
 
 
@@ -47,31 +45,6 @@ class Style:
     std: tuple[float, ...] = (0.25, 0.25, 0.25)
     flip: bool = True
     shift: int = 4
-
-
-def seed_of(*key: Key) -> int:
-    """A 63-bit seed that is a pure function of the key, e.g. `seed_of(seed, "unlabeled", step)`.
-
-    >>> from ssl_lab.batch import seed_of
-    >>> seed_of(0, "unlabeled", 7) == seed_of(0, "unlabeled", 7) != seed_of(0, "unlabeled", 8)
-    True
-    """
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
-
-
-def generator(*key: Key) -> torch.Generator:
-    """A CPU generator seeded by `seed_of(*key)`."""
-    return torch.Generator().manual_seed(seed_of(*key))
-
-
-@contextmanager
-def seeded(*key: Key) -> Iterator[None]:
-    """Within it torch's global generator of the CPU, from which new layers draw their weights, is seeded by
-    `seed_of(*key)`; afterwards it is where it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed_of(*key))
-        yield
 
 
 @dataclass(frozen=True)

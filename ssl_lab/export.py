@@ -17,7 +17,7 @@ import tyro
 import yaml
 from torch import Tensor, nn
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.class_names import shown
 from ssl_lab.config import reading_of
 from ssl_lab.data import load
@@ -28,6 +28,7 @@ from ssl_lab.nets import Net
 from ssl_lab.nets.quantized import level_of
 from ssl_lab.nets.start import learned_classes, start_net
 from ssl_lab.nets.stored import KEY, metadata, one_line, read_weights
+from ssl_lab.seeds import generator
 
 Format = Literal["timm", "onnx", "torchscript"]
 SUFFIXES = {"timm": "safetensors", "onnx": "onnx", "torchscript": "pt"}

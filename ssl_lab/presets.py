@@ -16,12 +16,12 @@ import numpy as np
 import torch
 
 from ssl_lab import methods, schedule
-from ssl_lab.batch import seeded
 from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, Schedule, linear, ramp_up
+from ssl_lab.seeds import seeded
 from ssl_lab.texts import Call
 from ssl_lab.views import ViewFactory, named
 

@@ -15,7 +15,6 @@ import torch
 import yaml
 
 from ssl_lab.afterwards import finished
-from ssl_lab.batch import seed_of
 from ssl_lab.data import Pool, announce
 from ssl_lab.data.inventory import inventory, write_inventory
 from ssl_lab.engine import Runtime, Trainer, checkpoint, evaluate
@@ -33,6 +32,7 @@ from ssl_lab.nets import Net, describe
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.nets.weights import load_net, whole_net
 from ssl_lab.notes import once
+from ssl_lab.seeds import seed_of
 
 LABELED, UNLABELED = 64, 256
 FORWARDS = 3  # that a row with gradient costs

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 
 from ssl_lab.active.queries.checks import check_query
-from ssl_lab.batch import At, Batch, Loss, Rows, Style, generator, seeded
+from ssl_lab.batch import At, Batch, Loss, Rows, Style
 from ssl_lab.engine.closure import returned
 from ssl_lab.engine.compiled import compile_as_others
 from ssl_lab.engine.contract import check_technique
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net, net
+from ssl_lab.seeds import generator, seeded
 from ssl_lab.views.checks import check_views
 
 __all__ = ["check_method", "check_query", "check_technique", "check_views"]

@@ -15,11 +15,12 @@ from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.oracle import FromFile, Truth
 from ssl_lab.active.plugins import make_query
 from ssl_lab.active.queries.base import Query, ScoreQuery, rng
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import Ledger, Pool, load
 from ssl_lab.engine import Runtime, accuracy
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import net
+from ssl_lab.seeds import generator
 from ssl_lab.views import Eval
 
 CPU = {"device": "cpu", "precision": "fp32"}

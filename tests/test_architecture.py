@@ -6,9 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
-    {"batch", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals", "calibration",
-     "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers", "predictions",
-     "flags", "signatures", "active_settings"},
+    {"batch", "seeds", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals",
+     "calibration", "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers",
+     "predictions", "flags", "signatures", "active_settings"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},

@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_lab.batch import At, Batch, Loss, Rows, generator, seed_of
+from ssl_lab.batch import At, Batch, Loss, Rows
+from ssl_lab.seeds import generator, seed_of
 
 
 def test_seeds_are_pure_and_distinct():

@@ -5,9 +5,9 @@ import torch
 from small_runs import digits
 
 import ssl_lab as sl
-from ssl_lab.batch import generator
 from ssl_lab.nets.capsules import Momentum, Routing, squash, step_back
 from ssl_lab.nets.capsules import step as momentum_step
+from ssl_lab.seeds import generator
 
 
 def random(*shape, key=0):

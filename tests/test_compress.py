@@ -15,7 +15,7 @@ from torch import nn
 
 import ssl_lab as sl
 from ssl_lab import compress
-from ssl_lab.batch import At, Style, generator
+from ssl_lab.batch import At, Style
 from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
@@ -23,6 +23,7 @@ from ssl_lab.methods.distillation import load_teacher
 from ssl_lab.nets.parametrized import baked
 from ssl_lab.nets.start import net_of_run, start_net
 from ssl_lab.optim import SGD, AdamW, forget
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.term.scl import Gates
 from ssl_lab.techniques.weights.channels import check_slim, groups_of, silence, slim
 from ssl_lab.techniques.weights.lottery import tickets

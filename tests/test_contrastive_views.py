@@ -7,8 +7,9 @@ import pytest
 import torch
 import torchvision.transforms.v2.functional as reference
 
-from ssl_lab.batch import At, Style, generator
+from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 from ssl_lab.testing import check_views
 from ssl_lab.views import BYOL1, BYOL2, MOCO, VICREG, SimCLRView, color
 from ssl_lab.views.contrastive import blur_, random_boxes, resized_crop

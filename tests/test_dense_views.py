@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, Draw, Style, generator
+from ssl_lab.batch import At, Draw, Style
 from ssl_lab.bench.launches import launches_of_view
 from ssl_lab.data import load
 from ssl_lab.engine import Feed
 from ssl_lab.methods import Views
+from ssl_lab.seeds import generator
 from ssl_lab.views import BYOL1, BYOL2, VIEWS, SimCLRView, Strong, ViewFactory, Weak, dense, dense_contrastive
 from ssl_lab.views.base import compiled
 from ssl_lab.views.randaugment import OPERATIONS

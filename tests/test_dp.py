@@ -10,11 +10,12 @@ from small_runs import assert_same_run, digits, flat_net, tiny_net, train
 
 import ssl_lab as sl
 from ssl_lab import losses
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import PoissonSampler
 from ssl_lab.engine import Callback, Feed
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import FixMatch, Supervised
+from ssl_lab.seeds import generator
 from ssl_lab.techniques import DP, technique
 from ssl_lab.techniques.privacy import COUPLED, epsilon_of, noise_for, private_gradient
 

@@ -10,7 +10,7 @@ from torch import nn
 
 import ssl_lab as sl
 from ssl_lab.analysis import effective_depth
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
 from ssl_lab.nets.quantized import (
@@ -23,6 +23,7 @@ from ssl_lab.nets.quantized import (
 )
 from ssl_lab.nets.saturated import saturated
 from ssl_lab.nets.slopes import slopes_of
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.term.bitat import Signs, second_moments, signs_in
 from ssl_lab.techniques.term.csq import Bits
 from ssl_lab.techniques.term.linearize import bend

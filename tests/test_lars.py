@@ -6,10 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.errors import UsageError
 from ssl_lab.optim import LARS, SGD, AdamW, with_rates
 from ssl_lab.schedule import cosine, linear
+from ssl_lab.seeds import generator
 
 AT = At(0, 10)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_lab.active.queries import coverage, distances, neighbors, pairs, typiclust
-from ssl_lab.active.queries.base import PoolView, rng
+from ssl_lab.active.queries.base import rng
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.coverage import MaxHerding, ProbCover, compared, covering_radius
 from ssl_lab.active.queries.facility_location import FacilityLocation
@@ -16,6 +16,7 @@ from ssl_lab.active.queries.k_center import KCenter
 from ssl_lab.active.queries.k_means import KMeans
 from ssl_lab.active.queries.pairs import pairs_within
 from ssl_lab.active.queries.typiclust import TypiClust, mean_neighbor_distances
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 

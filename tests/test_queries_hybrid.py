@@ -10,13 +10,13 @@ from ssl_lab.active.queries import badge, cluster_margin, neighbors
 from ssl_lab.active.queries.alfa_mix import AlfaMix, changes_at
 from ssl_lab.active.queries.badge import Badge, spread
 from ssl_lab.active.queries.bait import Bait
-from ssl_lab.active.queries.base import PoolView
 from ssl_lab.active.queries.cal import Cal, contrast
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.clue import Clue, nearest_rows, weighted_k_means
 from ssl_lab.active.queries.cluster_margin import ClusterMargin, average_linkage, in_turn, neighbor_graph
 from ssl_lab.active.queries.galaxy import Galaxy, next_spot
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.errors import UsageError
 
 ALL = [Badge, ClusterMargin, Clue, AlfaMix, Bait, Galaxy, Cal]

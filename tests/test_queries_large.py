@@ -10,10 +10,11 @@ from forked import as_two_ranks, several_ranks
 
 from ssl_lab.active.plugins import make_query
 from ssl_lab.active.queries import badge, cluster_margin, coverage, distances, greedy, share
-from ssl_lab.active.queries.base import PoolView, highest, places
+from ssl_lab.active.queries.base import highest, places
 from ssl_lab.active.queries.distances import precise_squared_distances
 from ssl_lab.active.queries.facility_location import compared
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import k_means

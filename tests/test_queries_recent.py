@@ -7,7 +7,6 @@ import pytest
 
 from ssl_lab.active.arrays import VIEWS, arrays_of
 from ssl_lab.active.queries import distances
-from ssl_lab.active.queries.base import PoolView
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.committee import Committee
 from ssl_lab.active.queries.coverage import MaxHerding
@@ -21,6 +20,7 @@ from ssl_lab.active.queries.uncertainty_herding import (
     adapted_temperature,
     margins,
 )
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.active.queries.view_disagreement import ViewDisagreement
 from ssl_lab.active.queries.wrappers import CostAware
 from ssl_lab.engine import Runtime

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
-from ssl_lab.active.queries.base import PoolView
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.committee import Committee, consensus_kl, vote_entropy
 from ssl_lab.active.queries.discriminative import Discriminative, fit
 from ssl_lab.active.queries.learning_loss import LearningLoss as LearningLossQuery
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import FixMatch, Supervised, Views

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_lab.active.queries.bald import BatchBALD
-from ssl_lab.active.queries.base import PoolView, highest
+from ssl_lab.active.queries.base import highest
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.uncertainty import (
@@ -21,6 +21,7 @@ from ssl_lab.active.queries.uncertainty import (
     Random,
     VariationRatio,
 )
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.errors import UsageError
 
 SCORES = [LeastConfidence, Margin, Entropy, BALD, MeanStd, VariationRatio]

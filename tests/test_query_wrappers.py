@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 
-from ssl_lab.active.queries.base import PoolView, Query, ScoreQuery, rng
+from ssl_lab.active.queries.base import Query, ScoreQuery, rng
 from ssl_lab.active.queries.checks import check_query
 from ssl_lab.active.queries.k_center import KCenter
 from ssl_lab.active.queries.k_means import KMeans
 from ssl_lab.active.queries.power import Gibbs, Power, SoftRank
 from ssl_lab.active.queries.uncertainty import BALD, Entropy, LeastConfidence, Margin, Random
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.active.queries.wrappers import ClassBalanced, CostAware, Prefilter, WithoutDuplicates
 from ssl_lab.errors import UsageError
 

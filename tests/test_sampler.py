@@ -8,9 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ssl_lab.batch import generator
 from ssl_lab.data import Sampler
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 
 
 def endless(indices, seed, purpose):

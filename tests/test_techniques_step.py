@@ -7,12 +7,13 @@ import torch
 from small_runs import digits, flat_net, tiny_net, train
 
 import ssl_lab as sl
-from ssl_lab.batch import At, Loss, generator
+from ssl_lab.batch import At, Loss
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Supervised
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.step.nearby import along, gradients, learning, moved
 
 START = At(0, 10)

@@ -12,8 +12,9 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from ssl_lab.batch import At, Draw, Style, generator
+from ssl_lab.batch import At, Draw, Style
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 from ssl_lab.testing import check_views
 from ssl_lab.views import VIEWS, Eval, Strong, ViewFactory, Weak, ops
 from ssl_lab.views.randaugment import OPERATIONS, rand_augment

@@ -10,7 +10,8 @@ from ssl_lab.active.people.label_studio import LabelStudio
 from ssl_lab.active.people.oracle import Asked, Command, FromFile, Truth
 from ssl_lab.active.plugins import make_oracle, make_query
 from ssl_lab.active.queries import *  # noqa: F403
-from ssl_lab.active.queries.base import PoolView, Query, ScoreQuery, Wrapper
+from ssl_lab.active.queries.base import Query, ScoreQuery, Wrapper
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.active.stands import Stands, stands_for
 from ssl_lab.active.stopping import Estimate, estimate_accuracy, expected_gain, kappa
 from ssl_lab.active.study.statistics import (

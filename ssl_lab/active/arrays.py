@@ -8,13 +8,14 @@ from collections.abc import Collection, Iterator, Mapping
 import numpy as np
 import torch
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.active.queries.inputs import ARRAYS
-from ssl_lab.batch import At, generator, seed_of
+from ssl_lab.active.queries.view import FloatArray, IntArray
+from ssl_lab.batch import At
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator, seed_of
 from ssl_lab.views import Eval, View, Weak
 
 SAMPLES, DROPOUT = 20, 0.5  # of mc_probs

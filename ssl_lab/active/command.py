@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import Query
 from ssl_lab.active.queries.inputs import ARRAYS
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, IntArray, PoolView
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_atomically, write_text

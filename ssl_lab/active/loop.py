@@ -32,12 +32,12 @@ from ssl_lab.active.arrays import version_of
 from ssl_lab.active.people.answers import ASKED, CORRECTED, Answers, read_json
 from ssl_lab.active.people.keys import Answer
 from ssl_lab.active.people.oracle import Oracle, Readable, write_questions
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query, described, scores_of
+from ssl_lab.active.queries.base import Query, described, scores_of
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, IntArray, PoolView
 from ssl_lab.active.record import Round, asked_of, read_round
 from ssl_lab.active.sight import Sight
 from ssl_lab.active.stopping import Advice
 from ssl_lab.active.watch import predicted, represented, stop_advice, watched
-from ssl_lab.batch import seed_of
 from ssl_lab.cost import measured
 from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
@@ -47,6 +47,7 @@ from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
 from ssl_lab.nets import Net
 from ssl_lab.notes import at_most
+from ssl_lab.seeds import seed_of
 
 Fit = Callable[[Pool, int], Net | Result]
 """Trains on a pool's labels in round 0, 1, ...; should start afresh, and may resume a fit that was cut off."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from ssl_lab.active.people.answers import read_json
 from ssl_lab.active.people.oracle import Asked
-from ssl_lab.active.queries.base import IntArray
+from ssl_lab.active.queries.view import IntArray
 from ssl_lab.data import Pool
 
 

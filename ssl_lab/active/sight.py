@@ -6,12 +6,13 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from ssl_lab.active.arrays import arrays_of, predicted_loss
-from ssl_lab.active.queries.base import FloatArray, Query
-from ssl_lab.batch import seed_of
+from ssl_lab.active.queries.base import Query
+from ssl_lab.active.queries.view import FloatArray
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
+from ssl_lab.seeds import seed_of
 
 
 @dataclass

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.active.queries.distances import blocks
+from ssl_lab.active.queries.view import FloatArray, IntArray
 from ssl_lab.features.search import unit
 
 EXAMPLES = 5

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize
 from scipy.special import expit, logit
 
-from ssl_lab.batch import seed_of
+from ssl_lab.seeds import seed_of
 
 FEWEST = 20  # answers, of which an estimate is made
 POINTS = 3  # of a learning curve, from which it is prolonged

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from ssl_lab.active.arrays import arrays_of
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, rng
+from ssl_lab.active.queries.base import rng
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.active.record import Round
 from ssl_lab.active.stands import stands_for
 from ssl_lab.active.stopping import Advice, Estimate, advise, estimate_accuracy, kappa

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from ssl_lab.analysis.landscape import Landscape
-from ssl_lab.batch import generator
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.step.nearby import along
 
 

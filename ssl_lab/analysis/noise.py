@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_lab.analysis.landscape import Landscape
-from ssl_lab.batch import generator
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 
 FloatArray = NDArray[Any]
 SMALLEST, LARGEST, FACTOR = 50, 500, 1.2  # windows of the authors' code

@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.attack import pgd
 from ssl_lab.techniques.images import some
 from ssl_lab.views.corruptions import KINDS, corrupt

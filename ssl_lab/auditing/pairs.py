@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from ssl_lab.auditing.looks import SIDE, Looks, bits_apart, brightness, perceptual_hash
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray
 from ssl_lab.data.images import Contents
 from ssl_lab.features.search import FloatArray, matrix, top_k, unit, without_self
+from ssl_lab.seeds import seed_of
 
 NEAREST = 10
 """Others that each image is held against, by features and again by hash: of more twins than that, not each is paired

@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.placed import place
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net, describe, net
 from ssl_lab.report import Column, Table, print_tables
+from ssl_lab.seeds import generator
 
 NETS = "tiny_16,tiny_32,tiny_64,wrn_16_2,wrn_28_2,resnet18"
 CLASSES = 10

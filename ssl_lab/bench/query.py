@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ssl_lab import texts
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import UNLABELED, FloatArray, PoolView
+from ssl_lab.active.queries.view import UNLABELED, FloatArray, PoolView
 from ssl_lab.cost import Cost, measured
 from ssl_lab.errors import UsageError
 from ssl_lab.report import Column, Table, print_tables

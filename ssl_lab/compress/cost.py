@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from ssl_lab.analysis import effective_depth
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.bench.measure import in_turn, seconds
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.errors import UsageError
@@ -24,6 +24,7 @@ from ssl_lab.export import Exported, written
 from ssl_lab.nets import Net, describe
 from ssl_lab.nets.parametrized import baked
 from ssl_lab.report import Column, Table
+from ssl_lab.seeds import generator
 from ssl_lab.views import Eval
 
 ROWS = 64  # images that pass at a time

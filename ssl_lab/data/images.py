@@ -12,11 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.files import Hold
 from ssl_lab.data.reading import Reading
 from ssl_lab.data.sizes import Resize, Sizes, fit_batch
+from ssl_lab.seeds import generator
 
 Contents = NDArray[np.uint64]
 HASHED = 2**29

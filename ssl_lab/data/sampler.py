@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike
 
-from ssl_lab.batch import generator
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 
 
 class Sampler:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ssl_lab.batch import Key, generator
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.errors import UsageError, unknown
+from ssl_lab.seeds import Key, generator
 
 Balance = Literal["class", "natural", "covered"]
 

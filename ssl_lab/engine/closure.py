@@ -9,12 +9,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, Batch, Loss, mean_loss, seed_of
+from ssl_lab.batch import At, Batch, Loss, mean_loss
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.engine.scale import LossScale
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.ranks import mean_over_ranks
 from ssl_lab.nets import frozen_statistics
+from ssl_lab.seeds import seed_of
 
 
 class StepClosure:

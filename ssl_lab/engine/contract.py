@@ -115,7 +115,7 @@ def _check(technique: Technique, off: Technique | None, name: str, net: str, out
     if resumed != whole:
         again = _run(out / "again", method, technique)
         assert again == whole, (f"{name}: two runs of {method} with one seed differ: draw by the seed that is given, "
-                                "generator(seed, ...) of ssl_lab.batch or np.random.default_rng(seed), or by at.draw")
+                                "generator(seed, ...) of ssl_lab.seeds or np.random.default_rng(seed), or by at.draw")
         raise AssertionError(f"{name}: resumed in its middle, a run of {method} is another; state outside state_dict?")
     assert vars(technique).keys() == before, f"{name}: a run leaves something in the technique that it was given"
     if isinstance(technique, WeightsTechnique) and not technique.writes:

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.class_names import order_of
 from ssl_lab.data import Pool
 from ssl_lab.engine.feed import in_batches, laid_out
@@ -20,6 +20,7 @@ from ssl_lab.engine.runtime import Runtime
 from ssl_lab.engine.weights import whole
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 from ssl_lab.views import Eval
 
 IntArray = NDArray[np.int64]

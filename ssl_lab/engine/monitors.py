@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ssl_lab.batch import generator
 from ssl_lab.data import Pool
 from ssl_lab.engine.evaluate import predict
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.methods import Method
+from ssl_lab.seeds import generator
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.ledger import SPLIT, UNLABELED, Ledger
 from ssl_lab.data.split import hold_out
 from ssl_lab.engine.callbacks import Callback
 from ssl_lab.engine.folder import check_same, clear, make_way
 from ssl_lab.errors import NonFiniteLossError, RunFailedError, UsageError
+from ssl_lab.seeds import seed_of
 
 HELD_OUT = 0.2  # of the labels of each class, where a pool has no validation images
 HOPEFUL = 1 / 3  # of a trial, in which it is not given up: high learning rates are late

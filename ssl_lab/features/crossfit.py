@@ -7,12 +7,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray
 from ssl_lab.features.knn import check_labels
 from ssl_lab.features.probe import linear_probe
 from ssl_lab.features.search import FloatArray, matrix
 from ssl_lab.features.self_training import Learner
+from ssl_lab.seeds import seed_of
 
 
 class CrossFitted(NamedTuple):

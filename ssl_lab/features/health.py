@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
-from ssl_lab.batch import generator
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import monitored
@@ -20,6 +19,7 @@ from ssl_lab.features.probe import sgd_probe
 from ssl_lab.features.search import unit
 from ssl_lab.features.self_training import Learner
 from ssl_lab.methods import Method
+from ssl_lab.seeds import generator
 
 
 def embedding_std(features: ArrayLike) -> float:

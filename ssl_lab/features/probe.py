@@ -9,7 +9,6 @@ import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
@@ -18,6 +17,7 @@ from ssl_lab.features.embed import embed
 from ssl_lab.features.knn import check_labels, labeled_rows, softmax
 from ssl_lab.features.search import FloatArray, matrix, unit
 from ssl_lab.nets import Net
+from ssl_lab.seeds import seed_of
 
 L2_GRID = tuple(np.logspace(-6, 5, 45).tolist())
 FEW = 0.1  # the L2 where labels are too few to hold any out

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from ssl_lab.batch import generator
 from ssl_lab.data import IntArray
 from ssl_lab.errors import UsageError
+from ssl_lab.seeds import generator
 
 FloatArray = NDArray[np.float32]
 

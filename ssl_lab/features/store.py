@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.batch import seed_of
 from ssl_lab.class_names import Names
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.files import Hold, alone
@@ -25,6 +24,7 @@ from ssl_lab.features.embed import embed
 from ssl_lab.features.search import Approximate, FloatArray, matrix, top_k, unit, within, without_self
 from ssl_lab.files import cannot_write, reserve, write_atomically, write_text
 from ssl_lab.nets import Net
+from ssl_lab.seeds import seed_of
 from ssl_lab.views import Eval, ViewFactory
 
 _FORMAT = 1

@@ -8,10 +8,10 @@ import math
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import FloatArray, matrix, top_k
+from ssl_lab.seeds import seed_of
 
 SAMPLE = 1000
 SHARE = 0.02

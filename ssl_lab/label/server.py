@@ -20,7 +20,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 from PIL import Image
 
-from ssl_lab.active.queries.base import IGNORED
+from ssl_lab.active.queries.view import IGNORED
 from ssl_lab.errors import UsageError
 from ssl_lab.label.session import Session
 

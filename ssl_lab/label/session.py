@@ -14,7 +14,7 @@ import numpy as np
 from ssl_lab.active.people.annotators import Reliability, assign, dawid_skene
 from ssl_lab.active.people.answers import Answers
 from ssl_lab.active.people.opinions import UNDO, opinions
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, FloatArray, IntArray
 from ssl_lab.data import Pool
 from ssl_lab.data.ledger import Entry
 from ssl_lab.errors import UsageError

@@ -7,13 +7,14 @@ import threading
 
 import numpy as np
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, PoolView, Query
+from ssl_lab.active.queries.base import Query
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, PoolView
 from ssl_lab.active.stopping import Estimate, advise
 from ssl_lab.active.watch import held_out_estimate
-from ssl_lab.batch import seed_of
 from ssl_lab.errors import UsageError
 from ssl_lab.features import linear_probe
 from ssl_lab.label.session import Session, Thought
+from ssl_lab.seeds import seed_of
 
 GIVEN = frozenset(["embeddings", "probs"])
 """What a query may need here."""

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import Draw, seed_of
+from ssl_lab.batch import Draw
 from ssl_lab.errors import UsageError, unknown
+from ssl_lab.seeds import seed_of
 from ssl_lab.views.send import send
 
 Mix = Literal["mixup", "cutmix"]

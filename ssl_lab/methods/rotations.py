@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import seeded
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import linear_head
+from ssl_lab.seeds import seeded
 
 
 def all_rotations(images: Tensor) -> Tensor:

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_lab.batch import Style, seeded
+from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net
 from ssl_lab.nets.start import freeze
+from ssl_lab.seeds import seeded
 
 ALPHA = 16
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from ssl_lab.at_hand import PRETRAINED
-from ssl_lab.batch import Style, seeded
+from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets.base import Net, linear_head
 from ssl_lab.nets.group_norm import group_norms
@@ -25,6 +25,7 @@ from ssl_lab.nets.stored import Weights, read_weights
 from ssl_lab.nets.weights import load_net, whole_net
 from ssl_lab.nets.zoo import trunk_of
 from ssl_lab.notes import once
+from ssl_lab.seeds import seeded
 
 CHANGED = re.compile(rf"(.+)({'|'.join(map(re.escape, (SLIM, SAT, PRELU)))}|{re.escape(MARK)}\d+)")
 """What a name has at its end that says how a net was changed after it was trained as another one."""

@@ -9,8 +9,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import generator
 from ssl_lab.errors import UsageError, unknown
+from ssl_lab.seeds import generator
 
 Rule = Literal["linear", "sqrt"]
 

@@ -11,7 +11,7 @@ import numpy as np
 from rich.console import Console
 
 from ssl_lab.active.queries import ProbCover
-from ssl_lab.active.queries.base import FloatArray, PoolView
+from ssl_lab.active.queries.view import FloatArray, PoolView
 from ssl_lab.data import IntArray, Pool, load
 from ssl_lab.engine import Result, ShowProgress, Trainer
 from ssl_lab.engine.folder import clear

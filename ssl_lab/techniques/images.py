@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.methods import Method
+from ssl_lab.seeds import generator
 from ssl_lab.views import Eval
 
 

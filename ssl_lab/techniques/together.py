@@ -10,13 +10,13 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from ssl_lab.batch import seeded
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.notes import once
 from ssl_lab.optim import Update, plain
+from ssl_lab.seeds import seeded
 from ssl_lab.techniques.base import (
     Around,
     DataTechnique,

@@ -9,7 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, Draw, Style, generator
+from ssl_lab.batch import At, Draw, Style
+from ssl_lab.seeds import generator
 from ssl_lab.views.base import View, ViewFactory
 
 T = TypeVar("T")

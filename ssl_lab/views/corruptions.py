@@ -18,8 +18,8 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from ssl_lab.batch import seed_of
 from ssl_lab.errors import UsageError, unknown
+from ssl_lab.seeds import seed_of
 from ssl_lab.views import blurs, weather
 
 Pixels = NDArray[Any]

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import Draw, Style, generator
+from ssl_lab.batch import Draw, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.notes import once
+from ssl_lab.seeds import generator
 from ssl_lab.views.base import ViewFactory, check_images, to_unit
 
 FLIP = "RandomHorizontalFlip"  # the name of it in both libraries

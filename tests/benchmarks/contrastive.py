@@ -27,9 +27,10 @@ from torch import nn
 from torchvision import transforms
 
 import ssl_lab as sl
-from ssl_lab.batch import At, Style, generator
+from ssl_lab.batch import At, Style
 from ssl_lab.bench.measure import in_turn, seconds, waiting
 from ssl_lab.bench.step import Step, random_pool
+from ssl_lab.seeds import generator
 from ssl_lab.views import SimCLRView, View
 
 

@@ -18,12 +18,13 @@ import ssl_lab as sl
 from ssl_lab import texts
 from ssl_lab.active.arrays import DROPOUT, SAMPLES, VIEWS
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import PoolView
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.active.study.statistics import area, paired_t
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.features.probe import probe_weights
 from ssl_lab.features.search import unit
 from ssl_lab.intervals import half_width
+from ssl_lab.seeds import generator
 from ssl_lab.views import Weak
 
 L2 = 0.01

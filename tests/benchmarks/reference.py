@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torchvision import transforms
 
-from ssl_lab.batch import generator
 from ssl_lab.bench.views import pillow_operation, square
 from ssl_lab.data import Pool
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 
 
 class RandAugment:

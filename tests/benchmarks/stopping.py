@@ -17,7 +17,7 @@ from queries import L2, arrays
 import ssl_lab as sl
 from ssl_lab import texts
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import PoolView
+from ssl_lab.active.queries.view import PoolView
 from ssl_lab.active.stopping import Estimate, advise, estimate_accuracy, expected_gain
 from ssl_lab.active.watch import RECENT, held_out_estimate
 from ssl_lab.features import linear_probe

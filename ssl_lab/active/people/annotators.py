@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
+from ssl_lab.active.queries.view import FloatArray, IntArray
 from ssl_lab.errors import UsageError
 
 SMOOTHING = 1.0  # of an answer, that each person is credited with in each cell of the table, the right one three times

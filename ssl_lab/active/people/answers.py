@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 
 from ssl_lab.active.people.carry import carried
 from ssl_lab.active.people.keys import ABSTAIN, IGNORE, Answer
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, IntArray
 from ssl_lab.class_names import apart, shown
 from ssl_lab.data import Ledger, Pool
 from ssl_lab.data.ledger import SPLIT

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ssl_lab.active.people.oracle import differing
 from ssl_lab.active.people.votes import Agreement, Vote, agree
-from ssl_lab.active.queries.base import UNLABELED
+from ssl_lab.active.queries.view import UNLABELED
 from ssl_lab.data.ledger import SPLIT, Entry
 
 UNDO = " (undo)"

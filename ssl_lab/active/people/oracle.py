@@ -21,7 +21,8 @@ import numpy as np
 from ssl_lab.active.people.answer_files import Said, read_answers, row_of
 from ssl_lab.active.people.keys import Answer, Keys
 from ssl_lab.active.people.votes import Agreed, Agreement, agree
-from ssl_lab.active.queries.base import IntArray, rng
+from ssl_lab.active.queries.base import rng
+from ssl_lab.active.queries.view import IntArray
 from ssl_lab.data import Pool
 from ssl_lab.data.cells import csv_text, read_table
 from ssl_lab.errors import UsageError

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.queries.base import Query, highest, rng
 from ssl_lab.active.queries.k_means import KMeans
+from ssl_lab.active.queries.view import UNLABELED, FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 

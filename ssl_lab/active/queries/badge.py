@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssl_lab.active.queries.base import UNLABELED, FloatArray, IntArray, PoolView, Query, highest, rng
+from ssl_lab.active.queries.base import Query, highest, rng
 from ssl_lab.active.queries.distances import squared_norms
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import UNLABELED, FloatArray, IntArray, PoolView
 
 BLOCK = 128  # proposals between two passes over the pool
 EQUAL = 2e-6  # of a row's squared length: what rounding leaves of the distance of equal rows

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import Query, rng
+from ssl_lab.active.queries.view import IGNORED, FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 Matrix = NDArray[np.float64]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IntArray, PoolView, Query, check_counts, highest, rng
+from ssl_lab.active.queries.base import Query, check_counts, highest, rng
 from ssl_lab.active.queries.distances import BLOCK
 from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.uncertainty import BALD, entropy
+from ssl_lab.active.queries.view import IntArray, PoolView
 
 
 class BatchBALD(Query):

@@ -6,7 +6,8 @@ import faiss
 import numpy as np
 from scipy.special import entr
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, ScoreQuery, check_counts
+from ssl_lab.active.queries.base import ScoreQuery, check_counts
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time

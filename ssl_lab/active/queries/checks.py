@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, IntArray, PoolView, Query
+from ssl_lab.active.queries.base import Query
 from ssl_lab.active.queries.inputs import ARRAYS
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 ROWS = 60

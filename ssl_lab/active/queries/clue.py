@@ -7,9 +7,10 @@ from scipy.sparse import csr_array
 from scipy.special import entr
 
 from ssl_lab.active.queries.badge import spread
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.distances import blocks, centered, squared_norms
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 
 
 class Clue(Query):

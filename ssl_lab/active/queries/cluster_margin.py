@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
-from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, Query, check_counts, highest, rng
+from ssl_lab.active.queries.base import Query, check_counts, highest, rng
 from ssl_lab.active.queries.neighbors import cells, nearest_others
 from ssl_lab.active.queries.rows import Rows, rows_of
+from ssl_lab.active.queries.view import IGNORED, FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time

@@ -7,7 +7,8 @@ from typing import Literal
 import numpy as np
 from scipy.special import entr
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.active.queries.base import ScoreQuery
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.errors import unknown
 
 ROWS = 8192  # at a time

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import Query, rng
 from ssl_lab.active.queries.facility_location import MOST, FacilityLocation
 from ssl_lab.active.queries.pairs import pairs_within
 from ssl_lab.active.queries.rows import Rows
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import expit
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, highest
+from ssl_lab.active.queries.base import Query, highest
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 

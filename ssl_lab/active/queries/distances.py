@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
+from ssl_lab.active.queries.view import FloatArray, IntArray
 from ssl_lab.features.k_means import Matrix, nearest_center, trained
 
 BLOCK = 2**24  # numbers in a block of distances: 64 MiB

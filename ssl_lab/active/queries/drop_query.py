@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.distances import blocks
 from ssl_lab.active.queries.k_means import nearest_to_centers
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, FloatArray, IntArray, PoolView, ScoreQuery, check_counts, rng
+from ssl_lab.active.queries.base import ScoreQuery, check_counts, rng
 from ssl_lab.active.queries.distances import BLOCK
 from ssl_lab.active.queries.uncertainty import entropy
+from ssl_lab.active.queries.view import IGNORED, FloatArray, IntArray, PoolView
 
 
 class Epig(ScoreQuery):

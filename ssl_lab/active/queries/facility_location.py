@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.distances import blocks
 from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.engine import Runtime
 from ssl_lab.features.search import unit
 

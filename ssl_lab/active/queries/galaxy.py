@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import Query, rng
+from ssl_lab.active.queries.view import IGNORED, IntArray, PoolView
 
 
 class Galaxy(Query):

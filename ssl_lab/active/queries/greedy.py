@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IntArray, places
+from ssl_lab.active.queries.base import places
 from ssl_lab.active.queries.share import Share, first
+from ssl_lab.active.queries.view import IntArray
 
 HOT, OF = 4096, 1024  # positions that are looked at: so many, or one of so many if that is more
 

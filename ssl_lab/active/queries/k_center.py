@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, rng
+from ssl_lab.active.queries.base import Query, rng
 from ssl_lab.active.queries.distances import min_squared_distances, precise_squared_distances
 from ssl_lab.active.queries.greedy import lazy_greedy
 from ssl_lab.active.queries.share import Share
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, FloatArray, IntArray, PoolView
 
 SOME = 1024  # rows, evenly spaced, whose mean is near that of all
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.distances import centered, k_means, take
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 
 
 class KMeans(Query):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, ScoreQuery
+from ssl_lab.active.queries.base import ScoreQuery
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 
 
 class LearningLoss(ScoreQuery):

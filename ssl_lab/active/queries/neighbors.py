@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.active.queries.distances import blocks, squared_distances, squared_norms
 from ssl_lab.active.queries.rows import Rows
+from ssl_lab.active.queries.view import FloatArray, IntArray
 from ssl_lab.features.k_means import nearest_center, trained
 from ssl_lab.features.search import top_columns
 

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from scipy.sparse import csr_matrix, vstack
 
-from ssl_lab.active.queries.base import FloatArray, IntArray
 from ssl_lab.active.queries.distances import blocks
+from ssl_lab.active.queries.view import FloatArray, IntArray
 from ssl_lab.engine.machine import resolve_precision
 
 SIDE = 2048  # rows that are multiplied with as many

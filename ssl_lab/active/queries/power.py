@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IntArray, PoolView, Reads, ScoreQuery, Wrapper, highest, log_scores, rng
+from ssl_lab.active.queries.base import Reads, ScoreQuery, Wrapper, highest, log_scores, rng
 from ssl_lab.active.queries.share import Share
 from ssl_lab.active.queries.uncertainty import BALD
+from ssl_lab.active.queries.view import IntArray, PoolView
 from ssl_lab.errors import UsageError
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 
 
 class Rows:

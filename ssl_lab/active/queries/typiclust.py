@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import IGNORED, UNLABELED, FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.distances import k_means
 from ssl_lab.active.queries.neighbors import nearest_others
 from ssl_lab.active.queries.rows import Rows, rows_of
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, FloatArray, IntArray, PoolView
 
 EXACT = 10_000  # rows of a cluster, up to which each is compared with all
 

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import entr
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, ScoreQuery, rng
+from ssl_lab.active.queries.base import Query, ScoreQuery, rng
 from ssl_lab.active.queries.distances import blocks
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 
 
 def entropy(probs: NDArray[Any], axis: int = -1) -> NDArray[Any]:

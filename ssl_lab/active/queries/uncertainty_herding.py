@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from scipy.optimize import brentq
 from scipy.spatial.distance import pdist
 
-from ssl_lab.active.queries.base import FloatArray, IntArray, PoolView, Query, check_counts, rng
+from ssl_lab.active.queries.base import Query, check_counts, rng
 from ssl_lab.active.queries.coverage import gaussian
 from ssl_lab.active.queries.facility_location import MOST, compared, drawn, greedy_coverage
+from ssl_lab.active.queries.view import FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features import sgd_probe
 from ssl_lab.features.crossfit import cross_fitted

@@ -6,8 +6,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from ssl_lab.active.queries.base import FloatArray
 from ssl_lab.active.queries.uncertainty import Samples
+from ssl_lab.active.queries.view import FloatArray
 
 
 class ViewDisagreement(Samples):

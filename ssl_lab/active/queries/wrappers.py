@@ -7,18 +7,9 @@ import copy
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ssl_lab.active.queries.base import (
-    IGNORED,
-    UNLABELED,
-    IntArray,
-    PoolView,
-    Query,
-    ScoreQuery,
-    Wrapper,
-    check_counts,
-    rng,
-)
+from ssl_lab.active.queries.base import Query, ScoreQuery, Wrapper, check_counts, rng
 from ssl_lab.active.queries.distances import max_cosines, take
+from ssl_lab.active.queries.view import IGNORED, UNLABELED, IntArray, PoolView
 from ssl_lab.errors import UsageError
 from ssl_lab.features.search import unit
 

@@ -31,10 +31,9 @@ from ssl_lab import texts
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.oracle import Truth
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.base import IntArray
+from ssl_lab.active.queries.view import IntArray
 from ssl_lab.active.trainers import backbone, fitter
 from ssl_lab.active_settings import Benchmark
-from ssl_lab.batch import generator
 from ssl_lab.data import Images, Pool, announce, load
 from ssl_lab.data.images import Contents
 from ssl_lab.data.inventory import require_same
@@ -44,6 +43,7 @@ from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.files import write_text
 from ssl_lab.notes import at_most
 from ssl_lab.processes import end_with
+from ssl_lab.seeds import generator
 from ssl_lab.workers import Elsewhere, Workers, workers_of
 
 BASELINE = "random"

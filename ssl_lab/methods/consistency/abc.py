@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Draw, Loss, seeded
+from ssl_lab.batch import At, Batch, Draw, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.nets import Net
 from ssl_lab.nets.base import linear_head
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import seeded
 from ssl_lab.views import Strong, Weak
 
 

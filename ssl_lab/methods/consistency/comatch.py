@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seeded
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.thresholds import recent_mean
@@ -15,6 +15,7 @@ from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import seeded
 from ssl_lab.views import Strong, Weak
 
 

@@ -12,13 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, Rows, Share, seeded
+from ssl_lab.batch import At, Batch, Loss, Rows, Share
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, RowLosses
 from ssl_lab.methods.consistency.mixmatch import MixMatch
 from ssl_lab.nets import Net, Output
 from ssl_lab.nets.base import linear_head
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import seeded
 
 
 class HierMatch(Method):

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seed_of
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.nets import Net, Output
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import seed_of
 from ssl_lab.views import Strong, Weak
 
 

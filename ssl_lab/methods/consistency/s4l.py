@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seeded
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.rotations import all_rotations, rotation_head
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import seeded
 from ssl_lab.views import Strong, Weak
 
 

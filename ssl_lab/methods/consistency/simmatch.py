@@ -7,13 +7,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.methods.base import Method, Views
 from ssl_lab.methods.consistency.thresholds import recent_mean
 from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.views import Strong, Weak
 
 

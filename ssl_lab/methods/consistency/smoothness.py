@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ssl_lab.batch import At, seed_of
+from ssl_lab.batch import At
 from ssl_lab.methods.mixture import check_alpha
+from ssl_lab.seeds import seed_of
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:

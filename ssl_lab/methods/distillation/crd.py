@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, Rows, generator
+from ssl_lab.batch import At, Rows
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.distillation.base import Distillation
 from ssl_lab.methods.distillation.hooks import Seen, adapters
@@ -17,6 +17,7 @@ from ssl_lab.methods.distillation.teacher import Teacher
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.views import ViewFactory, Weak
 
 

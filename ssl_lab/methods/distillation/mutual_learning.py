@@ -7,7 +7,7 @@ import copy
 import torch
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.class_names import shown
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import full_precision
@@ -17,6 +17,7 @@ from ssl_lab.methods.distillation.hooks import see
 from ssl_lab.methods.distillation.kd import kd_loss
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.views import ViewFactory, Weak
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, seeded
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.pretraining.base import Pretraining, Target, crossed, small_crops
@@ -17,6 +17,7 @@ from ssl_lab.methods.pretraining.heads import Head
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar, cosine, linear
+from ssl_lab.seeds import seeded
 from ssl_lab.views import BYOL1, BYOL2, SimCLRView
 from ssl_lab.views.contrastive import BYOL_JITTER
 

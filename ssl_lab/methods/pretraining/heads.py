@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from ssl_lab.batch import seeded
+from ssl_lab.seeds import seeded
 
 
 class Head(nn.Sequential):

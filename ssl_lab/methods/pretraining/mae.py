@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator, seeded
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.pretraining.base import Pretraining
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator, seeded
 from ssl_lab.views import SimCLRView
 
 CROP = partial(SimCLRView, area=0.2, jitter=(0.0, 0.0, 0.0, 0.0), gray=0.0, blur=0.0)

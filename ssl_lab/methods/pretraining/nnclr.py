@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
 from ssl_lab.methods.pretraining.base import Pretraining, gather, global_places
@@ -16,6 +16,7 @@ from ssl_lab.methods.queues import push
 from ssl_lab.methods.ranks import Notes
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.views import SimCLRView
 
 

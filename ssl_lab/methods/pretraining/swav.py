@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_lab import losses
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Views
@@ -20,6 +20,7 @@ from ssl_lab.methods.queues import prepend
 from ssl_lab.methods.ranks import Notes, cat_over_ranks
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.views import SimCLRView
 
 LEAST_EPSILON = 0.025

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from ssl_lab.batch import seed_of
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.ledger import Ledger
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
+from ssl_lab.seeds import seed_of
 from ssl_lab.techniques.base import DataTechnique
 
 

@@ -8,10 +8,10 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from ssl_lab.batch import generator
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import DataTechnique
 
 

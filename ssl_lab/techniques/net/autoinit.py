@@ -7,10 +7,10 @@ import math
 import torch
 from torch import nn
 
-from ssl_lab.batch import generator
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import NetTechnique
 from ssl_lab.techniques.net.moments import WEIGHTED, Following, Moments
 

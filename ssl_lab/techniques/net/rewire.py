@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import generator
 from ssl_lab.data import Pool
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import NetTechnique
 
 

@@ -7,11 +7,12 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, Loss, generator
+from ssl_lab.batch import At, Loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.optim import Closure
 from ssl_lab.schedule import Scalar, linear
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import StepTechnique
 from ssl_lab.techniques.step.nearby import copies
 

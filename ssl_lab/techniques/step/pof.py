@@ -5,12 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, Loss, generator
+from ssl_lab.batch import At, Loss
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.ranks import mean_over_ranks
 from ssl_lab.optim import Closure, plain
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import StepTechnique
 from ssl_lab.techniques.step.nearby import gradients, moved
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ssl_lab.batch import At, Loss, generator, mean_loss
+from ssl_lab.batch import At, Loss, mean_loss
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.optim import Closure
 from ssl_lab.schedule import Scalar, linear
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import StepTechnique
 from ssl_lab.techniques.step.nearby import copies, mean_of
 

@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_lab.batch import Batch, seeded
+from ssl_lab.batch import Batch
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.distillation.hooks import Seen, channels, paths, see, stages
 from ssl_lab.nets import frozen_statistics
 from ssl_lab.nets.base import linear_head
+from ssl_lab.seeds import seeded
 from ssl_lab.techniques.base import TermTechnique
 from ssl_lab.techniques.term.labeled import full
 

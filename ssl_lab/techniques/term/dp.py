@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method, Supervised
@@ -18,6 +18,7 @@ from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, AdamW, Optimizer
 from ssl_lab.optim.adaptive import Muon, Padam, RAdam
 from ssl_lab.optim.lars import LARS
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import TermTechnique
 from ssl_lab.techniques.privacy import COUPLED, Beside, epsilon_of, noise_for, private_gradient
 from ssl_lab.techniques.weights.invariant import BatchNorm

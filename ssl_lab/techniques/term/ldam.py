@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import learner_and_averages
 from ssl_lab.techniques.term.deferred import DEFERRED, Deferred
 

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import Net
 from ssl_lab.nets.slim import SLIM
+from ssl_lab.seeds import generator
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 

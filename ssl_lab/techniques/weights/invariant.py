@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import Style, generator
+from ssl_lab.batch import Style
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.seeds import generator
 
 TINY = 1e-12  # in place of a norm's epsilon, which is what keeps invariance from being exact
 BatchNorm = nn.modules.batchnorm._BatchNorm

@@ -8,13 +8,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from ssl_lab.batch import At, generator
+from ssl_lab.batch import At
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Edit
 from ssl_lab.nets import Ema, Net
 from ssl_lab.nets.normed import blocks_of
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import WeightsTechnique
 
 

@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ssl_lab.batch import At, Batch, Loss, generator
+from ssl_lab.batch import At, Batch, Loss
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods.base import Edit
 from ssl_lab.methods.ranks import Notes
+from ssl_lab.seeds import generator
 from ssl_lab.techniques.weights.masks import Masked, largest
 
 
