@@ -150,7 +150,8 @@ def write_report(run: str | Path, pool: Any = None) -> Path:
     Every run of a `Trainer` that was given no callbacks ends with it.
 
     Args:
-        pool: the run's, for thumbnails.
+        run: the folder.
+        pool: the run's, for thumbnails; without it there are none.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

@@ -208,19 +208,21 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     --backbones), short training of --net, and, with 10 labels a class, fine-tuning of the first backbone: all by
     cross-validation on the labels given. Test labels are not read. Each way comes with its `ssl-lab train`.
 
-    data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
-    labels: how many are given, or which fraction, as many of each class (default: all); at most 2000 are compared by.
-    minutes: for all of it.
-    net: that is trained.
-    backbones: whose frozen features may help: lite0 and the like, folders of runs, files of their weights, or
-        timm/MODEL (default: the pretrained nets that `ssl-lab fetch` brought here).
-    weights: a file with weights of the timm backbones.
-    pretrained: take the published weights of the timm backbones.
-    methods: to train by (see `ssl-lab list methods`), or package.module:MyMethod; with arguments if you like.
-    steps: of each training run, in place of what the minutes allow.
-    read: how images are listed and read.
-    seed: of the draw of labels, the folds, initial weights and training.
-    device: cpu, cuda, or auto.
+    Args:
+        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        labels: how many are given, or which fraction, as many of each class (default: all); at most 2000 are compared
+            by.
+        minutes: for all of it.
+        net: that is trained.
+        backbones: whose frozen features may help: lite0 and the like, folders of runs, files of their weights, or
+            timm/MODEL (default: the pretrained nets that `ssl-lab fetch` brought here).
+        weights: a file with weights of the timm backbones.
+        pretrained: take the published weights of the timm backbones.
+        methods: to train by (see `ssl-lab list methods`), or package.module:MyMethod; with arguments if you like.
+        steps: of each training run, in place of what the minutes allow.
+        read: how images are listed and read.
+        seed: of the draw of labels, the folds, initial weights and training.
+        device: cpu, cuda, or auto.
     """
     if minutes <= 0 or (steps is not None and steps < 1):
         raise UsageError(f"minutes={minutes:g}, steps={steps}: both must be positive")

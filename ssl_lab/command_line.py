@@ -91,7 +91,12 @@ def _check_beginning(settings: Settings) -> None:
 
 
 def launch(main: Callable[[S], object], settings: type[S]) -> None:
-    """Runs a recipe from the command line. Of several ranks only the first one prints to stdout."""
+    """Runs a recipe from the command line. Of several ranks only the first one prints to stdout.
+
+    Args:
+        main: the recipe, which takes its settings.
+        settings: a dataclass, of which the flags are read.
+    """
     with contextlib.redirect_stdout(io.StringIO() if os.environ.get("RANK", "0") != "0" else sys.stdout):
         exit_with_status(lambda: main(parse(settings)))
 

@@ -1,17 +1,21 @@
-"""What docstrings say of a class's arguments: its own, and those of the classes that it is made of."""
+"""What docstrings say of arguments: those of a function or a class, and of the classes that it is made of."""
 
 from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Callable
 
-SECTION = re.compile(r"^(?:Args|Attributes):\n((?: .*\n|\n(?= ))*)", re.M)
+TITLES = ("Args", "Attributes")
+SECTION = re.compile(rf"^({'|'.join(TITLES)}):\n((?: .*\n|\n(?= ))*)", re.M)
 ENTRY = re.compile(r"^    (\*{0,2}\w+(?:, \*{0,2}\w+)*): .*\n(?:     +.*\n)*", re.M)
 
 
-def entries(text: str) -> dict[str, str]:
-    """Each name that has an entry under Args or Attributes, with the entry, which may be of several names."""
-    found = [entry for section in SECTION.findall(text + "\n") for entry in ENTRY.finditer(section)]
+def entries(text: str, *titles: str) -> dict[str, str]:
+    """Each name that has an entry under these titles (default: Args and Attributes), with the entry, which may be of
+    several names."""
+    found = [entry for section in SECTION.finditer(text + "\n") if section[1] in (titles or TITLES)
+             for entry in ENTRY.finditer(section[2])]
     return {name.strip("* "): entry[0] for entry in found for name in entry[1].split(",")}
 
 
@@ -29,8 +33,8 @@ def _at_init(made: type) -> dict[str, str]:
     return entries(inspect.cleandoc(getattr(vars(made).get("__init__"), "__doc__", None) or ""))
 
 
-def parameters(made: type) -> list[str]:
-    """The names of the constructor's arguments."""
+def parameters(made: Callable[..., object]) -> list[str]:
+    """The names of the arguments of a function, or of a class's constructor."""
     try:
         return list(inspect.signature(made).parameters)
     except ValueError:  # of classes that are made in C

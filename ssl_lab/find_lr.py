@@ -47,22 +47,23 @@ def find_lr(data: Annotated[str, tyro.conf.Positional], method: str = "supervise
     about ten steps. Also says the largest rate at which plain gradient descent would be stable at the first step, 2 by
     the largest curvature of its batch (by Lanczos' method). Returns the rate to take.
 
-    data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
-    method: see `ssl-lab list methods`.
-    net: see `ssl-lab list nets`.
-    optimizer: see `ssl-lab list optimizers` (default: SGD with Nesterov momentum); its own rate plays no part.
-    labels: how many are given, or which fraction, as many of each class (default: all).
-    low: the first rate.
-    high: the last rate, unless the loss grows to 4 times its least before.
-    steps: of the test.
-    labeled: labeled images per step.
-    unlabeled: unlabeled images per step.
-    view: another view in place of one of the method's, as often as you like: strong=simclr.
-    techniques: what else changes how the method trains (see `ssl-lab list techniques`).
-    out: folder of the picture, find-lr.html, and of the numbers, find-lr.json.
-    read: how images are listed and read.
-    seed: of everything drawn.
-    device: cpu, cuda, cuda:1, or auto.
+    Args:
+        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        method: see `ssl-lab list methods`.
+        net: see `ssl-lab list nets`.
+        optimizer: see `ssl-lab list optimizers` (default: SGD with Nesterov momentum); its own rate plays no part.
+        labels: how many are given, or which fraction, as many of each class (default: all).
+        low: the first rate.
+        high: the last rate, unless the loss grows to 4 times its least before.
+        steps: of the test.
+        labeled: labeled images per step.
+        unlabeled: unlabeled images per step.
+        view: another view in place of one of the method's, as often as you like: strong=simclr.
+        techniques: what else changes how the method trains (see `ssl-lab list techniques`).
+        out: folder of the picture, find-lr.html, and of the numbers, find-lr.json.
+        read: how images are listed and read.
+        seed: of everything drawn.
+        device: cpu, cuda, cuda:1, or auto.
     """
     if not 0 < low < high or steps < 10:
         raise UsageError(f"find-lr: low={low}, high={high}, steps={steps}; expected 0 < low < high, and "

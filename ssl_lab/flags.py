@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from ssl_lab.docstrings import entries
+
 HELP = {"-h", "--help"}
 COLUMN = 22  # of a flag, before what it does; a longer one stands on a line of its own
 WIDEST = 100
@@ -101,17 +103,11 @@ def _beneath(settings: type) -> dict[str, str]:
 
 
 def explained(function: Callable[..., object]) -> tuple[str, dict[str, str]]:
-    """A function's docstring: what comes before its arguments, and what is said of each of these, be it in lines of
-    `name: text` or beneath `Args:`. What follows (returns, errors, examples) is for code."""
-    lines = inspect.cleandoc(function.__doc__ or "").splitlines()
-    names = "|".join(inspect.signature(function).parameters) or "$."
-    begins = [row for row, line in enumerate(lines) if line == "Args:" or re.match(f"({names}): ", line)]
-    first = begins[0] if begins else len(lines)
-    said = "\n".join(lines[first:]).removeprefix("Args:\n").partition("\n\n")[0]
-    parts = re.split(rf"(?:^|(?<=\.) |\n)\s*({names}):\s", said)
-    paragraphs = "\n".join(lines[:first]).strip().split("\n\n")
-    about = "\n\n".join(each for each in paragraphs if not re.match(r">>>|\w+:\n", each))
-    return about, {name: " ".join(text.split()) for name, text in zip(parts[1::2], parts[2::2], strict=True)}
+    """A function's docstring: what comes before its sections and examples, and what is said beneath `Args:` of each
+    argument."""
+    text = inspect.cleandoc(function.__doc__ or "")
+    about, *_ = re.split(r"^(?:>>> |\w+:\n)", text, maxsplit=1, flags=re.M)
+    return about.strip(), {name: " ".join(entry.partition(": ")[2].split()) for name, entry in entries(text).items()}
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

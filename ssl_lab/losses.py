@@ -21,6 +21,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean of -log softmax(logits)[target] over the rows.
 
     Args:
+        logits: float [B, C].
         targets: int64 [B], or probabilities [B, C].
 
     >>> guess = torch.zeros(4, 10)  # that all of ten classes are as likely
@@ -34,6 +35,7 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
     """-log softmax(logits)[target] of each row, float [B].
 
     Args:
+        logits: float [B, C].
         targets: int64 [B], or probabilities [B, C].
 
     >>> p = torch.tensor([[0.5, 0.25, 0.25]])
@@ -47,6 +49,10 @@ def cross_entropies(logits: Tensor, targets: Tensor) -> Tensor:
 def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
     """softmax(logits / temperature) over the classes: float [B, C], with gradient.
 
+    Args:
+        logits: float [B, C].
+        temperature: above 0; below 1 it sharpens, above 1 it flattens.
+
     >>> logits = torch.tensor([[2.0, 0.0]])
     >>> [round(sl.losses.probabilities(logits, t)[0, 0].item(), 3) for t in (0.5, 1.0, 2.0)]
     [0.982, 0.881, 0.731]
@@ -56,6 +62,9 @@ def probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 def pseudo_labels(logits: Tensor) -> tuple[Tensor, Tensor]:
     """Confidence max_c p_c (float [B]) and class argmax_c p_c (int64 [B]) of p = softmax(logits); no gradient.
+
+    Args:
+        logits: float [B, C].
 
     >>> sl.losses.pseudo_labels(torch.tensor([[0.1, 0.9], [0.6, 0.4]]).log())
     (tensor([0.9000, 0.6000]), tensor([1, 0]))
@@ -71,6 +80,7 @@ def masked_cross_entropy(logits: Tensor, targets: Tensor, mask: Tensor) -> Tenso
     2020, equation 4).
 
     Args:
+        logits: float [B, C].
         targets: int64 [B], or probabilities [B, C].
         mask: bool or float [B].
 
@@ -95,12 +105,13 @@ def squared_error(p: Tensor, q: Tensor) -> Tensor:
 
 
 def align(p: Tensor, target: Tensor, current: Tensor) -> Tensor:
-    """Distribution alignment: rows proportional to p_c (target_c + 1e-6) / (current_c + 1e-6) that sum to 1.
+    """Distribution alignment: rows proportional to p_c (target_c + 1e-6) / (current_c + 1e-6) that sum to 1, float
+    [B, C] (ReMixMatch, Berthelot et al. 2020, arXiv 1911.09785, section 3.1, with the constants of AdaMatch's code).
 
     Args:
         p: probabilities [B, C].
-        target: float [C], what their mean should be; current: what it is (ReMixMatch, Berthelot et al. 2020,
-            section 3.1, with the constants of AdaMatch's code).
+        target: float [C], what their mean should be.
+        current: float [C], what it is.
 
     >>> p = torch.tensor([[0.8, 0.2], [0.6, 0.4]])
     >>> sl.losses.align(p, target=torch.tensor([0.5, 0.5]), current=p.mean(dim=0))
@@ -117,7 +128,8 @@ def accuracy(predicted: Tensor, truth: Tensor, mask: Tensor | None = None) -> Sh
     On their device.
 
     Args:
-        predicted, truth: int64 [B]; mask: bool [B].
+        predicted, truth: int64 [B].
+        mask: bool [B].
 
     >>> truth = torch.tensor([3, 5, -1])  # -1: unknown, which does not count
     >>> sl.losses.accuracy(torch.tensor([3, 6, 6]), truth).item()

@@ -147,8 +147,15 @@ class Model:
 
 
 def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
-    """The model in the folder of a finished run, or in an ONNX file that `ssl-lab export` made of one. UsageError if
-    there is none.
+    """The model in the folder of a finished run, or in an ONNX file that `ssl-lab export` made of one.
+
+    Args:
+        run: the folder, or the .onnx file.
+        device: cpu, cuda, or auto.
+        precision: of the passes: fp32, bf16, fp16, or auto for the fastest here.
+
+    Raises:
+        UsageError: if there is none.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))

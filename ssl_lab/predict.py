@@ -41,18 +41,19 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
     Images are turned, resized and cut as those that the run was trained on. One that cannot be read is a row that says
     why.
 
-    run: folder of the run.
-    paths: image files, folders, patterns such as "new/*.jpg", .tar and .npy files; - reads paths from standard input.
-        Addresses (s3://, gs://, hf://, https://) of these too.
-    to: csv or jsonl, a row for each image; folders, a copy of each image in the folder of its class; label-studio,
-        tasks with the guess preselected.
-    out: the file, or the folder (default: csv and jsonl are printed).
-    top: so many classes for each image, the likeliest first.
-    threshold: give a class only if it is at least so probable.
-    coverage: also a set of classes that holds the right one so often, e.g. 0.95.
-    data_dir: where copies of what lies at an address are kept (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
-    remote_gb: gigabytes that may be copied to this machine from an address.
-    device: cpu, cuda, or auto.
+    Args:
+        run: folder of the run.
+        paths: image files, folders, patterns such as "new/*.jpg", .tar and .npy files; - reads paths from standard
+            input. Addresses (s3://, gs://, hf://, https://) of these too.
+        to: csv or jsonl, a row for each image; folders, a copy of each image in the folder of its class; label-studio,
+            tasks with the guess preselected.
+        out: the file, or the folder (default: csv and jsonl are printed).
+        top: so many classes for each image, the likeliest first.
+        threshold: give a class only if it is at least so probable.
+        coverage: also a set of classes that holds the right one so often, e.g. 0.95.
+        data_dir: where copies of what lies at an address are kept (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+        remote_gb: gigabytes that may be copied to this machine from an address.
+        device: cpu, cuda, or auto.
     """
     if top < 1:
         raise UsageError(f"--top {top}: expected 1 or more")

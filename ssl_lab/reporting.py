@@ -22,10 +22,11 @@ def report(run: Annotated[Path, tyro.conf.Positional], data: str | None = None, 
     Numbers are those that the run stored. The images are read once more, for thumbnails; where they are gone, the page
     says so.
 
-    run: folder of the run (its --out).
-    data: where the images lie now (default: where they lay for the run).
-    data_dir: where data sets lie (default: as for the run).
-    remote_gb: gigabytes that may be copied to this machine from an address (default: as for the run).
+    Args:
+        run: folder of the run (its --out).
+        data: where the images lie now (default: where they lay for the run).
+        data_dir: where data sets lie (default: as for the run).
+        remote_gb: gigabytes that may be copied to this machine from an address (default: as for the run).
     """
     pool, missing = _images(run, data, {"data_dir": data_dir, "remote_gb": remote_gb})
     print(f"The report is {write_report(run, pool, missing)}")

@@ -27,7 +27,9 @@ def runs(out: Annotated[Path, tyro.conf.Positional] = Path("runs"), json: bool =
     """Lists the runs below a folder: done, running (since when, and for how long yet), waiting, or ended without a
     result, with the reason.
 
-    out: the folder of a study, or of all runs. json: print JSON.
+    Args:
+        out: the folder of a study, or of all runs.
+        json: print JSON.
     """
     rows = [looked_at(folder, out) for folder in folders_of_runs(out)]
     if not rows:

@@ -27,13 +27,20 @@ CLASSES = 4
 
 
 def check_method(build: Callable[[Net], Method], *, compile: bool = True) -> None:
-    """Hold a method to the contract of `ssl_lab.methods.Method`. `build` makes it around a net.
+    """Hold a method to the contract of `ssl_lab.methods.Method`.
 
     Checked on small random images of 1 and 3 channels: a finite loss whose terms make up the total; gradients
     for every parameter that learns and for no other; losses that ignore the truth, which is there for
     diagnostics; the same loss and gradients from the same (seed, step); a state_dict that holds all state; no
     read-back in float32 or under bf16 autocast; a net that compiles; a predictor that gives logits. Example:
     `check_method(lambda net: MyMethod(net, threshold=0.9))`.
+
+    Args:
+        build: makes it around a net.
+        compile: also try a compiled net, which takes seconds.
+
+    Raises:
+        AssertionError: for what it does not keep, saying what.
 
     >>> sl.testing.check_method(lambda net: sl.FixMatch(net, threshold=0.5), compile=False)  # it holds
     """

@@ -53,27 +53,28 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     of the pretrained nets that are here (`ssl-lab fetch lite0` brings one), fine-tuning, and training from scratch with
     the unlabeled images. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
 
-    data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
-    labels: how many are given, or which fraction, as many of each class (default: all).
-    minutes: for choosing and training together.
-    out: folder of the run.
-    recipe: features (a learner on frozen features), finetune (of a pretrained net), ensemble (what all pretrained nets
-        and fine-tunings say of all images teaches one net) or scratch.
-    net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
-    method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
-        prototype, probe, propagation, self_training, anchored.
-    view: with --method, another view in place of one of its views, as often as you like: strong=simclr,
-        strong=mypackage.views:Mine (see `ssl-lab list views`).
-    weights: a file with weights of the net.
-    pretrained: take the published weights of a timm net.
-    valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
-    split_file: in place of --labels, a file of the rows to label, or the split.json or labels of another run.
-    calibrate: tells how sure a net that was trained may be, without validation images: 5 takes five further trainings,
-        each without a fifth of the labels, which share the minutes.
-    read: how images are listed and read.
-    seed: of the draw of labels, the folds, initial weights and training.
-    device: cpu, cuda, or auto.
-    resume: auto goes on with the training in --out that was stopped; --calibrate may come later.
+    Args:
+        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        labels: how many are given, or which fraction, as many of each class (default: all).
+        minutes: for choosing and training together.
+        out: folder of the run.
+        recipe: features (a learner on frozen features), finetune (of a pretrained net), ensemble (what all pretrained
+            nets and fine-tunings say of all images teaches one net) or scratch.
+        net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
+        method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
+            prototype, probe, propagation, self_training, anchored.
+        view: with --method, another view in place of one of its views, as often as you like: strong=simclr,
+            strong=mypackage.views:Mine (see `ssl-lab list views`).
+        weights: a file with weights of the net.
+        pretrained: take the published weights of a timm net.
+        valid: validation images taken from the training set, a fraction or a count; they cost labels, and calibrate.
+        split_file: in place of --labels, a file of the rows to label, or the split.json or labels of another run.
+        calibrate: tells how sure a net that was trained may be, without validation images: 5 takes five further
+            trainings, each without a fifth of the labels, which share the minutes.
+        read: how images are listed and read.
+        seed: of the draw of labels, the folds, initial weights and training.
+        device: cpu, cuda, or auto.
+        resume: auto goes on with the training in --out that was stopped; --calibrate may come later.
     """
     end = time.perf_counter() + 60 * minutes
     if minutes <= 0:

@@ -22,7 +22,10 @@ Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets"
 def quickstart(out: Path = Path("runs/quickstart"), steps: int = 400, seeds: int = 1) -> None:
     """From ten labels to a model in use, on scikit-learn's digits, in minutes, and what each idea on the way gives.
 
-    out: folder of the report. steps: training steps of each run. seeds: runs of each stage, for means and spreads.
+    Args:
+        out: folder of the report.
+        steps: training steps of each run.
+        seeds: runs of each stage, for means and spreads.
     """
     from ssl_lab.quickstart import run
 
@@ -33,8 +36,10 @@ def list_(kind: Annotated[Kind | None, tyro.conf.Positional] = None, papers: boo
     """Lists what there is, with papers, recipes and how each is asked for: methods, techniques, optimizers, queries,
     views, nets, data sets and recipes.
 
-    kind: only these. papers: the papers that it is made of, each with its name here and how to run it, instead. json:
-    print JSON.
+    Args:
+        kind: only these.
+        papers: the papers that it is made of, each with its name here and how to run it, instead.
+        json: print JSON.
     """
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     if papers:
@@ -81,8 +86,9 @@ def env() -> None:
 def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
     """Lists what is kept on disk to start faster: decoded images, indexes of shards, features; it is made again.
 
-    remove: all, old (not used for 30 days) or the name of one; what a running process uses stays.
-    data_dir: where caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+    Args:
+        remove: all, old (not used for 30 days) or the name of one; what a running process uses stays.
+        data_dir: where caches lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
     """
     from ssl_lab.data import kept
 

@@ -8,7 +8,7 @@ ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "seeds", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals",
      "calibration", "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers",
-     "predictions", "flags", "signatures", "active_settings"},
+     "predictions", "flags", "docstrings", "signatures", "active_settings"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},
@@ -22,7 +22,7 @@ LEVELS = [
     {"advise", "arms", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict",
      "fetch", "find_lr", "reporting", "estimator", "begun", "learners", "refits"},
     {"train", "study", "papers", "runs", "compress"},
-    {"catalog", "docstrings"},
+    {"catalog"},
     {"words"},
     {"cli", "docs", "__init__"},
 ]

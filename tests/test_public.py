@@ -6,6 +6,8 @@ The names are in public_names.txt; after a change that is meant, `python tests/t
 import doctest
 import importlib
 import inspect
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -87,6 +89,55 @@ def test_each_argument_of_a_class_is_described():
                for name, made in classes.items() if made.__init__ is not object.__init__ and not hasattr(made, "args")}
     assert {name: names for name, names in missing.items() if names and name not in WITHOUT_ARGUMENTS} == {}
     assert missing.keys() >= WITHOUT_ARGUMENTS.keys()
+
+
+def functions() -> dict[str, Callable[..., object]]:
+    """Those that are public, and those that words of `ssl-lab` call."""
+    words = {f"sl.{word}": sl._function(word) for word in sl._WORDS}
+    return words | {name: found for name in described() if inspect.isfunction(found := value(name))}
+
+
+def undescribed(function: Callable[..., object]) -> list[str]:
+    """Arguments without an entry under `Args:`, unless there is only one, which the first paragraph names; and entries
+    that are of no argument."""
+    text, taken = inspect.getdoc(function) or "", parameters(function)
+    first, given = text.partition("\n\n")[0], entries(text, "Args")
+    missing = [] if len(taken) == 1 and re.search(rf"\b{taken[0]}\b", first) else sorted({*taken} - given.keys())
+    return missing + sorted(given.keys() - {*taken})
+
+
+def test_each_argument_of_a_function_is_described():
+    assert {name: wrong for name, function in functions().items() if (wrong := undescribed(function))} == {}
+    assert len(functions()) > 150
+
+
+def test_what_is_not_described_is_found():
+    def named(rows: int) -> None:
+        """So many rows."""
+
+    def one(rows: int) -> None:
+        """So many.
+
+        >>> one(rows=1)
+        """
+
+    def two(rows: int, columns: int) -> None:
+        """So many rows and columns.
+
+        Args:
+            rows: a number.
+            lines: another.
+        """
+
+    assert [undescribed(each) for each in (named, one, two)] == [[], ["rows"], ["columns", "lines"]]
+
+
+def test_each_entry_of_a_class_is_of_an_argument():
+    """Under `Args:`, of its own; what it has beside them is under `Attributes:`."""
+    classes = {name: made for name in described() if inspect.isclass(made := value(name))}
+    stale = {name: entries(inspect.cleandoc(vars(made)["__doc__"] or ""), "Args").keys() - {*parameters(made)}
+             for name, made in classes.items()}
+    assert {name: names for name, names in stale.items() if names} == {}
 
 
 def test_arguments_that_bases_describe_are_shown():

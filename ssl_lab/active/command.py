@@ -26,25 +26,26 @@ def query_command(query: str, budget: int, embeddings: Path | None = None, probs
                   ignored: Path | None = None, out: Path | None = None, seed: int = 0) -> None:
     """Chooses images to label from arrays: prints their row numbers, one a line, in the order of choice.
 
-    query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
-        prob_cover(delta=0.5) or prefilter(margin, k_center).
-    budget: how many to choose; where fewer are left, all of them are chosen.
-    embeddings: .npy [N, D], features of each image.
-    probs: .npy [N, C], predicted probabilities.
-    mc_probs: .npy [N, S, C], probabilities by dropout samples or committee members.
-    view_probs: .npy [N, V, C], probabilities of the image itself and of augmented views of it.
-    predicted_loss: .npy [N].
-    head_weight: .npy [C, D], of the linear classifier on the embeddings.
-    head_bias: .npy [C], of the same.
-    labeled: rows that have a label and are not chosen: .npy, .json, or text or .csv with a row number on each line,
-        or row,class for queries that use the classes (.npy then [n, 2]; .json an object {row: class}).
-    ignored: rows that may not be chosen either, in the same formats.
-    out: .txt, .npy, .csv or .json in place of printing.
-    seed: of ties and random choices.
-
     Files of float32 and float16 are read where they lie (others are copied), by many queries in blocks: see `ssl-lab
     bench query` for what memory they take. Under `torchrun --nproc-per-node 4 -m ssl_lab.cli query ...` ranks share
     the rows, and choose what one would.
+
+    Args:
+        query: its name (see `ssl-lab list queries`), or package.module:Class of your own; with arguments, if any, as in
+            prob_cover(delta=0.5) or prefilter(margin, k_center).
+        budget: how many to choose; where fewer are left, all of them are chosen.
+        embeddings: .npy [N, D], features of each image.
+        probs: .npy [N, C], predicted probabilities.
+        mc_probs: .npy [N, S, C], probabilities by dropout samples or committee members.
+        view_probs: .npy [N, V, C], probabilities of the image itself and of augmented views of it.
+        predicted_loss: .npy [N].
+        head_weight: .npy [C, D], of the linear classifier on the embeddings.
+        head_bias: .npy [C], of the same.
+        labeled: rows that have a label and are not chosen: .npy, .json, or text or .csv with a row number on each line,
+            or row,class for queries that use the classes (.npy then [n, 2]; .json an object {row: class}).
+        ignored: rows that may not be chosen either, in the same formats.
+        out: .txt, .npy, .csv or .json in place of printing.
+        seed: of ties and random choices.
     """
     if out is not None and out.suffix not in (".txt", ".npy", ".csv", ".json"):
         raise UsageError(f"--out {out}: expected a name that ends in .txt, .npy, .csv or .json")

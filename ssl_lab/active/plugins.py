@@ -22,9 +22,11 @@ FILES = (".csv", ".tsv", ".json", ".jsonl", ".txt")  # of answers, which need no
 def make_query(text: str) -> Query:
     """The query that a text describes: its name, or "mypackage.mymodule:MyQuery", and in parentheses its arguments.
 
-    These are numbers, other queries, and .npy files in quotes: badge, prob_cover(delta=0.5),
-    prefilter(margin, k_center), cost_aware(margin, 'costs.npy'). A module is looked for in the current folder too.
-    UsageError for unknown names and arguments, and for what cannot be imported or read.
+    These are numbers, other queries, and .npy files in quotes: badge, prob_cover(delta=0.5), prefilter(margin,
+    k_center), cost_aware(margin, 'costs.npy'). A module is looked for in the current folder too.
+
+    Raises:
+        UsageError: for unknown names and arguments, and for what cannot be imported or read.
 
     >>> sl.make_query("prefilter(margin, k_center)").needs == {"probs", "embeddings"}
     True
@@ -52,10 +54,15 @@ def _class_of(name: str) -> type[Query]:
 
 def make_oracle(name: str, pool: Pool, folder: Path, noise: float = 0.0, abstain: float = 0.0, seed: int = 0, *,
                 agreement: Agreement = "majority", data: str | Path | None = None) -> Oracle:
-    """"truth", with noise and abstention; "label_studio", by files in `folder`; "command: PROGRAM ARGUMENTS"; or the
-    path of a file of answers.
+    """The oracle that a name stands for: "truth", with noise and abstention; "label_studio", by files in `folder`;
+    "command: PROGRAM ARGUMENTS"; or the path of a file of answers.
 
     Args:
+        name: one of these.
+        pool: whose images are asked for.
+        folder: where the files of Label Studio lie.
+        noise, abstain: of the truth, probabilities in [0, 1]: of a wrong answer, and of none.
+        seed: of these.
         agreement: see `agree`.
         data: the folder or CSV file that the pool was loaded from, if it was.
 

@@ -36,6 +36,7 @@ def stands_for(embeddings: FloatArray, picks: IntArray, others: IntArray, exampl
     Args:
         embeddings: [N, D].
         picks, others: int64 row numbers, none in both.
+        examples: so many of a pick's others are named, those that are most like it.
 
     >>> points = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.1], [1.0, 0.2], [0.1, 1.0]])
     >>> sl.active.stands_for(points, picks=np.array([0, 1]), others=np.array([2, 3, 4]))

@@ -113,11 +113,13 @@ def expected_gain(labels: ArrayLike, accuracy: Sequence[Estimate], more: int = M
     estimates are normal around it, with their own standard errors. Mean and interval are of the posterior of
     e_now - e(n_now + more), on a grid. Measured, the interval holds the true gain in about 2 of 3 cases.
 
-    None with fewer than 3 of them.
-
     Args:
         labels: [P] above 0, ascending.
         accuracy: [P], estimates with so many labels.
+        more: labels beyond the last.
+
+    Returns:
+        The gain with its interval; None with fewer than 3 estimates.
 
     >>> curve = [sl.active.Estimate(value, value - 0.03, value + 0.03) for value in (0.6, 0.72, 0.8)]
     >>> gain = sl.active.expected_gain([20, 40, 80], curve, more=50)
@@ -143,8 +145,11 @@ def expected_gain(labels: ArrayLike, accuracy: Sequence[Estimate], more: int = M
 
 
 def kappa(one: ArrayLike, other: ArrayLike) -> float:
-    """Cohen's kappa of two sets of predicted classes [n], by which Bloodgood and Vijay-Shanker 2009 (arXiv 1409.5165)
-    stop: agreement beyond that by chance, (p - c) / (1 - c). 1 where both say one class of all.
+    """Cohen's kappa of two sets of predicted classes, by which Bloodgood and Vijay-Shanker 2009 (arXiv 1409.5165) stop:
+    agreement beyond that by chance, (p - c) / (1 - c). 1 where both say one class of all.
+
+    Args:
+        one, other: int [n], the classes that two nets, or one at two times, predict.
 
     >>> sl.active.kappa([0, 1, 2, 0], [0, 1, 2, 0]), sl.active.kappa([0, 0, 1, 1], [0, 1, 0, 1])
     (1.0, 0.0)

@@ -50,6 +50,15 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
 
     A step costs two gradients. Directions are normal, so that an eigenvalue's share is its number over that of all.
 
+    Args:
+        land: the loss, its weights and images.
+        steps: of Lanczos' method; from each direction come so many eigenvalues at most.
+        probes: directions.
+        seed: of these.
+
+    Raises:
+        UsageError: for less than one step or direction.
+
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(16, 1, 2, 2), torch.arange(16) % 2)
     >>> found = sl.analysis.spectrum(land, steps=10)
@@ -69,6 +78,14 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
 def spectrum_by_class(land: Landscape, steps: int = 20, seed: int = 0) -> dict[int, Spectrum]:
     """That of each class's images alone (Rangwani et al. 2022, arXiv 2212.13827): a class that training has brought to
     a saddle, and not to a valley, has a smallest eigenvalue far below 0 beside its largest one.
+
+    Args:
+        land: the loss, its weights and images.
+        steps: of Lanczos' method, from one direction.
+        seed: of the direction.
+
+    Returns:
+        The spectrum of each class that has images, by its number.
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(16, 1, 2, 2), torch.arange(16) % 2)

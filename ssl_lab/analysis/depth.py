@@ -17,12 +17,18 @@ LINEAR = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm, nn.GroupNorm, n
 @torch.no_grad()
 def effective_depth(net: Net, x: Tensor) -> float:
     """The mean over paths of the nonlinearities on them, each counted by the share of its channels that are not linear
-    on images x, float [n, C, H, W] in [0, 1]; a merge of two branches gives half to each way.
+    on images x; a merge of two branches gives half to each way.
 
     Of a PReLU, a channel is linear if its slope is 1; of a ReLU or leaky ReLU, if on these images what enters it never
     changes its sign: then it passes all, or nothing. L layers that all bend have depth L, a block of m layers beside a
-    plain shortcut m / 2. UsageError for nets with parts of which it is not known. The averaging is the paper's, by its
-    summary; how a ReLU counts is ours.
+    plain shortcut m / 2. The averaging is the paper's, by its summary; how a ReLU counts is ours.
+
+    Args:
+        net: of whose backbone the depth is.
+        x: float [n, C, H, W] in [0, 1].
+
+    Raises:
+        UsageError: for nets with parts whose paths are not known.
 
     >>> first, second = torch.nn.PReLU(8), torch.nn.PReLU(8)
     >>> layers = torch.nn.Flatten(), torch.nn.Linear(4, 8), first, torch.nn.Linear(8, 8), second

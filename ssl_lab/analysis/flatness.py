@@ -19,9 +19,15 @@ def sharpness(land: Landscape, radius: float, m: int | None = None, steps: int =
     Radius 0 gives 0. By the papers' definitions; no code was read.
 
     Args:
-        m: the mean over groups of m images, each with an e of its own (m-sharpness, Andriushchenko and Flammarion
-            2022, arXiv 2206.06232, who find small m to tell generalization apart); the last group may be smaller.
-            None: all together.
+        land: the loss, its weights and images.
+        radius: of the ball, in the 2-norm over all weights; at least 0.
+        m: the mean over groups of m images, each with an e of its own (m-sharpness, Andriushchenko and Flammarion 2022,
+            arXiv 2206.06232, who find small m to tell generalization apart); the last group may be smaller. None: all
+            together.
+        steps: of ascent.
+
+    Raises:
+        UsageError: for a negative radius, and for no image or no step.
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(8, 1, 2, 2), torch.arange(8) % 2)
@@ -50,6 +56,15 @@ def local_energy(land: Landscape, scale: float, draws: int = 100, seed: int = 0)
     rises when each weight moves by some `scale` of itself (Pittorino et al. 2021, arXiv 2006.07897).
 
     Their code takes 100 draws, in evaluation mode. Scale 0 gives 0.
+
+    Args:
+        land: the loss, its weights and images.
+        scale: the standard deviation of a weight's change, as a share of the weight; at least 0.
+        draws: of z, over which the mean is taken.
+        seed: of these.
+
+    Raises:
+        UsageError: for a negative scale, or without draws.
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(8, 1, 2, 2), torch.arange(8) % 2)

@@ -19,6 +19,7 @@ def safe_radius(net: Net, x: Tensor, targets: Tensor) -> Tensor:
     By halving an interval, to 1e-12. The bound is safe and loose: larger changes may be harmless, too.
 
     Args:
+        net: whose layers change.
         x: float [B, C, H, W] in [0, 1].
         targets: int64 [B].
 

@@ -33,9 +33,16 @@ class Memorized(NamedTuple):
 
 
 def memorization(said: IntArray, given: IntArray, truth: IntArray) -> Memorized:
-    """said: int64 [n], the classes that a net gives its training images. given: their labels in training. truth: their
-    classes. A net that fits everything has wrong = right = 1; one that learned and did not memorize has righted near
-    its test accuracy.
+    """What a net makes of training images whose labels were wrong. One that fits everything has wrong = right = 1; one
+    that learned and did not memorize has righted near its test accuracy.
+
+    Args:
+        said: int64 [n], the classes that a net gives its training images.
+        given: int64 [n], their labels in training.
+        truth: int64 [n], their classes.
+
+    Raises:
+        UsageError: where their numbers differ.
 
     >>> given, truth = np.array([1, 1, 0, 0]), np.array([0, 0, 0, 0])  # the first two labels are wrong
     >>> sl.analysis.memorization(said=given, given=given, truth=truth)  # a net that fits everything

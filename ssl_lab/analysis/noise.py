@@ -23,6 +23,13 @@ def gradient_noise(land: Landscape, batches: int = 600, size: int = 32, coordina
     """float64 [batches, coordinates]: the gradient of a mini-batch of `size` images, less that of all, at frozen
     weights and at coordinates drawn at random. The authors take 3,000 batches and 500,000 coordinates.
 
+    Args:
+        land: the loss, its weights and images.
+        batches: how many are drawn, each without replacement.
+        size: images in each.
+        coordinates: weights that are looked at, or all if there are fewer.
+        seed: of both draws.
+
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(4, 2), mean=(0.0,), std=(1.0,))
     >>> land = sl.analysis.Landscape(net, torch.rand(64, 1, 2, 2), torch.arange(64) % 2)
     >>> sl.analysis.gradient_noise(land, batches=20, size=8, coordinates=5).shape
@@ -41,12 +48,18 @@ def gradient_noise(land: Landscape, batches: int = 600, size: int = 32, coordina
 
 
 def hurst_exponents(series: FloatArray) -> FloatArray:
-    """float64 [D]: of each column of increments [T, D], by rescaled ranges: the slope of log(R / S) against log of the
-    window, over windows of 50 to 500, each 1.2 times the one before.
+    """float64 [D]: of each column of increments, by rescaled ranges: the slope of log(R / S) against log of the window,
+    over windows of 50 to 500, each 1.2 times the one before.
 
     The sum of white noise, a random walk, has 0.5; more: it goes on as it went; less: it turns back. Short windows bend
-    R/S: fractional noise of 0.3, 0.5, 0.7 and 0.9 reads 0.37, 0.54, 0.71 and 0.86. NaN for a constant column.
-    UsageError for fewer than 120 rows. As in the authors' code (`bound2024`, of a later version).
+    R/S: fractional noise of 0.3, 0.5, 0.7 and 0.9 reads 0.37, 0.54, 0.71 and 0.86. NaN for a constant column. As in the
+    authors' code (`bound2024`, of a later version).
+
+    Args:
+        series: float [T, D], of 120 rows or more.
+
+    Raises:
+        UsageError: for other shapes.
 
     >>> rng = np.random.default_rng(0)
     >>> sl.analysis.hurst_exponents(rng.normal(size=(600, 3))).shape
@@ -76,6 +89,9 @@ def hurst_exponents(series: FloatArray) -> FloatArray:
 def hurst_exponent(series: FloatArray) -> float:
     """The mean of `hurst_exponents` over columns [T, D] that are not constant.
 
+    Args:
+        series: float [T, D], of 120 rows or more.
+
     >>> rng = np.random.default_rng(0)
     >>> abs(sl.analysis.hurst_exponent(rng.normal(size=(1000, 20))) - 0.54) < 0.05  # of white noise
     True
@@ -89,6 +105,12 @@ def fractal_dimension(exponents: FloatArray) -> float:
     (the last, if none does): the dimension of the path of that many fractional Brownian motions, by which the paper
     bounds the gap between training and test. Exponents outside 0.01 to 0.99 are left out. Of equal ones, h, it is
     1 / h.
+
+    Args:
+        exponents: float [D], as `hurst_exponents` gives them.
+
+    Returns:
+        A number from 1 on; NaN where no exponent is left.
 
     >>> round(sl.analysis.fractal_dimension(np.full(500, 0.5)), 3)
     2.0

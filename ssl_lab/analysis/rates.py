@@ -13,6 +13,11 @@ def effective_rates(net: Net, style: Style, rate: float) -> dict[str, float]:
     by which the direction of w moves, the only thing that matters of it. Empty for nets without such layers. Of the
     paper's three regimes (convergence, chaotic equilibrium, divergence) this is the coordinate, under plain SGD.
 
+    Args:
+        net: whose layers.
+        style: of its images, which show which layers a norm follows.
+        rate: the learning rate.
+
     >>> rates = sl.analysis.effective_rates(sl.net("tiny_4"), sl.Style(), rate=0.1)
     >>> "all" in rates, min(rates.values()) == rates["all"]
     (True, True)

@@ -39,6 +39,12 @@ def slingshots(norms: Sequence[float], losses: Sequence[float], jump: float = 4.
 
     Args:
         norms, losses: [n], in the order of training; `--with head_norm` writes the norms.
+        jump: how many times as fast as in the median row the logarithm of the norm grows.
+        spike: the loss, over its median of the rows before.
+        least: the factor by which the norm grows in all.
+
+    Raises:
+        UsageError: unless there is a norm for each loss.
 
     >>> norms = [1 + 0.001 * t + 0.5 * (t >= 30) for t in range(60)]
     >>> losses = [0.1 + 2.0 * (t == 30) for t in range(60)]

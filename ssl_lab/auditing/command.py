@@ -31,18 +31,19 @@ def audit_command(data: Annotated[str, tyro.conf.Positional], net: str | None = 
     Nothing is changed. The folder holds report.html, issues.csv (all that was found), labels.csv (the labels of train,
     the doubtful first: edit it and go on with it) and audit.json.
 
-    data: folder of images, CSV of path,label, or the name of a data set.
-    net: what sees the images: folder of a run, file of weights, timm/MODEL, or a net by name (default: a pretrained one
-        that was fetched, else the images' own values).
-    weights: of that net, from this file.
-    pretrained: its published weights.
-    learner: that doubts labels; auto takes knn or probe, whichever agrees with more held-out labels.
-    out: folder of the audit (default: runs/audit-NAME).
-    labels: audit these labels: a CSV of path (or id) and label, e.g. of `ssl-lab labels`, or a split.json.
-    correct: in labels.csv put the likelier class in place of labels that are likely wrong.
-    read: how images are listed and read.
-    seed: of what is drawn to compare by.
-    device: cpu, cuda, or auto.
+    Args:
+        data: folder of images, CSV of path,label, or the name of a data set.
+        net: what sees the images: folder of a run, file of weights, timm/MODEL, or a net by name (default: a pretrained
+            one that was fetched, else the images' own values).
+        weights: of that net, from this file.
+        pretrained: its published weights.
+        learner: that doubts labels; auto takes knn or probe, whichever agrees with more held-out labels.
+        out: folder of the audit (default: runs/audit-NAME).
+        labels: audit these labels: a CSV of path (or id) and label, e.g. of `ssl-lab labels`, or a split.json.
+        correct: in labels.csv put the likelier class in place of labels that are likely wrong.
+        read: how images are listed and read.
+        seed: of what is drawn to compare by.
+        device: cpu, cuda, or auto.
     """
     pool = load(data, **read.reading())
     if labels is not None:

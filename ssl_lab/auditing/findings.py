@@ -179,12 +179,20 @@ def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learne
 
     Args:
         data: a pool, or what `load` takes.
-        net: whose features images are compared by: a run's folder, a file of weights, timm/MODEL (with its weights
-            file or pretrained), or one of `NETS`; by default the smallest pretrained net that was fetched, else the
-            images' own values.
-        learner: knn or probe, that doubts labels; auto takes whichever predicts more of the labels when they are
-            held out.
+        net: whose features images are compared by: a run's folder, a file of weights, timm/MODEL (with its weights file
+            or pretrained), or one of `NETS`; by default the smallest pretrained net that was fetched, else the images'
+            own values.
+        learner: knn or probe, that doubts labels; auto takes whichever predicts more of the labels when they are held
+            out.
+        weights: a file with weights of the net.
+        pretrained: take the published weights of a timm net.
+        data_dir: where data sets and features lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+        seed: of what is drawn to compare by.
+        device: cpu, cuda, or auto.
         say: is told what happens.
+
+    Raises:
+        UsageError: for data without images, and for an unknown learner or net.
 
     >>> images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
     >>> images[29] = images[0]  # twice

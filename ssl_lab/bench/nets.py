@@ -27,11 +27,16 @@ def bench_nets(nets: str = NETS, size: int = 32, rows: int = 64, repeats: int = 
     """Times a pass of each net without gradient, and one forward and back, and prints images per second and what a net
     has: parameters, and GFLOPs of one image (a multiply-add counts as 2). Returns the rows of the JSON.
 
-    nets: names separated by commas (see `ssl-lab list nets`). size: side of the images. rows: images per pass.
-    repeats: of each, in turn. device: cpu, cuda or auto. json: print JSON.
-
     tflops are those of the pass without gradient. Nets that spend their time on small maps of many channels, or outside
     of products, have few of them; on a CPU prefer nets with many images per second for their GFLOPs.
+
+    Args:
+        nets: names separated by commas (see `ssl-lab list nets`).
+        size: side of the images.
+        rows: images per pass.
+        repeats: of each, in turn.
+        device: cpu, cuda or auto.
+        json: print JSON.
     """
     if rows < 1 or size < 1:
         raise UsageError(f"rows={rows}, size={size}: expected 1 or more of each")

@@ -51,10 +51,17 @@ def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int 
                 half: bool = False) -> None:
     """Prints what queries cost on clustered random features: seconds, and the peak of memory over that of the inputs.
 
-    n: rows. dim: features of each. classes: of the probabilities. budget: rows to choose.
-    queries: names separated by commas; empty for all that need no arguments. peers: also time scikit-activeml's
-    query of the same name, right after each. seed: of the features. json: print a list of objects instead of a table.
-    files: a folder for the inputs, which are memory-mapped then, and removed in the end. half: in float16.
+    Args:
+        n: rows.
+        dim: features of each.
+        classes: of the probabilities.
+        budget: rows to choose.
+        queries: names separated by commas; empty for all that need no arguments.
+        peers: also time scikit-activeml's query of the same name, right after each.
+        seed: of the features.
+        json: print a list of objects instead of a table.
+        files: a folder for the inputs, which are memory-mapped then, and removed in the end.
+        half: in float16.
     """
     rows = costs(Size(n, dim, classes, budget), _names(queries), peers, seed, files, half)
     if json:

@@ -145,17 +145,26 @@ def bench_step(method: str = "fixmatch", net: str = "wrn_28_2", labeled: int = 6
                json: bool = False) -> list[dict[str, Any]]:
     """Times training steps on random images and prints what they cost; returns the rows of the JSON.
 
-    method: name, or several with commas: they take turns, and FixMatch's step is the unit. net: name.
-    labeled: labeled images per step. unlabeled: unlabeled ones. size: their side.
-    micro_batches: parts of a step, or auto for the fastest number.
-    forward: joint or split, see `Method.set_forward`. compile: the nets. repeats: steps of each, in turn.
-    reference: also FixMatch as it is usually written, in turn. teacher: the net of those that distill (default: the
-    same as the student's); its share is the forward without gradient. techniques: also the step of each method with
-    this, as often as you like, such as sam, or several joined by +; `all` is each technique alone, but for those that
-    cannot act here, which a note names. device: cpu, cuda or auto. json: print JSON.
-
     tflops are those of matrix products and convolutions over the time of the whole step; peak_fraction is of the
     speed of a large matrix product, measured between the steps.
+
+    Args:
+        method: name, or several with commas: they take turns, and FixMatch's step is the unit.
+        net: name.
+        labeled: labeled images per step.
+        unlabeled: unlabeled ones.
+        size: their side.
+        micro_batches: parts of a step, or auto for the fastest number.
+        forward: joint or split, see `Method.set_forward`.
+        compile: the nets.
+        repeats: steps of each, in turn.
+        reference: also FixMatch as it is usually written, in turn.
+        teacher: the net of those that distill (default: the same as the student's); its share is the forward without
+            gradient.
+        techniques: also the step of each method with this, as often as you like, such as sam, or several joined by +;
+            `all` is each technique alone, but for those that cannot act here, which a note names.
+        device: cpu, cuda or auto.
+        json: print JSON.
     """
     names = texts.split(method)
     if reference and "fixmatch" not in names:

@@ -95,11 +95,15 @@ def bench_views(size: tuple[int, ...] = (32, 96, 224), rows: int = 448, repeats:
     """Times each view, the same by Kornia and by Pillow, in turn, and prints images per second; returns the rows of
     the JSON.
 
-    size: sides of the images, in pixels. rows: images per batch. repeats: of each. device: of the views; Pillow
-    knows only the CPU, of which all have one core. json: print JSON.
-
     The results are compared with Pillow's too: `differing` is the share of the values that differ by half a gray level
     or more. `ratio` is ours to the other's.
+
+    Args:
+        size: sides of the images, in pixels.
+        rows: images per batch.
+        repeats: of each.
+        device: of the views; Pillow knows only the CPU, of which all have one core.
+        json: print JSON.
     """
     if rows < 1 or min(size, default=0) < 1:
         raise UsageError(f"rows={rows}, size={size}: expected 1 or more of each")

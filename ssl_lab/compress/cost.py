@@ -63,7 +63,15 @@ class Candidate:
 
 
 def candidate_of(name: str, net: Net, pool: Pool) -> Candidate:
-    """A trained net, exported. UsageError where ONNX cannot have it, or the extra [export] is missing.
+    """A trained net, exported.
+
+    Args:
+        name: how it is called in tables.
+        net: that was trained.
+        pool: whose images it sees.
+
+    Raises:
+        UsageError: where ONNX cannot have it, or the extra [export] is missing.
 
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))
     >>> candidate = sl.compress.candidate_of("linear", net, sl.load("digits"))
@@ -86,6 +94,11 @@ def compared(candidates: Sequence[Candidate], pool: Pool, repeats: int = 7) -> T
     test images (else those of validation), and how often it says what the first one says.
 
     Speed: of batches of 64 random images, the candidates in turn; the median, on as many threads as torch has.
+
+    Args:
+        candidates: the first one is what others are compared to.
+        pool: whose images they are tried on.
+        repeats: laps, in each of which every candidate is timed.
 
     >>> pool = sl.load("digits")
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))

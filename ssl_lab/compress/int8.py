@@ -25,14 +25,21 @@ IMAGES = 512
 
 
 def as_int8(candidate: Candidate, net: Net, pool: Pool) -> Candidate:
-    """The net, of which `candidate` is the float file, by onnxruntime's static quantization: int8 weights with a scale
-    for each output channel, symmetric, and uint8 activations between the least and the largest value on up to 512
-    training images, as QuantizeLinear and DequantizeLinear around each operation, which onnxruntime fuses. A net whose
-    weights were trained on a coarser grid of the same form (`--with qnn`) keeps them but for rounding of at most 1/254
-    of the largest.
+    """The net by onnxruntime's static quantization: int8 weights with a scale for each output channel, symmetric, and
+    uint8 activations between the least and the largest value on up to 512 training images, as QuantizeLinear and
+    DequantizeLinear around each operation, which onnxruntime fuses. A net whose weights were trained on a coarser grid
+    of the same form (`--with qnn`) keeps them but for rounding of at most 1/254 of the largest.
 
     Inputs of layers that were rounded in training (`+in8`) are rounded by onnxruntime instead, to 8 bits whatever the
-    net says. UsageError where onnx or onnxruntime is missing.
+    net says.
+
+    Args:
+        candidate: the float file, of `candidate_of`.
+        net: of which it was made.
+        pool: whose training images tell the ranges.
+
+    Raises:
+        UsageError: where onnx or onnxruntime is missing.
 
     >>> pool = sl.load("digits")
     >>> net = sl.Net(torch.nn.Flatten(), torch.nn.Linear(64, 10), mean=(0.5,), std=(0.25,))

@@ -14,6 +14,9 @@ NAMED = 5  # classes, where there are many to name
 def announce(pool: Pool) -> None:
     """Says on stderr what was loaded, and the remarks on it: see `notes.tell`.
 
+    Args:
+        pool: as `load` gives it, split or whole.
+
     >>> sl.announce(sl.load("digits").split(labels=10))  # a line on stderr
     """
     what, *others = loaded(pool)

@@ -45,7 +45,7 @@ METHODS: Mapping[str, Callable[[Net], Method]] = {
 
 def check_technique(technique: Technique, off: Technique | None = None, *, compile: bool = True,
                     net: str = "tiny_4") -> None:
-    """Hold a technique to the contract of `ssl_lab.techniques`; raises AssertionError.
+    """Hold a technique to the contract of `ssl_lab.techniques`.
 
     Checked in runs of four steps on small random images: it trains FixMatch, SimCLR and KD, or says by UsageError, with
     its name, why not; losses are finite, also in micro-batches and under bf16 autocast; a run that ends in its middle
@@ -55,9 +55,13 @@ def check_technique(technique: Technique, off: Technique | None = None, *, compi
     Example: `check_technique(MySharpness(rho=0.1), off=MySharpness(rho=0))`.
 
     Args:
-        compile: also with compiled nets losses are the same, which takes seconds.
+        technique: an instance of it.
         off: the technique with arguments that turn it off: it is then the plain run, bit by bit.
+        compile: also with compiled nets losses are the same, which takes seconds.
         net: the name of one that it can act on.
+
+    Raises:
+        AssertionError: for what it does not keep, saying what.
 
     >>> sl.testing.check_technique(sl.Temperature(2.0), off=sl.Temperature(1.0), compile=False)  # it holds
     """

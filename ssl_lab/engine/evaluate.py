@@ -65,7 +65,11 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
     """Logits float32 [len(indices), classes], on the CPU. The net's mode is restored.
 
     Args:
-        batch: None: `rows_at_once`.
+        net: that predicts.
+        pool: whose images.
+        indices: int64 [n], of these images.
+        runtime: where it computes.
+        batch: images that pass at a time; None: `rows_at_once`.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
@@ -89,6 +93,12 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
 def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float:
     """Share of correct predictions in [0, 1] against the pool's truth; NaN without images. See `scores`.
 
+    Args:
+        net: that predicts.
+        pool: whose images, and their truth.
+        indices: int64 [n], of these images.
+        runtime: where it computes.
+
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
     >>> sl.accuracy(net, pool, pool.test, runtime) < 0.3  # it has not learned anything
@@ -104,7 +114,14 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
     Each rank predicts its part; all must hold the same net.
 
     Args:
+        net: that predicts.
+        pool: whose images, and their truth.
+        indices: int64 [n], of these images.
+        runtime: where it computes.
         keep: is given what was predicted, on every rank that of all.
+
+    Returns:
+        accuracy, balanced_accuracy and ece, each a fraction, as `rates` has them; NaN without images.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

@@ -20,8 +20,21 @@ NEVER = -1e4
 
 def anchored(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, alpha: float = 10.0,
              steps: int = 10) -> FloatArray:
-    """Probabilities of the queries by the linear probe and the mixture; see `anchored_weights`. Shapes as in
-    `weighted_knn`.
+    """Probabilities of the queries by the linear probe and the mixture; see `anchored_weights`.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        classes: how many there are.
+        alpha: how many rows the anchor of a class weighs, at least 0; the paper has 1.
+        steps: of the mixture, at least 1.
+
+    Returns:
+        Probabilities float32 [M, classes].
+
+    Raises:
+        UsageError: as in `weighted_knn`, and for other alpha or steps.
 
     >>> rng, truth = np.random.default_rng(0), np.arange(100) % 2
     >>> features = rng.normal(size=(100, 3)) + np.where(truth[:, None], [4, 0, 1], [0, 4, 1])

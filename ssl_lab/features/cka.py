@@ -59,13 +59,25 @@ def gram_cka(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
 def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: Runtime,
               first_layers: Sequence[str] | None = None, second_layers: Sequence[str] | None = None,
               ) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Linear CKA between layers of two nets on images `indices` of the pool, in evaluation mode, and their names.
+    """Linear CKA between layers of two nets on images of the pool, in evaluation mode.
 
-    Layers are submodules of the backbone by name (default: those without submodules that hold weights, if any do, and
-    give a row for each image: not a layer whose weight alone is used, nor one that sees windows of images as a batch).
     Maps are flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few
-    hundred images are right. Returns float64 [layers of first, layers of second]. UsageError for layers given that are
-    not there, or give no row for each image.
+    hundred images are right.
+
+    Args:
+        first, second: the nets.
+        pool: whose images pass.
+        indices: int64 [n], of these images.
+        runtime: where it computes.
+        first_layers, second_layers: submodules of the backbone by name. By default those without submodules that hold
+            weights, if any do, and give a row for each image: not a layer whose weight alone is used, nor one that sees
+            windows of images as a batch.
+
+    Returns:
+        float64 [layers of first, layers of second], and the names of both.
+
+    Raises:
+        UsageError: for layers given that are not there, or give no row for each image.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", style=pool.style)

@@ -42,6 +42,12 @@ def cross_fitted(features: ArrayLike, labels: ArrayLike, classes: int, learner: 
     Args:
         features: [N, D].
         labels: int [N], -1 = unlabeled.
+        classes: how many there are.
+        learner: that is fitted to all folds but one.
+        folds: as many as labels at most.
+
+    Raises:
+        UsageError: as in `weighted_knn`.
 
     >>> labels = np.array([0, 0, 0, 1, 1, 1, -1])
     >>> features = np.stack([labels == 0, labels == 1], axis=1) + 0.1

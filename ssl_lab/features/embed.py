@@ -23,13 +23,18 @@ from ssl_lab.views import Eval, ViewFactory
 
 def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewFactory = Eval,
           batch: int | None = None) -> FloatArray:
-    """float32 [len(indices), D]: the pooled features of images `indices` (int [n]) of the pool, under a view.
+    """float32 [n, D]: the pooled features of images of the pool, under a view.
 
     The net moves to the runtime's device in channels_last, and its mode is restored. Images of another size than the
     net's: `load(..., image_size=128)` resizes them as they are read, which takes a CPU core a tenth of a millisecond
     per image.
 
     Args:
+        net: whose features.
+        pool: whose images.
+        indices: int64 [n], of these images.
+        runtime: where it computes.
+        view: what the net sees of them (default: the images as they are).
         batch: images that pass the net at a time (default: `batch_of`).
 
     >>> pool = sl.load("digits")

@@ -27,12 +27,19 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     temperature 1. student_ece, teacher_ece: expected calibration error, as in `rates`, over the images whose truth
     the pool knows (NaN without one). cka: linear CKA of the pooled features, NaN of a teacher without features.
 
-    Logits stand for the pool's classes, by name; UsageError for nets of others.
+    Logits stand for the pool's classes, by name.
 
     Evaluation mode and view; the student's mode is restored, the teacher is frozen for good.
 
     Args:
-        indices: int64 [n], n >= 2, of it.
+        student: the net that learned.
+        teacher: what it learned from.
+        pool: whose images, and their truth.
+        indices: int64 [n], n >= 2, of these images.
+        runtime: where it computes.
+
+    Raises:
+        UsageError: for nets of other classes than the pool's.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
@@ -72,6 +79,12 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
 
 def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtime: Runtime) -> str:
     """A line on the `fidelity` on test images (else validation images), and one on accuracy and cost of each net.
+
+    Args:
+        student: as in `fidelity`.
+        teacher: as in `fidelity`.
+        pool: whose images.
+        runtime: where it computes.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

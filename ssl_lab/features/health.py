@@ -57,6 +57,10 @@ def alignment(first: ArrayLike, second: ArrayLike, alpha: float = 2.0) -> float:
 
     Args:
         first, second: [n, D], the features of two views of the same images; scaled to unit length here.
+        alpha: the power of the distance.
+
+    Raises:
+        UsageError: for shapes that differ.
 
     >>> right, same = [[1, 0], [0, 1]], [[0, 1], [0, 1]]  # a pair at a right angle, and one of equals
     >>> round(sl.features.alignment(right, same), 4)
@@ -69,8 +73,15 @@ def alignment(first: ArrayLike, second: ArrayLike, alpha: float = 2.0) -> float:
 
 
 def uniformity(features: ArrayLike, t: float = 2.0) -> float:
-    """log of the mean of exp(-t ||f(x) - f(y)||^2) over pairs of different rows [n, D] (same paper); from 0 (all
-    the same) down to about -2t in high dimensions; the lower the better.
+    """log of the mean of exp(-t ||f(x) - f(y)||^2) over pairs of different rows (Wang and Isola 2020, arXiv
+    2005.10242); from 0 (all the same) down to about -2t in high dimensions; the lower the better.
+
+    Args:
+        features: [n, D], n >= 2; scaled to unit length here.
+        t: how fast the potential falls with the squared distance.
+
+    Raises:
+        UsageError: with fewer than 2 rows.
 
     >>> sl.features.uniformity([[1, 0], [1, 0]]), round(sl.features.uniformity([[1, 0], [-1, 0]]), 4)
     (0.0, -8.0)

@@ -20,10 +20,16 @@ def weighted_knn(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
         features: [N, D].
         labels: int [N], -1 = unlabeled.
         queries: [M, D].
+        classes: how many there are.
         k: at most as many as there are labels.
+        temperature: above 0; the lower, the more the nearest count.
 
     Returns:
         Probabilities float32 [M, classes].
+
+    Raises:
+        UsageError: for a k or temperature that is not positive, labels that are not one for each row and below
+            `classes`, no label at all, and features that are not finite.
 
     >>> features, labels = np.array([[1, 0], [0, 1], [1, 1]]), np.array([0, 1, -1])
     >>> sl.features.weighted_knn(features, labels, queries=[[2, 1]], classes=2, temperature=1.0).round(3)
@@ -48,9 +54,21 @@ def shares(cosines: FloatArray, temperature: float) -> FloatArray:
 
 def nearest_prototype(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int,
                       temperature: float = 0.07) -> FloatArray:
-    """softmax(cosine(query, mean of the class's unit features) / temperature), after Snell et al. 2017
-    (arXiv 1703.05175), with cosines in place of distances. Shapes as in `weighted_knn`; a class without a label
-    has probability 0.
+    """softmax(cosine(query, mean of the class's unit features) / temperature), after Snell et al. 2017 (arXiv
+    1703.05175), with cosines in place of distances.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        classes: how many there are.
+        temperature: above 0; the lower, the surer.
+
+    Returns:
+        Probabilities float32 [M, classes]; a class without a label has 0.
+
+    Raises:
+        UsageError: as in `weighted_knn`.
 
     >>> features, labels = np.array([[1, 0], [0, 1], [1, 1]]), np.array([0, 1, -1])
     >>> sl.features.nearest_prototype(features, labels, queries=[[2, 1], [1, 2]], classes=2).argmax(axis=1)

@@ -40,14 +40,19 @@ def linear_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cla
         features: [N, D].
         labels: int [N], -1 = unlabeled.
         queries: [M, D].
-        l2: None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in Kornblith et al.
-            2019 (arXiv 1805.08974). It chooses on the labeled rows `valid` (row numbers of features), or, where
-            none are given, by cross-validation: the most correct labels, and of equals the lowest loss. If a class
-            has one label only, nothing can be held out and l2 = 0.1. Of more than 10,000 labels it chooses on
-            10,000, and of more than 200 classes on 200, drawn once and for all, and only the last fit takes all.
+        classes: how many there are.
+        l2: above 0. None chooses among 45 values from 1e-6 to 1e5, then fits again on all labels, as in Kornblith et
+            al. 2019 (arXiv 1805.08974). It chooses on the rows `valid`, or, where none are given, by cross-validation:
+            the most correct labels, and of equals the lowest loss. If a class has one label only, nothing can be held
+            out and l2 = 0.1. Of more than 10,000 labels it chooses on 10,000, and of more than 200 classes on 200,
+            drawn once and for all, and only the last fit takes all.
+        valid: int64, numbers of rows of features that have a label.
 
     Returns:
         float32 [M, classes]; a class without a label gets nearly 0.
+
+    Raises:
+        UsageError: as in `weighted_knn`, and for rows of `valid` without a label.
 
     >>> pool = sl.load("digits").split(labels=50)
     >>> pixels = pool.images.take(np.arange(len(pool))).flatten(1).numpy()
@@ -94,6 +99,7 @@ def sgd_probe(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classe
         features: [N, D].
         labels: int [N], -1 = unlabeled.
         queries: [M, D].
+        classes: how many there are.
         epochs: passes over the labeled rows.
         lr: the peak.
         batch: rows per step.
@@ -135,6 +141,11 @@ def probe_head(net: Net, pool: Pool, runtime: Runtime) -> None:
 
     The probe is one of unit features; those of the net have about the mean length of these images.
 
+    Args:
+        net: whose head begins anew.
+        pool: whose labeled images.
+        runtime: where it computes.
+
     >>> pool, runtime = sl.load("digits").split(labels=30), sl.Runtime.start("cpu")
     >>> net = sl.net("tiny_8", classes=pool.class_names, style=pool.style)
     >>> before = sl.accuracy(net, pool, pool.test, runtime)
@@ -153,9 +164,11 @@ def set_head(net: Net, features: ArrayLike, labels: IntArray, among: IntArray, l
     the strength.
 
     Args:
+        net: whose head begins anew.
         features: [N, D], of the net.
         labels: int64 [N].
         among: the rows to learn from; of more than 10,000 so many.
+        l2: as in `linear_probe`.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)

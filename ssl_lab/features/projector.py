@@ -15,7 +15,7 @@ from ssl_lab.nets import Net, net
 
 
 def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
-    """The net `NAME+WIDTH`: that of the run, then the first layer of its projector, then a fresh head by the seed.
+    """The net `NAME+WIDTH`: that of the run, then the first layer of its projector, then a fresh head.
 
     Chen et al. 2020 (SimCLRv2, arXiv 2006.10029), section 2: with few labels, fine-tuning from there is better than
     from the features below.
@@ -23,7 +23,10 @@ def with_projector(trunk: Net, run: Path, style: Style, seed: int = 0) -> Net:
     BatchNorm between the layer and its ReLU becomes part of the layer, with its running statistics.
 
     Args:
+        trunk: the net of the run, with its weights.
         run: the folder of a run of pretraining, or a file in it.
+        style: of the images.
+        seed: of the fresh head.
 
     Raises:
         UsageError: if there is no such layer.

@@ -74,13 +74,27 @@ def label_propagation(features: ArrayLike, labels: ArrayLike, queries: ArrayLike
         (I - alpha S) Z = Y,  p_i = max(Z_i, 0) / sum max(Z_i, 0)
 
     Y has a 1 for each label, divided by the number of labels of its class, as in the authors' code, so that classes
-    with more labels do not win by number. The paper then trains a net on p; here a query takes the mean of p over
-    its k nearest rows, weighted by exp(cosine / temperature). Shapes as in `weighted_knn`. A row (and a query all of
-    whose neighbors are such) that no label reaches gets equal probabilities.
+    with more labels do not win by number. The paper then trains a net on p; here a query takes the mean of p over its k
+    nearest rows, weighted by exp(cosine / temperature). A row (and a query all of whose neighbors are such) that no
+    label reaches gets equal probabilities.
 
     Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        classes: how many there are.
+        k: neighbors of a row in the graph, and of a query; fewer than there are rows.
+        gamma: the power of a cosine that is the weight of an edge; above 0.
+        alpha: how far labels go, in [0, 1).
+        temperature: of the queries' neighbors; above 0.
         kept: where the graph and the queries' neighbors, which take nearly all of the time, stay for the next call:
             `partial(label_propagation, kept={})` is a learner for many sets of labels on the same rows.
+
+    Returns:
+        Probabilities float32 [M, classes].
+
+    Raises:
+        UsageError: as in `weighted_knn`, and for other k, gamma or alpha.
 
     >>> line = np.linspace(0, 1, 50)
     >>> features = np.stack([np.cos(line), np.sin(line)], axis=1)

@@ -60,6 +60,7 @@ def label_counts(truth: ArrayLike, classes: int) -> dict[str, int]:
 
     Args:
         truth: int [N], of the training images, -1 where unknown.
+        classes: how many there are.
 
     >>> sl.features.label_counts(sl.load("digits").truth, classes=10)
     {'1 per class': 10, '1%': 18, '4 per class': 40, '10%': 180, '25 per class': 250}
@@ -87,8 +88,14 @@ def few_label_curve(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, a
         queries: [M, D], features of the images that accuracy is measured on.
         answers: int [M], their classes, which are only counted, never chosen by: what the learner tunes, it tunes on
             the labels drawn. The other rows are there as unlabeled ones.
-        counts: by default `label_counts`. Counts "... per class" draw as many from each class, others each class by
-            its size, at least one.
+        classes: how many there are.
+        learner: that is fitted to each draw.
+        seeds: of the draws.
+        counts: by default `label_counts`. Counts "... per class" draw as many from each class, others each class by its
+            size, at least one.
+
+    Raises:
+        UsageError: for an answer that is not known, and as the learner raises it.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = np.arange(60) % 2
@@ -117,9 +124,23 @@ def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answer
     """The protocol for small data of Brigato et al. 2021 (arXiv 2108.13122; 2022, arXiv 2212.12478): tune on
     validation images, fit again on training and validation images, repeat on other draws; balanced accuracy.
 
-    Each seed draws `labels` images, equally many of each class, and holds out the fraction `valid` of each class. Of
-    `candidates`, the learner's arguments, the one with the highest balanced accuracy there is fitted again on all
-    (default: strengths of the linear probe's L2; of equals the first). Other arguments as in `few_label_curve`.
+    For each seed, of the candidates the one with the highest balanced accuracy on what is held out (of equals the
+    first) is fitted again on all labels that were drawn.
+
+    Args:
+        features: [N, D], of training images.
+        truth: int [N], -1 where unknown.
+        queries: [M, D], features of the images that accuracy is measured on.
+        answers: int [M], their classes, which are only counted.
+        classes: how many there are.
+        labels: how many are drawn for each seed, equally many of each class.
+        learner: that is fitted.
+        candidates: its arguments, to choose from (default: strengths of the linear probe's L2).
+        valid: the fraction of each class that is held out to choose by.
+        seeds: of the draws.
+
+    Raises:
+        UsageError: where no class has two labels, or there is no candidate.
 
     >>> rng = np.random.default_rng(0)
     >>> truth = np.arange(60) % 2
@@ -148,10 +169,14 @@ def small_data(features: ArrayLike, truth: ArrayLike, queries: ArrayLike, answer
 
 
 def label_free(features: ArrayLike, pairs: tuple[ArrayLike, ArrayLike] | None = None) -> dict[str, float]:
-    """The health of features [n, D] of plain images, by name, without labels; the limits are those of `Health`.
+    """The health of features, by name, without labels; the limits are those of `Health`.
 
-    embedding_std, effective_rank (of centered features), uniformity; alignment, if the features [m, D] of two random
-    views of the same images are given; collapsed: 1 or 0. All but the last are NaN if features are not finite.
+    embedding_std, effective_rank (of centered features), uniformity; alignment, if pairs are given; collapsed: 1 or 0.
+    All but the last are NaN if features are not finite.
+
+    Args:
+        features: [n, D], of plain images.
+        pairs: the features [m, D] of two random views of the same images.
 
     >>> rng = np.random.default_rng(0)
     >>> [sl.features.label_free(x)["collapsed"] for x in (rng.normal(size=(200, 16)), np.ones((200, 16)))]

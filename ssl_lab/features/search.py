@@ -56,9 +56,14 @@ def top_k(queries: ArrayLike, bank: ArrayLike, k: int,
     Args:
         queries: [q, D].
         bank: [n, D], read once, block by block (it may be a memory map, of float16 too).
+        k: from 1 to n.
+        device: that computes the products.
 
     Returns:
         Cosines float32 [q, k], falling, and rows int64 [q, k]; equal cosines come in no particular order.
+
+    Raises:
+        UsageError: for another k, and features of another D or that are not finite.
 
     >>> cosines, rows = sl.features.top_k(queries=[[1, 1]], bank=[[1, 0], [2, 2], [-1, 0]], k=2)
     >>> rows, cosines.round(3)
@@ -141,6 +146,14 @@ def top_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def neighbors(features: ArrayLike, k: int, device: torch.device | str = "cpu") -> tuple[FloatArray, IntArray]:
     """Cosines and rows [n, k] of each row's k nearest *other* rows, exactly.
 
+    Args:
+        features: [n, D].
+        k: neighbors, fewer than n.
+        device: that computes the products.
+
+    Raises:
+        UsageError: as in `top_k`.
+
     >>> cosines, rows = sl.features.neighbors([[1, 0], [2, 0], [0, 1]], k=1)
     >>> rows[:2, 0], cosines[:2, 0]
     (array([1, 0]), array([1., 1.], dtype=float32))
@@ -159,8 +172,16 @@ def without_self(cosines: FloatArray, rows: IntArray, own: IntArray) -> tuple[Fl
 
 def within(queries: ArrayLike, bank: ArrayLike, cosine: float,
            device: torch.device | str = "cpu") -> tuple[IntArray, IntArray, FloatArray]:
-    """All pairs at least this alike, exactly: query numbers int64 [P], bank rows int64 [P], cosines float32 [P];
-    sorted by query, then by row.
+    """All pairs of a query and a row of the bank that are at least this alike, exactly.
+
+    Args:
+        queries: [q, D].
+        bank: [n, D], read once, block by block.
+        cosine: the least.
+        device: that computes the products.
+
+    Returns:
+        Query numbers int64 [P], bank rows int64 [P] and cosines float32 [P], sorted by query, then by row.
 
     >>> sl.features.within([[1, 0]], bank=[[1, 0], [1, 1], [0, 1]], cosine=0.7)[:2]
     (array([0, 0]), array([0, 1]))

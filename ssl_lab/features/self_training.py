@@ -26,10 +26,21 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
     number for each class, so that no class crowds out another: in round r of R, r / R of `share` of the unlabeled rows
     divided by the classes; those it predicts itself only. Then it fits to labels and pseudo-labels alike, with this l2.
 
-    Shapes as in `weighted_knn`.
-
     Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        queries: [M, D].
+        classes: how many there are.
+        rounds: 1 or more.
+        share: of the unlabeled rows that the last round may take, in (0, 1].
+        l2: of the fits to pseudo-labels, as in `linear_probe`.
         first: who predicts before the first round.
+
+    Returns:
+        Probabilities float32 [M, classes].
+
+    Raises:
+        UsageError: as in `weighted_knn`, and for other rounds or shares.
 
     >>> rng, truth = np.random.default_rng(0), np.arange(100) % 2
     >>> features = rng.normal(size=(100, 3)) + np.where(truth[:, None], [4, 0, 1], [0, 4, 1])
@@ -48,6 +59,18 @@ def self_training(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, cl
 def pseudo_labels(features: ArrayLike, labels: ArrayLike, classes: int, rounds: int = 5, share: float = 0.8,
                   l2: float = 1.0, first: Learner = linear_probe) -> IntArray:
     """int64 [N]: the labels and pseudo-labels that the last round of `self_training` fits to, -1 = neither.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        classes: how many there are.
+        rounds: 1 or more.
+        share: of the unlabeled rows that the last round may take, in (0, 1].
+        l2: of the fits to pseudo-labels, as in `linear_probe`.
+        first: who predicts before the first round.
+
+    Raises:
+        UsageError: as in `weighted_knn`, and for other rounds or shares.
 
     >>> features = np.array([[4, 0], [5, 1], [0, 4], [1, 5], [3, 3]])
     >>> sl.features.pseudo_labels(features, [0, -1, 1, -1, -1], classes=2, share=0.7)  # of the row between, nothing
@@ -90,9 +113,18 @@ def ensemble(views: Sequence[ArrayLike], labels: ArrayLike, queries: Sequence[Ar
 
     Args:
         views, queries: for each backbone the features [N, D_b] of all rows and [M, D_b] of the queries.
-        pseudo: with True, the mean's most confident rows, equally many of each class and half of the unlabeled ones
-            at most, become pseudo-labels from which each learns again: backbones teach each other what none says
-            alone.
+        labels: int [N], -1 = unlabeled.
+        classes: how many there are.
+        learner: that is fitted to each backbone's features.
+        pseudo: with True, the mean's most confident rows, equally many of each class and half of the unlabeled ones at
+            most, become pseudo-labels from which each learns again: backbones teach each other what none says alone.
+        arguments: of the learner.
+
+    Returns:
+        Probabilities float32 [M, classes].
+
+    Raises:
+        UsageError: unless there is one set of queries for each backbone, and as the learner raises it.
 
     >>> rng = np.random.default_rng(0)
     >>> views = [rng.normal(size=(40, 4)) + np.repeat([0, 2], 20)[:, None] for _ in range(2)]

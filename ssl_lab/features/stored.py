@@ -17,8 +17,14 @@ from ssl_lab.nets import Net
 def stored_logits(teacher: Teacher, pool: Pool, out: str | Path, runtime: Runtime) -> StoredLogits:
     """What the teacher says of each image of the pool as it is, for students whose view is `Eval`.
 
-    They lie in a `FeatureStore` in folder `out`, so that they are there at once for the next student of the same
-    teacher, and a build that was cut short goes on.
+    They lie in a `FeatureStore`, so that they are there at once for the next student of the same teacher, and a build
+    that was cut short goes on.
+
+    Args:
+        teacher: whose answers.
+        pool: to whose images.
+        out: the folder.
+        runtime: where it computes.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
     >>> teacher = sl.methods.Teacher(sl.net("tiny_6", classes=pool.class_names, style=pool.style))

@@ -23,13 +23,17 @@ def off_topic(features: ArrayLike, labels: ArrayLike | None = None, seed: int = 
     """float32 [N], from 0 to 2: how far each image must look, as cosine distance, to have seen 2% of all images or a
     quarter of its class, whichever is nearer. Higher is further off.
 
-    Images are held against 1,000 of all, and of each class, drawn by the seed; an image does not see itself. The
-    nearest few alone would say nothing of a group of foreign images, which are near each other; and without the class a
-    rare one would be foreign.
+    Images are held against 1,000 of all, and of each class; an image does not see itself. The nearest few alone would
+    say nothing of a group of foreign images, which are near each other; and without the class a rare one would be
+    foreign.
 
     Args:
         features: [N, D].
         labels: int [N], -1 = unlabeled.
+        seed: of the images that others are held against.
+
+    Raises:
+        UsageError: unless there is a label for each row.
 
     >>> rng = np.random.default_rng(0)
     >>> features = np.concatenate([rng.normal([5, 0, 0], 1, (200, 3)), rng.normal([-5, 0, 0], 1, (2, 3))])

@@ -36,21 +36,22 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     The page is for this machine alone. Each answer is on the disk before the next image shows; started again, the same
     command goes on. Several people may label at once, each with a name.
 
-    data: folder of images, CSV of path,label, or the name of a data set.
-    query: what chooses the images (see `ssl-lab list queries`): one of embeddings and probabilities.
-    first_query: the same, while fewer than two classes are known.
-    model: folder of a run whose net sees the images, or lite0; its features are what images are compared by.
-    net: the same, of a net by name (see `ssl-lab list nets`).
-    weights: of that net, from this file.
-    pretrained: its published weights.
-    out: folder of the labels (default: runs/label-NAME).
-    port: of the page; if another program has it, the next free one.
-    twice: share of images that are given to a second person, to see how far people agree.
-    annotators: names of those who will label: the images are dealt out among them, each to who knows such images best,
-        as far as images that several have labeled (--twice) tell.
-    read: how images are listed and read.
-    seed: of the query.
-    device: cpu, cuda, or auto.
+    Args:
+        data: folder of images, CSV of path,label, or the name of a data set.
+        query: what chooses the images (see `ssl-lab list queries`): one of embeddings and probabilities.
+        first_query: the same, while fewer than two classes are known.
+        model: folder of a run whose net sees the images, or lite0; its features are what images are compared by.
+        net: the same, of a net by name (see `ssl-lab list nets`).
+        weights: of that net, from this file.
+        pretrained: its published weights.
+        out: folder of the labels (default: runs/label-NAME).
+        port: of the page; if another program has it, the next free one.
+        twice: share of images that are given to a second person, to see how far people agree.
+        annotators: names of those who will label: the images are dealt out among them, each to who knows such images
+            best, as far as images that several have labeled (--twice) tell.
+        read: how images are listed and read.
+        seed: of the query.
+        device: cpu, cuda, or auto.
     """
     pool = load(data, **read.reading(net=model or net))
     announce(pool)

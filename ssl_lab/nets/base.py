@@ -43,9 +43,11 @@ class Net(nn.Module):
         mean, std: one number per channel; they are buffers, so that a saved net carries its normalization with it.
         class_names: what its logits stand for, in order; None if nobody said.
         unit: whether features are scaled to length 1.
+        name: what it is called; `sl.net` knows its own again by it.
+
+    Attributes:
         prepared: the techniques that it was prepared by, as texts.
         origin: what its weights were learned in, in words; "" if they were drawn.
-        name: what it is called; `sl.net` knows its own again by it.
 
     >>> backbone = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 16), torch.nn.ReLU())
     >>> net = sl.Net(backbone, torch.nn.Linear(16, 10), mean=(0.3,), std=(0.4,))
@@ -84,7 +86,11 @@ def linear_head(features_dim: int, classes: int) -> nn.Linear:
 
 
 def describe(net: nn.Module, style: Style) -> tuple[int, int]:
-    """(parameters, FLOPs of the forward pass of one image of this style); a multiply-add counts as 2.
+    """(parameters, FLOPs of the forward pass of one image); a multiply-add counts as 2.
+
+    Args:
+        net: that takes images.
+        style: of these.
 
     >>> parameters, flops = sl.nets.describe(sl.net("wrn_28_2"), sl.Style())
     >>> f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP"
@@ -100,6 +106,9 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
 def frozen_statistics(module: nn.Module) -> Iterator[None]:
     """Within it, BatchNorm (Ioffe and Szegedy 2015, arXiv 1502.03167) normalizes by the batch as ever, but its running
     statistics do not move; nor do the ranges of rounded inputs (`round_inputs`).
+
+    Args:
+        module: with its submodules.
 
     >>> net = sl.net("tiny_4")
     >>> before = [each.clone() for each in net.buffers()]

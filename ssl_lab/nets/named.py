@@ -49,12 +49,14 @@ def net(name: str, classes: int | Sequence[str] = 10, style: Style = Style(), pr
     Args:
         name: one of `NETS`.
         classes: their names (`pool.class_names`), or how many.
+        style: of the images (`pool.style`): size, channels and normalization.
         pretrained: timm's own weights (timm nets only; lite0 and the like have theirs, fetched before).
-        weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt; they bring
-            their normalization along, and the head goes by the names of its classes: see `load_net`) or of its
-            backbone, in the backbone's own keys, under whatever prefix (see `fitting`).
-        bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's (0.1
-            for the nets written here).
+        weights: a file with the weights of a whole `Net` (a run's model.safetensors or checkpoint.pt; they bring their
+            normalization along, and the head goes by the names of its classes: see `load_net`) or of its backbone, in
+            the backbone's own keys, under whatever prefix (see `fitting`).
+        seed: of the first weights.
+        bn_momentum: of every BatchNorm, as the weight of the *new* statistics; None keeps the architecture's (0.1 for
+            the nets written here).
         options: arguments of a timm model.
 
     Raises:

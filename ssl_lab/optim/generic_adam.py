@@ -24,6 +24,7 @@ def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], 
 
     Args:
         rate, theta: learning rate and beta2 of step t = 1 ... T.
+        steps: T.
 
     >>> sl.optim.adam_condition(lambda t: t**-0.5, lambda t: 1 - 0.5 / t, steps=1000) is None
     True

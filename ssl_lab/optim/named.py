@@ -31,7 +31,7 @@ def optimizer(text: str | None, usual: Optimizer) -> Optimizer:
 
     Any scalar may be a schedule. Where the text gives no learning rate, its course is that of `usual`, and its peak the
     optimizer's own default; where `usual` is SGD and the other one of ours, as many times that as the peak of `usual`
-    is SGD's default. A line on stderr says it. UsageError for unknown names and arguments.
+    is SGD's default. A line on stderr says it.
 
     So defaults have one meaning: what SGD's 0.03 is to a task. Of rates three times each other, tried by supervised
     training on 40 labels of MNIST under strong views (tiny_8, 300 steps, seeds 100 and 101), they are those by which
@@ -39,6 +39,13 @@ def optimizer(text: str | None, usual: Optimizer) -> Optimizer:
     `mini_block_fisher`, which go further. Validation accuracy was 69 to 78% (lars 64), by SGD 70; by the papers' or
     usual rates of `adamw`, `padam`, `muon` and `nsgd`, for longer runs, 38 to 56 (seed 100). Checked once by FixMatch:
     tests/benchmarks/README.md.
+
+    Args:
+        text: a name with arguments, as in adamw(lr=0.001, weight_decay=0.05), or None.
+        usual: the optimizer of the preset.
+
+    Raises:
+        UsageError: for unknown names and arguments.
 
     >>> sl.optimizer("radam(lr=cosine(0.002), weight_decay=0)", usual=sl.SGD())
     RAdam(lr=cosine(0.002, 0.0, cycles=0.5), weight_decay=0, betas=(0.9, 0.999))
@@ -58,7 +65,10 @@ def optimizer(text: str | None, usual: Optimizer) -> Optimizer:
 
 
 def described(text: str) -> Optimizer:
-    """The optimizer that a text describes, with its own defaults. UsageError for unknown names and arguments.
+    """The optimizer that a text describes, with its own defaults.
+
+    Raises:
+        UsageError: for unknown names and arguments.
 
     >>> sl.optim.described("nsgd(momentum=0.8)")
     NSGD(lr=0.3, weight_decay=0.0001, momentum=0.8)

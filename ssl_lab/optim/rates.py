@@ -56,10 +56,11 @@ def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar], biases: Scalar
     Building it raises UsageError where a part has no parameter that learns.
 
     Args:
-        rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that
-            fits counts.
-        biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow
-            Twins has it; by default the optimizer's.
+        optimizer: that it is made of.
+        rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that fits
+            counts.
+        biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow Twins
+            has it; by default the optimizer's.
 
     >>> spec = sl.optim.with_rates(sl.SGD(lr=0.1), {"head": 0.5})
     >>> optimizer = spec.build(sl.net("tiny_4"))

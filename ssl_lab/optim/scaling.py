@@ -16,14 +16,20 @@ Rule = Literal["linear", "sqrt"]
 
 
 def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most: float | None = None) -> float:
-    """The learning rate for steps of `batch` images, from one that suits steps of `base`.
+    """The learning rate for larger or smaller steps, from one that suits steps of `base` images.
 
     The paper's two rules, from its abstract; the cap is ours.
 
     Args:
+        rate: that suits steps of `base` images.
+        batch: images of a step now.
+        base: images of a step then.
         rule: "linear", rate * batch / base, for SGD; "sqrt", rate * sqrt(batch / base), for Adam and its kin.
-        most: a cap, such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate,
-            and no longer where the curvature of the whole loss does.
+        most: a cap, such as `stable_rate`: the linear rule holds while the noise of small batches bounds the rate, and
+            no longer where the curvature of the whole loss does.
+
+    Raises:
+        UsageError: for an unknown rule, and for steps without an image.
 
     >>> sl.optim.scaled_rate(0.1, batch=1024, base=256), sl.optim.scaled_rate(0.1, 1024, 256, rule="sqrt")
     (0.4, 0.2)
@@ -39,7 +45,10 @@ def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most:
 def stable_rate(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequence[Tensor], steps: int = 15,
                 seed: int = 0) -> float:
     """2 / lambda, the largest rate at which gradient descent does not leave a quadratic bowl of largest curvature
-    lambda, by Lanczos' method; infinite where no direction curves upwards. See `largest_eigenvalue`.
+    lambda, by Lanczos' method; infinite where no direction curves upwards.
+
+    Args:
+        product, weights, steps, seed: see `largest_eigenvalue`.
 
     >>> h = torch.diag(torch.tensor([1.0, 4.0]))
     >>> round(sl.optim.stable_rate(lambda d: [h @ d[0]], [torch.zeros(2)]), 4)
@@ -56,8 +65,10 @@ def largest_eigenvalue(product: Callable[[list[Tensor]], Sequence[Tensor]], weig
     Every new direction is made orthogonal to all before it, so that rounding brings no eigenvalue twice.
 
     Args:
-        product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a
-            batch.
+        product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
+        weights: of whose shapes directions are, and on whose device.
+        steps: at most so many, one product each.
+        seed: of the first direction.
 
     >>> h = torch.diag(torch.arange(1.0, 101.0))
     >>> round(sl.optim.largest_eigenvalue(lambda d: [h @ d[0]], [torch.zeros(100)], steps=60), 3)
@@ -72,7 +83,10 @@ def lanczos(product: Callable[[list[Tensor]], Sequence[Tensor]], weights: Sequen
     dimensions from a random direction of length 1.
 
     Args:
-        product, weights: see `largest_eigenvalue`.
+        product: a direction, tensors shaped as `weights` -> H d, as `Closure.curvature` gives for the loss of a batch.
+        weights: of whose shapes directions are, and on whose device.
+        steps: at most so many, one product each.
+        seed: of the first direction.
 
     >>> h = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     >>> small = sl.optim.lanczos(lambda d: [h @ d[0]], [torch.zeros(2)], steps=2)

@@ -17,6 +17,9 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 
     The first is decayed, the second never is; the groups say so under "decay".
 
+    Args:
+        module: a net or a method.
+
     >>> weights, others = sl.optim.parameter_groups(sl.net("tiny_4"))
     >>> len(weights["params"]), weights["decay"], len(others["params"]), others["decay"]
     (10, True, 19, False)

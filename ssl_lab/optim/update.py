@@ -55,7 +55,12 @@ class Update(Protocol):
 
 def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Tensor | None = None) -> None:
     """Makes the optimizer forget what it keeps of a parameter: all of it, or the entries of its momenta where the mask
-    `where`, bool of the parameter's shape, is true.
+    is true.
+
+    Args:
+        optimizer: with its state.
+        parameter: one that it moves.
+        where: bool, of the parameter's shape; None: all of it.
 
     >>> layer = torch.nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1, momentum=0.9)
@@ -75,6 +80,14 @@ def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Ten
 
 def plain(closure: Closure, optimizer: torch.optim.Optimizer, at: At) -> Loss:
     """One gradient, one step.
+
+    Args:
+        closure: evaluates the loss of the batch, with gradients.
+        optimizer: that takes the step.
+        at: where training is.
+
+    Returns:
+        The loss before the step.
 
     >>> def twice(closure, optimizer, at):  # an update rule of one's own: two steps on the same views
     ...     sl.optim.plain(closure, optimizer, at)

@@ -44,11 +44,18 @@ NEXT = ("ssl-lab label PATH/TO/FOLDER                   # label some images of y
 
 
 def run(out: Path, steps: int, seeds: int = 1) -> None:
-    """Trains all stages for `steps` steps with each of the seeds 0, 1, ..., prints a table, and fills `out`:
+    """Trains all stages with each of the seeds 0, 1, ..., prints a table, and fills a folder:
 
     report.html, summary.json, metrics.jsonl (each row with its `stage` and `seed`), a folder for each run, and `new`
-    with the images that were asked about. What an earlier quickstart left there is replaced. Raises UsageError if `out`
-    cannot be written.
+    with the images that were asked about. What an earlier quickstart left there is replaced.
+
+    Args:
+        out: the folder.
+        steps: of training, in each run.
+        seeds: runs of each stage, for means and spreads.
+
+    Raises:
+        UsageError: if the folder cannot be written.
     """
     if seeds < 1:
         raise UsageError(f"--seeds {seeds}: expected 1 or more")

@@ -22,8 +22,16 @@ STYLE = (".map image { image-rendering: pixelated; pointer-events: none; } "
 
 
 def in_two_dimensions(features: ArrayLike, layout: Layout = "pca", seed: int = 0) -> FloatArray:
-    """float64 [n, 2]: the first two principal components of features [n, D], the sign of each such that its largest
-    entry is positive; or UMAP's places by cosine (McInnes et al. 2018, arXiv 1802.03426; extra `umap`).
+    """float64 [n, 2]: the first two principal components, the sign of each such that its largest entry is positive; or
+    UMAP's places by cosine (McInnes et al. 2018, arXiv 1802.03426; extra `umap`).
+
+    Args:
+        features: [n, D].
+        layout: pca or umap.
+        seed: of UMAP; principal components draw nothing.
+
+    Raises:
+        UsageError: where umap-learn is missing.
 
     >>> rng = np.random.default_rng(0)
     >>> sl.report.in_two_dimensions(rng.normal(size=(20, 8))).shape
@@ -52,6 +60,7 @@ def image_map(points: FloatArray, labels: NDArray[np.int64], images: NDArray[np.
         points: float [n, 2].
         labels: int [n], -1 for unknown.
         images: uint8 [n, 1 or 3, H, W].
+        class_names: of the labels.
 
     >>> points, images = np.array([[0.0, 1.0], [1.0, 0.0]]), np.zeros((2, 1, 8, 8), dtype=np.uint8)
     >>> "<svg" in sl.report.image_map(points, np.array([0, 1]), images, ["cat", "dog"])

@@ -42,9 +42,15 @@ def line(x: ArrayLike, y: ArrayLike) -> Band:
 def read_metrics(path: str | Path) -> list[Row]:
     """The numbers of a run, one row for each step, by step.
 
-    A `null` reads as NaN; values that are not numbers are left out. Lines of the same step are merged and the
-    later one wins, so the steps that a resumed run repeats count once. A torn last line (the run was killed
-    while writing it) is ignored. Raises UsageError if the file is absent or another line is unreadable.
+    A `null` reads as NaN; values that are not numbers are left out. Lines of the same step are merged and the later one
+    wins, so the steps that a resumed run repeats count once. A torn last line (the run was killed while writing it) is
+    ignored.
+
+    Args:
+        path: of metrics.jsonl.
+
+    Raises:
+        UsageError: if the file is absent or a line that is not the last is unreadable.
 
     >>> from pathlib import Path
     >>> written = Path("metrics.jsonl").write_text('{"step": 1, "loss": 0.5}' + chr(10) + '{"step": 2, "lo')  # killed
@@ -75,7 +81,14 @@ def _numbers(values: dict[str, object]) -> Row:
 
 
 def series(rows: Sequence[Row], key: str) -> tuple[FloatArray, FloatArray]:
-    """Steps and values, float64 [N] each, of the rows in which `key` is present and finite.
+    """Steps and values of the rows in which `key` is present and finite.
+
+    Args:
+        rows: as `read_metrics` gives them.
+        key: of the number.
+
+    Returns:
+        Steps and values, float64 [N] each.
 
     >>> sl.report.series([{"step": 1, "loss": 0.5}, {"step": 2}, {"step": 3, "loss": 0.4}], "loss")
     (array([1., 3.]), array([0.5, 0.4]))
@@ -86,9 +99,12 @@ def series(rows: Sequence[Row], key: str) -> tuple[FloatArray, FloatArray]:
 
 
 def mean_and_spread(values: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    """Mean and sample standard deviation (n - 1) over the first axis of `values`, [R] or [R, N].
+    """Mean and sample standard deviation (n - 1) over the first axis.
 
     The spread of a single run is NaN: one run says nothing about the next.
+
+    Args:
+        values: [R] or [R, N], of R runs.
 
     >>> mean, spread = sl.report.mean_and_spread([1.0, 2.0, 3.0])
     >>> float(mean), float(spread)
@@ -105,6 +121,10 @@ def band(runs: Sequence[Sequence[Row]], key: str) -> Band:
     Runs are read at all steps that any of them logged, with linear interpolation, over the range that all of
     them cover: each mean is over the same runs. Runs that never logged `key` are left out; without any, the
     band is empty. Spread is the sample standard deviation (n - 1), and NaN for a single run.
+
+    Args:
+        runs: the rows of each, as `read_metrics` gives them.
+        key: of the number, as in "test_accuracy".
 
     >>> one, other = ([{"step": 0, "loss": 2.0}, {"step": 10, "loss": last}] for last in (1.0, 0.0))
     >>> sl.report.band([one, other], "loss").mean

@@ -50,6 +50,7 @@ def curves(lines: Mapping[str, Band], y: str, x: str = "training step", percent:
     points, equal groups of neighbors are averaged.
 
     Args:
+        lines: label -> its values.
         y, x: what the axes show, with their units.
         percent: the values are fractions, shown times 100 with "(%)".
         log: x is positive and on a log scale, where the values themselves are ticked, as far as there is room, e.g.
@@ -108,7 +109,9 @@ def heat_map(lines: Mapping[str, Band], title: str, x: str = "training step") ->
     Where a line has no value, its row is empty.
 
     Args:
-        lines: fractions.
+        lines: label -> fractions, in [0, 1].
+        title: above it.
+        x: what the axis shows, with its unit.
 
     >>> band = sl.report.Band(np.arange(3), np.array([0.1, 0.5, 0.6]), np.zeros(3))
     >>> "<svg" in sl.report.heat_map({"cat": band, "dog": band}, title="coverage")

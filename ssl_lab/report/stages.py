@@ -20,7 +20,13 @@ from ssl_lab.report.tables import Cell, Column, Table
 SHOWN = 20  # images
 
 def stage_table(stages: Mapping[str, Path]) -> Table:
-    """A row for each stage: name -> the folder of a finished run of a recipe. UsageError for another folder.
+    """A row for each stage: its method, net, labels, steps, seconds and accuracy.
+
+    Args:
+        stages: name -> the folder of a finished run of a recipe.
+
+    Raises:
+        UsageError: for another folder.
 
     >>> import json
     >>> from pathlib import Path
@@ -46,8 +52,19 @@ def stage_table(stages: Mapping[str, Path]) -> Table:
 
 def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, asked: Sequence[int],
                  out: Path) -> None:
-    """Writes report.html into the folder `out`: `stage_table`, the lines that were `said`, accuracy curves of the
-    stages that have one, and the first images that were `asked` for (rows of the pool), with their labels.
+    """Writes report.html into a folder: `stage_table`, what was said, accuracy curves of the stages that have one, and
+    the first images that were asked for, with their labels.
+
+    Args:
+        title: of the page.
+        said: lines of text, below the table.
+        stages: name -> the folder of a finished run of a recipe.
+        pool: whose images are shown.
+        asked: rows of it, of which the first are shown.
+        out: the folder, which is there.
+
+    Raises:
+        UsageError: as in `stage_table`.
 
     >>> import json
     >>> from pathlib import Path

@@ -138,8 +138,9 @@ def mean_spread(values: Sequence[float], percent: bool = True) -> str:
     No values, or one that is not finite, gives a dash.
 
     Args:
-        percent: the values are fractions in [0, 1] and are shown times 100, with one decimal; otherwise they are
-            shown as they are, with three significant digits.
+        values: one of each run.
+        percent: the values are fractions in [0, 1] and are shown times 100, with one decimal; otherwise they are shown
+            as they are, with three significant digits.
 
     >>> sl.report.mean_spread([0.76, 0.78, 0.74]), sl.report.mean_spread([0.76])
     ('76.0 ± 2.0', '76.0')

@@ -144,8 +144,11 @@ def technique(text: str) -> Technique:
     """The technique that a text describes: a name, or "mypackage.mymodule:Thing", with arguments in parentheses, as in
     sam(rho=0.1), of which any scalar may be a schedule.
 
-    A module is looked for in the current folder too. Raises UsageError with the nearest names, for arguments that it
-    does not take, and for what cannot be imported or is no technique.
+    A module is looked for in the current folder too.
+
+    Raises:
+        UsageError: with the nearest names for an unknown one, for arguments that it does not take, and for what cannot
+            be imported or is no technique.
 
     >>> sl.techniques.technique("sam(rho=linear(0, 0.1))").rho
     linear(0, 0.1, until=1.0)
@@ -171,7 +174,13 @@ def _maker(name: str) -> Callable[..., Technique | Schedule]:
 
 
 def together(given: Sequence[Technique | str]) -> Techniques:
-    """These techniques, or those that texts describe. UsageError where two of them exclude each other.
+    """Several techniques as one, which says what they ask for.
+
+    Args:
+        given: techniques, or texts as `technique` reads them.
+
+    Raises:
+        UsageError: where two of them exclude each other, and as in `technique`.
 
     >>> try:
     ...     sl.techniques.together(["sam", "gnp"])
@@ -183,8 +192,14 @@ def together(given: Sequence[Technique | str]) -> Techniques:
 
 
 def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: int = 0) -> Net:
-    """The net as the net techniques among `techniques` make it, to build a method around. The same techniques are then
-    given to the `Trainer`, which records them and does what the others ask for.
+    """The net as the net techniques among these make it, to build a method around. The same techniques are then given
+    to the `Trainer`, which records them and does what the others ask for.
+
+    Args:
+        net: as it is.
+        techniques: techniques, or texts as `technique` reads them; those of other kinds leave the net alone.
+        pool: whose images it will see.
+        seed: of what they draw.
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> net = sl.prepared(sl.net("tiny_4", classes=10, style=pool.style), ["dropout(rate=0.2)"], pool)

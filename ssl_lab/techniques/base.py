@@ -122,7 +122,7 @@ class StepTechnique(Technique, nn.Module):
     """An update rule (see `optim.Update`) that may call the closure again; what it keeps from step to step are buffers
     and parameters, so that it is saved. Randomness from (seed, purpose, step): `at.draw`, or `generator(at.seed, ...)`.
 
-    Args:
+    Attributes:
         keeps_copies: whether these are copies of the weights, which a technique that writes into weights would not
             reach.
 

@@ -25,13 +25,21 @@ def check_views(
     sizes: Iterable[tuple[int, int]] = ((8, 8), (32, 32), (33, 47)),
     channels: Iterable[int] = (1, 3),
 ) -> None:
-    """Hold a view to the contract of `ssl_lab.views.View`, at each (height, width) and number of channels.
+    """Hold a view to the contract of `ssl_lab.views.View`, at each size and number of channels.
 
     Checked: shape, type and range of the result; that the input is left alone; that the result is a function
     of the images and the drawn numbers alone; that two ranks see what one would; that a row depends neither on its
     neighbors nor on their numbers, so that equal images get different views; that a batch may be empty; that nothing
     is read back to the host and all happens on the device of the images. Example:
     `check_views(partial(MyView, strength=0.3))`.
+
+    Args:
+        view_factory: makes the view of a `Style`.
+        sizes: (height, width) of the images.
+        channels: of the images.
+
+    Raises:
+        AssertionError: for what it does not keep, saying what.
 
     >>> def bright(style):
     ...     return lambda images, draw: (images / 255 + draw.to_device(draw.uniform(1, 1, 1, high=0.2))).clamp(0, 1)

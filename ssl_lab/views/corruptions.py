@@ -135,6 +135,7 @@ def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
         images: uint8 [B, 1 or 3, H, W].
         kind: one of `KINDS`.
         strength: 1 to 5.
+        seed: of what it draws.
 
     Raises:
         UsageError: for an unknown kind or strength, and for other images.

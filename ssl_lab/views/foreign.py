@@ -41,8 +41,13 @@ def kornia(*augmentations: Any) -> ViewFactory:
     order of `ColorJitter`'s four changes is one for the batch, as Kornia has it; their strengths are each image's own.
     What changes colors takes gray images as three equal channels.
 
-    UsageError for what decides once for a batch (kornia.augmentation.auto, random_apply, same_on_batch), what mixes
-    images or wants labels, and a pipeline that cannot take the images of a style or gives them another size.
+    Args:
+        augmentations: modules, in their order.
+
+    Raises:
+        UsageError: for what decides once for a batch (kornia.augmentation.auto, random_apply, same_on_batch), what
+            mixes images or wants labels, and a pipeline that cannot take the images of a style or gives them another
+            size.
 
     >>> import kornia.augmentation as K
     >>> affine = sl.views.kornia(K.RandomAffine(15, (0.1, 0.1)), K.RandomErasing(p=0.5))
@@ -161,7 +166,10 @@ def torchvision(transform: Callable[[Tensor], Tensor]) -> ViewFactory:
     """A view of a torchvision v2 transform (or any function) of one image, uint8 [C, H, W] to uint8 or float in [0, 1].
 
     Image by image, each with a seed of its own, on the host, to which pixels of a GPU are read back: slow, and not for
-    long runs. UsageError where it changes the shape of images.
+    long runs.
+
+    Raises:
+        UsageError: where it changes the shape of images.
 
     >>> from torchvision.transforms import v2
     >>> invert = sl.views.torchvision(v2.RandomInvert(p=1.0))

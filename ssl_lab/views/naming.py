@@ -39,6 +39,7 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
     `View`; with arguments by name if there are any, as in strong(ops=3).
 
     Args:
+        text: as above, or what was read of it.
         modules: whether the text may import a module, which one from a file of settings may not.
 
     Raises:
@@ -74,7 +75,11 @@ def named(text: str | Call, modules: bool = True) -> ViewFactory:
 def by_name(given: Sequence[str]) -> dict[str, ViewFactory]:
     """The views that texts give to names, as in strong=simclr; a text alone stands for the name "".
 
-    UsageError where one name is given two, and see `named`.
+    Args:
+        given: texts, each NAME=VIEW, or a VIEW as `named` reads it.
+
+    Raises:
+        UsageError: where one name is given two, and as in `named`.
 
     >>> views = sl.views.by_name(["weak=simclr", "strong=strong(ops=3)"])
     >>> views["weak"].__name__, views["strong"](sl.Style()).ops

@@ -55,6 +55,9 @@ def dawid_skene(answers: Iterable[tuple[int, str, int]], classes: int, iteration
 
     Args:
         answers: (row, who, class); one for each row and person, or more that count each.
+        classes: how many there are.
+        iterations: at most so many.
+        tolerance: EM ends when no image's chances move by more.
 
     Raises:
         UsageError: without answers, or for a class that is none of 0 .. classes - 1.
@@ -101,8 +104,9 @@ def assign(queries: Sequence[int], annotators: Sequence[str], reliability: Relia
     Args:
         queries: rows.
         annotators: names; one who is not in `reliability` counts as the mean of those who are.
-        probs: [n, C], what the model thinks of each image: then people get images of classes that they know;
-            without it, the class frequencies.
+        reliability: of `dawid_skene`; without it everybody is taken to be as good.
+        probs: [n, C], what the model thinks of each image: then people get images of classes that they know; without
+            it, the class frequencies.
         done: row -> those who have labeled it already, who do not get it again; a row that all have labeled is left
             out.
 

@@ -19,11 +19,12 @@ def labels(source: Annotated[Path, tyro.conf.Positional], to: Path | None = None
            agreement: Agreement = "newest") -> None:
     """Takes labels along: a CSV of path,label,source,when, for load, --split-file, --oracle FILE and everything else.
 
-    source: folder of an active-learning loop or of a run, or a ledger's file (labels.jsonl).
-    to: the CSV file (default: printed). Paths are relative to its folder if the images lie below it, else whole; images
-        without files have a column id in place of path. A label of -2 is an image to leave out.
-    agreement: which answer counts where people who labeled together disagree: what most say (of a tie none), the first
-        or the newest, none until they agree, or what is likeliest by how reliable each is (dawid-skene).
+    Args:
+        source: folder of an active-learning loop or of a run, or a ledger's file (labels.jsonl).
+        to: the CSV file (default: printed). Paths are relative to its folder if the images lie below it, else whole;
+            images without files have a column id in place of path. A label of -2 is an image to leave out.
+        agreement: which answer counts where people who labeled together disagree: what most say (of a tie none), the
+            first or the newest, none until they agree, or what is likeliest by how reliable each is (dawid-skene).
     """
     of_loop = ((source if source.is_dir() else source.parent) / "loop.json").exists()
     if of_loop and agreement != "newest":

@@ -24,7 +24,7 @@ BUDGET = 7
 
 
 def check_query(query: Query, *, rows: int = ROWS) -> None:
-    """Hold a query to the contract of `ssl_lab.active.queries.base.Query`, on small random pools of `rows` >= 40 rows.
+    """Hold a query to the contract of `ssl_lab.active.queries.base.Query`, on small random pools.
 
     Checked: that it names itself; that it reads no array beside those that it `needs`, and asks for those; that
     it returns `budget` different ids of candidates, for a budget of 1, some and all, and refuses more; that the
@@ -32,6 +32,13 @@ def check_query(query: Query, *, rows: int = ROWS) -> None:
     what ignored rows hold changes nothing; that it works with nothing labeled or says that it cannot (UsageError);
     that rows which are all equal are told apart by the seed, not by their number, and that a pool of repeated rows is
     chosen to its end. Ids run from 0 to 10 * rows. Example: `check_query(MyQuery(factor=3))`.
+
+    Args:
+        query: an instance of it.
+        rows: of the pools, 40 or more.
+
+    Raises:
+        AssertionError: for what it does not keep, saying what.
 
     >>> sl.testing.check_query(sl.active.Margin())  # it holds
     """

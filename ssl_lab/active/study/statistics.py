@@ -41,7 +41,11 @@ def area(labels: ArrayLike, accuracy: ArrayLike) -> FloatArray:
     Of a single point, its accuracy.
 
     Args:
-        accuracy: [..., P] -> [...].
+        labels: float [P], rising.
+        accuracy: [..., P].
+
+    Returns:
+        float64 [...].
 
     >>> round(float(sl.active.area(labels=[10, 20, 40], accuracy=[0.5, 0.7, 0.9])), 4)
     0.7333
@@ -53,9 +57,12 @@ def area(labels: ArrayLike, accuracy: ArrayLike) -> FloatArray:
 
 
 def paired_t(one: ArrayLike, other: ArrayLike) -> Paired:
-    """Student's paired t-test of `one - other`, [R] each, run by run.
+    """Student's paired t-test of `one - other`.
 
     Where all differences are equal, p is 1 if they are 0, else 0. With fewer than 2 runs, interval and p are NaN.
+
+    Args:
+        one, other: [R] each, run by run.
 
     >>> found = sl.active.paired_t([0.80, 0.90, 0.85], [0.70, 0.82, 0.74])
     >>> round(found.difference, 3), bool(found.p < 0.05)
@@ -76,6 +83,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
     NaN, of what could not be tested, stays NaN and does not count among the tests.
 
+    Args:
+        p: p-values in [0, 1], or NaN.
+
     >>> [round(p, 3) for p in sl.active.holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
     """
@@ -89,6 +99,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 def monotone(accuracy: ArrayLike) -> FloatArray:
     """The non-decreasing curve [P] nearest to the given one in squares (pool adjacent violators).
+
+    Args:
+        accuracy: [P].
 
     >>> sl.active.monotone([0.5, 0.8, 0.7, 0.9])
     array([0.5 , 0.75, 0.75, 0.9 ])
@@ -108,6 +121,11 @@ def labels_needed(labels: ArrayLike, accuracy: ArrayLike, level: float) -> tuple
 
     The two are equal if it does so within the curve. Of a curve that starts above, the most are its first labels, and
     the least 0; of one that never does, the least are its last, and the most infinity.
+
+    Args:
+        labels: float [P], rising.
+        accuracy: [P].
+        level: the accuracy to reach.
 
     >>> labels, accuracy = [10, 20, 40], [0.5, 0.7, 0.9]
     >>> sl.active.labels_needed(labels, accuracy, 0.7), sl.active.labels_needed(labels, accuracy, 0.95)
@@ -136,8 +154,9 @@ def labeling_efficiency(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayL
     The two are equal if both have `level` within their curves; else one curve, or both, only bounds the ratio.
 
     Args:
+        labels: float [P], rising.
         accuracy, baseline: mean curves [P].
-        level: by default the highest accuracy that both reach.
+        level: an accuracy; by default the highest that both reach.
 
     >>> sl.active.labeling_efficiency([10, 20, 40], accuracy=[0.5, 0.9, 0.95], baseline=[0.5, 0.7, 0.9])
     (2.0, 2.0)
@@ -150,11 +169,19 @@ def labeling_efficiency(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayL
 
 def efficiency_interval(labels: ArrayLike, accuracy: ArrayLike, baseline: ArrayLike,
                         draws: int = 1000) -> tuple[float, float]:
-    """95% interval of the labeling efficiency over runs: [R, P] each, run r of both with the same seed.
+    """95% interval of the labeling efficiency over runs.
 
     By the bootstrap (percentiles): runs are drawn with replacement, both curves of a run together, and `level` anew for
     each draw's means. Bounds count as what they may be at the least and at the most, so that an end may be 0 or
     infinity. With few runs such an interval is rather too narrow.
+
+    Args:
+        labels: float [P], rising.
+        accuracy, baseline: [R, P] each, run r of both with the same seed.
+        draws: of the bootstrap.
+
+    Returns:
+        Its lower and its upper end.
 
     >>> rng = np.random.default_rng(0)
     >>> ours, theirs = (rng.normal(curve, 0.01, (5, 3)) for curve in ([0.5, 0.9, 0.95], [0.5, 0.7, 0.9]))
@@ -176,6 +203,7 @@ def win_matrix(runs: Mapping[str, ArrayLike], significance: float = 0.05) -> Flo
 
     Args:
         runs: name -> accuracy [R, P], run r of each with the same initial labels and seed.
+        significance: the p-value below which a difference counts.
 
     >>> rng = np.random.default_rng(0)
     >>> runs = {"margin": 0.8 + rng.normal(0, 0.01, (5, 4)), "random": 0.6 + rng.normal(0, 0.01, (5, 4))}

@@ -162,15 +162,18 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
 
     Args:
         source: the folder of a run (which names the net and its image size, and whose model.safetensors has the
-            weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in
-            the metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or
-            timm/<model> with its published weights, or lite0 and the like, whose features can teach but not its
-            fresh head. Of a run that learned no classes, such as pretraining, only features can teach.
+            weights); a file of weights, of the net `name`; a file with the one tensor `logits` (and class_names, in the
+            metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model>
+            with its published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run
+            that learned no classes, such as pretraining, only features can teach.
+        classes: their names, or how many. What the teacher says is brought into their order; the log says so, or that
+            the teacher's names are unknown.
+        style: of the images.
+        name: of the net, where `source` is a file of weights.
         image_size: side that the teacher takes, where it is not that of the style.
-        classes: their names, or how many. What the teacher says is brought into their order; the log says so, or
-            that the teacher's names are unknown.
-        reading: how the images of this style were read; where a run knows that its own were read otherwise, a line
-            says so.
+        images: how many the pool has, where `source` holds logits.
+        reading: how the images of this style were read; where a run knows that its own were read otherwise, a line says
+            so.
 
     Raises:
         UsageError: for a teacher of other classes.
