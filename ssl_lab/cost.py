@@ -11,21 +11,24 @@ T = TypeVar("T")
 
 
 class Cost(NamedTuple):
-    """seconds: wall clock. memory: bytes by which the process's resident memory peaked above where it was when the
-    call began; None where the system does not tell (only Linux does)."""
+    """seconds: wall clock. cpu: seconds of the processor, of all threads. resident: the peak of the process's resident
+    memory, in bytes; memory: how far that is above where it was when the call began. None where the system does not
+    tell (only Linux does)."""
 
     seconds: float
+    cpu: float
     memory: int | None
+    resident: int | None
 
 
 def measured(call: Callable[[], T]) -> tuple[T, Cost]:
     """What the call returns, and what it cost."""
     before = _bytes("VmRSS") if _reset_peak() else None
-    start = time.perf_counter()
+    start, cpu = time.perf_counter(), time.process_time()
     result = call()
-    seconds = time.perf_counter() - start
-    peak = _bytes("VmHWM")
-    return result, Cost(seconds, None if before is None or peak is None else max(0, peak - before))
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    peak = None if before is None else _bytes("VmHWM")
+    return result, Cost(seconds, cpu, None if before is None or peak is None else max(0, peak - before), peak)
 
 
 def _reset_peak() -> bool:

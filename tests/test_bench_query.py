@@ -15,7 +15,7 @@ from ssl_lab.bench.query import Made, Size, bench_query, costs, inputs
 from ssl_lab.errors import UsageError
 
 SMALL = Size(n=300, dim=16, classes=3, budget=5)
-KEYS = ["query", "n", "dim", "classes", "budget", "seconds", "peak_memory_bytes"]
+KEYS = ["query", "n", "dim", "classes", "budget", "seconds", "cpu_seconds", "peak_memory_bytes", "resident_bytes"]
 BADGE = "ssl_lab.active.queries.badge:Badge"
 
 
@@ -74,12 +74,14 @@ def test_inputs_in_files_are_the_same(half, tmp_path):
 def test_table(capsys, monkeypatch):
     monkeypatch.setattr(bench, "costs", lambda *_: [
         dict(zip([*KEYS, "peer", "peer_seconds"], values, strict=True)) for values in (
-            ("badge", 300, 16, 3, 5, 0.5, 2_000_000, "Badge", 10.0), ("bait", 300, 16, 3, 5, None, None, None, None))])
+            ("badge", 300, 16, 3, 5, 0.5, 0.25, 2_000_000, 9_000_000, "Badge", 10.0),
+            ("bait", 300, 16, 3, 5, *[None] * 6))])
     bench_query(300, 16, 3, 5, queries="badge,bait", peers=True)
     lines = capsys.readouterr().out.splitlines()
     assert "300 rows, 16 features, 3 classes, budget 5" in lines[0]
-    assert next(line for line in lines if "badge" in line).split() == ["badge", "0.50", "2", "Badge", "10.00", "20.0"]
-    assert next(line for line in lines if "bait" in line).split() == ["bait"] + ["\N{EN DASH}"] * 5
+    assert next(line for line in lines if "badge" in line).split() == ["badge", "0.50", "0.25", "2", "Badge", "10.00",
+                                                                         "20.0"]
+    assert next(line for line in lines if "bait" in line).split() == ["bait"] + ["\N{EN DASH}"] * 6
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/clear_refs"), reason="only Linux tells a process's peak of memory")
@@ -92,7 +94,9 @@ def test_json_of_one_that_takes_memory_and_one_that_dies(capsys, monkeypatch, tm
     assert list(hungry) == list(dying) == KEYS
     assert (hungry["query"], *(hungry[key] for key in KEYS[1:5])) == ("hungry", 2000, 16, 3, 5)
     assert hungry["seconds"] > 0
+    assert hungry["cpu_seconds"] > 0
     assert 60e6 < hungry["peak_memory_bytes"] < 90e6
+    assert hungry["resident_bytes"] > hungry["peak_memory_bytes"]
     assert (dying["query"], dying["seconds"], dying["peak_memory_bytes"]) == ("dying", None, None)
     assert "status 3" in output.err
 

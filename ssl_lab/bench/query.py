@@ -49,7 +49,8 @@ class Size:
 def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int = 500, queries: str = "",
                 peers: bool = False, seed: int = 0, json: bool = False, files: Path | None = None,
                 half: bool = False) -> None:
-    """Prints what queries cost on clustered random features: seconds, and the peak of memory over that of the inputs.
+    """Prints what queries cost on clustered random features: seconds by the clock and of the processor, and the peak of
+    memory over that of the inputs.
 
     Args:
         n: rows.
@@ -67,9 +68,10 @@ def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int 
     if json:
         print(jsonlib.dumps(rows, indent=2))
         return
-    columns = [Column("query"), Column("seconds", "right", ".2f"), Column("peak memory, MB", "right", ".0f")]
-    cells = [[row["query"], row["seconds"], row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6]
-             for row in rows]
+    columns = [Column("query"), Column("seconds", "right", ".2f"), Column("CPU seconds", "right", ".2f"),
+               Column("peak memory, MB", "right", ".0f")]
+    cells = [[row["query"], row["seconds"], row["cpu_seconds"],
+              row["peak_memory_bytes"] and row["peak_memory_bytes"] / 1e6] for row in rows]
     if peers:
         columns += [Column("scikit-activeml"), Column("its seconds", "right", ".2f"),
                     Column("times as long", "right", ".1f")]
@@ -81,12 +83,13 @@ def bench_query(n: int = 50_000, dim: int = 512, classes: int = 10, budget: int 
 
 def costs(size: Size, queries: list[str], peers: bool, seed: int, files: Path | None = None,
           half: bool = False) -> list[dict[str, Any]]:
-    """For each query: query, n, dim, classes, budget, seconds, peak_memory_bytes; with peers also peer, peer_seconds.
+    """For each query: query, n, dim, classes, budget, seconds, cpu_seconds, peak_memory_bytes, resident_bytes; with
+    peers also peer, peer_seconds.
 
     Each query, and each peer, runs in a process of its own, in turn: it makes the inputs from the seed, runs once on
     a small pool, so that what is loaded on first use is not counted, and then on the whole. peak_memory_bytes is the
-    highest resident memory of that process meanwhile, less what was resident when the inputs had been made; null
-    where the system does not tell (all but Linux). Inputs in `files` are made once, and have been read once when a
+    highest resident memory of that process meanwhile, less what was resident when the inputs had been made, and
+    resident_bytes all of it; null where the system does not tell (all but Linux). Inputs in `files` are made once, and have been read once when a
     query begins: then pages of theirs are resident, and do not count, though the system may take them back. seconds is
     null where a query cannot do this size, and standard error says why; peer and peer_seconds are null where there is
     no such peer.
@@ -108,7 +111,8 @@ def costs(size: Size, queries: list[str], peers: bool, seed: int, files: Path | 
             name = make_query(query).name
             row = {"query": name, "n": size.n, "dim": size.dim, "classes": size.classes, "budget": size.budget}
             cost = _alone(query, made, peer=False)
-            row |= {"seconds": cost and cost.seconds, "peak_memory_bytes": cost and cost.memory}
+            row |= {"seconds": cost and cost.seconds, "cpu_seconds": cost and cost.cpu,
+                    "peak_memory_bytes": cost and cost.memory, "resident_bytes": cost and cost.resident}
             if peers:
                 known = PEERS.get(name)
                 beside = _alone(name, made, peer=True) if known else None
