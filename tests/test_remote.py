@@ -219,6 +219,29 @@ def test_what_was_copied_before_the_end_is_not_copied_again(tmp_path, monkeypatc
     assert asked == ["/photos/dog/5.png"]
 
 
+@pytest.mark.parametrize(("error", "kept"), [(ConnectionError("the line went dead"), True),
+                                             (PermissionError("Access Denied"), False)])
+def test_a_folder_that_cannot_be_listed_is_not_one_without_files(tmp_path, monkeypatch, capsys, error, kept):
+    """Else its images would leave the copy without a word."""
+    here, memory = photos(tmp_path / "photos"), type(fsspec.filesystem("memory"))
+    address, whole = in_memory(here), memory.ls
+    copy = copied(address)
+
+    def ls(self, path, detail=True, **given):
+        if path.rstrip("/").endswith("/dog"):
+            raise error
+        return whole(self, path, detail, **given)
+
+    monkeypatch.setattr(memory, "ls", ls)
+    if kept:
+        assert copied(address) == copy
+        assert re.search(r"cannot be reached \(the line went dead\); the copy of .* is taken", capsys.readouterr().err)
+    else:
+        with pytest.raises(UsageError, match="may not be read with the credentials in the environment"):
+            copied(address)
+    assert files_of(copy) == files_of(here)
+
+
 def test_https_gives_one_file(tmp_path):
     here = photos(tmp_path / "photos", each=1)
     np.savez(here / "all.npz", images=np.zeros((4, 8, 8), np.uint8), labels=[0, 1, 0, 1])
@@ -279,11 +302,11 @@ def test_names_that_lead_out_of_the_copy_are_refused(monkeypatch):
         def isfile(self, path):
             return False
 
-        def walk(self, root, **given):
-            yield root, {}, {"../../x.png": {"name": "x", "size": 1}}
+        def ls(self, root, detail):
+            return [{"name": f"{root}/../../x.png", "size": 1, "type": "file"}]
 
     with pytest.raises(UsageError, match="would lie outside of the copy"):
-        remote._listed(Evil(), "/photos", "s3://photos", None)
+        remote._listed(Evil(), "/photos", "gs://photos", None)
 
 
 def test_what_is_an_address():
@@ -435,9 +458,34 @@ def test_a_key_that_vanishes(bucket):
         copied(bucket)
 
 
-def test_no_bucket_and_no_credentials(bucket, monkeypatch):
-    with pytest.raises(UsageError, match="there is nothing at s3://nowhere/photos"):
-        copied("s3://nowhere/photos")
+def test_no_bucket_and_no_credentials(bucket, monkeypatch, tmp_path):
+    for address in ("s3://nowhere", "s3://nowhere/photos", "s3://nowhere/photos/*.png", "s3://photos/none"):
+        with pytest.raises(UsageError, match=f"there is nothing at {address.partition('/*')[0]}$"):
+            copied(address)
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    with pytest.raises(UsageError, match="s3://photos/all may not be read with the credentials in the environment"):
+        copied(bucket)
+
+
+def test_a_listing_ends_where_it_is_too_long(bucket, monkeypatch):
+    """Whatever follows is not asked for: of ten million keys that would take an hour, and their memory."""
+    asked = []
+    find = fsspec.get_filesystem_class("s3").find
+
+    def counted(self, *given, **named):
+        asked.append(find(self, *given, **named))
+        return asked[-1]
+
+    monkeypatch.setattr(fsspec.get_filesystem_class("s3"), "find", counted)
+    monkeypatch.setattr(remote, "MOST_FILES", 5)
+    with pytest.raises(UsageError, match="s3://photos/all holds more than 5 files; pack them into tar shards"):
+        copied(bucket)
+    assert [len(found) for found in asked] == [6]
 
 
 def test_a_whole_copy_is_taken_where_nothing_can_be_reached(bucket, tmp_path, monkeypatch, capsys):

@@ -89,10 +89,10 @@ def costs(size: Size, queries: list[str], peers: bool, seed: int, files: Path | 
     Each query, and each peer, runs in a process of its own, in turn: it makes the inputs from the seed, runs once on
     a small pool, so that what is loaded on first use is not counted, and then on the whole. peak_memory_bytes is the
     highest resident memory of that process meanwhile, less what was resident when the inputs had been made, and
-    resident_bytes all of it; null where the system does not tell (all but Linux). Inputs in `files` are made once, and have been read once when a
-    query begins: then pages of theirs are resident, and do not count, though the system may take them back. seconds is
-    null where a query cannot do this size, and standard error says why; peer and peer_seconds are null where there is
-    no such peer.
+    resident_bytes all of it; null where the system does not tell (all but Linux). Inputs in `files` are made once, and
+    have been read once when a query begins: then pages of theirs are resident, and do not count as memory beside the
+    inputs, though the system may take them back. seconds is null where a query cannot do this size, and standard error
+    says why; peer and peer_seconds are null where there is no such peer.
     """
     if min(size.n, size.dim, size.classes, size.budget) < 1 or size.budget > size.n - _labels(size):
         raise UsageError(f"cannot choose {size.budget} of {size.n} rows of {size.dim} features and {size.classes} "

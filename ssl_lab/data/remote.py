@@ -197,18 +197,38 @@ def _found(system: Any, root: str, source: str, pattern: str | None) -> Iterator
         yield _remote(PurePosixPath(urlsplit(source).path).name, root, system.info(root))
         return
     count, start = 0, root.rstrip("/")
-    for folder, _, files in system.walk(root, maxdepth=1 if pattern else None, detail=True):
-        for base, info in files.items():
-            name = f"{folder}/{base}"[len(start):].lstrip("/")
-            if not base or (pattern and not re.fullmatch(pattern, base)):
-                continue
-            if any(part in ("..", "") for part in name.split("/")):
-                raise UsageError(f"{source} holds {name!r}, which would lie outside of the copy")
-            count += 1
-            if count > MOST_FILES:
-                raise UsageError(f"{source} holds more than {MOST_FILES:,} files; pack them into tar shards of some "
-                                 "thousands each (WebDataset), which are copied as they are")
-            yield _remote(name, info["name"], info)
+    for path, info in _below(system, root, source, pattern):
+        name = path[len(start):].lstrip("/")
+        base = name.rpartition("/")[2]
+        if not base or (pattern and not re.fullmatch(pattern, base)):
+            continue
+        if any(part in ("..", "") for part in name.split("/")):
+            raise UsageError(f"{source} holds {name!r}, which would lie outside of the copy")
+        count += 1
+        if count > MOST_FILES:
+            raise UsageError(f"{source} holds more than {MOST_FILES:,} files; pack them into tar shards of some "
+                             "thousands each (WebDataset), which are copied as they are")
+        yield _remote(name, info["name"], info)
+
+
+def _below(system: Any, root: str, source: str, pattern: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(path, what is known of it) of the files in a folder, and without a pattern of those in its folders too.
+
+    A folder that cannot be listed is an error, and not one without files, as it is for fsspec's `walk`. S3 lists all
+    below a prefix at once: so no more than can be copied are asked for, however many there are.
+    """
+    if not pattern and source.startswith("s3://"):
+        yield from system.find(root, detail=True, max_items=MOST_FILES + 1).items()
+        return
+    left = [root]
+    while left:
+        folder = left.pop()
+        for info in system.ls(folder, detail=True):
+            path = info["name"]
+            if info["type"] != "directory":
+                yield path, info
+            elif not pattern and path.rstrip("/") != folder.rstrip("/"):
+                left.append(path)
 
 
 def _remote(name: str, path: str, info: dict[str, Any]) -> Remote:
