@@ -84,7 +84,8 @@ def env() -> None:
 
 
 def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
-    """Lists what is kept on disk to start faster: decoded images, indexes of shards, features; it is made again.
+    """Lists what is kept on disk to start faster: decoded images, indexes of shards, features, and copies of what lies
+    at an address; it is made again.
 
     Args:
         remove: all, old (not used for 30 days) or the name of one; what a running process uses stays.
@@ -96,7 +97,7 @@ def cache(remove: str | None = None, data_dir: Path | None = None) -> None:
     rows = [("removed", each) for each in gone] + [("in use, stays", each) for each in held]
     for state, each in rows if remove is not None else [("", each) for each in kept.kept(data_dir)]:
         used = time.strftime("%Y-%m-%d", time.localtime(each.used))
-        print(f"{each.folder.name}  {each.what}, {each.rows:,} images, {each.size / 2**20:,.1f} MiB, last used {used}: "
-              f"{each.source}{f' ({state})' if state else ''}")
+        print(f"{each.folder.name}  {each.what}, {each.rows:,} {each.unit}, {each.size / 2**20:,.1f} MiB, last "
+              f"used {used}: {each.source}{f' ({state})' if state else ''}")
     if remove is not None and not rows:
         print("nothing to remove")

@@ -1,4 +1,5 @@
-"""What is kept on disk to start faster: decoded images, indexes of shards, features; listed, and removed if wanted."""
+"""What is kept on disk to start faster: decoded images, indexes of shards, features, copies of what lies elsewhere;
+listed, and removed if wanted."""
 
 from __future__ import annotations
 
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_lab.data.files import data_folder
+from ssl_lab.data.remote import LISTING
 from ssl_lab.errors import UsageError
 from ssl_lab.locks import lock
 
@@ -20,8 +22,8 @@ _OURS = {*_FILES, "meta.json", "skipped.json", "contents.npy", "spans.npy", "ind
 
 
 class Kept(NamedTuple):
-    """A cache. what: of which kind. source: the folder or data set that it is of. rows: images in it. size: in bytes.
-    used: when it was last opened, in seconds since 1970."""
+    """A cache. what: of which kind. source: the folder, data set or address that it is of. rows: images in it, or, as
+    `unit` says, files. size: in bytes. used: when it was last opened, in seconds since 1970."""
 
     folder: Path
     what: str
@@ -29,13 +31,17 @@ class Kept(NamedTuple):
     rows: int
     size: int
     used: float
+    unit: str = "images"
 
 
 def kept(data_dir: str | os.PathLike[str] | None = None) -> list[Kept]:
     """The caches of a data folder, those that were used last first. Folders that hold anything else are none."""
-    found = []
-    for folder in (path for name in ("cache", "features") for path in (data_folder(data_dir) / name).glob("*")):
+    found, rooms = [], [data_folder(data_dir) / name for name in ("cache", "features", "remote")]
+    for folder in (path for room in rooms for path in room.glob("*")):
         if not re.fullmatch(r"[0-9a-f]{24}", folder.name) or folder.is_symlink() or not folder.is_dir():
+            continue
+        if folder.parent.name == "remote":
+            found += _copy(folder)
             continue
         files = {file.name: file for file in folder.iterdir()}
         what = next((kind for name, kind in _FILES.items() if name in files), None)
@@ -49,6 +55,21 @@ def kept(data_dir: str | os.PathLike[str] | None = None) -> list[Kept]:
             used = max(os.stat(folder).st_mtime, *(state.st_mtime for state in states))
             found.append(Kept(folder, what, source, rows, sum(state.st_size for state in states), used))
     return sorted(found, key=lambda each: -each.used)
+
+
+def _copy(folder: Path) -> list[Kept]:
+    """A copy of what lies elsewhere, whole or in part."""
+    inside = {path.name for path in folder.iterdir()}
+    if not inside & {"files", "parts"} or not inside <= {"files", "parts", LISTING}:
+        return []
+    try:
+        source = str(json.loads((folder / LISTING).read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError):
+        source = "an address, not all of it yet"
+    states = [os.lstat(path) for path in folder.rglob("*") if not path.is_dir()]
+    used = max(os.stat(folder).st_mtime, *(state.st_mtime for state in states), 0.0)
+    count = sum(path.is_file() for part in ("files", "parts") for path in (folder / part).rglob("*"))
+    return [Kept(folder, "copied", source, count, sum(state.st_size for state in states), used, "files")]
 
 
 def remove(which: str, data_dir: str | os.PathLike[str] | None = None) -> tuple[list[Kept], list[Kept]]:

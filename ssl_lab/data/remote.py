@@ -22,7 +22,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from ssl_lab.data.files import alone, data_folder
+from ssl_lab.data.files import Hold, alone, data_folder
 from ssl_lab.data.table import TABLES
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
@@ -34,6 +34,7 @@ AT_A_TIME = 16  # files
 TRIES = 5
 PAUSE = 0.5  # seconds before the second try of a file, twice as long before each further one
 LISTING = "listing.json"
+_HELD: dict[Path, Hold] = {}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def copied(address: str, data_dir: str | os.PathLike[str] | None = None, gigabyt
     folder = data_folder(data_dir) / "remote" / hashlib.sha256(f"{source}\n{pattern}".encode()).hexdigest()[:24]
     with alone(folder):
         _bring(source, pattern, folder, gigabytes)
+    _HELD[folder] = Hold(folder)  # until the process ends, as nobody knows who reads in it
     files = folder / "files"
     if beside:
         return files / last
@@ -150,7 +152,7 @@ def _bring(source: str, pattern: str | None, folder: Path, gigabytes: float) -> 
 
 
 def _take_the_old(error: Exception, source: str, folder: Path) -> None:
-    reason = " ".join(str(error).split()) or type(error).__name__
+    reason = re.sub(r"//[^/\s]*@", "//", " ".join(str(error).split())) or type(error).__name__
     if isinstance(error, FileNotFoundError):
         raise UsageError(f"there is nothing at {source}") from error
     if isinstance(error, PermissionError) or "credential" in reason.lower() or "forbidden" in reason.lower():

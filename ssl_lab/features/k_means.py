@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
+from scipy.sparse import csc_array
 
 from ssl_lab.data import IntArray
 from ssl_lab.features.search import FloatArray, unit
@@ -85,8 +85,8 @@ def _lloyd(x: FloatArray, centers: FloatArray, iterations: int, spherical: bool)
     for _ in range(iterations):
         sums, sizes, moved, origin = np.zeros(centers.shape), np.zeros(k, dtype=np.int64), False, _origin(centers)
         for part, rows, found, squared in _assigned(x, centers):
-            members = csr_array((np.ones(len(rows), dtype=np.float32), found, np.arange(len(rows) + 1)),
-                                shape=(len(rows), k)).T
+            members = csc_array((np.ones(len(rows), dtype=np.float32), found, np.arange(len(rows) + 1)),
+                                shape=(k, len(rows)))
             sums += members @ rows
             sizes += np.bincount(found, minlength=k)
             moved |= not np.array_equal(clusters[part], found)

@@ -135,10 +135,11 @@ def top_columns(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
         values, places = scores.topk(k)
         return values, places
     whole = groups * group
-    best = scores[:, :whole].reshape(len(scores), groups, group).amax(dim=2).topk(k, sorted=False).indices
-    inside = torch.arange(group, device=scores.device)
+    # Columns of a group are `groups` apart, so that many maxima are taken by one instruction.
+    best = scores[:, :whole].reshape(len(scores), group, groups).amax(dim=1).topk(k, sorted=False).indices
+    inside = torch.arange(0, whole, groups, device=scores.device)
     left = torch.arange(whole, columns, device=scores.device).expand(len(scores), -1)
-    candidates = torch.cat([(best[:, :, None] * group + inside).flatten(1), left], dim=1)
+    candidates = torch.cat([(best[:, :, None] + inside).flatten(1), left], dim=1)
     values, places = scores.gather(1, candidates).topk(k)
     return values, candidates.gather(1, places)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import coo_array, csr_array
@@ -15,6 +17,7 @@ from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
 WHOLE = 2**20  # rows, up to which all are clustered together
+TRACE = 1e-280  # which changes no sum
 
 
 class ClusterMargin(Query):
@@ -118,27 +121,28 @@ def average_linkage(graph: csr_array, clusters: int) -> IntArray:
     by one (Sumengen et al. 2021, arXiv 2105.11653).
     """
     n = graph.shape[0]
-    edges = graph.tocoo()
-    row, col = edges.row.astype(np.int64), edges.col.astype(np.int64)
-    closer = edges.data.max(initial=0).astype(np.float64) - edges.data  # than the longest; in sum, for two clusters
-    member, size = np.arange(n), np.ones(n)  # of each cluster: any row that is in it; its number of rows
+    # Closer than the longest edge, in sum for two clusters; where by nothing a trace, as products drop zeros. `size`
+    # rows are in each cluster, and `member` is one of them.
+    closer = csr_array((np.maximum(graph.data.max(initial=0).astype(np.float64) - graph.data, TRACE), graph.indices,
+                        graph.indptr), (n, n))
+    member, size = np.arange(n), np.ones(n)
     merges: list[tuple[IntArray, IntArray, NDArray[np.float64]]] = []
     merged = np.empty(0)
-    while len(row) and clusters < n:
-        near = closer / (size[row] * size[col])  # the longest edge less the linkage
+    while closer.nnz and clusters < n:
+        counts = np.diff(closer.indptr)
+        near = closer.data / size[closer.indices]
+        near /= np.repeat(size, counts)  # the longest edge less the linkage
         if len(merged) >= n - clusters and near.max() < -np.partition(-merged, n - clusters - 1)[n - clusters - 1]:
             break  # every merge to come is above the cut
-        low, high, height = _nearest_pairs(row, col, near, len(member))
+        low, high, height = _nearest_pairs(closer.indices, counts, near)
         merges.append((member[low], member[high], height))
         merged = np.append(merged, height)
-        into = np.arange(len(member))
-        into[high] = low
-        kept, into = np.unique(into, return_inverse=True)
+        kept = np.ones(len(member), dtype=bool)
+        kept[high] = False
+        into = np.cumsum(kept, dtype=closer.indices.dtype) - 1
+        into[high] = into[low]
         member, size = member[kept], np.bincount(into, size)
-        row, col = into[row], into[col]
-        apart = row != col
-        joined = coo_array((closer[apart], (row[apart], col[apart])), shape=(len(kept), len(kept))).tocsr().tocoo()
-        row, col, closer = joined.row.astype(np.int64), joined.col.astype(np.int64), joined.data
+        closer = _joined(closer, into, len(member))
     if not merges:
         return np.arange(n)
     left, right, heights = (np.concatenate(part) for part in zip(*merges, strict=True))
@@ -148,21 +152,36 @@ def average_linkage(graph: csr_array, clusters: int) -> IntArray:
     return labels
 
 
-def _nearest_pairs(row: IntArray, col: IntArray, near: NDArray[np.float64],
-                   size: int) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
-    """The pairs (low, high) that are each other's nearest, and how near they are. Edges are sorted by row.
+def _nearest_pairs(others: NDArray[Any], counts: IntArray,
+                   near: NDArray[np.float64]) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
+    """The pairs (low, high) of clusters that are each other's nearest, and how near they are.
 
-    Of equally near ones the pair of lowest numbers counts as nearer, so that there always is a pair.
+    others, near [edges]: of each cluster `counts` of them, one cluster after the other. Of equally near pairs that of
+    the lowest numbers counts as nearer, so that there always is one.
     """
-    starts = np.flatnonzero(np.append(True, row[1:] != row[:-1]))
-    counts = np.diff(np.append(starts, len(row)))
+    has = np.flatnonzero(counts)
+    starts = np.cumsum(counts)[has] - counts[has]
     most = np.maximum.reduceat(near, starts)
-    pair = np.minimum(row, col) * size + np.maximum(row, col)
-    pair[near < np.repeat(most, counts)] = np.iinfo(np.int64).max
-    nearest, times = np.unique(np.minimum.reduceat(pair, starts), return_counts=True)
-    mutual = nearest[times == 2]
-    low, high = mutual // size, mutual % size
-    return low, high, most[np.searchsorted(row[starts], low)]
+    best = np.flatnonzero(near == np.repeat(most, counts[has]))  # of each cluster, one and its equals
+    row, col = np.searchsorted(starts, best, side="right") - 1, others[best].astype(np.int64)
+    first = np.searchsorted(best, starts)
+    row = has[row]
+    pair = np.minimum.reduceat(np.minimum(row, col) * len(counts) + np.maximum(row, col), first)
+    nearest = np.full(len(counts), -1)
+    nearest[has] = pair
+    low, high = pair // len(counts), pair % len(counts)
+    mutual = (low == has) & (nearest[high] == pair)
+    return low[mutual], high[mutual], most[mutual]
+
+
+def _joined(closer: csr_array, into: NDArray[Any], count: int) -> csr_array:
+    """The sums [count, count] of a symmetric matrix over what goes into the same number, without their diagonal."""
+    n = len(into)
+    members = csr_array((np.ones(n), into, np.arange(n + 1, dtype=into.dtype)), shape=(n, count))
+    joined = members.T.tocsr() @ (closer @ members)
+    apart = joined.indices != np.repeat(np.arange(count, dtype=into.dtype), np.diff(joined.indptr))
+    before = np.append(0, np.cumsum(apart, dtype=joined.indptr.dtype))
+    return csr_array((joined.data[apart], joined.indices[apart], before[joined.indptr]), shape=joined.shape)
 
 
 def _margins(p: FloatArray) -> FloatArray:

@@ -41,8 +41,8 @@ def nearest_others(x: FloatArray | Rows, k: int,
         near -= origin
         rows = x[members] - origin
         rows *= 2
-        with np.errstate(invalid="ignore", over="ignore"):  # of lanes beyond the matrix, where memory is not set
-            products = np.matmul(rows, near.T, out=scores[: len(rows) * len(near)].reshape(len(rows), -1))
+        products = scores[: len(rows) * len(near)].reshape(len(rows), -1)
+        torch.mm(torch.from_numpy(rows), torch.from_numpy(near).T, out=torch.from_numpy(products))
         products -= norms[others]  # the row's squared norm less the squared distance
         products[np.arange(len(rows)), np.searchsorted(others, members)] = -np.inf
         best, places = top_columns(torch.from_numpy(products), k)
@@ -68,9 +68,11 @@ def neighborhoods(x: FloatArray | Rows, least: int, exact: int | None = None) ->
     for near in blocks(len(lists), len(lists)):
         for own, apart in zip(range(near.start, near.stop), squared_distances(centers[near], centers), strict=True):
             apart[own] = -1
-            nearest = np.argsort(apart, kind="stable")
-            some = max(int((np.cumsum(sizes[nearest]) < least).sum()) + 1, PROBES)
-            others = np.sort(np.concatenate([lists[each] for each in nearest[:some]]))
+            nearest = np.argpartition(apart, PROBES)[:PROBES] if len(apart) > PROBES else np.arange(len(apart))
+            if sizes[nearest].sum() < least:
+                nearest = np.argsort(apart, kind="stable")
+                nearest = nearest[: int((np.cumsum(sizes[nearest]) < least).sum()) + 1]
+            others = np.sort(np.concatenate([lists[each] for each in nearest]))
             for part in blocks(len(lists[own]), len(others)):
                 yield lists[own][part], others
 
