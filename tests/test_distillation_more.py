@@ -26,6 +26,7 @@ from ssl_lab.methods.distillation import (
     CRD,
     DISTILLATION,
     KD,
+    SEED,
     TEACHERLESS,
     MutualLearning,
     ReviewKD,
@@ -41,6 +42,7 @@ from ssl_lab.methods.distillation.hooks import see
 from ssl_lab.methods.distillation.kd import kd_loss
 from ssl_lab.methods.distillation.mutual_learning import shuffled
 from ssl_lab.methods.distillation.review_kd import Fusion, hcl
+from ssl_lab.methods.distillation.seed import seed_loss
 from ssl_lab.methods.distillation.so_teacher import lipschitz
 from ssl_lab.nets import Net, net
 from ssl_lab.testing import check_method
@@ -69,6 +71,7 @@ def _alone(cls, **arguments):
 
 @pytest.mark.parametrize(("build", "compiled"), [
     (with_teacher(partial(CRD, images=20, rows=torch.arange(20))), False), (with_teacher(ReviewKD), False),
+    (with_teacher(partial(SEED, queue=40)), False),
     (with_teacher(TeacherAssistant), False), (with_teacher(CESKD), False), (SelfDistillation, False),
     (MutualLearning, True), (partial(SoTeacher, images=20), False)])
 def test_contract(build, compiled):
@@ -85,7 +88,7 @@ def test_ces_kd_with_a_ladder_keeps_the_contract():
 
 def test_names():
     assert list(TEACHERLESS) == ["self_distillation", "mutual_learning", "so_teacher"]
-    assert list(DISTILLATION)[-4:] == ["crd", "review_kd", "teacher_assistant", "ces_kd"]
+    assert list(DISTILLATION)[-5:] == ["crd", "seed", "review_kd", "teacher_assistant", "ces_kd"]
     assert {method.family for method in TEACHERLESS.values()} == {"distillation"}
 
 
@@ -267,9 +270,74 @@ def test_crds_memory_resumes(tmp_path):
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
+# --- SEED ----------------------------------------------------------------------------------------
+
+
+def _slow_seed(student, teacher, queue, temperature, teacher_temperature):
+    """Row by row, over the teacher's own embedding and those in the queue."""
+    def dot(a, b):
+        return sum(x * y for x, y in zip(a, b, strict=True))
+
+    total = 0.0
+    for s, t in zip(student, teacher, strict=True):
+        others = [t, *queue]
+        p_t = softmax([dot(t, d) for d in others], teacher_temperature)
+        p_s = softmax([dot(s, d) for d in others], temperature)
+        total -= sum(a * math.log(b) for a, b in zip(p_t, p_s, strict=True))
+    return total / len(student)
+
+
+def test_seed_against_its_equation():
+    student, teacher, queue = _unit(3, 4), _unit(3, 4, seed=1), _unit(9, 4, seed=2)
+    for temperatures in ((0.2, 0.3), (1.0, 0.1)):
+        expected = _slow_seed(student.tolist(), teacher.tolist(), queue.tolist(), *temperatures)
+        assert seed_loss(student, teacher, queue, *temperatures).item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_seed_is_least_where_the_student_is_the_teacher():
+    """At equal temperatures: there it is the entropy of the teacher's similarities."""
+    teacher, queue = _unit(5, 4, seed=1), _unit(9, 4, seed=2)
+    student = teacher.clone().requires_grad_()
+    least = seed_loss(student, teacher, queue, 0.2, 0.2)
+    assert torch.autograd.grad(least, student)[0].abs().max() < 1e-12
+    assert all(seed_loss(_unit(5, 4, seed=seed), teacher, queue, 0.2, 0.2) > least for seed in range(3, 8))
+
+
+def _seed(**arguments):
+    """In eval mode: the passes of a step do not change the next one's."""
+    return _method(partial(SEED, **{"queue": 20, **arguments})).eval()
+
+
+def test_seed_compares_with_what_the_teacher_saw_in_the_last_steps():
+    method = _seed(weight=0.7, temperature=0.3, teacher_temperature=0.1)
+    queue = method.queue.tolist()
+    with torch.no_grad():
+        student, teacher = (see(each, IMAGES_OF_BATCH).features for each in (method.net, method.teacher.net))
+        s, t = (nn.functional.normalize(each, dim=1).tolist() for each in (method.projector(student), teacher))
+    places = iter([*range(20)] * 2)
+    for step in range(3):  # 12 rows each: the second step takes the first places again
+        found = method(BATCH, At(step, 10)).terms["distilled"].item()
+        assert found == pytest.approx(0.7 * _slow_seed(s, t, queue, 0.3, 0.1), rel=1e-9)
+        method.after_step(At(step, 10))
+        for row in INDICES.argsort().tolist():
+            queue[next(places)] = t[row]
+        assert torch.allclose(method.queue, torch.tensor(queue, dtype=torch.float64), atol=1e-12)
+
+
+def test_seed_without_labels_leaves_the_head_and_without_a_queue_makes_no_sense():
+    method = _seed()
+    loss = method(Batch(Rows({}, *(torch.empty(0, dtype=torch.int64),) * 3), BATCH.unlabeled), AT)
+    assert list(loss.terms) == ["distilled"]
+    loss.total.backward()
+    assert method.net.head.weight.grad is None
+    assert any(bool(each.grad.any()) for each in method.net.backbone.parameters())
+    with pytest.raises(UsageError, match="queue=0"):
+        _seed(queue=0)
+
+
 # --- State that is equal on all ranks ------------------------------------------------------------
 
-STATEFUL = [_crd, partial(_alone, SoTeacher, images=IMAGES)]
+STATEFUL = [_crd, _seed, partial(_alone, SoTeacher, images=IMAGES)]
 EVEN = Batch(*(Rows({"view": rows["view"][:4]}, rows.targets[:4], rows.truth[:4], rows.indices[:4])
                for rows in (BATCH.labeled, BATCH.unlabeled)))
 

@@ -17,6 +17,7 @@ from ssl_lab.methods.distillation.nst import NST
 from ssl_lab.methods.distillation.pkt import PKT
 from ssl_lab.methods.distillation.review_kd import ReviewKD
 from ssl_lab.methods.distillation.rkd import RKD
+from ssl_lab.methods.distillation.seed import SEED
 from ssl_lab.methods.distillation.self_distillation import SelfDistillation
 from ssl_lab.methods.distillation.so_teacher import SoTeacher
 from ssl_lab.methods.distillation.soft_labels import SoftLabels
@@ -27,7 +28,7 @@ from ssl_lab.methods.distillation.vid import VID
 
 DISTILLATION: dict[str, type[Distillation]] = {method.name: method for method in (
     KD, DKD, DIST, LogitStd, FunctionMatching, FitNet, AttentionTransfer, SP, CC, RKD, PKT, VID, NST,
-    CRD, ReviewKD, TeacherAssistant, CESKD,
+    CRD, SEED, ReviewKD, TeacherAssistant, CESKD,
 )}
 """By name; each is built as method(net, teacher, ...)."""
 
@@ -46,6 +47,7 @@ __all__ = [
     "NST",
     "PKT",
     "RKD",
+    "SEED",
     "SP",
     "TEACHERLESS",
     "VID",
