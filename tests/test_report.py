@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from PIL import Image
+from rich.cells import cell_len
 from rich.console import Console
 
 from ssl_lab.errors import UsageError
@@ -29,6 +30,7 @@ from ssl_lab.report import (
     image_grid,
     mean_and_spread,
     mean_spread,
+    print_tables,
     read_metrics,
     series,
 )
@@ -173,6 +175,51 @@ def test_numbers_stay_whole_when_headings_can_wrap_instead() -> None:
     columns = [Column("method")] + [Column("accuracy (%)", "right", ".3f") for _ in range(6)]
     text = printed(Table("All", columns, [["a_rather_long_name", *([10.125] * 6)]]), width=80)
     assert text.count("10.125") == 6
+
+
+NAMES = ["the run", "taylor(ratio=0.5, rounds=2)", "rigl(density=0.5, every=2) + sam", "模型經過裁剪與量化"]
+ELEVEN = Table("A run, and what was made of it",
+               [Column(""), *(Column(f"figure {i}", "right", ",d") for i in range(10))],
+               [[name, *range(1_000_000, 1_000_010)] for name in NAMES])
+
+
+@pytest.mark.parametrize("width", [200, 80, 60])
+def test_a_wide_table_is_cut_into_parts_that_name_their_rows(width: int) -> None:
+    lines = printed(ELEVEN, width=width).splitlines()
+    assert max(map(cell_len, lines)) <= width
+    parts = [sum(line.strip().startswith(name) for line in lines) for name in NAMES]
+    assert len({*parts}) == 1  # no name is broken
+    assert (parts[0] == 1) == (width == 200)
+    for name in NAMES:
+        figures = " ".join(line.split(name)[1] for line in lines if name in line).split()
+        assert figures == [f"{i:,d}" for i in range(1_000_000, 1_000_010)]
+    ends = [{cell_len(line.rstrip()) for line in lines if name in line} for name in NAMES]
+    assert ends[0] == ends[1] == ends[2] == ends[3]  # wide characters too
+
+
+def test_sentences_wrap_at_spaces_beside_whole_names() -> None:
+    reason = "RuntimeError: out of memory, of which there is less than it takes; make steps smaller, or go elsewhere"
+    table = Table("runs", [Column("run"), Column("state"), Column("done", "right", ".0%"), Column("reason")],
+                  [["a/long_path/seed=0", "failed", 0.5, reason], ["漢" * 50, "done", 1.0, "/a" * 60]])
+    lines = printed(table, width=80).splitlines()
+    assert max(map(cell_len, lines)) <= 80
+    assert sum("a/long_path/seed=0" in line for line in lines) == 2
+    words = " ".join(line.replace("a/long_path/seed=0", "") for line in lines).split()
+    assert {*reason.split()} <= {*words}
+    assert "".join(lines).count("漢") == 100  # a name too long for any line is broken, and whole
+
+
+def test_a_pipe_gets_a_line_for_each_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("COLUMNS", raising=False)
+    long = Table("a " * 200, [Column("run"), *(Column(f"figure {i}", "right") for i in range(60)), Column("reason")],
+                 [["漢字" * 40, *range(60), "word " * 80]])
+    print_tables(long)
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if line.strip()]
+    assert lines[0] == "a " * 199 + "a"
+    assert lines[-1].split() == ["漢字" * 40, *map(str, range(60)), *["word"] * 80]
+    monkeypatch.setenv("COLUMNS", "70")
+    print_tables(long)
+    assert max(map(cell_len, capsys.readouterr().out.splitlines())) <= 70
 
 
 def test_terminal_without_unicode_still_gets_the_table() -> None:

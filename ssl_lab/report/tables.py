@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import rich.box
 import rich.table
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
@@ -20,7 +21,8 @@ from ssl_lab.report.metrics import mean_and_spread
 from ssl_lab.report.text import Markup, escape, printable
 
 Cell = str | int | float | None
-WIDE = 200  # characters of a line that goes into a pipe or a file
+WIDE = 2**16  # characters of a line that goes into a pipe or a file: as many as it has
+SPACE = 2  # between columns, and one on each side
 MISSING = "–"  # noqa: RUF001 (an en dash: the typographer's empty cell)
 
 
@@ -79,25 +81,25 @@ class Table:
                 for row in self.rows]
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        """Where it is wider than the console, headings and sentences wrap, at spaces; if that does not suffice, it is
+        cut into tables of some columns each, which all begin with the names of the rows. Nothing is cut off, and a
+        number or a name is broken only where it is too long for any line."""
         def text(string: str) -> Text:  # not markup, and nothing that the terminal's encoding lacks
             return Text(printable(string).encode(options.encoding, "replace").decode(options.encoding))
 
-        table = rich.table.Table(title=text(self.title), title_justify="left", title_style="bold",
-                                 header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False,
-                                 collapse_padding=True)
+        yield Text.styled(text(self.title).plain, "bold")
         rows = self.cells()
-        # In a narrow terminal headings and names wrap before numbers do. If that does not suffice, all may:
-        # nothing is cut off.
-        unbroken = [[*column.name.split(), *(row[i] for row in rows)] if column.align == "right" else ["name"]
-                    for i, column in enumerate(self.columns)]
-        widths = [max(map(len, words), default=1) for words in unbroken]
-        if sum(widths) + 2 * len(widths) + 2 > options.max_width:
-            widths = [1] * len(widths)
-        for column, width in zip(self.columns, widths, strict=True):
-            table.add_column(text(column.name), justify=column.align, overflow="fold", min_width=width)
-        for row in rows:
-            table.add_row(*map(text, row))
-        yield table
+        for part in _parts([[column.name, *(row[i] for row in rows)] for i, column in enumerate(self.columns)],
+                           [i > 0 and column.align == "left" for i, column in enumerate(self.columns)],
+                           options.max_width):
+            table = rich.table.Table(header_style="bold", box=rich.box.SIMPLE_HEAD, pad_edge=False,
+                                     collapse_padding=True)
+            for place, width in part.items():
+                column = self.columns[place]
+                table.add_column(text(column.name), justify=column.align, overflow="fold", width=width)
+            for row in rows:
+                table.add_row(*(text(row[place]) for place in part))
+            yield table
 
     def html(self) -> Markup:
         """A `<table>` with a caption; right-aligned cells have the class `right`."""
@@ -118,14 +120,47 @@ class Table:
         """A GitHub-flavored Markdown table, without the title, padded so that its source reads as a table."""
         rows = [[_markdown_escape(cell) for cell in row]
                 for row in [[printable(column.name) for column in self.columns], *self.cells()]]
-        widths = [max(3, *(len(cell) for cell in column)) for column in zip(*rows, strict=True)]
+        widths = [max(3, _widest(column)) for column in zip(*rows, strict=True)]
         rules = ["-" * (width - 1) + (":" if column.align == "right" else "-")
                  for column, width in zip(self.columns, widths, strict=True)]
         rows.insert(1, rules)
-        lines = [" | ".join(cell.rjust(width) if column.align == "right" else cell.ljust(width)
-                            for cell, width, column in zip(row, widths, self.columns, strict=True))
-                 for row in rows]
+        spaces = [[" " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True)] for row in rows]
+        lines = [" | ".join(space + cell if column.align == "right" else cell + space
+                            for cell, space, column in zip(row, beside, self.columns, strict=True))
+                 for row, beside in zip(rows, spaces, strict=True)]
         return "".join(f"| {line} |\n" for line in lines)
+
+
+def _parts(columns: Sequence[Sequence[str]], wraps: Sequence[bool], width: int) -> Iterator[dict[int, int]]:
+    """Tables of at most so many characters: for each, its columns and how wide these are. columns: the heading and the
+    cells of each. wraps: whether its cells may, at spaces; headings always may."""
+    room = max(width - SPACE * 2, 2)  # of two columns
+    least = [min(_widest([*heading.split(), *(word for cell in cells for word in (cell.split() if may else [cell]))]),
+                 room // 2 if may else room) for (heading, *cells), may in zip(columns, wraps, strict=True)]
+    if least[0] + max(least[1:], default=0) > room:
+        least[0] = min(least[0], room // 2)
+    wanted, others = list(map(_widest, columns)), list(range(1, len(columns)))
+    while True:
+        part = {0: least[0]}
+        for place in others:
+            if sum(part.values()) + least[place] + SPACE * (len(part) + 1) <= width:
+                part[place] = least[place]
+            else:
+                break
+        if others and len(part) == 1:  # a number as wide as most of the line
+            number = min(least[others[0]], max(3 * room // 4, 1))
+            part = {0: min(least[0], room - number), others[0]: number}
+        while sum(part.values()) < width - SPACE * len(part) and (
+                narrow := [place for place in part if part[place] < wanted[place]]):
+            part[min(narrow, key=part.__getitem__)] += 1
+        yield {place: max(size, 1) for place, size in part.items()}
+        others = others[len(part) - 1:]
+        if not others:
+            return
+
+
+def _widest(texts: Iterable[str]) -> int:
+    return max(map(cell_len, texts), default=0)
 
 
 def _markdown_escape(text: str) -> str:
@@ -153,7 +188,8 @@ def mean_spread(values: Sequence[float], percent: bool = True) -> str:
 
 
 def print_tables(*tables: Table) -> None:
-    """Prints tables: on a terminal as wide as that is, and else as wide as they are, so that no name is broken.
+    """Prints tables: into a pipe or a file as wide as they are, a line for each row; on a terminal (or with COLUMNS in
+    the environment) no wider than that, in parts if need be, each with the names of the rows.
 
     >>> columns = [sl.report.Column("method"), sl.report.Column("accuracy", "right", ".1%")]
     >>> sl.report.print_tables(sl.report.Table("Digits", columns, [("fixmatch", 0.764)]))
