@@ -209,7 +209,7 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     cross-validation on the labels given. Test labels are not read. Each way comes with its `ssl-lab train`.
 
     Args:
-        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        data: data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine.
         labels: how many are given, or which fraction, as many of each class (default: all); at most 2000 are compared
             by.
         minutes: for all of it.

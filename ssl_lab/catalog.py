@@ -105,8 +105,8 @@ KINDS: Mapping[str, Kind] = {
                           "them here"),
     "nets": Kind(_nets, "--net NAME. ssl-lab bench nets shows parameters, FLOPs and speed here"),
     "data": Kind(_data, "--data NAME; ssl-lab fetch NAME brings it. Or yours: a folder of images, a CSV of path,label, "
-                        "tar shards, an .npz file; in code also arrays, lists of files, and data sets of PyTorch and "
-                        "Hugging Face"),
+                        "tar shards, an .npz file, or package.module:Mine, which gives a data set of PyTorch or Hugging"
+                        " Face, or a pool; in code also arrays and lists of files"),
     "recipes": Kind(_recipes, "scripts of a checkout, to run and to copy from. python recipes/NAME.py --help; "
                               "recipes/README.md shows what each gave"),
 }

@@ -10,8 +10,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 import tyro
 
-from ssl_lab import schedule
+from ssl_lab import schedule, texts
 from ssl_lab.at_hand import size_for
+from ssl_lab.errors import UsageError
 
 Texts = Annotated[tuple[str, ...], tyro.conf.UseAppendAction]
 """Of a flag that is given as often as one likes."""
@@ -42,8 +43,9 @@ def may_run(default: Any, text: str) -> Any:
 class Data:
     """Which images."""
 
-    data: str = "digits"
-    """Data set (see `ssl-lab list data`), folder of images, or CSV of path,label."""
+    data: str = may_run("digits", texts.MODULE)
+    """Data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine (not in a
+    --config file)."""
 
 
 @dataclass
@@ -209,7 +211,7 @@ class OfARun(Untrained):
 
     start: Annotated[str, tyro.conf.arg(aliases=("--from",))] = "runs/latest"
     """The run: its --out."""
-    data: str = ""
+    data: str = may_run("", texts.MODULE)
     """Where its images lie now (default: where they lay for the run)."""
 
 
@@ -219,6 +221,17 @@ def reading_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     if size := size_for(settings):
         given["image_size"] = size
     return given | ({"flip": {"on": True, "off": False}.get(given["flip"])} if "flip" in given else {})
+
+
+def data_of(settings: Mapping[str, Any], folder: Path) -> str:
+    """The images that a run was of, by its config.yaml. UsageError where nothing is said, and where to read them would
+    import a module, which only the command line may ask for: folders of runs come from strangers too."""
+    named = settings.get("data")
+    if not isinstance(named, str):
+        raise UsageError(f"{folder}/config.yaml does not say which images the run was of")
+    if texts.names_module(named):
+        raise UsageError(f"{folder}/config.yaml has images by {named}, which would import a module")
+    return named
 
 
 def said_of(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ssl_lab.batch import Style
 from ssl_lab.class_names import shown
-from ssl_lab.config import reading_of
+from ssl_lab.config import data_of, reading_of
 from ssl_lab.data import load
 from ssl_lab.engine.card import CARD, Card
 from ssl_lab.errors import UsageError, unknown
@@ -118,7 +118,7 @@ def finished(run: Path, image_size: int | None = None) -> tuple[Net, Style, bool
         style = Style(channels, size, size, (0.5,) * channels, (0.25,) * channels)  # the weights bring theirs
     else:
         try:
-            style = load(settings["data"], **reading_of(settings)).style
+            style = load(data_of(settings, run), **reading_of(settings)).style
         except UsageError as error:
             raise UsageError(f"the images of {run} tell their size, and cannot be read: {error}. --image-size N says "
                              "it too") from error

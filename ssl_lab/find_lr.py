@@ -48,7 +48,7 @@ def find_lr(data: Annotated[str, tyro.conf.Positional], method: str = "supervise
     the largest curvature of its batch (by Lanczos' method). Returns the rate to take.
 
     Args:
-        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        data: data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine.
         method: see `ssl-lab list methods`.
         net: see `ssl-lab list nets`.
         optimizer: see `ssl-lab list optimizers` (default: SGD with Nesterov momentum); its own rate plays no part.

@@ -21,6 +21,7 @@ from ssl_lab import model as models
 from ssl_lab.config import AS_USUAL
 from ssl_lab.data.cells import safe
 from ssl_lab.data.pictures import find_pictures
+from ssl_lab.data.remote import is_address
 from ssl_lab.errors import UsageError
 from ssl_lab.files import make_folder, write_text
 from ssl_lab.predictions import Predictions
@@ -43,8 +44,8 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
 
     Args:
         run: folder of the run.
-        paths: image files, folders, patterns such as "new/*.jpg", .tar and .npy files; - reads paths from standard
-            input. Addresses (s3://, gs://, hf://, https://) of these too.
+        paths: image files, folders, patterns such as "new/*.jpg", .tar and .npy files, and addresses (s3://, gs://,
+            hf://, https://) of these; - reads them from standard input, a line each.
         to: csv or jsonl, a row for each image; folders, a copy of each image in the folder of its class; label-studio,
             tasks with the guess preselected.
         out: the file, or the folder (default: csv and jsonl are printed).
@@ -176,10 +177,12 @@ def _label_studio(stack: ExitStack, out: Path | None, classes: tuple[str, ...], 
     tasks: list[dict[str, object]] = []
 
     def finish() -> None:
-        root = os.path.commonpath([os.path.dirname(os.path.abspath(str(task["path"]))) for task in tasks] or ["/"])
-        for task in tasks:
-            place = os.path.relpath(os.path.abspath(str(task.pop("path"))), os.path.dirname(root))
-            task["data"] = {"image": "/data/local-files/?d=" + quote(place)}
+        paths = [str(task.pop("path")) for task in tasks]
+        files = [os.path.abspath(path) for path in paths if not is_address(path)]
+        root = os.path.commonpath([os.path.dirname(file) for file in files] or ["/"])
+        for task, path in zip(tasks, paths, strict=True):
+            place = os.path.relpath(os.path.abspath(path), os.path.dirname(root))
+            task["data"] = {"image": path if is_address(path) else "/data/local-files/?d=" + quote(place)}
         write_text(out / "label_config.xml", label_config(classes))
         write_text(out / "tasks.json", json.dumps(tasks, indent=1) + "\n")
         print(f"Import {out}/tasks.json into a Label Studio project with the interface of {out}/label_config.xml; its "

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from ssl_lab.config import reading_of
+from ssl_lab.config import data_of, reading_of
 from ssl_lab.data import Pool, load
 from ssl_lab.errors import UsageError
 from ssl_lab.report.run import write_report
@@ -39,12 +39,9 @@ def _images(run: Path, data: str | None, others: Mapping[str, Any]) -> tuple[Poo
     config = run / "config.yaml"
     settings = yaml.safe_load(config.read_text()) if config.is_file() else None
     settings = settings if isinstance(settings, dict) else {}
-    named = data or settings.get("data")
-    if not isinstance(named, str):
-        return None, "config.yaml does not say which images the run was of; --data names them"
     reading = reading_of(settings) | {name: value for name, value in others.items() if value is not None}
     try:
-        return load(named, **reading), ""
+        return load(data or data_of(settings, run), **reading), ""
     except (UsageError, OSError) as error:
         if data is not None:
             raise

@@ -40,7 +40,7 @@ def check_method(build: Callable[[Net], Method], *, compile: bool = True) -> Non
         compile: also try a compiled net, which takes seconds.
 
     Raises:
-        AssertionError: for what it does not keep, saying what.
+        AssertionError: where it breaks the contract; the message says how.
 
     >>> sl.testing.check_method(lambda net: sl.FixMatch(net, threshold=0.5), compile=False)  # it holds
     """

@@ -1,8 +1,9 @@
 """Texts that describe something by a name and arguments: `fixmatch(threshold=0.7)`, `prefilter(margin, k_center)`,
 `linear(0, 1, until=0.3)`, `package.module:Class(power=2)`. Methods, queries and schedules are read by this one grammar.
+`folder/file.py:Class`, below the current folder, is the module's `folder.file:Class`.
 
-Reading a text runs nothing: it gives a `Call`. Only `imported` imports a module, which whoever takes texts from files
-that others wrote must not do (see `config.may_run`).
+Reading a text runs nothing: it gives a `Call`. Only `imported` and `given` import a module, which whoever takes texts
+from files that others wrote must not do (see `config.may_run`).
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
 from ssl_lab.errors import UsageError
 
 T = TypeVar("T")
 COLON = "__colon__"  # stands for the colon of package.module:Class, which is no Python
+MODULE = r"\A\s*[^:(){}]+:[A-Za-z_]\w*\s*(\(.*)?\Z"
 LONGEST = 80  # letters in the name of a folder
 
 
@@ -58,14 +61,12 @@ class _Shown:
 
 def read(text: str, kind: str, example: str) -> Call:
     """The Call that a text describes. UsageError, which names the kind and an example, where it describes none."""
+    plain = _of_a_module(text).replace(":", COLON).strip()
     try:
-        node = ast.parse(text.replace(":", COLON).strip(), mode="eval").body
+        node = ast.parse(plain, mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         node = None
     if not isinstance(node, ast.Name | ast.Attribute | ast.Call):
-        if file := re.match(r"\s*([\w./\\-]+)\.py:(\w+)", text):
-            module = re.sub(r"[/\\]+", ".", file[1]).strip(".")
-            raise UsageError(f"{text!r} names a file; the {kind} is {module}:{file[2]}, a module and what is in it")
         raise UsageError(f"{text!r} describes no {kind}; expected a name, with arguments as in {example}")
     try:
         return _call(node)
@@ -117,24 +118,83 @@ def imported(name: str, base: type[T], kind: str) -> type[T]:
 
     UsageError for what cannot be imported or is something else.
     """
+    found = _found(name, base, kind)
+    if base is object and callable(found):
+        return cast(type[T], found)
+    if not (isinstance(found, type) and issubclass(found, base)):
+        raise UsageError(f"{name} is not a subclass of {base.__module__}.{base.__qualname__}")
+    return found
+
+
+def names_module(text: str) -> bool:
+    """Whether this is package.module:Thing or file.py:Thing, perhaps with arguments, and no address or plain path.
+
+    >>> from ssl_lab.texts import names_module
+    >>> [names_module(text) for text in ("my.data:Birds(year=2024)", "birds.py:Birds", "birds.csv", "s3://bucket/birds")]
+    [True, True, False, False]
+    """
+    return re.fullmatch(MODULE, text, re.S) is not None
+
+
+def given(call: Call, kind: str, is_one: Callable[[object], bool]) -> object:
+    """What is at "package.module:thing", if it is one of the things that are looked for; else what the function or
+    class that is there gives, with the arguments of the Call, which are no Calls.
+
+    UsageError for what cannot be imported or called, and, in one line, for whatever goes wrong in it.
+    """
+    found = _found(call.name, object, kind)
+    if not call.called and not isinstance(found, type) and (is_one(found) or not callable(found)):
+        return found
+    if not callable(found):
+        raise UsageError(f"{call}: {call.name} is a {type(found).__name__}, which takes no arguments")
+    for each in (*call.args, *call.named.values()):
+        if isinstance(each, Call):
+            raise UsageError(f"{call}: {each} is no argument; texts stand in quotes")
+    known = inspect.signature(found)
+    try:
+        bound = known.bind(*call.args, **call.named)
+    except TypeError as error:
+        raise UsageError(f"{call.name}: {error}; its arguments are ({', '.join(known.parameters)})") from error
+    try:
+        return found(*bound.args, **bound.kwargs)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"{call} fails: {_with_place(error)}") from error
+
+
+def _found(name: str, base: type, kind: str) -> object:
+    """What is at "package.module:Thing". base: of classes to name where it is not there."""
     module, _, attribute = name.partition(":")
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
         home = importlib.import_module(module)
     except Exception as error:  # also of what the module itself does wrong
-        _refuse(name, kind, _said(module, error), error)
+        _refuse(name, kind, _said(error), error)
     found = getattr(home, attribute, None)
     if found is None:
         fit = [key for key, value in vars(home).items() if isinstance(value, type) and issubclass(value, base)
                and value.__module__ == home.__name__]
         has = f"; it has {', '.join(fit)}" if fit else ""
         _refuse(name, kind, f"module {module!r} has no attribute {attribute!r}{has}", None)
-    if base is object and callable(found):
-        return cast(type[T], found)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        raise UsageError(f"{name} is not a subclass of {base.__module__}.{base.__qualname__}")
     return found
+
+
+def _of_a_module(text: str) -> str:
+    """A text that begins with a file below the current folder, by the name of its module; others as they are."""
+    file = re.match(r"\s*([^\s:()]+)\.py(?=:[A-Za-z_])", text)
+    if file is None:
+        return text
+    try:
+        parts = Path(os.path.abspath(os.path.expanduser(file[1]))).relative_to(os.getcwd()).parts
+    except ValueError:
+        raise UsageError(f"{text!r} names a file that does not lie below the current folder, from which modules are "
+                         "imported; start there, or install it and give package.module:Thing") from None
+    if not all(part.isidentifier() for part in parts):
+        raise UsageError(f"{text!r} names a file that cannot be imported: give it, and its folders, names of letters, "
+                         "digits and _ alone")
+    return ".".join(parts) + text[file.end():]
 
 
 def as_file_name(text: str) -> str:
@@ -177,16 +237,18 @@ def _text(node: ast.expr) -> str:
     return ast.unparse(node).replace(COLON, ":")
 
 
-def _said(module: str, error: Exception) -> str:
+def _said(error: Exception) -> str:
     """What an import failed by, and where if within the module."""
-    if isinstance(error, ImportError) and module.endswith(".py"):
-        return f"{module} is a file; the module is {module.removesuffix('.py').replace('/', '.')}"
     if isinstance(error, ImportError | ValueError):
         return str(error)
-    if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}" if isinstance(error, SyntaxError) else _with_place(error)
+
+
+def _with_place(error: Exception) -> str:
+    """What went wrong, and where, in one line."""
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({frame.filename}, line {frame.lineno})"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said} ({frame.filename}, line {frame.lineno})"
 
 
 def _refuse(name: str, kind: str, why: str, error: Exception | None) -> NoReturn:

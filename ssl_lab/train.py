@@ -54,7 +54,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     the unlabeled images. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
 
     Args:
-        data: data set (see `ssl-lab list data`), folder of images, or CSV of path,label.
+        data: data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine.
         labels: how many are given, or which fraction, as many of each class (default: all).
         minutes: for choosing and training together.
         out: folder of the run.

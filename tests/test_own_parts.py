@@ -170,11 +170,13 @@ def test_what_is_no_view_of_a_style_says_what_is():
         sl.views.named(f"{__name__}:scheduled(0.3)")
 
 
-@pytest.mark.parametrize(("read", "kind"), [(sl.make_query, "query"), (sl.views.named, "view"),
-                                            (sl.techniques.technique, "technique"), (sl.methods.get, "method")])
-def test_a_file_in_place_of_a_module_is_told_apart(read, kind):
-    with pytest.raises(UsageError, match=rf"'mine/parts.py:Own\(x=1\)' names a file; the {kind} is mine.parts:Own"):
+@pytest.mark.parametrize("read", [sl.make_query, sl.views.named, sl.techniques.technique, sl.methods.get])
+def test_a_file_below_the_current_folder_is_its_module(read, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=r"cannot load the \w+ 'mine.parts:Own': No module named 'mine"):
         read("mine/parts.py:Own(x=1)")
+    with pytest.raises(UsageError, match=r"'../parts.py:Own\(x=1\)' names a file that does not lie below the current"):
+        read("../parts.py:Own(x=1)")
 
 
 class Source:
@@ -210,8 +212,7 @@ def test_images_alone_have_no_labels_and_a_note(row):
 @pytest.mark.parametrize(("given", "words"), [
     (Source(lambda i: (PIXELS[i], 1, i)), "row 0 of the data set is a tuple of ndarray, int, int; expected a pair"),
     ([(PIXELS[0], 1)], "of a list of pairs Pool.from_dataset"),
-    (torch.utils.data.DataLoader(Source(lambda i: (PIXELS[i], 1))), "give it loader.dataset"),
-    ("mine.data:Source", r"Your own data set goes in by code: sl.load\(data_set\)"),
+    (torch.utils.data.DataLoader(Source(lambda i: (PIXELS[i], 1))), "give loader.dataset"),
 ])
 def test_what_is_no_source_says_what_is(given, words):
     with pytest.raises(UsageError, match=words):

@@ -328,6 +328,16 @@ def test_tasks_for_label_studio(run, photos, tmp_path):
     assert '<Choice value="cow"/>' in (tmp_path / "tasks" / "label_config.xml").read_text()
 
 
+def test_a_task_of_an_image_at_an_address_has_that(run, photos, tmp_path, monkeypatch):
+    fsspec = pytest.importorskip("fsspec")
+    fsspec.filesystem("memory").pipe("/new/0.png", (photos / "test" / "ant" / "0.png").read_bytes())
+    predict(run, ("memory://new/0.png", str(photos / "test" / "bee")), to="label-studio", out=tmp_path / "tasks",
+            data_dir=tmp_path)
+    images = [task["data"]["image"] for task in json.loads((tmp_path / "tasks" / "tasks.json").read_text())]
+    assert images[:2] == ["memory://new/0.png", "/data/local-files/?d=bee/0.png"]
+    fsspec.filesystem("memory").store.clear()
+
+
 def test_a_folder_says_what_it_passes_over(run, photos, tmp_path):
     picture("ant", 1).save(tmp_path / "a.png")
     (tmp_path / "b.heic").write_bytes(b"x")

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import http.client
+import io
 import itertools
 import re
 import threading
@@ -135,6 +136,32 @@ def test_a_pattern_at_an_address_names_images_by_it(tmp_path):
     address = in_memory(photos(tmp_path / "photos"))
     assert [picture.name for picture in find_pictures(f"{address}/cat/[01].png").stream] == [
         "memory://photos/cat/0.png", "memory://photos/cat/1.png"]
+
+
+def test_standard_input_has_all_that_a_path_may_be(tmp_path, monkeypatch):
+    address, here = in_memory(photos(tmp_path / "photos")), tmp_path / "photos"
+    (here / "dog" / "notes.txt").write_text("")
+    lines = [f"{address}/cat/0.png", f"{here}/dog/1.png", "", f"{address}/dog/[23].png", f"{here}/dog",
+             f"{address}/none.png", "none.png", f"{address}/cat"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    found = find_pictures("-", data_dir=tmp_path / "copies")
+    pictures = list(found.stream)
+    dogs = [f"{here}/dog/{n}.png" for n in range(6)]
+    assert [picture.name for picture in pictures] == [
+        lines[0], lines[1], f"{address}/dog/2.png", f"{address}/dog/3.png", *dogs, lines[5], lines[6],
+        *(f"{address}/cat/{n}.png" for n in range(6))]
+    assert pictures[0].content.read_bytes() == (here / "cat" / "0.png").read_bytes()
+    assert [str(picture.content) for picture in pictures[10:12]] == [
+        f"there is nothing at {address}/none.png", "there is no file or folder none.png"]
+    assert (found.known, dict(found.passed_over)) == (None, {".txt": 1})
+    monkeypatch.setattr("sys.stdin", io.StringIO(address))
+    refused, = find_pictures(["-"], remote_gb=1e-9, data_dir=tmp_path / "other").stream
+    assert "at most 1e-09 are copied to this machine" in str(refused.content)
+
+
+def test_an_audit_copies_no_more_than_it_may(tmp_path):
+    with pytest.raises(UsageError, match="at most 1e-09 are copied to this machine; --remote-gb 1 allows it"):
+        sl.audit(in_memory(photos(tmp_path / "photos")), remote_gb=1e-9)
 
 
 @pytest.mark.parametrize("several", [False, True])

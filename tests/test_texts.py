@@ -84,7 +84,7 @@ BROKEN = {"raises": "1 / 0\n", "syntax": "def\n", "imports": "import nothing_of_
     ("nowhere:F", "cannot load the kind 'nowhere:F': No module named 'nowhere'. Expected package.module:Class"),
     ("mine:G", "module 'mine' has no attribute 'G'; it has F. Expected"),
     ("mine:size", "mine:size is not a subclass of"),
-    ("mine:Other", "mine:Other is not a subclass of .*[.]Base"), ("mine.py:F", "mine.py is a file; the module is mine"),
+    ("mine:Other", "mine:Other is not a subclass of .*[.]Base"), ("mine.py:F", "No module named 'mine.py'"),
     ("raises:F", r"ZeroDivisionError: division by zero \(.*raises.py, line 1\)"),
     ("syntax:F", r"SyntaxError: .*\(syntax.py, line 1\)"), ("imports:F", "No module named 'nothing_of_this_name'"),
     (":F", "Empty module name"), ("mine:", "describes no|has no attribute"),

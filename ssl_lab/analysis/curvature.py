@@ -53,8 +53,8 @@ def spectrum(land: Landscape, steps: int = 20, probes: int = 1, seed: int = 0) -
     Args:
         land: the loss, its weights and images.
         steps: of Lanczos' method; from each direction come so many eigenvalues at most.
-        probes: directions.
-        seed: of these.
+        probes: how many directions.
+        seed: of the directions.
 
     Raises:
         UsageError: for less than one step or direction.

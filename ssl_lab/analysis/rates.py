@@ -14,8 +14,8 @@ def effective_rates(net: Net, style: Style, rate: float) -> dict[str, float]:
     paper's three regimes (convergence, chaotic equilibrium, divergence) this is the coordinate, under plain SGD.
 
     Args:
-        net: whose layers.
-        style: of its images, which show which layers a norm follows.
+        net: with such layers.
+        style: of its images; a pass of one shows which layers a norm follows.
         rate: the learning rate.
 
     >>> rates = sl.analysis.effective_rates(sl.net("tiny_4"), sl.Style(), rate=0.1)

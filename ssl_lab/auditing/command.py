@@ -32,7 +32,7 @@ def audit_command(data: Annotated[str, tyro.conf.Positional], net: str | None = 
     the doubtful first: edit it and go on with it) and audit.json.
 
     Args:
-        data: folder of images, CSV of path,label, or the name of a data set.
+        data: folder of images, CSV of path,label, the name of a data set, or package.module:Mine.
         net: what sees the images: folder of a run, file of weights, timm/MODEL, or a net by name (default: a pretrained
             one that was fetched, else the images' own values).
         weights: of that net, from this file.

@@ -17,6 +17,7 @@ from ssl_lab.auditing.pairs import Bar, Pairs, bar_of, copies, find_pairs, sampl
 from ssl_lab.data import IntArray, Pool, load
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.images import ArrayImages
+from ssl_lab.data.remote import GIGABYTES
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError, unknown
 from ssl_lab.features import FeatureStore, Learner, embed, sgd_probe, weighted_knn
@@ -170,8 +171,8 @@ class Audit:
 
 def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learner: str = "auto",
           weights: str | Path | None = None, pretrained: bool = False,
-          data_dir: str | os.PathLike[str] | None = None, seed: int = 0, device: str = "auto",
-          say: Callable[[str], object] = lambda line: None) -> Audit:
+          data_dir: str | os.PathLike[str] | None = None, remote_gb: float = GIGABYTES, seed: int = 0,
+          device: str = "auto", say: Callable[[str], object] = lambda line: None) -> Audit:
     """Looks for what is wrong with a data set; nothing is changed.
 
     Labels: those of train by cross-fitting, those of valid and test by what was learned from train, and confident
@@ -187,6 +188,7 @@ def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learne
         weights: a file with weights of the net.
         pretrained: take the published weights of a timm net.
         data_dir: where data sets and features lie (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
+        remote_gb: more gigabytes than that are not copied from an address.
         seed: of what is drawn to compare by.
         device: cpu, cuda, or auto.
         say: is told what happens.
@@ -200,7 +202,7 @@ def audit(data: Pool | str | os.PathLike[str], net: str | None = None, *, learne
     >>> found.pairs.rows
     array([[ 0, 29]])
     """
-    pool = data if isinstance(data, Pool) else load(data, data_dir)
+    pool = data if isinstance(data, Pool) else load(data, data_dir, remote_gb=remote_gb)
     if not len(pool):
         raise UsageError(f"{pool.name} has no images to audit")
     if learner != "auto" and learner not in DOUBTERS:

@@ -34,7 +34,7 @@ def as_int8(candidate: Candidate, net: Net, pool: Pool) -> Candidate:
     net says.
 
     Args:
-        candidate: the float file, of `candidate_of`.
+        candidate: the float file, as `candidate_of` makes it.
         net: of which it was made.
         pool: whose training images tell the ranges.
 

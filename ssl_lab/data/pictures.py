@@ -8,7 +8,7 @@ import os
 import sys
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -65,9 +65,9 @@ class Pictures:
 def find_pictures(given: Any, channels: int = 3, data_dir: str | os.PathLike[str] | None = None,
                   remote_gb: float = GIGABYTES) -> Pictures:
     """The images that `given` means: the path of a file, of a folder (with all below it), of a tar or .npy file, a
-    pattern such as "new/*.jpg", "-" for paths on standard input, a line each; an array [N, H, W], [N, C, H, W] or
-    [N, H, W, C] or of one image; a PIL image; a list, or an array of texts, of any of these; or a data set, of PyTorch
-    or Hugging Face, of which the images are read (see `fields_of`).
+    pattern such as "new/*.jpg", the address of one of these; "-" for any of that on standard input, a line each; an
+    array [N, H, W], [N, C, H, W] or [N, H, W, C] or of one image; a PIL image; a list, or an array of texts, of any of
+    these; or a data set, of PyTorch or Hugging Face, of which the images are read (see `fields_of`).
 
     channels: 1 if they are for a model of grays, to which an array [3, H, W] is three images and not one. data_dir,
     remote_gb: where copies of what lies at an address are kept, and how many gigabytes of it may be copied.
@@ -75,6 +75,9 @@ def find_pictures(given: Any, channels: int = 3, data_dir: str | os.PathLike[str
     """
     if isinstance(given, str | os.PathLike):
         path = os.fspath(given)
+        if path == "-":
+            return _of_lines(sys.stdin, partial(find_pictures, channels=channels, data_dir=data_dir,
+                                                remote_gb=remote_gb))
         return _at_path(path, copied(path, data_dir, remote_gb) if is_address(path) else None, channels)
     if is_dataset(given):
         return _of_dataset(given)
@@ -97,6 +100,24 @@ def find_pictures(given: Any, channels: int = 3, data_dir: str | os.PathLike[str
     return Pictures(numbered, None if None in counts else sum(count or 0 for count in counts), passed_over)
 
 
+def _of_lines(lines: Iterable[str], find: Callable[[str], Pictures]) -> Pictures:
+    """What each line means, when it comes. A line at which there is nothing is an image that cannot be read, so that
+    the others are."""
+    passed_over: Counter[str] = Counter()
+
+    def stream() -> Iterator[Picture]:
+        for line in filter(None, map(str.strip, lines)):
+            try:
+                found = find(line)
+            except UsageError as error:
+                yield Picture(line, error)
+            else:
+                yield from found.stream
+                passed_over.update(found.passed_over)
+
+    return Pictures(stream(), None, passed_over)
+
+
 def _of_dataset(dataset: Any) -> Pictures:
     fields = fields_of(dataset, None, None, [])
 
@@ -113,8 +134,6 @@ def _of_dataset(dataset: Any) -> Pictures:
 
 def _at_path(path: str, copy: Path | None, channels: int) -> Pictures:
     """copy: of what lies at an address; images are named by that."""
-    if path == "-":
-        return Pictures((Picture(line, Path(line)) for line in map(str.strip, sys.stdin) if line), None, {})
     where = Path(path).expanduser() if copy is None else copy
     if where.is_dir():
         found = walk(where)

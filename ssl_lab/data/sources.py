@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from ssl_lab import texts
 from ssl_lab.data.arrays import to_labels
 from ssl_lab.data.content import Content
 from ssl_lab.data.files import data_folder
 from ssl_lab.data.folder import load_folder
-from ssl_lab.data.images import ArrayImages, at_size, join, pixel_statistics, style_of
-from ssl_lab.data.memory import content_of_arrays, content_of_datasets
+from ssl_lab.data.images import ArrayImages, join, pixel_statistics, style_of
+from ssl_lab.data.memory import content_of_arrays
+from ssl_lab.data.own import at_hand, load_own, resized
 from ssl_lab.data.pool import Pool, pool_of
 from ssl_lab.data.reading import MAX_PIXELS, Background, Reading
 from ssl_lab.data.remote import GIGABYTES, copied, is_address, name_of
-from ssl_lab.data.rows import has_rows, is_dataset, parts_in
 from ssl_lab.data.shards import load_shards, shards_of
 from ssl_lab.data.sizes import Resize
 from ssl_lab.data.split import stratified
@@ -56,13 +54,14 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     """The pool of a data set's name (see `DATASETS`), a folder of images, a .csv or .tsv file of `path,label`,
     WebDataset shards (a folder of .tar files, one, or a pattern: "path/{000..009}.tar"; see `load_shards`), an .npz
     file with `images`, `labels` and, if wanted, `test_images`, `test_labels`, `class_names`; the address of any of
-    these elsewhere (s3://, gs://, hf://, https://: see `copied`); or a data set that is at hand, of PyTorch or Hugging
-    Face, or a dict of such by part: see `Pool.from_dataset`.
+    these elsewhere (s3://, gs://, hf://, https://: see `copied`); a data set that is at hand, of PyTorch or Hugging
+    Face, or a dict of such by part: see `Pool.from_dataset`; or "package.module:Thing" or "file.py:Thing", with
+    arguments if you like, a function or class of your own that gives such a data set, or a pool.
 
     Every known label of a train image is given until `split` takes some away.
 
     Args:
-        name_or_path: the name, path, pattern or data set.
+        name_or_path: the name, path, pattern, address or data set. What names a module imports it.
         data_dir: where fetched data sets and caches lie; by default $SSL_LAB_DATA, else ~/.cache/ssl_lab.
         image_size: side in pixels to resize to. By default data sets and arrays keep theirs, and files take the
             median of their shorter sides (of the longer ones to pad), at most 224.
@@ -88,13 +87,15 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     reading = Reading(image_size, max_pixels, resize, parse_range(value_range), background, flip, path_column,
                       label_column, split_column, class_level)
     if not isinstance(name_or_path, str | os.PathLike):
-        return _at_hand(name_or_path, reading)
+        return at_hand(name_or_path, reading, "dataset", "load was given", "a name, a path")
     if is_address(name_or_path):
         copy = copied(str(name_or_path), data_dir, remote_gb)
         pool = load(copy, data_dir, image_size, max_pixels, path_column, label_column, split_column, class_level,
                     resize=resize, value_range=value_range, background=background, flip=flip)
         return replace(pool, name=name_of(str(name_or_path))) if copy.is_dir() else pool
     name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    if texts.names_module(name) and not path.exists():
+        return load_own(name, reading)
     if name in DATASETS and reading.value_range is not None:
         raise UsageError(f"value_range={value_range}: {name} holds bytes from 0 to 255; only your own images may hold "
                          "other values")
@@ -108,9 +109,9 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     if class_level != 1 and not path.is_dir():
         raise UsageError(f"--class-level {class_level} is for a folder of class folders, which {name} is not")
     if name == "digits":
-        return _resized(_digits(), reading)
+        return _named(_digits(), reading)
     if name in DATASETS:
-        return _resized(_fetched(name, data_dir), reading)
+        return _named(_fetched(name, data_dir), reading)
     if found is not None:
         if is_shards:
             beside = found.passed_over - Counter({".tar": len(found.shards)})
@@ -125,26 +126,9 @@ def load(name_or_path: str | os.PathLike[str] | Any, data_dir: str | os.PathLike
     if path.exists():
         raise UsageError(f"{path} cannot be read: expected a folder of images, a .csv or an .npz file, or .tar "
                          "shards")
-    if re.fullmatch(r"[\w.]+:\w+", name):
-        raise UsageError(f"there is no file or folder {path}. Your own data set goes in by code: sl.load(data_set)")
     if path.suffix or len(path.parts) > 1:
         raise UsageError(f"there is no file or folder {path}")
     raise unknown("data set", name, DATASETS, "A folder, a .csv or an .npz file, or .tar shards may also be given.")
-
-
-def _at_hand(given: Any, reading: Reading) -> Pool:
-    if isinstance(given, torch.utils.data.DataLoader):
-        raise UsageError("load was given a DataLoader, which gives batches; give it loader.dataset, which has rows")
-    if not (is_dataset(given) or isinstance(given, Mapping) or has_rows(given)):
-        raise UsageError(f"load was given a {type(given).__name__}, expected a name, a path or a data set (an object "
-                         "with a length and rows by number). Of arrays Pool.from_arrays makes a pool, of a list of "
-                         "paths Pool.from_files, of a list of pairs Pool.from_dataset")
-    if reading.split_column is not None or reading.class_level != 1:
-        raise UsageError("split_column and class_level are for CSV files and folders, not for a data set; give its "
-                         "parts as a dict of train, valid and test")
-    columns = reading.path_column, reading.label_column
-    reading = replace(reading, path_column=None, label_column=None)
-    return pool_of(content_of_datasets(parts_in(given), None, "dataset", reading, columns))
 
 
 def _digits() -> Pool:
@@ -189,13 +173,9 @@ def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
     return pool_of(Content(name, join(images), truth, class_names, style, test))
 
 
-def _resized(pool: Pool, reading: Reading) -> Pool:
-    """A pool of a known data set with its images at the size, and with the flips, that are wanted."""
-    images, notes = at_size(pool.images, reading)
-    style = style_of(images.shape, pool.style.mean, pool.style.std, reading.flips(pool.style.flip))
-    return replace(pool, images=images, style=style, notes=(*pool.notes, *notes),
-                   reading=replace(reading, image_size=images.shape[1], values=Values(), gray=images.shape[0] == 1,
-                                   flip=style.flip))
+def _named(pool: Pool, reading: Reading) -> Pool:
+    """A pool of a known data set, as it is wanted."""
+    return resized(pool, reading, replace(reading, values=Values(), gray=pool.images.shape[0] == 1))
 
 
 def _npz(path: Path, reading: Reading) -> Pool:

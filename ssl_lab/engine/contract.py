@@ -61,7 +61,7 @@ def check_technique(technique: Technique, off: Technique | None = None, *, compi
         net: the name of one that it can act on.
 
     Raises:
-        AssertionError: for what it does not keep, saying what.
+        AssertionError: where it breaks the contract; the message says how.
 
     >>> sl.testing.check_technique(sl.Temperature(2.0), off=sl.Temperature(1.0), compile=False)  # it holds
     """

@@ -67,7 +67,7 @@ def predict(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, batch: in
     Args:
         net: that predicts.
         pool: whose images.
-        indices: int64 [n], of these images.
+        indices: int64 [n], which of its images.
         runtime: where it computes.
         batch: images that pass at a time; None: `rows_at_once`.
 
@@ -96,7 +96,7 @@ def accuracy(net: Net, pool: Pool, indices: IntArray, runtime: Runtime) -> float
     Args:
         net: that predicts.
         pool: whose images, and their truth.
-        indices: int64 [n], of these images.
+        indices: int64 [n], which of its images.
         runtime: where it computes.
 
     >>> pool, runtime = sl.load("digits"), sl.Runtime.start("cpu")
@@ -116,7 +116,7 @@ def scores(net: Net, pool: Pool, indices: IntArray, runtime: Runtime,
     Args:
         net: that predicts.
         pool: whose images, and their truth.
-        indices: int64 [n], of these images.
+        indices: int64 [n], which of its images.
         runtime: where it computes.
         keep: is given what was predicted, on every rank that of all.
 

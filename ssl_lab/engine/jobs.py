@@ -18,6 +18,7 @@ from ssl_lab.engine.folder import is_taken, same
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.exits import BUSY
 from ssl_lab.files import write_text
+from ssl_lab.texts import names_module
 from ssl_lab.workers import Here, Workers
 
 MAY_DIFFER = {"out", "resume", "device", "data_dir", "remote_gb", "track",  # between a finished run and one to start
@@ -57,8 +58,10 @@ class Job:
 
     @property
     def command_line(self) -> list[str]:
-        """What `flags` are on it."""
-        return [f"--{name}={each}" for name, value in self.flags.items()
+        """What is on it: `flags`, and data of a module."""
+        data = str(self.settings.get("data", ""))
+        flags = {**self.flags, **({"data": data} if names_module(data) else {})}
+        return [f"--{name}={each}" for name, value in flags.items()
                 for each in ([value] if isinstance(value, str) else value)]
 
     def run(self, workers: Workers) -> None:

@@ -67,7 +67,7 @@ def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: R
     Args:
         first, second: the nets.
         pool: whose images pass.
-        indices: int64 [n], of these images.
+        indices: int64 [n], which of its images.
         runtime: where it computes.
         first_layers, second_layers: submodules of the backbone by name. By default those without submodules that hold
             weights, if any do, and give a row for each image: not a layer whose weight alone is used, nor one that sees

@@ -32,7 +32,7 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
     Args:
         net: whose features.
         pool: whose images.
-        indices: int64 [n], of these images.
+        indices: int64 [n], which of its images.
         runtime: where it computes.
         view: what the net sees of them (default: the images as they are).
         batch: images that pass the net at a time (default: `batch_of`).

@@ -35,7 +35,7 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
         student: the net that learned.
         teacher: what it learned from.
         pool: whose images, and their truth.
-        indices: int64 [n], n >= 2, of these images.
+        indices: int64 [n], n >= 2, which of its images.
         runtime: where it computes.
 
     Raises:

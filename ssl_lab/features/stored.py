@@ -21,8 +21,8 @@ def stored_logits(teacher: Teacher, pool: Pool, out: str | Path, runtime: Runtim
     that was cut short goes on.
 
     Args:
-        teacher: whose answers.
-        pool: to whose images.
+        teacher: who answers.
+        pool: whose images.
         out: the folder.
         runtime: where it computes.
 

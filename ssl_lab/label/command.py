@@ -37,7 +37,7 @@ def label(data: Annotated[str, tyro.conf.Positional], query: str = "typiclust", 
     command goes on. Several people may label at once, each with a name.
 
     Args:
-        data: folder of images, CSV of path,label, or the name of a data set.
+        data: folder of images, CSV of path,label, the name of a data set, or package.module:Mine.
         query: what chooses the images (see `ssl-lab list queries`): one of embeddings and probabilities.
         first_query: the same, while fewer than two classes are known.
         model: folder of a run whose net sees the images, or lite0; its features are what images are compared by.

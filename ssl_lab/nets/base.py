@@ -89,8 +89,8 @@ def describe(net: nn.Module, style: Style) -> tuple[int, int]:
     """(parameters, FLOPs of the forward pass of one image); a multiply-add counts as 2.
 
     Args:
-        net: that takes images.
-        style: of these.
+        net: of images.
+        style: what these are like.
 
     >>> parameters, flops = sl.nets.describe(sl.net("wrn_28_2"), sl.Style())
     >>> f"{parameters:,} parameters, {flops / 1e9:.2f} GFLOP"

@@ -56,7 +56,7 @@ def with_rates(optimizer: Optimizer, rates: Mapping[str, Scalar], biases: Scalar
     Building it raises UsageError where a part has no parameter that learns.
 
     Args:
-        optimizer: that it is made of.
+        optimizer: whose rule it is.
         rates: part of the method (a module's name, as in `named_parameters`) -> learning rate. The first part that fits
             counts.
         biases: of the biases and the parameters of norms (fewer than 2 dimensions) of all other parts, as Barlow Twins

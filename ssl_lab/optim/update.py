@@ -58,7 +58,7 @@ def forget(optimizer: torch.optim.Optimizer, parameter: nn.Parameter, where: Ten
     is true.
 
     Args:
-        optimizer: with its state.
+        optimizer: that forgets.
         parameter: one that it moves.
         where: bool, of the parameter's shape; None: all of it.
 

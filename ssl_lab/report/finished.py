@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ssl_lab.config import OfARun, reading_of
+from ssl_lab.config import OfARun, data_of, reading_of
 from ssl_lab.data import Pool, load
 from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
@@ -51,9 +51,10 @@ class Finished:
             raise UsageError(f"the run in {folder} learned no classes; fine-tune it first (recipes/finetune.py)")
         if card.kind != "net":
             raise UsageError(f"the run in {folder} is of several parts ({card.kind}); give one that trained a net")
-        named = data or stored.settings.get("data")
-        if not isinstance(named, str):
-            raise UsageError(f"{folder}/config.yaml does not say which images the run was of; name them with --data")
+        try:
+            named = data or data_of(stored.settings, folder)
+        except UsageError as error:
+            raise UsageError(f"{error}; name them with --data") from None
         reading = reading_of(stored.settings) | others
         pool = load(named, **reading)
         if stored.split.get("pixels") not in (None, pool.images.fingerprint()):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import yaml
 
-from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.report.html import NAME, Report
 from ssl_lab.report.images import image_grid
@@ -17,7 +17,11 @@ from ssl_lab.report.metrics import band, read_metrics
 from ssl_lab.report.plots import curves
 from ssl_lab.report.tables import Cell, Column, Table
 
+if TYPE_CHECKING:  # it imports torch
+    from ssl_lab.data import Pool
+
 SHOWN = 20  # images
+
 
 def stage_table(stages: Mapping[str, Path]) -> Table:
     """A row for each stage: its method, net, labels, steps, seconds and accuracy.
@@ -61,7 +65,7 @@ def stage_report(title: str, said: str, stages: Mapping[str, Path], pool: Pool, 
         stages: name -> the folder of a finished run of a recipe.
         pool: whose images are shown.
         asked: rows of it, of which the first are shown.
-        out: the folder, which is there.
+        out: the folder, which must exist.
 
     Raises:
         UsageError: as in `stage_table`.

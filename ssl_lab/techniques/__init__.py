@@ -196,7 +196,7 @@ def prepared(net: Net, techniques: Sequence[Technique | str], pool: Pool, seed: 
     to the `Trainer`, which records them and does what the others ask for.
 
     Args:
-        net: as it is.
+        net: to prepare.
         techniques: techniques, or texts as `technique` reads them; those of other kinds leave the net alone.
         pool: whose images it will see.
         seed: of what they draw.

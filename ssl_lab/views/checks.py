@@ -39,7 +39,7 @@ def check_views(
         channels: of the images.
 
     Raises:
-        AssertionError: for what it does not keep, saying what.
+        AssertionError: where it breaks the contract; the message says how.
 
     >>> def bright(style):
     ...     return lambda images, draw: (images / 255 + draw.to_device(draw.uniform(1, 1, 1, high=0.2))).clamp(0, 1)

@@ -104,7 +104,7 @@ def assign(queries: Sequence[int], annotators: Sequence[str], reliability: Relia
     Args:
         queries: rows.
         annotators: names; one who is not in `reliability` counts as the mean of those who are.
-        reliability: of `dawid_skene`; without it everybody is taken to be as good.
+        reliability: of `dawid_skene`; without it all are taken to be equally good.
         probs: [n, C], what the model thinks of each image: then people get images of classes that they know; without
             it, the class frequencies.
         done: row -> those who have labeled it already, who do not get it again; a row that all have labeled is left

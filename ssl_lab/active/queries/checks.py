@@ -38,7 +38,7 @@ def check_query(query: Query, *, rows: int = ROWS) -> None:
         rows: of the pools, 40 or more.
 
     Raises:
-        AssertionError: for what it does not keep, saying what.
+        AssertionError: where it breaks the contract; the message says how.
 
     >>> sl.testing.check_query(sl.active.Margin())  # it holds
     """
