@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import socket
 import subprocess
 import threading
@@ -104,7 +105,9 @@ class Slurm(Elsewhere):
         try:
             found = job.result()
         except Exception as error:  # of submitit: it ended without a result
-            raise RunFailedError(f"job {job.job_id} was lost (see {job.paths.stderr}): {_line(error)}") from error
+            log = job.paths.stderr
+            why = lost(error, log.read_text(errors="replace") if log.exists() else "")
+            raise RunFailedError(f"job {job.job_id} was lost (see {log}): {why}") from error
         return _result(found)  # type: ignore[no-any-return]
 
     def end(self, begun: Any) -> None:
@@ -131,7 +134,7 @@ class Ray(Elsewhere):
         try:
             found = self._ray.get(task)
         except self._ray.exceptions.RayError as error:
-            raise RunFailedError(f"a task of Ray was lost: {_line(error)}") from error
+            raise RunFailedError(f"a task of Ray was lost: {lost(error)}") from error
         return _result(found)  # type: ignore[no-any-return]
 
     def end(self, begun: Any) -> None:
@@ -175,6 +178,18 @@ def _result(found: Any) -> Any:
 def _line(error: Exception) -> str:
     last = (str(error).strip().splitlines() or [""])[-1]
     return last if isinstance(error, UsageError | RunFailedError) else f"{type(error).__name__}: {last}"
+
+
+def lost(error: Exception, written: str = "") -> str:
+    """Why something ended without a result: the error that it wrote last, if any, else what is known of it here.
+
+    >>> from ssl_lab.workers import lost
+    >>> lost(ValueError("job failed"), "Traceback:\\nModuleNotFoundError: No module named 'timm'\\n")
+    "ModuleNotFoundError: No module named 'timm'; a worker needs the packages that are here"
+    """
+    named = [line.strip() for line in written.splitlines() if re.match(r"[\w.]+(Error|Exception): ", line)]
+    words = named[-1] if named else _line(error)
+    return words + "; a worker needs the packages that are here" * ("No module named" in words)
 
 
 def _called(there: There, *given: Any) -> Any:

@@ -122,6 +122,14 @@ def test_a_job_that_fails_or_is_lost_says_why(tmp_path):
         cluster(tmp_path).call(os._exit, 1)
 
 
+def test_a_worker_without_the_package_says_so(tmp_path, monkeypatch):
+    (tmp_path / "ssl_lab.py").write_text("raise ModuleNotFoundError(\"No module named 'ssl_lab'\")")
+    monkeypatch.chdir(tmp_path)  # where the job looks first; this process has imported it
+    with pytest.raises(RunFailedError, match=r"job \d+ was lost \(see .*_log.err\): ModuleNotFoundError: No module "
+                                             "named 'ssl_lab'; a worker needs the packages that are here$"):
+        cluster(tmp_path).call(run_command, ["true"], tmp_path / "log.txt")
+
+
 def test_a_folder_that_is_not_shared_is_named(tmp_path, monkeypatch):
     with pytest.raises(RunFailedError, match=r"gone is not on .*: --out must be on a disk that all workers share"):
         run_command(["true"], tmp_path / "gone" / "log.txt")
