@@ -22,6 +22,7 @@ FloatArray = NDArray[np.float32]
 
 BANK_ROWS, QUERY_ROWS = 65536, 512  # of one matrix product: larger ones are faster, and merged less often
 TUNED_K = 20
+CANDIDATES = 2**24  # numbers of candidates that are compared at a time: 64 MiB
 WORTH_MEASURING = 2**35  # multiplications, below which the faster library wins too little
 
 _Nearest = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -204,12 +205,13 @@ class Approximate:
     """Nearest neighbors in a fraction of the time, most of them: `aim` is the share of the true ones to find.
 
     An inverted file whose lists hold 4-bit product codes (FAISS) proposes `factor` candidates for each neighbor
-    wanted; their cosines are then computed exactly. (Graphs of HNSW searched about as fast, but took seven times as
-    long to build on the same data.)
+    wanted; their cosines are then computed exactly, of rows that are read from the bank, so that memory is that of the
+    codes: D / 8 bytes a row, and 8 for its number. (Graphs of HNSW searched about as fast, but took seven times as long
+    to build on the same data.)
 
     Args:
         codes: FAISS's index of the bank.
-        bank: float32 [N, D], rows of length 1.
+        bank: float32 or float16 [N, D]; it may be a memory map.
         factor: candidates for each neighbor wanted.
         aim: in (0, 1].
 
@@ -221,23 +223,7 @@ class Approximate:
     """
 
     def __init__(self, codes: Any, bank: FloatArray, factor: int, aim: float) -> None:
-        import faiss
-
-        self.codes, self.aim = codes, aim
-        self._bank = faiss.IndexFlatIP(bank.shape[1] + -bank.shape[1] % 4)
-        for first in range(0, len(bank), BANK_ROWS):
-            self._bank.add(_padded(bank[first:first + BANK_ROWS]))
-        self.index = faiss.IndexRefine(codes, self._bank)
-        self.factor = factor
-
-    @property
-    def factor(self) -> int:
-        """Candidates per neighbor."""
-        return int(self.index.k_factor)
-
-    @factor.setter
-    def factor(self, value: int) -> None:
-        self.index.k_factor = value
+        self.codes, self.bank, self.factor, self.aim = codes, bank, factor, aim
 
     @classmethod
     def build(cls, bank: ArrayLike, recall: float = 0.99) -> Approximate:
@@ -284,12 +270,22 @@ class Approximate:
     def search(self, queries: ArrayLike, k: int) -> tuple[FloatArray, IntArray]:
         """As `top_k`, but for the neighbors that it misses; -1 with cosine -inf where it finds fewer than k."""
         queries = matrix(queries, "queries")
-        if queries.shape[1] + -queries.shape[1] % 4 != self.index.d or not 1 <= k <= self.index.ntotal:
-            raise UsageError(f"queries {list(queries.shape)} and k={k} for an index of {self.index.ntotal} rows of "
-                             f"{self.index.d} numbers")
+        total, dim = self.bank.shape
+        if queries.shape[1] != dim or not 1 <= k <= total:
+            raise UsageError(f"queries {list(queries.shape)} and k={k} for an index of {total} rows of {dim} numbers")
         # Never fewer candidates than it was tuned with: a few of the nearest are as hard to find as 20.
-        cosines, rows = self.index.search(_padded(queries), max(k, min(TUNED_K, self.index.ntotal)))
-        return np.where(rows < 0, np.float32(-np.inf), cosines)[:, :k], rows[:, :k]
+        count = min(self.factor * max(k, min(TUNED_K, total)), total)
+        cosines = np.empty((len(queries), k), dtype=np.float32)
+        rows = np.empty((len(queries), k), dtype=np.int64)
+        size = max(1, CANDIDATES // (count * dim))
+        for part in (slice(start, start + size) for start in range(0, len(queries), size)):
+            wanted = _padded(queries[part])
+            _, found = self.codes.search(wanted, count)
+            near = unit(self.bank[found.ravel()]).reshape(*found.shape, dim)
+            exact = np.where(found < 0, np.float32(-np.inf), np.matmul(near, wanted[:, :dim, None])[..., 0])
+            best = np.argsort(-exact, axis=1, kind="stable")[:, :k]
+            cosines[part], rows[part] = (np.take_along_axis(each, best, axis=1) for each in (exact, found))
+        return cosines, rows
 
 
 def _padded(rows: FloatArray) -> FloatArray:
