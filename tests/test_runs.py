@@ -1,6 +1,7 @@
 """`ssl-lab runs`: what the runs of a study are doing, from their folders alone."""
 
 import json
+import os
 import time
 
 import pytest
@@ -48,6 +49,16 @@ def test_a_run_that_goes_on_says_since_when_and_how_long_yet(study):
     assert (row["state"], row["minutes_to_go"]) == ("running", 1.5)
     assert row["reason"].startswith("since ")
     assert time.strptime(row["reason"], "since %H:%M:%S")
+
+
+def test_a_clock_that_differs_changes_only_since_when(study):
+    """Locks tell what runs, and a run's own seconds how long yet: nothing is told from times of files."""
+    before = looked_at(study / "cut", study)
+    with alone_in(study / "cut"):
+        now = looked_at(study / "cut", study)
+        os.utime(study / "cut" / ".lock", (2e9, 2e9))
+        assert {**looked_at(study / "cut", study), "reason": ""} == {**now, "reason": ""}
+    assert looked_at(study / "cut", study) == before
 
 
 def test_the_table_names_whole_runs_in_a_pipe(study, capsys):

@@ -99,6 +99,27 @@ def test_a_study_on_a_cluster_is_that_of_one_machine(tmp_path):
     assert [(job.out / "starts").read_text() for job in spread] == ["x", "x", "xxx", "x", "x"]
 
 
+def test_where_a_disk_is_full_the_other_runs_go_on(tmp_path, monkeypatch):
+    """One run cannot begin, as its log cannot be made, and one cannot say why it ended."""
+    runs = runs_of(tmp_path, 4)
+    for job in runs:
+        job.prepare()
+    runs[1].recipe.with_name("mute.py").write_text("raise SystemExit(1)")
+    runs[1] = Job(runs[1].recipe.with_name("mute.py"), runs[1].settings, runs[1].out)
+    whole = Here.command
+
+    def command(self, given, log):
+        if log.parent == runs[2].out:
+            raise OSError(28, "No space left on device", str(log))
+        return whole(self, given, log)
+
+    monkeypatch.setattr(Here, "command", command)
+    mute, full = jobs.run_all(runs, Here(2))
+    assert mute.startswith("run-1 failed: with exit status 1, and no words: is the disk full? (see ")
+    assert full == f"run-2 could not be started: [Errno 28] No space left on device: '{runs[2].out / 'log.txt'}'"
+    assert [job.summary is None for job in runs] == [False, True, True, False]
+
+
 def test_ctrl_c_reaches_runs_on_a_cluster_which_save(tmp_path, request):
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))

