@@ -110,7 +110,7 @@ _HOMES = {
     "views": ("Eval", "Strong", "Weak"),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
-_WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "find_lr": "find_lr:find_lr",
+WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:fetch", "find_lr": "find_lr:find_lr",
           "label": "label.command:label", "labels": "active.people.leaving:labels",
           "predict": "predict:predict", "query": "active.command:query_command",
           "quickstart": "quickstart:run", "report": "reporting:report", "runs": "runs:runs", "train": "train:train"}
@@ -122,8 +122,9 @@ _FILES = ("arms", "begun", "comparison", "ensemble", "finetune", "presets", "pre
 """What recipes are made of: reached as the modules are, but nothing that is kept as it is."""
 
 
-def _function(word: str) -> Any:
-    module, _, name = _WORDS[word].partition(":")
+def function_of(word: str) -> Any:
+    """What a word of `ssl-lab` calls."""
+    module, _, name = WORDS[word].partition(":")
     return getattr(importlib.import_module(f"ssl_lab.{module}"), name)
 
 
@@ -131,12 +132,12 @@ class _Word(ModuleType):
     """A module that is called as its word of `ssl-lab` is typed: sl.train("photos", minutes=5)."""
 
     def __call__(self, *arguments: Any, **named: Any) -> Any:
-        return _function(self.__name__.rpartition(".")[2])(*arguments, **named)
+        return function_of(self.__name__.rpartition(".")[2])(*arguments, **named)
 
 
 class _Package(ModuleType):
     def __setattr__(self, name: str, value: Any) -> None:  # by which an imported module becomes known here
-        if name in _WORDS and type(value) is ModuleType:
+        if name in WORDS and type(value) is ModuleType:
             value.__class__ = _Word
         super().__setattr__(name, value)
 
@@ -170,13 +171,13 @@ AFTERWARDS.append(write_report)
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(f"ssl_lab.{_HOME[name]}"), name)
-    if name in _WORDS:
+    if name in WORDS:
         try:
             return importlib.import_module(f"ssl_lab.{name}")
         except ModuleNotFoundError as error:
             if error.name != f"ssl_lab.{name}":
                 raise
-            return _function(name)
+            return function_of(name)
     if name in _MODULES or name in _FILES:
         return importlib.import_module(f"ssl_lab.{name}")
     if name[0].isupper():
@@ -189,5 +190,5 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     rooms = [importlib.import_module(f"ssl_lab.{room}").__all__ for room in ("methods", "techniques")]
-    return sorted({*_HOME, *_WORDS, *_MODULES, "write_report",
+    return sorted({*_HOME, *WORDS, *_MODULES, "write_report",
                    *(name for names in rooms for name in names if name[0].isupper())})

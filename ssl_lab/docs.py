@@ -24,7 +24,7 @@ MODULES = ("active", "analysis", "compress", "data", "engine", "features", "loss
 """What is public, beside the names of `ssl_lab` itself."""
 EQUATION = re.compile(r"(L [+a]|[^\s.]{1,16}( \w{1,6})? (=|<-|~) )")
 WIDER = "main.pdoc { max-width: 74rem !important; } .pdoc .docstring pre { font-size: 85%; }"
-PAPER = re.compile(r"arXiv (\d{4}\.\d{4,5})")
+PAPER = re.compile(r"arXiv\s+(\d{4}\.\d{4,5})")
 
 
 class ArrayLike:
@@ -37,7 +37,8 @@ def write(folder: Path) -> list[str]:
     """Writes index.html and a page for each module into the folder; returns what pdoc warned of."""
     homes = {name for name in dir(ssl_lab) if name not in {*ssl_lab.methods.__all__, *ssl_lab.techniques.__all__}}
     names = sorted(homes - {*MODULES, "report"}, key=str.lower)
-    vars(ssl_lab).update({name: getattr(ssl_lab, name) for name in names}, __all__=[*MODULES, *names])
+    shown = {name: ssl_lab.function_of(name) if name in ssl_lab.WORDS else getattr(ssl_lab, name) for name in names}
+    vars(ssl_lab).update(shown, __all__=[*MODULES, *names])
     pages = {f"ssl_lab{'.' * bool(name)}{name}": doc.Module(getattr(ssl_lab, name) if name else ssl_lab)
              for name in ("", *MODULES)}
     for name, module in list(sys.modules.items()):

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import os
+from pathlib import Path
 from typing import Literal
 
 Lock = Literal["held", "taken", "unknown"]
 """held: by this process now. taken: by another one. unknown: the file system has no locks."""
+LOCK = ".lock"
+"""The file in a run's folder that the process which trains there holds."""
 
 
 def lock(handle: int, shared: bool = False, wait: bool = False) -> Lock:
@@ -22,3 +26,15 @@ def lock(handle: int, shared: bool = False, wait: bool = False) -> Lock:
     except OSError:
         return "unknown"
     return "held"
+
+
+def is_taken(folder: Path) -> bool:
+    """Whether a process trains in this folder now (see `engine.folder.alone_in`)."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        return lock(handle, shared=True) == "taken"
+    finally:
+        os.close(handle)

@@ -12,8 +12,8 @@ from typing import Annotated, Any
 import tyro
 import yaml
 
-from ssl_lab.engine.folder import is_taken
 from ssl_lab.errors import UsageError
+from ssl_lab.locks import LOCK, is_taken
 from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.report.metrics import read_metrics
 
@@ -73,7 +73,7 @@ def looked_at(folder: Path, out: Path) -> dict[str, Any]:
     state = ("done" if ended is not None else "running" if taken else "failed" if words.startswith("error")
              else "stopped" if rows or words else "waiting")
     to_go = seconds * (1 - share) / share / 60 if state == "running" and share else None
-    since = f"since {time.strftime('%H:%M:%S', time.localtime((folder / '.lock').stat().st_mtime))}" if taken else ""
+    since = f"since {time.strftime('%H:%M:%S', time.localtime((folder / LOCK).stat().st_mtime))}" if taken else ""
     return {"run": str(folder.relative_to(out)), "state": state, "share": share, "accuracy": _accuracy(ended, rows),
             "minutes": _minutes(ended, rows),
             "minutes_to_go": to_go, "reason": since or words}

@@ -4,6 +4,8 @@ import ast
 from functools import cache
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "seeds", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals",
@@ -115,3 +117,28 @@ def test_private_names_stay_in_their_files():
     wrong = [f"{name} imports {each}" for name, file in FILES.items() for each in _names(file)
              if each.rpartition(".")[2].startswith("_")]
     assert not wrong, wrong
+
+
+def _at_once(file: Path) -> set[str]:
+    """What a file imports when it is imported."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("start", ["ssl_lab.report", "ssl_lab.runs", "ssl_lab.config", "ssl_lab.cli"])
+def test_what_only_shows_numbers_and_flags_imports_no_torch(start):
+    """It takes seconds."""
+    waiting, seen = [start], set()
+    while waiting:
+        file = waiting.pop()
+        seen.add(file)
+        names = _at_once(FILES[file]) if file != "ssl_lab" else set()
+        assert not [name for name in names if name.split(".")[0] == "torch"], file
+        rooms = {_file_of(name) for name in names if name.startswith("ssl_lab")}
+        waiting += {room.rpartition(".")[0] or room for room in rooms} | rooms - seen
+        waiting = [each for each in waiting if each not in seen]

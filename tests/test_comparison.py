@@ -22,11 +22,12 @@ from ssl_lab import comparison
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs, interval, verdicts
 from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
-from ssl_lab.engine.folder import alone_in, is_taken
+from ssl_lab.engine.folder import alone_in
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.exits import BUSY
 from ssl_lab.intervals import detectable
+from ssl_lab.locks import is_taken
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.presets import LONG, build, fill, kind_for, preset
 from ssl_lab.report import Band, heat_map

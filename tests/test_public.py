@@ -93,7 +93,7 @@ def test_each_argument_of_a_class_is_described():
 
 def functions() -> dict[str, Callable[..., object]]:
     """Those that are public, and those that words of `ssl-lab` call."""
-    words = {f"sl.{word}": sl._function(word) for word in sl._WORDS}
+    words = {f"sl.{word}": sl.function_of(word) for word in sl.WORDS}
     return words | {name: found for name in described() if inspect.isfunction(found := value(name))}
 
 

@@ -21,7 +21,8 @@ def effective_depth(net: Net, x: Tensor) -> float:
 
     Of a PReLU, a channel is linear if its slope is 1; of a ReLU or leaky ReLU, if on these images what enters it never
     changes its sign: then it passes all, or nothing. L layers that all bend have depth L, a block of m layers beside a
-    plain shortcut m / 2. The averaging is the paper's, by its summary; how a ReLU counts is ours.
+    plain shortcut m / 2. The averaging is that of Mehmeti-Goepel and Disselhoff 2022 (arXiv 2211.17180), by the paper's
+    summary; how a ReLU counts is ours.
 
     Args:
         net: of whose backbone the depth is.

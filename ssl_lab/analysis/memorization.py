@@ -33,8 +33,8 @@ class Memorized(NamedTuple):
 
 
 def memorization(said: IntArray, given: IntArray, truth: IntArray) -> Memorized:
-    """What a net makes of training images whose labels were wrong. One that fits everything has wrong = right = 1; one
-    that learned and did not memorize has righted near its test accuracy.
+    """What a net makes of training images whose labels were wrong (Zhang et al. 2017, arXiv 1611.03530). One that fits
+    everything has wrong = right = 1; one that learned and did not memorize has righted near its test accuracy.
 
     Args:
         said: int64 [n], the classes that a net gives its training images.

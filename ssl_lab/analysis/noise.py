@@ -21,7 +21,8 @@ KEPT = 0.01, 0.99  # exponents, there too
 def gradient_noise(land: Landscape, batches: int = 600, size: int = 32, coordinates: int = 500,
                    seed: int = 0) -> FloatArray:
     """float64 [batches, coordinates]: the gradient of a mini-batch of `size` images, less that of all, at frozen
-    weights and at coordinates drawn at random. The authors take 3,000 batches and 500,000 coordinates.
+    weights and at coordinates drawn at random. Tan et al. 2022 (arXiv 2206.04359) take 3,000 batches and 500,000
+    coordinates.
 
     Args:
         land: the loss, its weights and images.
@@ -53,7 +54,7 @@ def hurst_exponents(series: FloatArray) -> FloatArray:
 
     The sum of white noise, a random walk, has 0.5; more: it goes on as it went; less: it turns back. Short windows bend
     R/S: fractional noise of 0.3, 0.5, 0.7 and 0.9 reads 0.37, 0.54, 0.71 and 0.86. NaN for a constant column. As in the
-    authors' code (`bound2024`, of a later version).
+    code of Tan et al. 2022 (arXiv 2206.04359; `bound2024`, of a later version).
 
     Args:
         series: float [T, D], of 120 rows or more.
@@ -102,9 +103,9 @@ def hurst_exponent(series: FloatArray) -> float:
 
 def fractal_dimension(exponents: FloatArray) -> float:
     """(1 + sum_(i < k) (H_k - H_i)) / H_k, k the first of the exponents, sorted upwards, whose cumulative sum passes 1
-    (the last, if none does): the dimension of the path of that many fractional Brownian motions, by which the paper
-    bounds the gap between training and test. Exponents outside 0.01 to 0.99 are left out. Of equal ones, h, it is
-    1 / h.
+    (the last, if none does): the dimension of the path of that many fractional Brownian motions, by which Tan et al.
+    2022 (arXiv 2206.04359) bound the gap between training and test. Exponents outside 0.01 to 0.99 are left out. Of
+    equal ones, h, it is 1 / h.
 
     Args:
         exponents: float [D], as `hurst_exponents` gives them.

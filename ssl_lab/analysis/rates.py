@@ -11,7 +11,8 @@ def effective_rates(net: Net, style: Style, rate: float) -> dict[str, float]:
     """rate / |w|^2 of each layer whose weights w a norm follows, by the layer's name, and "all" of them together
 
     by which the direction of w moves, the only thing that matters of it. Empty for nets without such layers. Of the
-    paper's three regimes (convergence, chaotic equilibrium, divergence) this is the coordinate, under plain SGD.
+    three regimes of Kodryan et al. 2022 (arXiv 2209.03695: convergence, chaotic equilibrium, divergence) this is the
+    coordinate, under plain SGD.
 
     Args:
         net: with such layers.

@@ -30,7 +30,7 @@ from ssl_lab.engine.card import Card
 from ssl_lab.engine.evaluate import Predictions
 from ssl_lab.errors import BusyError, NonFiniteLossError, UsageError
 from ssl_lab.files import cannot_write, make_folder, write_atomically, write_text
-from ssl_lab.locks import lock
+from ssl_lab.locks import LOCK, lock
 from ssl_lab.nets.stored import metadata
 
 FINISHED = ("model.safetensors", "model.json", "predictions.npz", "summary.json", "report.html")  # of a run that ended
@@ -46,7 +46,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
     However the process ends, the lock ends with it; a file that is left behind locks nothing.
     """
-    path = folder / ".lock"
+    path = folder / LOCK
     try:
         make_folder(folder)
         handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
@@ -93,18 +93,6 @@ def clear(folder: Path) -> None:
         with alone_in(folder):
             for path in folder.iterdir():
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def is_taken(folder: Path) -> bool:
-    """Whether a process is `alone_in` this folder now."""
-    try:
-        handle = os.open(folder / ".lock", os.O_RDONLY)
-    except OSError:
-        return False
-    try:
-        return lock(handle, shared=True) == "taken"
-    finally:
-        os.close(handle)
 
 
 def _locked(handle: int, path: Path) -> bool:

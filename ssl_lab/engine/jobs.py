@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
-from ssl_lab.engine.folder import is_taken, same
+from ssl_lab.engine.folder import same
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.exits import BUSY
 from ssl_lab.files import write_text
+from ssl_lab.locks import is_taken
 from ssl_lab.texts import names_module
 from ssl_lab.workers import Here, Workers
 

@@ -20,7 +20,8 @@ NEVER = -1e4
 
 def anchored(features: ArrayLike, labels: ArrayLike, queries: ArrayLike, classes: int, alpha: float = 10.0,
              steps: int = 10) -> FloatArray:
-    """Probabilities of the queries by the linear probe and the mixture; see `anchored_weights`.
+    """Probabilities of the queries by the linear probe and a mixture of Gaussians that is held at what labels say,
+    after StatA (Zanella et al. 2025, arXiv 2501.03729); see `anchored_weights`.
 
     Args:
         features: [N, D].

@@ -59,10 +59,11 @@ def gram_cka(k: NDArray[np.float64], m: NDArray[np.float64]) -> float:
 def layer_cka(first: Net, second: Net, pool: Pool, indices: IntArray, runtime: Runtime,
               first_layers: Sequence[str] | None = None, second_layers: Sequence[str] | None = None,
               ) -> tuple[NDArray[np.float64], list[str], list[str]]:
-    """Linear CKA between layers of two nets on images of the pool, in evaluation mode.
+    """Linear CKA between layers of two nets on images of the pool, in evaluation mode (Kornblith et al. 2019, arXiv
+    1905.00414).
 
-    Maps are flattened, as in the paper. All images pass at once and each layer leaves an [n, n] matrix, so that a few
-    hundred images are right.
+    Maps are flattened, as there. All images pass at once and each layer leaves an [n, n] matrix, so that a few hundred
+    images are right.
 
     Args:
         first, second: the nets.

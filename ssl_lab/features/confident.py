@@ -52,8 +52,8 @@ def confident_class(probs: ArrayLike, threshold: FloatArray) -> IntArray:
 
 
 def confident_joint(labels: ArrayLike, probs: ArrayLike) -> IntArray:
-    """int64 [C, C]: how many images with label i count as of class j (the paper's C); what is off the diagonal are
-    likely errors.
+    """int64 [C, C]: how many images with label i count as of class j (C of Northcutt et al. 2021, arXiv 1911.00068);
+    what is off the diagonal are likely errors.
 
     Args:
         labels: int [n].
@@ -71,7 +71,8 @@ def confident_joint(labels: ArrayLike, probs: ArrayLike) -> IntArray:
 
 
 def doubt(labels: ArrayLike, probs: ArrayLike) -> Doubt:
-    """Which labels are likely wrong, and how improbable each is.
+    """Which labels are likely wrong, and how improbable each is, by confident learning (Northcutt et al. 2021, arXiv
+    1911.00068).
 
     The score is 1 - p_given. As many are likely wrong as the confident joint has off its diagonal: those of the highest
     scores, of equals the first, but for labels that are the most probable class all the same. (The joint says how many;

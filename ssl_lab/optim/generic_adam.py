@@ -48,7 +48,8 @@ def adam_condition(rate: Callable[[int], float], theta: Callable[[int], float], 
 
 
 def adam_remark(optimizer: Optimizer) -> str | None:
-    """What to know of a run with this optimizer, if it has Adam's betas and breaks the condition; else None.
+    """What to know of a run with this optimizer, if it has Adam's betas and breaks the condition (see
+    `adam_condition`); else None.
 
     The first tenth of the run, in which rates warm up, does not count. That the sum does not vanish is left unsaid: it
     is so for every fixed beta2, which all of ours have.

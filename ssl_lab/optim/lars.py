@@ -15,7 +15,8 @@ from ssl_lab.schedule import Scalar
 
 @dataclass(frozen=True)
 class LARS(Optimizer):
-    """SGD with momentum in which the gradient of each weight tensor is scaled to its length; for large batches.
+    """SGD with momentum in which the gradient of each weight tensor is scaled to its length; for large batches (You et
+    al. 2017, arXiv 1708.03888).
 
         d = g + weight_decay * w,    v <- momentum * v + eta * ||w|| / ||d|| * d,    w <- w - lr * v
 

@@ -18,7 +18,7 @@ Rule = Literal["linear", "sqrt"]
 def scaled_rate(rate: float, batch: int, base: int, rule: Rule = "linear", most: float | None = None) -> float:
     """The learning rate for larger or smaller steps, from one that suits steps of `base` images.
 
-    The paper's two rules, from its abstract; the cap is ours.
+    The two rules of Granziol et al. 2022 (arXiv 2006.09092), from the abstract; the cap is ours.
 
     Args:
         rate: that suits steps of `base` images.

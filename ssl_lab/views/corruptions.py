@@ -127,7 +127,8 @@ KINDS: dict[str, tuple[str, Kind, tuple[Any, ...]]] = {
 
 
 def corrupt(images: Tensor, kind: str, strength: int, seed: int = 0) -> Tensor:
-    """float32 [B, C, H, W] in [0, 1], whole 255ths, on the images' device.
+    """float32 [B, C, H, W] in [0, 1], whole 255ths, on the images' device: a common corruption (Hendrycks and
+    Dietterich 2019, arXiv 1903.12261).
 
     Image i is a function of itself, of its place i and of the seed. One by one, on the CPU: for evaluation.
 
