@@ -17,7 +17,6 @@ from ssl_lab.errors import UsageError
 
 ROWS = 8192  # at a time
 WHOLE = 2**20  # rows, up to which all are clustered together
-NUMBERS = 2**28  # of embeddings, up to which they are held: 1 GiB
 TRACE = 1e-280  # which changes no sum
 
 
@@ -79,8 +78,6 @@ class ClusterMargin(Query):
         if rows <= 1:
             return np.zeros(rows, dtype=np.int64)
         if rows <= WHOLE:
-            if rows * embeddings.shape[1] <= NUMBERS:
-                embeddings = embeddings[:]  # read once: each row is compared with many
             return average_linkage(neighbor_graph(embeddings, self.neighbors), max(1, round(rows / self.size)))
         found, count = np.empty(rows, dtype=np.int64), 0
         for cell in cells(embeddings, WHOLE // 4)[0]:
