@@ -19,6 +19,13 @@ mean ± standard deviation over seeds 0, 1, 2, on one core of an AMD EPYC that h
     fixmatch                       96.4 ± 0.1                                   90 to 102 s
     kd, on all images              97.6 ± 0.1     98.4%   0.025          0.7%   63 to 76 s
 
+The features of any teacher go to a small net without labels by `--method "seed(labeled=0)"` (or cc, crd, rkd and others
+that read features), on a pool none of whose images has a label too: the head stays as it was, and recipes/features.py
+`--net NAME --weights runs/latest/model.safetensors` or recipes/finetune.py go on from there.
+On digits, a tiny_8 that 200 labels trained (93.2%) taught a tiny_4 in 200 steps of 64 images: a linear probe of 40
+labels on its features has 78.4 ± 2.1% over 3 splits, on the untrained ones 41.3 ± 5.4, on the teacher's 94.2 ± 0.8; one
+run.
+
 Seed 0 with --view eval, the teacher's logits stored: 97.9%, 43 seconds in all on both cores, idle. The first two
 commands on an Intel Xeon, seed 0: teacher 97.7%, kd 97.7%, agreeing on 98.6%, KL 0.022, ECE 0.6%, in 83 CPU seconds.
 7,915 parameters for 77,754; 37,000 images/s for 23,000; 84 KB of ONNX for 363 KB.
@@ -73,7 +80,8 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     views = sl.views.by_name(settings.view)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    new = partial(sl.net, classes=pool.class_names, style=pool.style, seed=settings.seed, bn_momentum=0.02)
+    classes = pool.class_names or 1  # of images none of which has a label, features are learned
+    new = partial(sl.net, classes=classes, style=pool.style, seed=settings.seed, bn_momentum=0.02)
     usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     by_logits = getattr(sl.methods.get(settings.method), "reads", "") == "logits"
@@ -81,7 +89,8 @@ def main(settings: Settings) -> None:
 
     def around(net: sl.Net, taught: object) -> sl.methods.Method:
         arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
-        return sl.presets.build(settings.method, net, pool, arguments).with_views(*settings.view)
+        free = {} if pool.class_names else {"labeled": 0.0}
+        return sl.presets.build(settings.method, net, pool, arguments, free).with_views(*settings.view)
 
     def check(teacher: sl.methods.Teacher) -> None:  # before anything trains or is embedded
         trainer.begun(around(new(settings.net), teacher), pool)
@@ -103,7 +112,7 @@ def main(settings: Settings) -> None:
     net = sl.prepared(new(settings.net, **settings.beginning()), settings.techniques, pool, settings.seed)
     result = trainer.fit(around(net, taught), pool, labeled=settings.labeled, unlabeled=settings.unlabeled)
     print(result)
-    print(sl.features.compared_to_teacher(result.method.predictor(), teacher, pool, runtime))
+    print(sl.features.compared_to_teacher(result.method.predictor(), teacher, pool, runtime, result.method.classifies))
 
 
 if __name__ == "__main__":

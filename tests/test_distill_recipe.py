@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from small_runs import digits, rows
 from test_recipes import recipe
 
@@ -59,6 +60,27 @@ def test_every_method_learns_from_a_runs_folder(tmp_path, capsys, teacher, metho
     accuracy = json.loads((teacher / "summary.json").read_text())["test_accuracy"]
     assert float(numbers[7]) == pytest.approx(100 * accuracy, abs=0.01)
     assert int(numbers[6].replace(",", "")) < int(numbers[8].replace(",", ""))
+
+
+def test_images_without_labels_learn_features(tmp_path, capsys, teacher):
+    """Of a teacher that knows classes, too; what compares its logits says that there are none."""
+    images = digits().images.take(np.arange(12))
+    for number, image in enumerate(images):
+        Image.fromarray(image[0].numpy()).save(tmp_path / f"{number}.png")
+    for method, out in (("seed", tmp_path / "run"), ("kd", None)):
+        arguments = ["--data", str(tmp_path), "--teacher", str(teacher), "--method", method, "--unlabeled", "8",
+                     "--net", "tiny_4", "--steps", "2", "--device", "cpu", "--precision", "fp32", "--data-dir",
+                     str(tmp_path / "kept"), "--out", str(out or tmp_path / "other")]
+        module = recipe("distill")
+        if out:
+            module.main(parse(module.Settings, arguments))
+        else:
+            with pytest.raises(UsageError, match="the teacher's head is not trained"):
+                module.main(parse(module.Settings, arguments))
+    said = capsys.readouterr().out
+    assert "features on 12 training images: CKA" in said
+    assert "accuracy" not in said
+    assert load_teacher(tmp_path / "run", (), digits().style).classifies is False
 
 
 def test_a_teacher_is_trained_first(tmp_path, capsys):

@@ -18,6 +18,7 @@ from ssl_lab.methods.distillation import (
     NST,
     PKT,
     RKD,
+    SEED,
     SP,
     VID,
     AttentionTransfer,
@@ -51,6 +52,26 @@ def _features(rows, dim, seed):
 def _rotated(features, seed=7):
     dim = features.shape[1]
     return features @ torch.linalg.qr(_features(dim, dim, seed)).Q
+
+
+# --- Without labels ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [CC, SEED])
+def test_without_labels_features_are_learned_and_the_head_stays(method):
+    check_method(with_teacher(method, labeled=0.0), compile=False)
+    made = _method(method, _teacher(), labeled=0.0)
+    assert not made.classifies
+    assert not made.views.labeled
+    loss = made(BATCH, AT)
+    assert list(loss.terms) == ["distilled"]
+    assert not loss.logs  # of a head that learns nothing
+    loss.total.backward()
+    assert made.net.head.weight.grad is None
+    others = net("tiny_6", classes=7, style=STYLE)
+    assert not method(net("tiny_4", classes=4, style=STYLE), others, labeled=0.0).classifies  # of any classes
+    with pytest.raises(UsageError, match="tells 7 classes apart, the student 4"):
+        method(net("tiny_4", classes=4, style=STYLE), others)
 
 
 # --- Layers --------------------------------------------------------------------------------------

@@ -13,10 +13,13 @@ from ssl_lab.engine import Runtime
 from ssl_lab.engine.evaluate import accuracy, rates, tallies
 from ssl_lab.features.cka import linear_cka
 from ssl_lab.features.embed import batch_of
-from ssl_lab.methods.distillation.hooks import see
+from ssl_lab.methods.distillation.hooks import Seen, see
 from ssl_lab.methods.distillation.teacher import Teacher
 from ssl_lab.nets import Net
 from ssl_lab.views import Eval
+
+MOST = 1000
+"""Training images to compare features on, where there are no others."""
 
 
 @torch.inference_mode()
@@ -52,32 +55,40 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
         student.class_names, pool.class_names, f"the student {student.name}")
     if frozen.classifies:
         frozen.bring_into_order(pool.class_names)
+    mine, theirs = _seen(student, frozen, pool, indices, runtime)
+    logits = mine.logits[:, order], theirs.logits
+    q, p = (each.double().log_softmax(dim=1) for each in logits)
+    truth = pool.truth[indices]
+    return {
+        "agreement": float((logits[0].argmax(dim=1) == logits[1].argmax(dim=1)).double().mean()),
+        "kl": float((p.exp() * (p - q)).sum(dim=1).mean()),
+        "student_ece": rates(tallies(q.exp().numpy(), truth))["ece"],
+        "teacher_ece": rates(tallies(p.exp().numpy(), truth))["ece"],
+        "cka": linear_cka(mine.features, theirs.features) if theirs.features.shape[1] else float("nan"),
+    }
+
+
+@torch.inference_mode()
+def _seen(student: Net, teacher: Teacher, pool: Pool, indices: IntArray, runtime: Runtime) -> tuple[Seen, Seen]:
+    """What both say of the images as they are, on the CPU."""
     view, batch = Eval(pool.style), batch_of(pool.style, runtime)
     was_training = student.training
     student.eval().to(runtime.device)
-    frozen.to(runtime.device)
+    teacher.to(runtime.device)
     seen = []
     for start in range(0, len(indices), batch):
         rows = indices[start : start + batch]
         images = view(pool.images.take(rows).to(runtime.device), At(0, 1).draw("fidelity", len(rows), runtime.device))
         with runtime.autocast():
-            both = see(student, images), frozen(images, torch.from_numpy(rows).to(runtime.device))
+            both = see(student, images), teacher(images, torch.from_numpy(rows).to(runtime.device))
         seen.append([part.cpu() for each in both for part in each[:2]])
     student.train(was_training)
     mine, mine_features, theirs, their_features = map(torch.cat, zip(*seen, strict=True))
-    mine = mine[:, order]
-    q, p = (logits.double().log_softmax(dim=1) for logits in (mine, theirs))
-    truth = pool.truth[indices]
-    return {
-        "agreement": float((mine.argmax(dim=1) == theirs.argmax(dim=1)).double().mean()),
-        "kl": float((p.exp() * (p - q)).sum(dim=1).mean()),
-        "student_ece": rates(tallies(q.exp().numpy(), truth))["ece"],
-        "teacher_ece": rates(tallies(p.exp().numpy(), truth))["ece"],
-        "cka": linear_cka(mine_features, their_features) if their_features.shape[1] else float("nan"),
-    }
+    return Seen(mine, mine_features), Seen(theirs, their_features)
 
 
-def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtime: Runtime) -> str:
+def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtime: Runtime,
+                        classifies: bool = True) -> str:
     """A line on the `fidelity` on test images (else validation images), and one on accuracy and cost of each net.
 
     Args:
@@ -85,6 +96,7 @@ def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtim
         teacher: as in `fidelity`.
         pool: whose images.
         runtime: where it computes.
+        classifies: whether the student's head has learned; else features are compared alone.
 
     >>> pool = sl.load("digits")
     >>> net = sl.net("tiny_4", classes=pool.class_names, style=pool.style)
@@ -92,16 +104,23 @@ def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtim
     'fidelity on 599 test images: agreement 100.00%'
     """
     split, indices = ("test", pool.test) if len(pool.test) else ("valid", pool.valid)
+    if not len(indices) and not classifies:
+        split, indices = "training", pool.train[:MOST]
     if len(indices) < 2:
         return "no test or validation images to compare student and teacher on"
-    found = fidelity(student, teacher, pool, indices, runtime)
-    lines = [f"fidelity on {len(indices)} {split} images: agreement {found['agreement']:.2%}, KL {found['kl']:.4f}, "
-             f"ECE {found['student_ece']:.2%} (teacher {found['teacher_ece']:.2%}), CKA {found['cka']:.3f}"]
-    nets = teacher.nets if isinstance(teacher, Teacher) and not teacher.image_size else [teacher]
-    for name, net in [("student", student), *(("teacher", each) for each in nets if isinstance(each, Net))]:
-        parameters = sum(p.numel() for p in net.parameters())
-        lines.append(f"{name} {net.name}: {split} accuracy {accuracy(net, pool, indices, runtime):.2%}, "
-                     f"{parameters:,} parameters, {images_per_second(net, pool, runtime):,.0f} images/s")
+    frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    if classifies:
+        found = fidelity(student, frozen, pool, indices, runtime)
+        lines = [f"fidelity on {len(indices)} {split} images: agreement {found['agreement']:.2%}, KL "
+                 f"{found['kl']:.4f}, ECE {found['student_ece']:.2%} (teacher {found['teacher_ece']:.2%}), CKA "
+                 f"{found['cka']:.3f}"]
+    else:
+        mine, theirs = _seen(student, frozen, pool, indices, runtime)
+        lines = [f"features on {len(indices)} {split} images: CKA {linear_cka(mine.features, theirs.features):.3f}"]
+    for name, net in [("student", student), *(("teacher", each) for each in frozen.members if not frozen.image_size)]:
+        right = f"{split} accuracy {accuracy(net, pool, indices, runtime):.2%}, " if classifies else ""
+        lines.append(f"{name} {net.name}: {right}{sum(p.numel() for p in net.parameters()):,} parameters, "
+                     f"{images_per_second(net, pool, runtime):,.0f} images/s")
     return "\n".join(lines)
 
 

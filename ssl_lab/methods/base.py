@@ -86,7 +86,7 @@ class Method(nn.Module):
     arxiv: ClassVar[str]
     recipe: ClassVar[str]
     views: Views
-    classifies: ClassVar[bool] = True  # whether the head learns the pool's classes; not so in pretraining
+    classifies: bool = True  # whether the head learns the pool's classes; not so in pretraining
     unmixable: ClassVar[str] = ""  # why its labeled images must be whole ones, not mixtures of two, if they must
     splits: ClassVar[bool] = False  # whether a view of its joint pass only makes targets; see `set_forward`
     _forward_policy: Forward = "joint"

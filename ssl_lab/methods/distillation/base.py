@@ -30,7 +30,8 @@ class Distillation(Method):
     Args:
         net: the student.
         teacher: a Net, frozen from now on, or a Teacher.
-        weight, labeled: of the two terms.
+        weight, labeled: of the two terms. A method that reads features, with labeled=0, needs no labels: then the head
+            stays as it was and the run leaves features, as one of pretraining does.
         view: how images are augmented; Eval where the teacher's logits were stored.
 
     Raises:
@@ -56,16 +57,19 @@ class Distillation(Method):
             raise UsageError("the teacher is the net that learns; give a copy of it")
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         self.weight, self.labeled = weight, labeled
-        self.views = Views(labeled={"view": view}, unlabeled={"view": view})
+        self.classifies = self.reads != "features" or labeled != 0
+        self.views = Views(labeled={"view": view} if self.classifies else {}, unlabeled={"view": view})
+        if not self.classifies:
+            net.head.requires_grad_(False)
         if self.reads == "features" and len(self.teacher.nets) != 1:
             raise UsageError(f"{self.name} compares features, and a teacher of {len(self.teacher.nets)} nets has none "
                              "of its own: give a single net, or choose a method that compares logits")
         if self.reads != "features" and not self.teacher.classifies:
             raise UsageError(f"{self.name} compares logits, and the teacher's head is not trained: fine-tune it first, "
                              "or choose a method that compares features")
-        if self.teacher.classes != net.classes:
+        if self.classifies and self.teacher.classes != net.classes:
             raise UsageError(f"the teacher tells {self.teacher.classes} classes apart, the student {net.classes}")
-        if self.teacher.classifies and net.class_names is not None:
+        if self.classifies and self.teacher.classifies and net.class_names is not None:
             self.teacher.bring_into_order(net.class_names)
         if self.teacher.fixed and self.reads == "nets":
             raise UsageError(f"{self.name} needs the nets that teach, not stored logits: what it asks them, or which, "
@@ -100,13 +104,16 @@ class Distillation(Method):
         x, rows = batch.labeled, self.rows(batch, at)
         student = see(self.net, rows["view"], self.layers)
         teacher = self.teacher(rows["view"], rows.indices, self.teacher_layers)
-        terms, said = {}, student.logits.detach().argmax(dim=1)
+        terms: dict[str, Tensor] = {}
+        logs: dict[str, Tensor | Share] = {}
         with full_precision(rows["view"].device):
-            if len(x):
+            if self.classifies and len(x):
                 terms["labeled"] = at.value(self.labeled) * self.labeled_loss(student.logits[: len(x)], x.targets)
             terms["distilled"] = at.value(self.weight) * self.distance(student, teacher, rows, at)
-        logs: dict[str, Tensor | Share] = {"train_accuracy": losses.accuracy(said[: len(x)], x.targets)}
-        if self.teacher.classifies:
+        said = student.logits.detach().argmax(dim=1)
+        if self.classifies:
+            logs["train_accuracy"] = losses.accuracy(said[: len(x)], x.targets)
+        if self.classifies and self.teacher.classifies:
             logs["agreement"] = (said == teacher.logits.argmax(dim=1)).float().mean()
             unseen = rows.truth.where(rows.targets < 0, -1)  # labeled images may have trained the teacher
             logs["teacher_accuracy"] = losses.accuracy(teacher.logits.argmax(dim=1), unseen)

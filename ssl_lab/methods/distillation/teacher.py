@@ -166,8 +166,8 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
             metadata of safetensors as JSON, or beside it in a dict), for a pool of so many `images`; or timm/<model>
             with its published weights, or lite0 and the like, whose features can teach but not its fresh head. Of a run
             that learned no classes, such as pretraining, only features can teach.
-        classes: their names, or how many. What the teacher says is brought into their order; the log says so, or that
-            the teacher's names are unknown.
+        classes: their names, or how many; where there are none, features alone teach. What the teacher says is brought
+            into their order; the log says so, or that the teacher's names are unknown.
         style: of the images.
         name: of the net, where `source` is a file of weights.
         image_size: side that the teacher takes, where it is not that of the style.
@@ -194,9 +194,9 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
                        classifies=all(each.classifies for each in several))
     if known := PRETRAINED.get(str(source)):
         side = image_size or known.size
-        return Teacher(net(known.name, classes, _resized(style, side)), image_size=side, classifies=False)
+        return Teacher(net(known.name, classes or 1, _resized(style, side)), image_size=side, classifies=False)
     if str(source).startswith("timm/"):
-        return Teacher(net(str(source), classes, _resized(style, image_size), pretrained=True),
+        return Teacher(net(str(source), classes or 1, _resized(style, image_size), pretrained=True),
                        image_size=image_size, classifies=False)
     source = Path(source)
     if source.is_dir():
@@ -205,21 +205,22 @@ def load_teacher(source: str | Path, classes: int | Sequence[str], style: Style,
         source = source / "model.safetensors"
     state = read_weights(source)
     size = image_size or _as_trained(source.parent, style, reading)
-    names = None if isinstance(classes, int) else tuple(classes)
+    names = None if isinstance(classes, int) else tuple(classes) or None
     count = classes if isinstance(classes, int) else len(classes)
     if list(state) == ["logits"]:
         return _stored(state, source, names, images)
     if not name:
         raise UsageError(f"which net are the weights {source} of? Name it (--teacher-net NAME)")
     whole = whole_net(state)
-    classifies = whole is not None and whole.class_names != () and learned_classes(source.parent)
+    classifies = count > 0 and whole is not None and whole.class_names != () and learned_classes(source.parent)
     if whole is not None and classifies:
         if names is not None and whole.class_names is not None:
             order_of(whole.class_names, names, f"the teacher {source}")
         if len(whole["head.weight"]) != count:
             raise UsageError(f"the teacher {source} tells {len(whole['head.weight'])} classes apart, the data have "
                              f"{count}")
-    return Teacher(net(name, classes, _resized(style, size), weights=source), image_size=size, classifies=classifies)
+    return Teacher(net(name, classes or 1, _resized(style, size), weights=source), image_size=size,
+                   classifies=classifies)
 
 
 def read_logits(file: str | Path, names: Names | None, images: int | None) -> StoredLogits:
