@@ -33,7 +33,7 @@ def test_the_first_layer_and_the_scales_of_norms_do_not_learn():
     norms = [name for name, part in net.backbone.named_modules() if isinstance(part, nn.BatchNorm2d)]
     assert sorted(fixed) == sorted(["whitening.weight", *(f"{name}.weight" for name in norms)])
     assert len(norms) == 6
-    assert net.backbone.whitening.bias.requires_grad
+    assert net.backbone.whitening.bias is None
     filters = net.backbone.whitening.weight.flatten(1)
     torch.testing.assert_close(filters[:12], -filters[12:])
     torch.testing.assert_close(filters[:12] @ filters[:12].T, torch.eye(12), atol=1e-6, rtol=0)

@@ -16,15 +16,14 @@ from ssl_lab import rounds as module
 from ssl_lab.command_line import parse
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import Interrupted, UsageError
-from ssl_lab.features import beliefs
+from ssl_lab.features import beliefs, linear_probe
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 TINY = ("--net", "rapid_4_4_8", "--labels", "40", "--device", "cpu", "--precision", "fp32", "--view", "eval")
 
 
-def test_what_neighbors_and_head_agree_on_is_its_equation():
-    draw = np.random.default_rng(0)
-    x, q = draw.normal(size=(30, 4)), draw.dirichlet(np.ones(3), size=30)
+def test_what_neighbors_and_probe_agree_on_is_its_equation():
+    x = np.random.default_rng(0).normal(size=(30, 4))
     labels = np.full(30, -1)
     labels[[0, 1, 2, 3]] = 0, 1, 2, 0
     unit = x - x.mean(axis=0)
@@ -37,11 +36,12 @@ def test_what_neighbors_and_head_agree_on_is_its_equation():
     graph /= np.sqrt(np.outer(graph.sum(axis=1), graph.sum(axis=1)))
     seeds = np.zeros((30, 3))
     seeds[[0, 3], 0], seeds[1, 1], seeds[2, 2] = 1 / 2, 1, 1
-    p = np.linalg.solve(np.eye(30) - 0.9 * graph, seeds)
+    p = np.linalg.solve(np.eye(30) - 0.95 * graph, seeds)
     p /= p.sum(axis=1, keepdims=True)
+    q = linear_probe(x, labels, x, 3)
     joint = np.sqrt(np.prod([each * [1 / 2, 1 / 4, 1 / 4] / each.mean(axis=0) for each in (p, q)], axis=0))
     expected = joint / joint.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(beliefs.agreed(x, q, labels), expected, atol=1e-4)
+    np.testing.assert_allclose(beliefs.agreed(x, labels, 3), expected, atol=1e-4)
 
 
 def test_the_surest_share_of_each_predicted_class():

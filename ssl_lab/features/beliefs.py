@@ -1,11 +1,10 @@
-"""What a net's features and its head together say of unlabeled images: a table to train on."""
+"""What a net's features say of unlabeled images by way of neighbors and of a probe: a table to train on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -14,13 +13,14 @@ from ssl_lab.data import IntArray, Pool
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import embed
-from ssl_lab.features.knn import check_labels, softmax
+from ssl_lab.features.knn import check_labels
+from ssl_lab.features.probe import linear_probe
 from ssl_lab.features.propagation import affinity, propagated
 from ssl_lab.features.search import FloatArray, matrix
 from ssl_lab.nets import Net
 from ssl_lab.views.base import check_images, to_unit
 
-NEIGHBORS, ALPHA = 20, 0.9
+NEIGHBORS, ALPHA = 20, 0.95
 
 
 @dataclass(frozen=True)
@@ -45,31 +45,31 @@ def both_sides(net: Net, pool: Pool, rows: IntArray, runtime: Runtime) -> FloatA
     return features
 
 
-def said_by_head(net: Net, features: FloatArray) -> FloatArray:
-    """float32 [n, classes]: the probabilities that a net's head gives features [n, D]."""
-    weight, bias = (p.detach().float().cpu() for p in (net.head.weight, net.head.bias))
-    return softmax(torch.from_numpy(features) @ weight.T + bias)
-
-
-def agreed(features: ArrayLike, probs: ArrayLike, labels: ArrayLike) -> FloatArray:
-    """float32 [N, C]: the geometric mean of what propagation over the features and what a head says of each row.
+def agreed(features: ArrayLike, labels: ArrayLike, classes: int) -> FloatArray:
+    """float32 [N, classes]: the geometric mean of what propagation and what a probe say of each row.
 
         r = (p' q')^(1/2) / sum,  p'_ic = p_ic s_c / mean_j p_jc
 
-    p: `propagated` labels over the graph of 20 nearest neighbors of centered features, alpha 0.9 (Iscen et al. 2019,
-    arXiv 1904.04717). q: `probs` [N, C]. Both are brought to the classes' shares s among the labels. labels: int [N],
-    -1 = unlabeled. UsageError for shapes that do not fit.
+    p: `propagated` labels over the graph of 20 nearest neighbors of centered features, alpha 0.95 (Iscen et al. 2019,
+    arXiv 1904.04717). q: `linear_probe`. Both are brought to the classes' shares s among the labels. The head that was
+    trained with the features is not asked: it has learned what was believed before, wrong or right, and is right less
+    often than a probe of the labels alone.
+
+    Args:
+        features: [N, D].
+        labels: int [N], -1 = unlabeled.
+        classes: their number.
+
+    Raises:
+        UsageError: for shapes that do not fit.
     """
-    rows, said = matrix(features, "features"), matrix(probs, "probabilities")
-    classes = said.shape[1]
-    known = check_labels(labels, classes)
-    if not len(rows) == len(said) == len(known):
-        raise UsageError(f"{len(rows)} rows of features, {len(said)} of probabilities and {len(known)} labels; "
-                         "expected one each")
+    rows, known = matrix(features, "features"), check_labels(labels, classes)
+    if len(rows) != len(known):
+        raise UsageError(f"{len(rows)} rows of features and {len(known)} labels; expected one each")
     shares = np.bincount(known[known >= 0], minlength=classes) / (known >= 0).sum()
     graph = affinity(rows - rows.mean(axis=0), min(NEIGHBORS, len(rows) - 1))
     both = [p.astype(np.float64) * shares / np.maximum(p.mean(axis=0, dtype=np.float64), 1e-12)
-            for p in (propagated(graph, known, classes, ALPHA), said)]
+            for p in (propagated(graph, known, classes, ALPHA), linear_probe(rows, known, rows, classes))]
     joint = np.sqrt(both[0] * both[1]) + 1e-12
     found: FloatArray = (joint / joint.sum(axis=1, keepdims=True)).astype(np.float32)
     return found
@@ -93,10 +93,11 @@ def surest(probs: ArrayLike, share: float) -> FloatArray:
 
 
 def believed(net: Net, pool: Pool, runtime: Runtime, share: float) -> FloatArray:
-    """float32 [images of the pool, classes]: the surest share of what net and neighbors agree on, one 1 in the row of
-    each unlabeled training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at."""
+    """float32 [images of the pool, classes]: the surest share of what neighbors and a probe agree on, one 1 in the row
+    of each unlabeled training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at.
+    """
     features = both_sides(net, pool, pool.train, runtime)
-    table = surest(agreed(features, said_by_head(net, features), pool.labels[pool.train]), share)
+    table = surest(agreed(features, pool.labels[pool.train], pool.classes), share)
     table[pool.labels[pool.train] >= 0] = 0
     whole = np.zeros((len(pool), pool.classes), dtype=np.float32)
     whole[pool.train] = table
