@@ -168,7 +168,7 @@ class Around(Method):
     def around(self, base: Method, pool: Pool, seed: int) -> Self:
         """This, around `base`, which trains on `pool`."""
         self.base = base
-        self.views, self.classifies = base.views, base.classifies  # type: ignore[misc]
+        self.views, self.classifies = base.views, base.classifies
         self.begin(pool, seed)
         return self
 
