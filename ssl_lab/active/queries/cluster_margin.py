@@ -178,7 +178,8 @@ def _joined(closer: csr_array, into: NDArray[Any], count: int) -> csr_array:
     """The sums [count, count] of a symmetric matrix over what goes into the same number, without their diagonal."""
     n = len(into)
     members = csr_array((np.ones(n), into, np.arange(n + 1, dtype=into.dtype)), shape=(n, count))
-    joined = members.T.tocsr() @ (closer @ members)
+    columns = csr_array((closer.data, into[closer.indices], closer.indptr), shape=(n, count))  # may hold an entry twice
+    joined = members.T.tocsr() @ columns  # which sums these too
     apart = joined.indices != np.repeat(np.arange(count, dtype=into.dtype), np.diff(joined.indptr))
     before = np.append(0, np.cumsum(apart, dtype=joined.indptr.dtype))
     return csr_array((joined.data[apart], joined.indices[apart], before[joined.indptr]), shape=joined.shape)
