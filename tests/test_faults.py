@@ -330,11 +330,14 @@ def test_a_shard_that_is_damaged_in_mid_run_is_named_and_the_run_goes_on_once_it
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP"])
-def test_each_signal_finishes_the_step(name, tmp_path, whole):
-    before = signal.getsignal(getattr(signal, name))
+def test_each_signal_finishes_the_step(name, tmp_path, whole, request):
+    number = getattr(signal, name)
+    before = signal.SIG_DFL if name == "SIGHUP" else signal.getsignal(number)
+    outer = signal.signal(number, before)  # which is another one where these tests run under nohup
+    request.addfinalizer(lambda: signal.signal(number, outer))
     with pytest.raises(Interrupted, match="stopped at step 3 of 12"):
-        train(tmp_path, callbacks=[signal_at(3, getattr(signal, name))])
-    assert signal.getsignal(getattr(signal, name)) is before
+        train(tmp_path, callbacks=[signal_at(3, number)])
+    assert signal.getsignal(number) is before
     train(tmp_path, resume="auto")
     assert_same_run(tmp_path, whole)
 

@@ -73,6 +73,7 @@ def test_a_closed_terminal_is_a_request_to_stop(tmp_path):
     (tmp_path / "script.py").write_text(script)
     child, terminal = pty.fork()
     if not child:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also where these tests run under nohup
         os.environ["PYTHONPATH"] = str(ROOT)
         os.execv(sys.executable, [sys.executable, str(tmp_path / "script.py")])
     assert until((tmp_path / "begun").exists)

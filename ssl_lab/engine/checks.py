@@ -11,6 +11,7 @@ from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Method
 from ssl_lab.nets import Net
+from ssl_lab.nets.named import NO_CLASSES
 from ssl_lab.schedule import extremes
 
 if TYPE_CHECKING:
@@ -35,6 +36,8 @@ def check_settings(trainer: Trainer) -> None:
 
 def check_classes(method: Method, pool: Pool) -> None:
     """UsageError unless the net's logits stand for the pool's classes, in order. Nets without names get the pool's."""
+    if not pool.classes:
+        raise UsageError(NO_CLASSES)
     if method.net.classes != pool.classes:
         raise UsageError(f"the net tells {method.net.classes} classes apart, but {pool.name} has {pool.classes}; "
                          "build it with classes=pool.class_names")
