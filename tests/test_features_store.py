@@ -235,12 +235,15 @@ def test_near_duplicates_are_all_close_pairs_once(pool, tmp_path):
     assert made.near_duplicates(1.5)[0].shape == (0, 2)
 
 
-def test_kmeans_finds_what_is_apart(built):
+def test_kmeans_finds_what_is_apart(built, monkeypatch):
     built.features = np.repeat(np.eye(4, 16, dtype=np.float32), 25, axis=0)
     built.features += 0.01 * np.random.default_rng(0).standard_normal(built.features.shape).astype(np.float32)
     clusters, centers = built.kmeans(4)
     assert sorted({tuple(set(part)) for part in clusters.reshape(4, 25).tolist()}) == [(0,), (1,), (2,), (3,)]
     np.testing.assert_allclose(np.linalg.norm(centers, axis=1), 1, atol=1e-5)
+    np.testing.assert_array_equal(built.kmeans(4)[0], clusters)
+    monkeypatch.setattr(store, "_ROWS", 7)  # of which features are read at a time, as from a file of float16
+    built.features = built.features.astype(np.float16)
     np.testing.assert_array_equal(built.kmeans(4)[0], clusters)
     with pytest.raises(UsageError, match="0 clusters of 100 images"):
         built.kmeans(0)

@@ -7,6 +7,7 @@ import hashlib
 import json
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ from ssl_lab.views import Eval, ViewFactory
 _FORMAT = 1
 _BLOCK = 1024
 """Images embedded before progress is written: what a kill can cost."""
-_DUPLICATE_ROWS = 8192
+_ROWS = 8192
+"""Rows that are compared at a time."""
 
 LARGE = 200_000
 """Images from which on search is approximate."""
@@ -168,8 +170,8 @@ class FeatureStore:
         """
         k = min(k, len(self) - 1)
         pairs: dict[tuple[int, int], float] = {}
-        for start in range(0, len(self), _DUPLICATE_ROWS):
-            own = np.arange(start, min(start + _DUPLICATE_ROWS, len(self)))
+        for start in range(0, len(self), _ROWS):
+            own = np.arange(start, min(start + _ROWS, len(self)))
             cosines, rows = without_self(*self.search(self.features[own], k + 1), own)
             for line, place in zip(*np.nonzero(cosines >= cosine), strict=True):
                 pair = sorted((int(own[line]), int(rows[line, place])))
@@ -184,8 +186,27 @@ class FeatureStore:
         length 1. A pure function of the features and the arguments."""
         if not 1 <= clusters <= len(self):
             raise UsageError(f"{clusters} clusters of {len(self)} images: expected 1 to {len(self)}")
-        centers = k_means.trained(unit(self.features), clusters, seed_of(seed, "kmeans"), steps, spherical=True)
-        return top_k(self.features, centers, 1)[1][:, 0], centers
+        rows = _Unit(self.features)
+        centers = k_means.trained(rows, clusters, seed_of(seed, "kmeans"), steps, spherical=True)
+        parts = (rows[start:start + _ROWS] for start in range(0, len(self), _ROWS))
+        return np.concatenate([top_k(part, centers, 1)[1][:, 0] for part in parts]), centers
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Features [N, D], rows of which are read, and brought to length 1, when they are asked for."""
+
+    features: FloatArray
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.features.shape
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, which: Any) -> FloatArray:
+        return unit(self.features[which])
 
 
 def key_of(net: Net, pool: Pool, view: ViewFactory, runtime: Runtime, class_names: Names | None = None,
