@@ -83,6 +83,15 @@ def test_gradients_are_those_of_a_convolution(side, rows):
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("side", [4, 20, 32])
+def test_a_traced_net_takes_any_number_of_images(side):
+    backbone = sl.net("rapid_2_3_4", 5, Style(height=side, width=side)).backbone.eval()
+    x = images(3, side).float()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.jit.trace(backbone, x[:2])(x), backbone(x))
+
+
 def test_gradients_can_be_differentiated():
     layer = Conv(2, 2, 3, padding=1, bias=False).double()
     x = images(2, 3, 2).requires_grad_()

@@ -62,15 +62,14 @@ class Conv(nn.Conv2d):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        tiny = input.shape[2:] == (2, 2)
-        learns = torch.is_grad_enabled() and self.weight.requires_grad and input.shape[3] <= SMALL
-        if input.device.type != "cpu" or torch.compiler.is_compiling() or not (tiny or learns):
+        if (input.device.type != "cpu" or not torch.is_grad_enabled() or not self.weight.requires_grad
+                or input.shape[3] > SMALL or torch.compiler.is_compiling()):
             return super().forward(input)
         weight = self.weight
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             input, weight = input.to(dtype), weight.to(dtype)
-        result: Tensor = dense(input, weight) if tiny else _Convolved.apply(input, weight)
+        result: Tensor = dense(input, weight) if input.shape[2:] == (2, 2) else _Convolved.apply(input, weight)
         return result
 
 
