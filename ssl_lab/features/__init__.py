@@ -4,6 +4,7 @@ from ssl_lab.features import run as run
 from ssl_lab.features import side_by_side as side_by_side
 from ssl_lab.features import worth as worth
 from ssl_lab.features.anchored import anchored
+from ssl_lab.features.approximate import Approximate
 from ssl_lab.features.cka import layer_cka, linear_cka
 from ssl_lab.features.confident import Doubt, confident_joint, doubt
 from ssl_lab.features.crossfit import CrossFitted, cross_fitted
@@ -23,7 +24,7 @@ from ssl_lab.features.probe import linear_probe, probe_head, set_head, sgd_probe
 from ssl_lab.features.projector import with_projector
 from ssl_lab.features.propagation import label_propagation
 from ssl_lab.features.protocols import Scores, few_label_curve, label_counts, label_free, small_data
-from ssl_lab.features.search import Approximate, neighbors, top_k, within
+from ssl_lab.features.search import neighbors, top_k, within
 from ssl_lab.features.self_training import Learner, ensemble, pseudo_labels, self_training
 from ssl_lab.features.store import FeatureStore
 from ssl_lab.features.stored import stored_logits

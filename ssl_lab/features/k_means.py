@@ -14,6 +14,7 @@ from ssl_lab.features.search import FloatArray, unit
 
 BLOCK = 2**22  # products at a time: 16 MiB
 ROWS, PER_CLUSTER = 2**18, 256  # trained on: all up to ROWS or PER_CLUSTER for each cluster; of more, so many drawn
+BRANCHES, PER_BRANCH, ITERATIONS = 64, 64, 8  # parts of a cell that is too large; k-means on so many rows for each part
 
 
 class Matrix(Protocol):
@@ -55,6 +56,34 @@ def nearest_center(x: Matrix, centers: FloatArray) -> tuple[IntArray, FloatArray
     for part, _, found, squared in _assigned(x, centers):
         nearest[part], squares[part] = found, squared
     return nearest, squares
+
+
+def cells(x: Matrix, size: int) -> tuple[list[IntArray], FloatArray]:
+    """Cells of at most 2 `size` rows of x [N, D] (but for rows that are equal): the rows of each, and their centers.
+
+    By k-means of at most BRANCHES clusters on a sample of the rows, of whose cells those that are larger are parted
+    again: so a row is compared with few centers, and no cell has most rows, as happens where rows are in more clumps
+    than there are cells.
+    """
+    draws = np.random.default_rng(0)
+    found, centers = [], []
+    left = [(np.arange(len(x)), np.zeros((1, x.shape[1]), dtype=np.float32))]
+    while left:
+        rows, center = left.pop()
+        parts = min(BRANCHES, len(rows) // size)
+        if parts > 1:
+            inside = x if len(rows) == len(x) else x[rows]
+            sample = inside[np.sort(draws.choice(len(rows), min(len(rows), PER_BRANCH * parts), replace=False))]
+            some = trained(sample, parts, 0, ITERATIONS)
+            part, _ = nearest_center(inside, some)
+            sizes = np.bincount(part, minlength=parts)
+        if parts > 1 and sizes.max() < len(rows):
+            each = np.split(rows[np.argsort(part, kind="stable")], np.cumsum(sizes)[:-1])
+            left += [(each[i], some[i : i + 1]) for i in np.flatnonzero(sizes)]
+        else:
+            found.append(rows)
+            centers.append(center)
+    return found, np.concatenate(centers)
 
 
 def _assigned(x: Matrix, centers: FloatArray) -> Iterator[tuple[slice, FloatArray, IntArray, FloatArray]]:

@@ -1,9 +1,8 @@
-"""Nearest neighbors by cosine: exact by products with blocks of rows, approximate by an inverted file of FAISS."""
+"""Exact nearest neighbors by cosine: products with blocks of rows."""
 
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -21,13 +20,10 @@ from ssl_lab.seeds import generator
 FloatArray = NDArray[np.float32]
 
 BANK_ROWS, QUERY_ROWS = 65536, 512  # of one matrix product: larger ones are faster, and merged less often
-TUNED_K = 20
-CANDIDATES = 2**22  # numbers of candidates that are compared at a time: 16 MiB
+MEASURED_K = 20  # neighbors, in comparing the two products
 WORTH_MEASURING = 2**35  # multiplications, below which the faster library wins too little
 
 _Nearest = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-
-_log = logging.getLogger(__name__)
 
 
 def matrix(values: ArrayLike, what: str, dim: int | None = None, half: bool = False) -> FloatArray:
@@ -121,7 +117,7 @@ def _faster() -> _Nearest:
     took: dict[_Nearest, float] = {}
     for nearest in (_nearest, _nearest_by_faiss) * 4:
         start = time.perf_counter()
-        nearest(queries, block, TUNED_K)
+        nearest(queries, block, MEASURED_K)
         took[nearest] = min(took.get(nearest, math.inf), time.perf_counter() - start)
     return min(took, key=lambda nearest: took[nearest])
 
@@ -199,98 +195,3 @@ def within(queries: ArrayLike, bank: ArrayLike, cosine: float,
     queried, rows, cosines = np.concatenate(found, axis=1) if found else np.empty((3, 0))
     order = np.lexsort((rows, queried))
     return queried[order].astype(np.int64), rows[order].astype(np.int64), cosines[order].astype(np.float32)
-
-
-class Approximate:
-    """Nearest neighbors in a fraction of the time, most of them: `aim` is the share of the true ones to find.
-
-    An inverted file whose lists hold 4-bit product codes (FAISS) proposes `factor` candidates for each neighbor
-    wanted; their cosines are then computed exactly, of rows that are read from the bank, so that memory is that of the
-    codes: D / 8 bytes a row, 8 for its number and 4 for its length. (Graphs of HNSW searched about as fast, but took
-    seven times as long to build on the same data.)
-
-    Args:
-        codes: FAISS's index of the bank.
-        bank: float32 or float16 [N, D]; it may be a memory map.
-        factor: candidates for each neighbor wanted.
-        aim: in (0, 1].
-
-    >>> bank = np.random.default_rng(0).normal(size=(2000, 16)).astype(np.float32)
-    >>> index = sl.features.Approximate.build(bank, recall=0.9)
-    >>> cosines, rows = index.search(bank[:3], k=5)
-    >>> rows.shape, rows[:, 0]
-    ((3, 5), array([0, 1, 2]))
-    """
-
-    def __init__(self, codes: Any, bank: FloatArray, factor: int, aim: float) -> None:
-        self.codes, self.bank, self.factor, self.aim = codes, bank, factor, aim
-        blocks = (matrix(bank[start:start + BANK_ROWS], "the bank") for start in range(0, len(bank), BANK_ROWS))
-        self._lengths = np.sqrt(np.concatenate([np.einsum("nd,nd->n", block, block) for block in blocks]))
-
-    @classmethod
-    def build(cls, bank: ArrayLike, recall: float = 0.99) -> Approximate:
-        """Index of the rows of `bank` [n, D] that probes as few lists, and asks for as few candidates, as find `recall`
-        of the 20 nearest, measured on 500 rows of the bank. A recall that cannot be reached is logged.
-        """
-        import faiss
-
-        bank = matrix(bank, "the bank", half=True)
-        if not 0 < recall < 1 or len(bank) <= TUNED_K:
-            raise UsageError(f"recall={recall} in {len(bank)} rows: expected a recall between 0 and 1, and more than "
-                             f"{TUNED_K} rows")
-        lists = 2 ** round(math.log2(len(bank)) / 2)  # about sqrt(n)
-        dim = bank.shape[1] + -bank.shape[1] % 4
-        codes: Any = faiss.index_factory(dim, f"IVF{lists},PQ{dim // 4}x4fs", faiss.METRIC_INNER_PRODUCT)
-        codes.cp.min_points_per_centroid = codes.pq.cp.min_points_per_centroid = 1  # else FAISS warns on stderr
-        drawn = torch.randperm(len(bank), generator=generator("index")).numpy()
-        codes.train(_padded(bank[np.sort(drawn[:64 * lists])]))
-        for first in range(0, len(bank), BANK_ROWS):
-            codes.add(_padded(bank[first:first + BANK_ROWS]))
-        built = cls(codes, bank, factor=32, aim=recall)
-        built._tune(bank, np.sort(drawn[:500]))
-        return built
-
-    def _tune(self, bank: FloatArray, sample: IntArray) -> None:
-        aim = self.aim + (1 - self.aim) / 4  # queries may be harder than rows of the bank
-        _, truth = without_self(*top_k(bank[sample], bank, TUNED_K + 1), sample)
-
-        def found() -> float:
-            _, rows = without_self(*self.search(bank[sample], TUNED_K + 1), sample)
-            return float(np.mean([np.isin(true, row).mean() for true, row in zip(truth, rows, strict=True)]))
-
-        self.codes.nprobe = min(4, self.codes.nlist)
-        while found() < aim and self.codes.nprobe < self.codes.nlist:
-            self.codes.nprobe *= 2
-        while found() >= aim and self.factor > 1:
-            self.factor //= 2
-        if found() < aim:
-            self.factor *= 2
-        reached = found()
-        if reached < self.aim:
-            _log.warning("the index finds %.1f%% of the nearest neighbors, not %.1f%%", 100 * reached, 100 * self.aim)
-
-    def search(self, queries: ArrayLike, k: int) -> tuple[FloatArray, IntArray]:
-        """As `top_k`, but for the neighbors that it misses; -1 with cosine -inf where it finds fewer than k."""
-        queries = matrix(queries, "queries")
-        total, dim = self.bank.shape
-        if queries.shape[1] != dim or not 1 <= k <= total:
-            raise UsageError(f"queries {list(queries.shape)} and k={k} for an index of {total} rows of {dim} numbers")
-        # Never fewer candidates than it was tuned with: a few of the nearest are as hard to find as 20.
-        count = min(self.factor * max(k, min(TUNED_K, total)), total)
-        cosines = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        size = max(1, CANDIDATES // (count * dim))
-        for part in (slice(start, start + size) for start in range(0, len(queries), size)):
-            wanted = _padded(queries[part])
-            _, found = self.codes.search(wanted, count)
-            near = torch.from_numpy(matrix(self.bank[found.ravel()], "the bank")).view(*found.shape, dim)
-            exact = torch.bmm(near, torch.from_numpy(wanted[:, :dim, None]))[..., 0]
-            exact /= torch.from_numpy(np.maximum(self._lengths[found], np.float32(1e-12)))
-            best, places = exact.masked_fill_(torch.from_numpy(found < 0), -torch.inf).topk(k)
-            cosines[part], rows[part] = best.numpy(), np.take_along_axis(found, places.numpy(), axis=1)
-        return cosines, rows
-
-
-def _padded(rows: FloatArray) -> FloatArray:
-    """Unit rows, with zeros added up to a multiple of 4 numbers: one code stands for 4 of them."""
-    return np.ascontiguousarray(np.pad(unit(rows), ((0, 0), (0, -rows.shape[1] % 4))))

@@ -21,8 +21,9 @@ from ssl_lab.data.files import Hold, alone
 from ssl_lab.engine import Runtime
 from ssl_lab.errors import UsageError
 from ssl_lab.features import k_means
+from ssl_lab.features.approximate import Approximate
 from ssl_lab.features.embed import embed
-from ssl_lab.features.search import Approximate, FloatArray, matrix, top_k, unit, within, without_self
+from ssl_lab.features.search import FloatArray, matrix, top_k, unit, within, without_self
 from ssl_lab.files import cannot_write, reserve, write_atomically, write_text
 from ssl_lab.nets import Net
 from ssl_lab.seeds import seed_of

@@ -10,10 +10,11 @@ from scipy.sparse import coo_array, csr_array
 from scipy.sparse.csgraph import connected_components
 
 from ssl_lab.active.queries.base import Query, check_counts, highest, rng
-from ssl_lab.active.queries.neighbors import cells, nearest_others
+from ssl_lab.active.queries.neighbors import nearest_others
 from ssl_lab.active.queries.rows import Rows, rows_of
 from ssl_lab.active.queries.view import IGNORED, FloatArray, IntArray, PoolView
 from ssl_lab.errors import UsageError
+from ssl_lab.features.k_means import cells
 
 ROWS = 8192  # at a time
 WHOLE = 2**20  # rows, up to which all are clustered together

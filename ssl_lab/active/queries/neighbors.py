@@ -10,13 +10,12 @@ import torch
 from ssl_lab.active.queries.distances import blocks, squared_distances, squared_norms
 from ssl_lab.active.queries.rows import Rows
 from ssl_lab.active.queries.view import FloatArray, IntArray
-from ssl_lab.features.k_means import nearest_center, trained
+from ssl_lab.features.k_means import cells
 from ssl_lab.features.search import top_columns
 
 ALL = 20_000  # rows, up to which each is compared with all
 LISTS, PROBES = 4, 16  # lists, in sqrt(N), of the rows of larger pools; those that are searched for a row's neighbors
 SOME = 1024  # rows, evenly spaced, whose mean is near that of all
-BRANCHES, TRAINED, ITERATIONS = 64, 64, 8  # parts of a list that is too large; k-means on so many rows for each part
 
 
 def nearest_others(x: FloatArray | Rows, k: int,
@@ -75,31 +74,3 @@ def neighborhoods(x: FloatArray | Rows, least: int, exact: int | None = None) ->
             others = np.sort(np.concatenate([lists[each] for each in nearest]))
             for part in blocks(len(lists[own]), len(others)):
                 yield lists[own][part], others
-
-
-def cells(x: FloatArray | Rows, size: int) -> tuple[list[IntArray], FloatArray]:
-    """Cells of at most 2 `size` rows of x [N, D] (but for rows that are equal): the rows of each, and their centers.
-
-    By k-means of at most BRANCHES clusters on a sample of the rows, of whose cells those that are larger are parted
-    again: so a row is compared with few centers, and no cell has most rows, as happens where rows are in more clumps
-    than there are cells.
-    """
-    draws = np.random.default_rng(0)
-    found, centers = [], []
-    left = [(np.arange(len(x)), np.zeros((1, x.shape[1]), dtype=np.float32))]
-    while left:
-        rows, center = left.pop()
-        parts = min(BRANCHES, len(rows) // size)
-        inside = x if len(rows) == len(x) else x[rows]
-        if parts > 1:
-            sample = inside[np.sort(draws.choice(len(rows), min(len(rows), TRAINED * parts), replace=False))]
-            some = trained(sample, parts, 0, ITERATIONS)
-            part, _ = nearest_center(inside, some)
-            sizes = np.bincount(part, minlength=parts)
-        if parts > 1 and sizes.max() < len(rows):
-            each = np.split(rows[np.argsort(part, kind="stable")], np.cumsum(sizes)[:-1])
-            left += [(each[i], some[i : i + 1]) for i in np.flatnonzero(sizes)]
-        else:
-            found.append(rows)
-            centers.append(center)
-    return found, np.concatenate(centers)
