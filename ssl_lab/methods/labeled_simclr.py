@@ -10,6 +10,7 @@ from ssl_lab.batch import At, Batch, Loss, Share
 from ssl_lab.errors import UsageError
 from ssl_lab.losses import full_precision
 from ssl_lab.methods.base import Method, Views
+from ssl_lab.methods.pretraining.base import gather
 from ssl_lab.methods.pretraining.heads import mlp
 from ssl_lab.methods.pretraining.simclr import similarities
 from ssl_lab.nets import Net
@@ -24,7 +25,8 @@ class LabeledSimCLR(Method):
     together; NT-Xent is of the projections of both views (see `simclr`), the classifier's head learns from the
     features. Labels inside pretraining are SuNCEt's idea, with cross-entropy in place of its loss between labeled
     images. q_b is what a table says of image b, such as labels that were propagated over the features (Iscen et al.
-    2019, arXiv 1904.04717), and t_b in [0, 1] how far it is trusted.
+    2019, arXiv 1904.04717), and t_b in [0, 1] how far it is trusted. Views of images that are believed to be of one
+    class, however far, are no negatives of each other (Huynh et al. 2022, arXiv 2011.11765).
 
     Args:
         beliefs: the table, float [images of the pool, classes], t_b q_b, hence zeros where nothing is believed;
@@ -66,6 +68,8 @@ class LabeledSimCLR(Method):
         one, other = self.projector(torch.cat([first.features, second.features])).chunk(2)
         with full_precision(u.truth.device):
             scores, positives = similarities(one, other, at.value(self.temperature))
+            if self.beliefs is not None:
+                scores = scores.masked_fill(_alike(self.beliefs[u.indices], positives), -torch.inf)
             contrast = losses.cross_entropy(scores, positives)
         terms = {"contrast": contrast,
                  "labeled": at.value(self.labeled) * self.labeled_loss(labeled.logits, x.targets)}
@@ -79,3 +83,11 @@ class LabeledSimCLR(Method):
             terms["believed"] = at.value(self.believed) * torch.stack(apart).mean()
             logs |= {"mask_rate": trust.mean(), "pseudo_label_accuracy": losses.accuracy(guess, u.truth, trust > 0)}
         return Loss(terms, logs)
+
+
+def _alike(belief: Tensor, positives: Tensor) -> Tensor:
+    """bool [2N, 2NW]: whether two views are believed to be of one class, and are not those of one image."""
+    kinds = torch.where(belief.sum(dim=1) > 0, belief.argmax(dim=1), -1)
+    mine, all_kinds = kinds.repeat(2), gather(kinds).repeat(2)
+    alike = (mine[:, None] == all_kinds) & (mine >= 0)[:, None]
+    return alike.scatter(1, positives[:, None], False)
