@@ -35,6 +35,8 @@ from ssl_lab.schedule import Schedule, course, linear, times, warm_up
 @dataclass
 class Settings(sl.Settings):
     net: str = "rapid_64_128_256"
+    grown: str | None = "rapid_64_256_512"
+    """The net of the later rounds, where there is time for them; None: there are none."""
     lr: Quantity = 0.08
     """Peak of the filters' learning rate in the first round; 0.4 of it in later ones."""
     projector_lr: Quantity = 0.02
@@ -54,18 +56,20 @@ def optimizer(settings: Settings, peak: float) -> sl.optim.Optimizer:
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    whiten = ("whiten",) if settings.net.startswith("rapid_") else ()
+    ladder = [each for each in sl.rounds.ROUNDS if settings.grown or not each.net]
 
-    def new() -> sl.Net:
-        net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning())
+    def new(number: int) -> sl.Net:
+        name = (settings.net, settings.grown or "")[number]
+        whiten = ("whiten",) if name.startswith("rapid_") else ()
+        net = sl.net(name, pool.class_names, pool.style, **settings.beginning())
         return sl.prepared(net, [*whiten, *settings.techniques], pool, settings.seed)
 
     def trainer(steps: int | None, minutes: float | None, folder: Path, peak: float) -> sl.Trainer:
         how = settings.trainer() | {"steps": steps, "minutes": minutes, "out": folder, "resume": "auto"}
         return sl.Trainer(optimizer=optimizer(settings, peak), evaluations=2, callbacks=[sl.ShowProgress()], **how)
 
-    rounds = sl.rounds.Rounds(settings.folder, new, trainer, settings.steps, settings.minutes, views=settings.view,
-                              seed=settings.seed, config=settings.plain())
+    rounds = sl.rounds.Rounds(settings.folder, new, trainer, ladder, settings.steps, settings.minutes,
+                              settings.view, settings.seed, settings.plain())
     runtime = sl.Runtime.start(settings.device, settings.precision)
     print(sl.rounds.said(rounds.fit(pool, runtime, resume=settings.resume is not None), settings.folder))
 

@@ -27,54 +27,37 @@ from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
+from ssl_lab.ladder import LABELED, ROUNDS, UNLABELED, Costs, Round
 from ssl_lab.methods import LabeledSimCLR
-from ssl_lab.nets import Net, describe
+from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.nets.weights import load_net, whole_net
 from ssl_lab.notes import once
 from ssl_lab.seeds import seed_of
 
-LABELED, UNLABELED = 64, 256
-FORWARDS = 3  # that a row with gradient costs
+__all__ = ["ROUNDS", "Round", "Rounds", "said"]
+
 LAST = 0.04  # of the time, for refitting the head and testing
-PROPAGATING = 0.3  # of the time at most, for labels between rounds
-GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PLAN = "plan.json"
-
-
-@dataclass(frozen=True)
-class Round:
-    """crop: side of the crops in pixels. share: of the rows of each predicted class that are believed. peak: of the
-    learning rates, as a multiple. temperature, ema: of the method."""
-
-    crop: int = 20
-    share: float = 0.0
-    peak: float = 0.4
-    temperature: float = 0.15
-    ema: float = 0.995
-
-
-ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
-          Round(crop=24, share=0.8), Round(crop=24, share=0.8))
-"""As long as each other in steps; chosen on one split of CIFAR-10 with 250 labels."""
 
 
 @dataclass
 class Rounds:
     """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
 
-    new: a new net, prepared for the pool. trainer: (steps, minutes, folder, peak) -> the trainer of a round. steps or
-    minutes: of all rounds together. A decision about lengths is recorded in plan.json before it is acted on, and every
-    round and table is read from the disk by the next, so that a run that was killed goes on as if it had not been.
+    new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, peak)
+    -> the trainer of a round. steps or minutes: of all rounds together. A decision about lengths is recorded in
+    plan.json before it is acted on, and every round and table is read from the disk by the next, so that a run that was
+    killed goes on as if it had not been.
     config: to record.
     """
 
     out: Path
-    new: Callable[[], Net]
+    new: Callable[[int], Net]
     trainer: Callable[[int | None, float | None, Path, float], Trainer]
+    rounds: Sequence[Round]
     steps: int | None = None
     minutes: float | None = None
-    rounds: Sequence[Round] = ROUNDS
     views: Sequence[str] = ()
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -85,8 +68,9 @@ class Rounds:
             raise UsageError("rounds with propagated labels run in one process; start them without torchrun")
         if (self.steps is None) == (self.minutes is None) or (self.steps or self.minutes or 0) <= 0:
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: give one of the two, above zero")
-        if self.steps is not None and self.steps < len(self.rounds):
-            raise UsageError(f"steps={self.steps}: expected one for each of {len(self.rounds)} rounds, or more")
+        first = sum(each.net == 0 for each in self.rounds)
+        if self.steps is not None and self.steps < first:
+            raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
             make_way(self.out, PLAN)
         with alone_in(self.out):
@@ -112,19 +96,23 @@ class Rounds:
         return plan
 
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
-        """Which rounds there are: of a run by the clock as many as leave most of the time for training."""
+        """Which rounds there are."""
         if "rounds" not in self.plan:
-            chosen, guess = list(range(len(self.rounds))), 0.0
+            costs, second = Costs(self.rounds, self.new, pool), 0.0
             if self.minutes is not None:
-                place(net := self.new(), runtime.device)
-                guess = (1 + GRAPH) * (1 + pool.style.flip) * len(pool.train) * seconds_to_embed(net, pool, runtime)
-                chosen = affordable(len(self.rounds), 60 * self.minutes, guess)
-            self._decide(rounds=chosen, propagating=[guess] if guess else [])
+                place(net := self.new(0), runtime.device)
+                second = seconds_to_embed(net, pool, runtime) / costs.image(0)
+            seconds = None if self.minutes is None else 60 * self.minutes
+            chosen, table = costs.chosen(self.steps, seconds, second)
+            self._decide(rounds=chosen, propagating=[table] if table else [])
         count, most = len(self.plan["rounds"]), len(self.rounds)
-        once(f"{count} round{'s' * (count > 1)}, in which there are no test images: these are read in the end" + (
-            f"; {most} where there is more time: labels between two take about {self.plan['propagating'][0]:.0f} s"
-            if count < most else ""))
+        more = ""
+        if count < most:
+            more = f"; {most} where there is more time" + (
+                f": labels between two take about {self.plan['propagating'][0]:.0f} s" if self.minutes else "")
+        once(f"{count} round{'s' * (count > 1)}, in which there are no test images: these are read in the end{more}")
         self.rounds = [self.rounds[number] for number in self.plan["rounds"]]
+        self.costs = Costs(self.rounds, self.new, pool)
 
     def _decide(self, **new: Any) -> None:
         """Records what is decided, and the seconds that were spent until now."""
@@ -138,18 +126,19 @@ class Rounds:
 
     def _round(self, number: int, pool: Pool, runtime: Runtime) -> None:
         this, folder = self.rounds[number], self._folder(number)
-        net, before = self.new(), None
+        net, table, goes_on = self.new(this.net), None, number > 0 and self.rounds[number - 1].net == this.net
         if number:
-            before = checkpoint.load(self._folder(number - 1) / "checkpoint.pt")["method"]
-            self._load(net, number - 1)
-        table = self._table(number, net, pool, runtime) if this.share else None
+            last = net if goes_on else self.new(self.rounds[number - 1].net)
+            self._load(last, number - 1)
+            table = self._table(number, last, pool, runtime) if this.share else None
         method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
-        if before is not None:
+        if goes_on:
+            before = checkpoint.load(self._folder(number - 1) / "checkpoint.pt")["method"]
             method.projector.load_state_dict({key.removeprefix("projector."): value for key, value in before.items()
                                               if key.startswith("projector.")})
             method.ema.warm_up = 0  # goes on from the net that the last round left
         method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
-        steps, minutes = self._length(number, folder, net, pool)
+        steps, minutes = self._length(number, folder, pool)
         seed = seed_of(self.seed, "round", number) % 2**31 if number else self.seed  # other draws in each round
         replace(self.trainer(steps, minutes, folder, this.peak), seed=seed).fit(method, pool, LABELED, UNLABELED)
 
@@ -169,54 +158,43 @@ class Rounds:
             self._decide(propagating=[*self.plan["propagating"], time.perf_counter() - start])
         return torch.from_numpy(np.load(path))
 
-    def _length(self, number: int, folder: Path, net: Net, pool: Pool) -> tuple[int | None, float | None]:
+    def _length(self, number: int, folder: Path, pool: Pool) -> tuple[int | None, float | None]:
         """Steps of a round; for the first one of a run by the clock its minutes, of which the trainer makes steps."""
-        decided = self.plan["steps"]
+        decided, lengths = self.plan["steps"], [each.length for each in self.rounds]
         if number < len(decided):
             return decided[number], None
         if self.steps is not None:
-            ends = [self.steps * place // len(self.rounds) for place in (number, number + 1)]
-            self._decide(steps=[*decided, ends[1] - ends[0]])
+            ends = [int(self.steps * sum(lengths[:place]) / sum(lengths)) for place in (number, number + 1)]
+            self._decide(steps=[*decided, max(1, ends[1] - ends[0])])
             return self.plan["steps"][number], None
         assert self.minutes is not None
         if not number and (folder / "config.yaml").exists():  # killed before its end: its length is known
             self._decide(steps=[_recorded(folder)])
             return self.plan["steps"][0], None
-        costs = [self._flops(net, pool, each.crop) for each in self.rounds]
+        costs = [length * self.costs.step(each) for each, length in enumerate(lengths)]
         spent = self.plan["spent"] + time.perf_counter() - self.begun
-        propagating = [each.share > 0 for each in self.rounds[number + 1:]]
-        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - sum(propagating) * self.plan["propagating"][-1])
+        tables = self.plan["propagating"][-1] * sum(self.costs.tables(number))
+        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - tables)
         mine = left * costs[number] / sum(costs[number:])
         if not number:
             return None, max(mine, 0.1) / 60  # a step at least
         last = json.loads((self._folder(number - 1) / "summary.json").read_text())
-        rate = last["seconds"] / last["steps"] * costs[number] / costs[number - 1]
-        self._decide(steps=[*decided, max(1, int(mine / rate))])
+        step = last["seconds"] / last["steps"] * self.costs.step(number) / self.costs.step(number - 1)
+        self._decide(steps=[*decided, max(1, int(mine / step))])
         return self.plan["steps"][number], None
-
-    def _flops(self, net: Net, pool: Pool, side: int) -> int:
-        return describe(net, replace(pool.style, height=side, width=side))[1]
-
-    def _pflop(self, net: Net, pool: Pool) -> float:
-        """Of training and propagation, a multiply-add as 2: three forwards of each row with a gradient, else one."""
-        rows = FORWARDS * (LABELED + 2 * UNLABELED)
-        trained = sum(steps * rows * self._flops(net, pool, each.crop)
-                      for each, steps in zip(self.rounds, self.plan["steps"], strict=True))
-        sides = (1 + pool.style.flip) * sum(each.share > 0 for each in self.rounds)
-        return float(trained + sides * len(pool.train) * describe(net, pool.style)[1]) / 1e15
 
     def _finish(self, pool: Pool, runtime: Runtime) -> dict[str, Any]:
         """Refits the head on the labels, and measures once: each round's net, and the last one with its new head."""
-        net, predicted = self.new(), dict[str, evaluate.Predictions]()
-        place(net, runtime.device)
+        predicted = dict[str, evaluate.Predictions]()
         split, rows = ("valid", pool.valid) if len(pool.valid) else ("test", pool.test)
         curve, folder = [], RunFolder(self.out)
-        config = {**self.config, "steps": sum(self.plan["steps"]), "minutes": None}
-        folder.begin(config, pool.manifest(), 0)
-        write_inventory(self.out, inventory(pool))
-        for number in range(len(self.rounds)):
+        for number, each in enumerate(self.rounds):
+            place(net := self.new(each.net), runtime.device)
             self._load(net, number)
             curve.append(evaluate.accuracy(net, pool, rows, runtime))
+        config = {**self.config, "net": net.name, "steps": sum(self.plan["steps"]), "minutes": None}
+        folder.begin(config, pool.manifest(), 0)
+        write_inventory(self.out, inventory(pool))
         probe_head(net, pool, runtime)
         measured: dict[str, float] = {}
         for name, part in (("valid", pool.valid), ("test", pool.test)):
@@ -228,7 +206,8 @@ class Rounds:
         summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                    "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
                    "images": images, "images_per_second": round(images / self.plan["spent"], 1),
-                   "pflop": round(self._pflop(net, pool), 4), "valid_accuracy": None, "test_accuracy": None, **measured,
+                   "pflop": round(self.costs.all(self.plan["steps"]) / 1e15, 4), "valid_accuracy": None,
+                   "test_accuracy": None, **measured,
                    f"{split}_accuracy_of_rounds": curve,
                    "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",
                    "precision": runtime.precision, "device": str(runtime.device), "split": pool.manifest()["hash"],
@@ -236,13 +215,6 @@ class Rounds:
         folder.finish(whole_state(net), summary, predicted, card_of(net, True, pool, predicted.get("valid")))
         finished(self.out, pool)
         return summary
-
-
-def affordable(rounds: int, seconds: float, each: float) -> list[int]:
-    """Which of so many rounds a run of these seconds has: the first, and of the others, in equal distances, as many as
-    leave 0.7 of the time for training where the labels before every one of them take `each` seconds."""
-    others = min(rounds - 1, int(PROPAGATING * seconds / each))
-    return [0, *(round(number) for number in np.linspace(1, rounds - 1, others))]
 
 
 def _recorded(folder: Path) -> int:

@@ -15,7 +15,7 @@ LEVELS = [
     {"methods"},
     {"techniques"},
     {"engine", "presets", "pretraining_presets", "understood"},
-    {"features", "analysis"},
+    {"features", "analysis", "ladder"},
     {"report"},
     {"active"},
     {"model", "finetune", "rounds", "stages"},

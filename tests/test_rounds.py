@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,11 +13,13 @@ from small_runs import At, digits, signal_at, tiny_net
 from test_recipes import recipe
 
 import ssl_lab as sl
+from ssl_lab import ladder
 from ssl_lab import rounds as module
 from ssl_lab.command_line import parse
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import beliefs, linear_probe
+from ssl_lab.nets import describe
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 TINY = ("--net", "rapid_4_4_8", "--labels", "40", "--device", "cpu", "--precision", "fp32", "--view", "eval")
@@ -78,11 +81,49 @@ def test_mirror_images_count_where_they_keep_their_class():
 
 
 def test_time_decides_how_many_rounds_there_are():
-    assert module.affordable(6, 3600, 45) == [0, 1, 2, 3, 4, 5]
-    assert module.affordable(6, 600, 45) == [0, 1, 2, 4, 5]
-    assert module.affordable(6, 600, 60) == [0, 1, 3, 5]
-    assert module.affordable(6, 600, 90) == [0, 1, 5]
-    assert module.affordable(6, 600, 1000) == [0]
+    assert ladder.affordable(6, 3600, 45) == [0, 1, 2, 3, 4, 5]
+    assert ladder.affordable(6, 600, 45) == [0, 1, 2, 4, 5]
+    assert ladder.affordable(6, 600, 60) == [0, 1, 3, 5]
+    assert ladder.affordable(6, 600, 90) == [0, 1, 5]
+    assert ladder.affordable(6, 600, 1000) == [0]
+
+
+GROWING = (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5),
+           ladder.Round(crop=7, share=0.5, net=1, length=2), ladder.Round(crop=7, share=0.6, net=1))
+NETS = ("rapid_4_4_8", "rapid_4_8_8")
+
+
+def costs(pool, rounds=GROWING):
+    return ladder.Costs(rounds, lambda number: sl.net(NETS[number], pool.class_names, pool.style), pool)
+
+
+def test_costs_are_counted():
+    pool = digits()
+    this = costs(pool)
+    flops = [this.image(number) for number in range(4)]
+    assert flops[0] == flops[1] < flops[2] == flops[3]
+    assert this.embedding(2) == len(pool.train) * flops[2]  # digits are not mirrored
+    assert this.step(2) == 3 * (8 + 2 * 16) * describe(sl.net(NETS[1], pool.class_names, pool.style),
+                                                       replace(pool.style, height=7, width=7))[1]
+    # the third round's table is by the first net, the fourth's by the second
+    assert this.tables(0) == pytest.approx([1, 1, (flops[2] / flops[0] + 0.6) / 1.6])
+    assert this.tables(1) == this.tables(0)[1:]
+    assert this.tables(3) == []
+    assert this.all([1, 2, 3, 4]) == sum(
+        count * this.step(number) for number, count in enumerate((1, 2, 3, 4))) + sum(map(this.embedding, (0, 1, 2)))
+
+
+def test_a_second_net_comes_where_there_is_time_for_it():
+    pool = digits()
+    this, least = costs(pool), 350
+    assert this.chosen(5 * least - 1, None, 0.0)[0] == [0, 1]
+    assert this.chosen(5 * least, None, 0.0)[0] == [0, 1, 2, 3]
+    second = 1e-9
+    table = 1.6 * this.embedding(0) * second
+    whole = table * sum(this.tables(0)) + second * sum(
+        least * each.length * this.step(number) for number, each in enumerate(GROWING))
+    assert this.chosen(None, whole * 1.0001, second) == ([0, 1, 2, 3], pytest.approx(table))
+    assert this.chosen(None, whole * 0.9999, second) == ([0, 1], pytest.approx(table))
 
 
 # ---- the recipe
@@ -95,11 +136,10 @@ def run(*arguments):
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    monkeypatch.setattr(module, "LABELED", 8)
-    monkeypatch.setattr(module, "UNLABELED", 16)
-    short = (module.Round(peak=1.0), module.Round(crop=7, share=0.5))
-    monkeypatch.setattr(module.Rounds.__init__, "__defaults__",
-                        tuple(short if each is module.ROUNDS else each for each in module.Rounds.__init__.__defaults__))
+    for each in (module, ladder):
+        monkeypatch.setattr(each, "LABELED", 8)
+        monkeypatch.setattr(each, "UNLABELED", 16)
+    monkeypatch.setattr(module, "ROUNDS", (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5)))
 
 
 def weights(out):
@@ -145,14 +185,14 @@ def test_a_run_predicts_and_resumes_between_rounds_and_amid_one(tmp_path, capsys
 
 def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(module, "affordable", lambda rounds, seconds, each: [0, 1])
+    monkeypatch.setattr(ladder, "affordable", lambda rounds, seconds, each: [0, 1])
     run("--minutes", 0.02, "--out", out)
     steps = json.loads((out / "plan.json").read_text())["steps"]
     assert len(steps) == 2
     assert min(steps) >= 1
     before = weights(out)
     shutil.rmtree(out / "round-1")
-    monkeypatch.setattr(module, "affordable", lambda rounds, seconds, each: [0])  # which is decided once
+    monkeypatch.setattr(ladder, "affordable", lambda rounds, seconds, each: [0])  # which is decided once
     run("--minutes", 5, "--out", out, "--resume", "auto")
     assert json.loads((out / "plan.json").read_text())["steps"] == steps
     assert weights(out) == before
@@ -164,3 +204,43 @@ def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path, monkeypatch):
 def test_lengths_that_cannot_be(tmp_path, arguments, message):
     with pytest.raises(UsageError, match=message):
         run(*arguments, "--out", tmp_path / "run")
+
+
+def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", GROWING)
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    run("--grown", NETS[1], "--steps", 11, "--out", whole)
+    assert json.loads((whole / "plan.json").read_text())["steps"] == [2, 2, 4, 3]
+    assert yaml.safe_load((whole / "config.yaml").read_text())["net"] == NETS[1]
+    summary = json.loads((whole / "summary.json").read_text())
+    assert len(summary["test_accuracy_of_rounds"]) == 4
+    assert sl.open(whole).predict(digits().images.pixels[:3]).probabilities.shape == (3, 10)
+    for number in (3, 2, 1):
+        shutil.copytree(whole, other)
+        for name in ("summary.json", "config.yaml", "model.safetensors"):
+            (other / name).unlink()
+        for late in range(number, 4):
+            shutil.rmtree(other / f"round-{late}")
+            (other / f"beliefs-{late}.npy").unlink()
+        run("--grown", NETS[1], "--steps", 11, "--out", other, "--resume", "auto")
+        assert weights(other) == weights(whole)
+        shutil.rmtree(other)
+
+
+def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", GROWING)
+    monkeypatch.setattr(ladder.Costs, "chosen", lambda self, steps, seconds, second: ([0, 1, 2, 3], 0.01))
+    run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert len(plan["steps"]) == 4
+    assert len(plan["propagating"]) == 4
+
+
+def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "ROUNDS", GROWING)
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    run("--grown", "None", "--steps", 11, "--out", tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["steps"] == [5, 6]

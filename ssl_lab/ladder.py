@@ -1,0 +1,102 @@
+"""The rounds of `rounds.Rounds`: which there are, what each costs, and how many a time allows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ssl_lab.data import Pool
+from ssl_lab.nets import Net, describe
+
+LABELED, UNLABELED = 64, 256
+FORWARDS = 3  # that a row with gradient costs
+GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
+PROPAGATING = 0.3  # of the time at most, for labels between rounds
+LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
+
+
+@dataclass(frozen=True)
+class Round:
+    """crop: side of the crops in pixels. share: of the rows of each predicted class that are believed. peak: of the
+    learning rates, as a multiple. temperature, ema: of the method. net: which of the nets; one that the round before
+    did not have begins anew, with the labels that the other one's features gave. length: of its steps, as a multiple.
+    """
+
+    crop: int = 20
+    share: float = 0.0
+    peak: float = 0.4
+    temperature: float = 0.15
+    ema: float = 0.995
+    net: int = 0
+    length: float = 1.0
+
+
+ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
+          Round(crop=24, share=0.8), Round(crop=24, share=0.8),
+          Round(crop=24, share=0.85, peak=1.0, ema=0.99, net=1, length=2), *[Round(crop=24, share=0.9, net=1)] * 6)
+"""Chosen on one split of CIFAR-10 with 250 labels."""
+
+
+class Costs:
+    """What rounds cost, in operations, a multiply-add as 2; `new` as in `rounds.Rounds`."""
+
+    def __init__(self, rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool) -> None:
+        self.rounds, self.new, self.pool = rounds, new, pool
+        self._counted: dict[tuple[int, int | None], int] = {}
+
+    def _flops(self, net: int, side: int | None = None) -> int:
+        """Of an image's way through a net, at the pool's size or at another."""
+        style = self.pool.style if side is None else replace(self.pool.style, height=side, width=side)
+        if (net, side) not in self._counted:
+            self._counted[net, side] = describe(self.new(net), style)[1]
+        return self._counted[net, side]
+
+    def image(self, number: int) -> int:
+        """An image's way through the net of a round."""
+        return self._flops(self.rounds[number].net)
+
+    def embedding(self, number: int) -> int:
+        """The features of all training images by the net of a round."""
+        return (1 + self.pool.style.flip) * len(self.pool.train) * self.image(number)
+
+    def step(self, number: int) -> int:
+        """A step of a round: three forwards of each row, as all have a gradient."""
+        this = self.rounds[number]
+        return FORWARDS * (LABELED + 2 * UNLABELED) * self._flops(this.net, this.crop)
+
+    def tables(self, number: int) -> list[float]:
+        """The tables of the rounds after this one, each as a multiple of the last one that was made until then, or of
+        one by the first net."""
+        made = [each for each in range(1, number + 1) if self.rounds[each].share]
+        last = self.image(made[-1] - 1 if made else 0)
+        return [(self.image(each - 1) / last + GRAPH) / (1 + GRAPH) for each in range(number + 1, len(self.rounds))
+                if self.rounds[each].share]
+
+    def all(self, steps: Sequence[int]) -> int:
+        """So many steps of each round, and the tables' features."""
+        return sum(count * self.step(number) + (self.embedding(number - 1) if self.rounds[number].share else 0)
+                   for number, count in enumerate(steps))
+
+    def chosen(self, steps: int | None, seconds: float | None, second: float) -> tuple[list[int], float]:
+        """Which rounds there are, and the seconds that the first table is thought to take: all rounds if each has two
+        epochs and 350 steps, else those of the first net; in so many seconds as many of these as leave most of the time
+        for training. second: that an operation takes."""
+        everything = list(range(len(self.rounds)))
+        first = [number for number in everything if self.rounds[number].net == 0]
+        least = max(LEAST, EPOCHS * len(self.pool.unlabeled) // UNLABELED)
+        if seconds is None:
+            return everything if (steps or 0) >= least * sum(each.length for each in self.rounds) else first, 0.0
+        table = (1 + GRAPH) * self.embedding(0) * second
+        trainings = sum(least * self.rounds[number].length * self.step(number) * second for number in everything)
+        if table * sum(self.tables(0)) + trainings <= seconds:
+            return everything, table
+        return affordable(len(first), seconds, table), table
+
+
+def affordable(rounds: int, seconds: float, each: float) -> list[int]:
+    """Which of so many rounds a run of these seconds has: the first, and of the others, in equal distances, as many as
+    leave 0.7 of the time for training where the labels before every one of them take `each` seconds."""
+    others = min(rounds - 1, int(PROPAGATING * seconds / each))
+    return [0, *(round(number) for number in np.linspace(1, rounds - 1, others))]
