@@ -61,7 +61,7 @@ PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999,
 # (google-research/adamatch at 7a0b40c, semi_supervised/adamatch.py), where USB has seven.
 RATIO = {"pi_model": 1, "temporal_ensembling": 1, "mean_teacher": 1, "pseudo_label": 1, "vat": 1, "ict": 1,
          "mixmatch": 1, "remixmatch": 1, "s4l": 1, "s4l_exemplar": 1, "hiermatch": 1, "abc": 1, "darp": 1,
-         "adamatch": 3}
+         "adamatch": 3, "finessl": 1}  # Gank0078/FineSSL at 76b6f48, configs/peft
 # Of the command that Dash's authors publish (idstcv/Dash at bbd13cc, start_train.sh).
 RATE = {"dash": 0.06}
 PAPER_ARGUMENTS: dict[str, dict[str, Schedule]] = {

@@ -449,7 +449,7 @@ PUBLISHED: dict[str, tuple[int, float, dict[str, dict[str, float]]]] = {
     "freematch": (7, 0.03, {"svhn": {"least": 0.9, "most": 0.95}}),
     "softmatch": (7, 0.03, {}), "adamatch": (3, 0.03, {}), "defixmatch": (7, 0.03, {}), "dash": (7, 0.06, {}),
     "simmatch": (7, 0.03, {}), "comatch": (7, 0.03, {"stl10": {"contrast": 5.0}}),
-    "abc": (1, 0.03, {}), "darp": (1, 0.03, {}),
+    "abc": (1, 0.03, {}), "darp": (1, 0.03, {}), "finessl": (1, 0.03, {}),
 }
 
 

@@ -16,6 +16,7 @@ from ssl_lab.methods.consistency.comatch import CoMatch
 from ssl_lab.methods.consistency.darp import DARP
 from ssl_lab.methods.consistency.dash import Dash
 from ssl_lab.methods.consistency.defixmatch import DeFixMatch
+from ssl_lab.methods.consistency.finessl import FineSSL
 from ssl_lab.methods.consistency.fixmatch import FixMatch
 from ssl_lab.methods.consistency.flexmatch import FlexMatch
 from ssl_lab.methods.consistency.freematch import FreeMatch
@@ -83,7 +84,7 @@ from ssl_lab.texts import Call
 _ALL: tuple[type[Method], ...] = (
     Supervised,
     PiModel, TemporalEnsembling, MeanTeacher, PseudoLabel, VAT, ICT, MixMatch, ReMixMatch, UDA, S4L, S4LExemplar,
-    FixMatch, FlexMatch, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
+    FixMatch, FlexMatch, FineSSL, FreeMatch, SoftMatch, AdaMatch, DeFixMatch, Dash, SimMatch, CoMatch, NoisyStudent,
     ReferencePrior, LabeledSimCLR, HierMatch, ABC, DARP, OpenCoS,
     SimCLR, BYOL, SimSiam, MoCoV2, MoCoV3, BarlowTwins, VICReg, DINO, SwAV, NNCLR, Rotation, MAE,
     *DISTILLATION.values(), *TEACHERLESS.values(), SoftLabels,
@@ -150,6 +151,7 @@ __all__ = [
     "Dash",
     "DeFixMatch",
     "Distillation",
+    "FineSSL",
     "FitNet",
     "FixMatch",
     "FlexMatch",

@@ -20,7 +20,8 @@ _MIXES = "mixes images with each other, so that clipping one image's gradient do
 _COMPARES = "compares images with each other in its loss, so that no gradient is of one image"
 COUPLED: Mapping[str, str] = {
     "": _BUDGET, **dict.fromkeys(("mixmatch", "remixmatch", "ict"), _MIXES),
-    **dict.fromkeys(("flexmatch", "freematch", "softmatch", "adamatch", "dash", "darp", "abc", "hiermatch", "opencos"),
+    **dict.fromkeys(("flexmatch", "freematch", "softmatch", "adamatch", "dash", "darp", "abc", "hiermatch", "opencos",
+                     "finessl"),
                     _THRESHOLDS),
     **dict.fromkeys(("simmatch", "comatch", "simclr", "moco_v2", "moco_v3", "nnclr", "swav", "barlow_twins", "vicreg",
                      "dino", "crd", "rkd", "sp", "cc", "pkt", "reference_prior"), _COMPARES)}
