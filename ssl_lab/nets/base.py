@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ssl_lab.batch import Style
 from ssl_lab.class_names import Names
+from ssl_lab.nets.depthwise import has_depthwise, quick_gradients
 
 MOVING = "moving_ranges"  # of a layer: whether training passes move the ranges of its rounded inputs
 
@@ -69,9 +70,11 @@ class Net(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.backbone = backbone
         self.head = head
+        self._depthwise = has_depthwise(backbone)
 
     def forward(self, x: Tensor) -> Output:
-        features = self.backbone((x - self.mean) / self.std)
+        with quick_gradients(x) if self._depthwise else nullcontext():
+            features = self.backbone((x - self.mean) / self.std)
         if self.unit:
             features = F.normalize(features, dim=1)
         return Output(features, self.head(features))
