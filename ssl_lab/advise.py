@@ -21,6 +21,7 @@ from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
 from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
+from ssl_lab.features.embed import STEP
 from ssl_lab.intervals import half_width
 from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.ways import FOLDS, Plan, Way, blind, deal, fitting_size, flags, learned, seconds_an_image, trained
@@ -139,10 +140,10 @@ def smaller(pool: Pool, image_size: int | None) -> int | None:
 
 def worth_tuning(plan: Plan, pool: Pool, minutes: float, runtime: Runtime) -> bool:
     """Whether there are enough labels to fine-tune by, and time for some steps in each fold: a step of 32 images takes
-    three times as long as to embed them."""
+    `STEP` times as long as to embed them."""
     if len(pool.labeled) < ENOUGH * pool.classes:
         return False
-    step = 3 * 32 * seconds_an_image(plan, pool, runtime)
+    step = STEP * 32 * seconds_an_image(plan, pool, runtime)
     return 60 * minutes * CHOOSING / 2 >= FOLDS * LEAST_STEPS * step
 
 
@@ -160,7 +161,7 @@ def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size
     plan = taught(eye, image_size)
     each = seconds_an_image(plan, pool, runtime)
     images = Ensembling.labeled + Ensembling.unlabeled
-    return plan if 30 * minutes >= max(len(pool), 4 * LEAST_STEPS * images) * each else None
+    return plan if 30 * minutes >= max(len(pool), 4 * LEAST_STEPS * STEP * images) * each else None
 
 
 def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,

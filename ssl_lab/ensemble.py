@@ -22,7 +22,7 @@ from ssl_lab.engine import Result, Runtime, checkpoint
 from ssl_lab.engine.folder import alone_in, check_same, make_way
 from ssl_lab.errors import UsageError
 from ssl_lab.features import FeatureStore, self_training
-from ssl_lab.features.embed import seconds_to_embed
+from ssl_lab.features.embed import STEP, seconds_to_embed
 from ssl_lab.features.probe import set_head
 from ssl_lab.features.search import FloatArray, unit
 from ssl_lab.files import data_folder, write_atomically, write_text
@@ -130,7 +130,7 @@ class _Work:
         world = self.runtime.world
         each = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
         embeds = [len(self.pool) * lap / world**2 for lap in each]  # of the mean rank, and of its part
-        trains = 3 * 32 * self.how.tuning_steps * embeds[0] / len(self.pool)
+        trains = STEP * 32 * self.how.tuning_steps * embeds[0] / len(self.pool)
         needs = [(net.name, embed) for net, embed in zip(nets, embeds, strict=True)]
         needs += [(f"fine-tuning {learn}", embeds[0] + trains) for learn in self.how.tuned]
         left = SHARE * seconds
