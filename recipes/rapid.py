@@ -21,8 +21,8 @@ at the end, on the test images; one run each, on one core of an Intel Xeon whose
 By the clock, seed 0: --minutes 20 on one core whose other core was busy had 68.2% of the test images (1,712 steps, 0.23
 PFLOP, 19 minutes; one run); --minutes 10 and 60 on two cores were not measured yet.
 
-1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), 80 labels, 500 validation images, --image-size
-64 --minutes 10 on one core, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the same time 46.8 and 43.4.
+1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
+--minutes 10 on one core, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the same time 46.8 and 43.4.
 
 More short rounds of the same net gain less and less: after those of the second line 68.2 69.3 69.8 69.9 70.6 71.2 (of
 24 px, shares 0.85 and 0.9; 0.63 PFLOP, refitted 71.2, test 70.9). The wider net that began anew with the labels of the
