@@ -340,9 +340,9 @@ def test_it_is_a_command(monkeypatch, capsys):
 @pytest.mark.parametrize(("minutes", "labels", "expected"), [(10, 100, True), (4, 100, False), (10, 600, False)])
 def test_an_ensemble_is_offered_where_half_of_the_time_embeds_and_few_have_labels(
         tmp_path, monkeypatch, capsys, minutes, labels, expected):
-    """1,797 digits at a thirtieth of a second each; a hundred steps of 80 take longer than to embed them."""
+    """1,797 digits at a 180th of a second each; a hundred steps of 80 take longer than to embed them."""
     start = run_folder(tmp_path / "start")
-    monkeypatch.setattr(advising, "seconds_an_image", lambda *_: 1 / 30)
+    monkeypatch.setattr(advising, "seconds_an_image", lambda *_: 1 / 180)
     monkeypatch.setattr(advising, "compared", lambda *_: Advice(ways(one=[1, 0, 1], other=[1, 1, 1]), np.arange(3)))
     advise("digits", labels=labels, minutes=minutes, **TINY | {"backbones": (str(start),)})
     said = capsys.readouterr().out

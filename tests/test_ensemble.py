@@ -111,7 +111,7 @@ def test_members_take_part_as_far_as_half_of_the_time_allows(tmp_path, monkeypat
     each = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: next(each))
     pool = digits()
-    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=18), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
+    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=9), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
                           0, {})
     nets = [net("tiny_4", 10, pool.style)] * 3
     assert work._afforded(nets, minutes and 60 * minutes) == expected
