@@ -51,8 +51,8 @@ from ssl_lab.schedule import Schedule, course, linear, times, warm_up
 @dataclass
 class Settings(sl.Settings):
     net: str = "rapid_64_128_256"
-    grown: str | None = "rapid_64_256_512"
-    """The net of the later rounds, where there is time for them; None: there are none."""
+    grown: str = "rapid_64_256_512"
+    """The net of the later rounds, where there is time for them; without any: --grown ''."""
     lr: Quantity = 0.08
     """Peak of the filters' learning rate in the first round; 0.4 of it in later ones."""
     projector_lr: Quantity = 0.02
@@ -75,7 +75,7 @@ def main(settings: Settings) -> None:
     ladder = [each for each in sl.rounds.ROUNDS if settings.grown or not each.net]
 
     def new(number: int) -> sl.Net:
-        name = (settings.net, settings.grown or "")[number]
+        name = (settings.net, settings.grown)[number]
         whiten = ("whiten",) if name.startswith("rapid_") else ()
         net = sl.net(name, pool.class_names, pool.style, **settings.beginning())
         return sl.prepared(net, [*whiten, *settings.techniques], pool, settings.seed)

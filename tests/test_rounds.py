@@ -242,5 +242,5 @@ def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", GROWING)
     monkeypatch.setattr(ladder, "LEAST", 1)
     monkeypatch.setattr(ladder, "EPOCHS", 0)
-    run("--grown", "None", "--steps", 11, "--out", tmp_path / "run")
+    run("--grown", "", "--steps", 11, "--out", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["steps"] == [5, 6]

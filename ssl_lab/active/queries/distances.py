@@ -41,7 +41,8 @@ def squared_distances(x: FloatArray, y: FloatArray) -> FloatArray:
 
     The error is about 1e-7 of the squared norms: give `centered` rows. Equal rows may be at a distance above 0.
     """
-    products: FloatArray = x @ y.T
+    with np.errstate(invalid="ignore"):  # OpenBLAS was seen to raise the flag of finite numbers
+        products: FloatArray = x @ y.T
     products *= -2
     products += squared_norms(x)[:, None]
     products += squared_norms(y)
