@@ -74,7 +74,7 @@ class Costs:
         return [(self.image(each - 1) / last + GRAPH) / (1 + GRAPH) for each in range(number + 1, len(self.rounds))
                 if self.rounds[each].share]
 
-    def all(self, steps: Sequence[int]) -> int:
+    def total(self, steps: Sequence[int]) -> int:
         """So many steps of each round, and the tables' features."""
         return sum(count * self.step(number) + (self.embedding(number - 1) if self.rounds[number].share else 0)
                    for number, count in enumerate(steps))

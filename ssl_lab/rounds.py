@@ -206,7 +206,7 @@ class Rounds:
         summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                    "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
                    "images": images, "images_per_second": round(images / self.plan["spent"], 1),
-                   "pflop": round(self.costs.all(self.plan["steps"]) / 1e15, 4), "valid_accuracy": None,
+                   "pflop": round(self.costs.total(self.plan["steps"]) / 1e15, 4), "valid_accuracy": None,
                    "test_accuracy": None, **measured,
                    f"{split}_accuracy_of_rounds": curve,
                    "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",

@@ -109,7 +109,7 @@ def test_costs_are_counted():
     assert this.tables(0) == pytest.approx([1, 1, (flops[2] / flops[0] + 0.6) / 1.6])
     assert this.tables(1) == this.tables(0)[1:]
     assert this.tables(3) == []
-    assert this.all([1, 2, 3, 4]) == sum(
+    assert this.total([1, 2, 3, 4]) == sum(
         count * this.step(number) for number, count in enumerate((1, 2, 3, 4))) + sum(map(this.embedding, (0, 1, 2)))
 
 
