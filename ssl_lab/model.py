@@ -30,12 +30,12 @@ from ssl_lab.data.values import BYTES_AND_UNIT
 from ssl_lab.engine import Runtime
 from ssl_lab.engine.abreast import abreast, lanes
 from ssl_lab.engine.card import CARD, Card
-from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.placed import place
 from ssl_lab.errors import UsageError
 from ssl_lab.features.embed import batch_of
 from ssl_lab.features.heads import Neighbors
 from ssl_lab.features.run import TINY
+from ssl_lab.machine import Precision
 from ssl_lab.nets import Net
 from ssl_lab.nets import net as named
 from ssl_lab.nets.stored import read_weights

@@ -63,7 +63,7 @@ def env() -> None:
     import torch
 
     from ssl_lab.engine import Runtime
-    from ssl_lab.engine.machine import matmul_tflops
+    from ssl_lab.machine import matmul_tflops
 
     runtime = Runtime.start()
     name = torch.cuda.get_device_name(runtime.device) if runtime.device.type == "cuda" else platform.processor()

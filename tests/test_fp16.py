@@ -11,9 +11,9 @@ import ssl_lab as sl
 from ssl_lab.batch import At
 from ssl_lab.engine import Feed, Runtime, scale
 from ssl_lab.engine.closure import StepClosure
-from ssl_lab.engine.machine import resolve_precision
 from ssl_lab.engine.scale import LossScale, scaling
 from ssl_lab.errors import Interrupted, NonFiniteLossError, UsageError
+from ssl_lab.machine import resolve_precision
 from ssl_lab.methods import FixMatch
 
 CPU = torch.device("cpu")

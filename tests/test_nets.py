@@ -19,6 +19,7 @@ from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import NETS, Ema, Net, describe, net
 from ssl_lab.nets.families import Dense, Padded, PreActivation, cifar_resnet, densenet, preact_resnet, resnext
+from ssl_lab.nets.residual import conv
 from ssl_lab.schedule import constant, linear
 
 OURS = ["tiny_16", "wrn_10_1", "resnet18", "resnet_8_1", "preact_11", "resnext_11_4_4", "densenet_10_4", "mocapsnet_2"]
@@ -109,6 +110,22 @@ def test_blocks_by_hand() -> None:
     torch.testing.assert_close(dense(x)[:, 6:], F.conv2d(hidden, dense.branch[3].weight, padding=1))
     padded = Padded(2, 2)(x)
     assert torch.equal(padded, torch.cat([x[:, :, ::2, ::2], torch.zeros(4, 2, 4, 4)], dim=1))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_gradients_of_narrow_strided_shortcuts_are_right(threads: int) -> None:
+    """oneDNN's are not with AVX2, in channels_last: see EveryPlace."""
+    x = torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(0))
+    layer, before = conv(4, 8, 1, 2).to(memory_format=torch.channels_last), torch.get_num_threads()
+    plain = F.conv2d(x.double(), slow := layer.weight.detach().double().requires_grad_(), stride=2)
+    torch.set_num_threads(threads)
+    try:
+        made = layer(x.to(memory_format=torch.channels_last))
+        (found,) = torch.autograd.grad(made.square().sum(), layer.weight)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(made, plain.float())
+    torch.testing.assert_close(found, torch.autograd.grad(plain.square().sum(), slow)[0].float())
 
 
 def test_flops_by_hand_leave_the_net_alone() -> None:

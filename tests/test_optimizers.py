@@ -14,7 +14,7 @@ from ssl_lab.batch import At
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.notes import once
-from ssl_lab.optim import OPTIMIZERS, adam_condition, adam_remark
+from ssl_lab.optim import OPTIMIZERS, adam_condition, adam_remark, muon
 from ssl_lab.optim.inputs import size_of_input
 from ssl_lab.optim.mini_block_fisher import as_blocks, outer
 from ssl_lab.schedule import cosine, cyclical, linear, triangular, warm_up
@@ -107,6 +107,55 @@ def test_muon_makes_matrices_orthogonal_and_leaves_the_rest_to_adam():
     assert torch.nn.functional.cosine_similarity((u @ v).flatten(), -matrix.flatten(), dim=0) > 0.95
     for name in ("body.bias", "head.weight", "head.bias"):
         torch.testing.assert_close(moved[name], -0.1 * gradients[name].sign(), rtol=1e-5, atol=1e-6)
+
+
+def test_muon_is_its_equation():
+    torch.manual_seed(0)
+    module = nn.ModuleDict({"body": nn.Conv2d(4, 6, 2), "wide": nn.Linear(3, 40)}).double()
+    w = {name: p.detach().clone() for name, p in module.named_parameters() if name.endswith("weight")}
+    spec = optim.Muon(lr=0.1, weight_decay=0.5, momentum=0.8)
+    optimizer, m = spec.build(module), {name: torch.zeros_like(value) for name, value in w.items()}
+    for step in range(3):
+        spec.set(optimizer, At(step, 3))
+        for name, p in module.named_parameters():
+            p.grad = g = torch.randn_like(p)
+            if name in w:
+                m[name] = 0.8 * m[name] + 0.2 * g
+                u, s, vt = torch.linalg.svd((0.2 * g + 0.8 * m[name]).flatten(1), full_matrices=False)
+                s = s / s.norm()
+                for _ in range(5):
+                    s = 3.4445 * s - 4.7750 * s**3 + 2.0315 * s**5
+                size = 0.2 * {"body.weight": 16, "wide.weight": 40}[name] ** 0.5
+                w[name] = w[name] * 0.95 - 0.1 * size * (u @ s.diag() @ vt).view(w[name].shape)
+        optimizer.step()
+    for name, value in w.items():
+        torch.testing.assert_close(module.get_parameter(name).detach(), value, rtol=1e-5, atol=1e-7)
+
+
+def test_muon_is_torchs():
+    torch.manual_seed(0)
+    found, theirs = nn.Linear(24, 16, bias=False), nn.Linear(24, 16, bias=False)
+    theirs.load_state_dict(found.state_dict())
+    spec = optim.Muon(lr=0.1, weight_decay=0.5)
+    optimizer = spec.build(found)
+    oracle = torch.optim.Muon(theirs.parameters(), lr=0.1, weight_decay=0.5, adjust_lr_fn="match_rms_adamw")
+    for step in range(3):
+        spec.set(optimizer, At(step, 3))
+        found.weight.grad = theirs.weight.grad = torch.randn(16, 24)
+        optimizer.step()
+        oracle.step()
+    torch.testing.assert_close(found.weight, theirs.weight, rtol=0.05, atol=0.01)  # in bfloat16
+
+
+@pytest.mark.parametrize("quick", ["fp32", "bf16", "fp16"])
+def test_muon_multiplies_in_bf16_only_where_that_is_faster(monkeypatch, quick):
+    used = []
+    monkeypatch.setattr(muon, "resolve_precision", lambda *_: (quick, "as measured"))
+    monkeypatch.setattr(torch, "addmm", lambda x, *_, **__: used.append(x.dtype) or x)
+    muon._quickest.cache_clear()
+    muon.orthogonalized(torch.randn(4, 6), iterations=1)
+    muon._quickest.cache_clear()
+    assert set(used) == {torch.bfloat16 if quick == "bf16" else torch.float32}
 
 
 def test_muon_normed_is_its_equation():

@@ -31,7 +31,8 @@ from ssl_lab.batch import At
 from ssl_lab.engine import Feed, Runtime, accuracy, checkpoint
 from ssl_lab.engine.evaluate import LEAST, monitored, rows_at_once
 from ssl_lab.engine.feed import Ahead, in_batches
-from ssl_lab.engine.machine import (
+from ssl_lab.errors import Interrupted, RunFailedError, UsageError
+from ssl_lab.machine import (
     BF16_WINS,
     matmul_tflops,
     resolve_device,
@@ -39,7 +40,6 @@ from ssl_lab.engine.machine import (
     set_up_gpu,
     share_processors,
 )
-from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.optim import AdamW
 from ssl_lab.optim.spec import kernels
@@ -90,7 +90,7 @@ def test_a_rank_touches_no_gpu_but_its_own(monkeypatch):
 @pytest.mark.parametrize(("ratio", "picked"), [(0.5, "fp32"), (BF16_WINS - 0.05, "fp32"), (BF16_WINS + 0.05, "bf16")])
 def test_auto_picks_bf16_where_it_is_faster(monkeypatch, ratio, picked):
     speeds = {torch.float32: 1.0, torch.bfloat16: ratio}
-    monkeypatch.setattr("ssl_lab.engine.machine.matmul_tflops", lambda device, dtype, size: speeds[dtype])
+    monkeypatch.setattr("ssl_lab.machine.matmul_tflops", lambda device, dtype, size: speeds[dtype])
     assert resolve_precision(CPU, "auto")[0] == picked
     assert f"{ratio:.1f} times" in resolve_precision(CPU, "auto")[1]
     assert resolve_precision(CPU, "bf16") == ("bf16", "as asked")

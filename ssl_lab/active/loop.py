@@ -42,9 +42,9 @@ from ssl_lab.cost import measured
 from ssl_lab.data import Pool, announce
 from ssl_lab.engine import Result, Runtime, accuracy
 from ssl_lab.engine.folder import check_same
-from ssl_lab.engine.machine import Precision
 from ssl_lab.errors import UsageError
 from ssl_lab.files import write_text
+from ssl_lab.machine import Precision
 from ssl_lab.nets import Net
 from ssl_lab.notes import at_most
 from ssl_lab.seeds import seed_of

@@ -15,8 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ssl_lab.engine import Runtime
-from ssl_lab.engine.machine import return_freed_memory
 from ssl_lab.errors import UsageError
+from ssl_lab.machine import return_freed_memory
 
 T = TypeVar("T")
 

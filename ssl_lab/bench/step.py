@@ -26,10 +26,10 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.compiled import as_graphs, compile_nets, mark_step
-from ssl_lab.engine.machine import TYPES, matmul_tflops
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.timing import fastest_micro_batches
 from ssl_lab.errors import UsageError
+from ssl_lab.machine import TYPES, matmul_tflops
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.nets import Net, net

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style
 from ssl_lab.bench.measure import Spread, in_turn, seconds, waiting
-from ssl_lab.engine.machine import keep_freed_memory, resolve_device
 from ssl_lab.errors import UsageError
+from ssl_lab.machine import keep_freed_memory, resolve_device
 from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.seeds import generator
 from ssl_lab.views import VIEWS, View

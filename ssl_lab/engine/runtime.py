@@ -17,7 +17,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.rendezvous import rendezvous
 
-from ssl_lab.engine.machine import (
+from ssl_lab.engine.placed import MIXED, place
+from ssl_lab.errors import RunFailedError, UsageError
+from ssl_lab.machine import (
     Picked,
     Precision,
     keep_freed_memory,
@@ -26,8 +28,6 @@ from ssl_lab.engine.machine import (
     set_up_gpu,
     share_processors,
 )
-from ssl_lab.engine.placed import MIXED, place
-from ssl_lab.errors import RunFailedError, UsageError
 from ssl_lab.processes import out_of_memory
 
 Compile = Literal["off", "on", "auto"]

@@ -34,7 +34,6 @@ from ssl_lab.engine.closure import StepClosure, returned
 from ssl_lab.engine.compiled import as_graphs, compile_nets, mark_step
 from ssl_lab.engine.feed import Feed
 from ssl_lab.engine.folder import LATEST, RunFolder, alone_in, make_way, writes_behind
-from ssl_lab.engine.machine import Precision
 from ssl_lab.engine.meter import Meter
 from ssl_lab.engine.resolve import Timed
 from ssl_lab.engine.result import Result
@@ -43,6 +42,7 @@ from ssl_lab.engine.scale import scaling
 from ssl_lab.engine.signals import StopRequest
 from ssl_lab.engine.trackers import Track, chosen
 from ssl_lab.errors import Interrupted
+from ssl_lab.machine import Precision
 from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.optim import SGD, Optimizer, Update, forget

@@ -6,14 +6,14 @@ optimizers - first and second order methods" (arXiv 2211.15596); of large batche
 Optimizations: A Comprehensive Survey" (arXiv 2111.00856). Read in their abstracts.
 """
 
-from ssl_lab.optim.adaptive import Muon, Padam, RAdam
+from ssl_lab.optim.adaptive import Padam, RAdam
 from ssl_lab.optim.generic_adam import adam_condition, adam_remark
 from ssl_lab.optim.inputs import INSGD, NSGD
 from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
+from ssl_lab.optim.muon import Muon, MuonNormed
 from ssl_lab.optim.named import OPTIMIZERS, described, optimizer
-from ssl_lab.optim.normed import MuonNormed
 from ssl_lab.optim.rates import with_rates
 from ssl_lab.optim.scaling import lanczos, largest_eigenvalue, scaled_rate, stable_rate
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer, parameter_groups

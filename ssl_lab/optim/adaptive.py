@@ -1,4 +1,4 @@
-"""Optimizers after Adam: RAdam, Padam, and Muon for matrices."""
+"""Optimizers after Adam: RAdam and Padam."""
 
 from __future__ import annotations
 
@@ -63,41 +63,6 @@ class Padam(Optimizer):
         return _Padam(parameter_groups(module), (self.betas[0], self.betas[1]), self.power)
 
 
-@dataclass(frozen=True)
-class Muon(Optimizer):
-    """Muon (Jordan et al. 2024), torch's: momentum whose matrices are made orthogonal, by Newton and Schulz.
-
-    It has the weights of hidden layers, convolutions as matrices [out, in * height * width]; `beside` is for the rest:
-    biases, norms and the classifier's head, by AdamW with as many times the learning rate. The step's size is matched
-    to AdamW's (0.2 sqrt(max(rows, columns)), Liu et al. 2025, arXiv 2502.16982), so that its rates and decays fit.
-
-    Attributes:
-        momentum: share of the last step's direction that is kept, in [0, 1).
-        beside: learning rate of the rest, as a multiple of lr.
-
-    >>> optimizer = sl.optim.Muon(lr=0.01).build(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 2)))
-    >>> len(optimizer.param_groups)  # matrices by Muon, the rest by AdamW
-    3
-    """
-
-    lr: Scalar = 5e-3
-    weight_decay: Scalar = 1e-2
-    momentum: float = 0.95
-    beside: float = 1.0
-
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        return _Muon(matrix_groups(module), self.momentum, self.beside)
-
-
-def matrix_groups(module: nn.Module) -> list[dict[str, Any]]:
-    """Parameter groups of Muon: hidden weights, with `matrices` set; the classifier's; what has no decay."""
-    heads = {id(p) for name, p in module.named_parameters() if "head" in name.split(".")}
-    weights, others = parameter_groups(module)
-    matrices = [p for p in weights["params"] if id(p) not in heads]
-    rest = [p for p in weights["params"] if id(p) in heads]
-    return [{"params": matrices, "decay": True, "matrices": True}, {"params": rest, "decay": True}, others]
-
-
 class _Padam(torch.optim.Optimizer):
     def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float], power: float) -> None:
         super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "betas": betas, "power": power})
@@ -118,40 +83,3 @@ class _Padam(torch.optim.Optimizer):
                 rate = group["lr"] * (1 - b2 ** state["step"]) ** 0.5 / (1 - b1 ** state["step"])
                 w.mul_(1 - group["lr"] * group["weight_decay"])
                 w.addcdiv_(m, (most.sqrt() + 1e-8) ** (2 * group["power"]), value=-rate)
-
-
-class _Muon(torch.optim.Optimizer):
-    """torch's Muon over weights as matrices, and AdamW over the others."""
-
-    def __init__(self, groups: Iterable[dict[str, Any]], momentum: float, beside: float) -> None:
-        super().__init__(groups, {"lr": 0.0, "weight_decay": 0.0, "matrices": False})
-        self.momentum, self.beside = momentum, beside
-
-    @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            for w in (w for w in group["params"] if w.grad is not None):
-                (self._orthogonal if group["matrices"] else self._adam)(w, group)
-
-    def _orthogonal(self, w: nn.Parameter, group: dict[str, Any]) -> None:
-        state = self.state[w]
-        matrix = nn.Parameter(w.detach().reshape(len(w), -1).clone())
-        matrix.grad = w.grad.reshape(len(w), -1)  # type: ignore[union-attr]
-        one = torch.optim.Muon([matrix], lr=group["lr"], weight_decay=group["weight_decay"], momentum=self.momentum,
-                               adjust_lr_fn="match_rms_adamw")
-        if state:
-            one.state[matrix]["momentum_buffer"] = state["velocity"].reshape(matrix.shape)
-        one.step()  # type: ignore[no-untyped-call]
-        state["velocity"] = one.state[matrix]["momentum_buffer"].reshape(w.shape)
-        w.copy_(matrix.reshape(w.shape))
-
-    def _adam(self, w: nn.Parameter, group: dict[str, Any]) -> None:
-        state, lr = self.state[w], group["lr"] * self.beside
-        if not state:
-            state |= {"step": 0, "m": torch.zeros_like(w), "v": torch.zeros_like(w)}
-        state["step"] += 1
-        state["m"].lerp_(w.grad, 0.1)
-        state["v"].lerp_(w.grad.square(), 0.001)  # type: ignore[union-attr]
-        root = (state["v"] / (1 - 0.999 ** state["step"])).sqrt()
-        w.mul_(1 - lr * group["weight_decay"])
-        w.addcdiv_(state["m"], root + 1e-8, value=-lr / (1 - 0.9 ** state["step"]))

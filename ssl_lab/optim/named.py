@@ -9,12 +9,12 @@ from typing import Any
 from ssl_lab import texts
 from ssl_lab.errors import unknown
 from ssl_lab.notes import once
-from ssl_lab.optim.adaptive import Muon, Padam, RAdam
+from ssl_lab.optim.adaptive import Padam, RAdam
 from ssl_lab.optim.inputs import INSGD, NSGD
 from ssl_lab.optim.koala import KOALA, KOALAM
 from ssl_lab.optim.lars import LARS
 from ssl_lab.optim.mini_block_fisher import MiniBlockFisher
-from ssl_lab.optim.normed import MuonNormed
+from ssl_lab.optim.muon import Muon, MuonNormed
 from ssl_lab.optim.spec import SGD, AdamW, Optimizer
 from ssl_lab.schedule import MAKERS, Scalar, Schedule, extremes
 

@@ -25,7 +25,7 @@ import ssl_lab as sl
 from ssl_lab.bench.measure import Spread, flops, in_turn, seconds, waiting
 from ssl_lab.bench.step import Step, random_pool
 from ssl_lab.engine import compiled
-from ssl_lab.engine.machine import TYPES, matmul_tflops
+from ssl_lab.machine import TYPES, matmul_tflops
 from ssl_lab.presets import build
 
 if TYPE_CHECKING:

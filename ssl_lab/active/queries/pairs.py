@@ -13,7 +13,7 @@ from scipy.sparse import csr_matrix, vstack
 
 from ssl_lab.active.queries.distances import blocks
 from ssl_lab.active.queries.view import FloatArray, IntArray
-from ssl_lab.engine.machine import resolve_precision
+from ssl_lab.machine import resolve_precision
 
 SIDE = 2048  # rows that are multiplied with as many
 WORTH = 2**33  # multiplications, from which on it is measured whether bfloat16 is faster

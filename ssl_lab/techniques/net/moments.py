@@ -44,6 +44,13 @@ def activated(function: Callable[[Tensor], Tensor], given: Moments) -> Moments:
     return Moments(mean, float((density * (y - mean) ** 2).sum()))
 
 
+class _Whole(fx.Tracer):
+    """Our own kinds of layers are one operation, as torch's are."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, WEIGHTED) or super().is_leaf_module(m, module_qualified_name)
+
+
 class Following(fx.Interpreter):
     """Follows an image through a backbone in evaluation mode, and the moments of each operation's output along.
 
@@ -53,7 +60,7 @@ class Following(fx.Interpreter):
 
     def __init__(self, module: nn.Module, enter: Callable[[nn.Module, Moments], Moments],
                  draw: torch.Generator) -> None:
-        super().__init__(fx.GraphModule(module, fx.Tracer().trace(module)))
+        super().__init__(fx.GraphModule(module, _Whole().trace(module)))
         self.enter, self.draw, self.known = enter, draw, dict[fx.Node, Moments]()
         self.last = Moments(0, 1)
 

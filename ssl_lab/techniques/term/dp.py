@@ -16,8 +16,9 @@ from ssl_lab.methods import Method, Supervised
 from ssl_lab.methods.base import Views
 from ssl_lab.nets import Net
 from ssl_lab.optim import SGD, AdamW, Optimizer
-from ssl_lab.optim.adaptive import Muon, Padam, RAdam
+from ssl_lab.optim.adaptive import Padam, RAdam
 from ssl_lab.optim.lars import LARS
+from ssl_lab.optim.muon import Muon
 from ssl_lab.seeds import generator
 from ssl_lab.techniques.base import TermTechnique
 from ssl_lab.techniques.privacy import COUPLED, Beside, epsilon_of, noise_for, private_gradient
