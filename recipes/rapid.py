@@ -41,17 +41,15 @@ in place of nine in ten, 70.9; images of one class as negatives too, 71.7.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import ssl_lab as sl
 from ssl_lab.config import Quantity
-from ssl_lab.schedule import Schedule, course, linear, times, warm_up
 
 
 @dataclass
 class Settings(sl.Settings):
-    net: str = "rapid_64_128_256"
-    grown: str = "rapid_64_256_512"
+    net: str = sl.rapid.Rapid.net
+    grown: str = sl.rapid.Rapid.grown
     """The net of the later rounds, where there is time for them; without any: --grown ''."""
     lr: Quantity = 0.08
     """Peak of the filters' learning rate in the first round; 0.4 of it in later ones."""
@@ -59,35 +57,13 @@ class Settings(sl.Settings):
     """The same of the projector."""
 
 
-def up_and_down(peak: float) -> Schedule:
-    """Up in a tenth of the steps, then linearly to 0."""
-    return warm_up(0.1, linear(peak, 0.0))
-
-
-def optimizer(settings: Settings, peak: float) -> sl.optim.Optimizer:
-    filters, projector = (times(course(rate, up_and_down), peak) for rate in (settings.lr, settings.projector_lr))
-    usual = sl.optim.with_rates(sl.optim.MuonNormed(lr=filters), {"projector": projector})
-    return sl.optimizer(settings.optimizer, usual)
-
-
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    ladder = [each for each in sl.rounds.ROUNDS if settings.grown or not each.net]
-
-    def new(number: int) -> sl.Net:
-        name = (settings.net, settings.grown)[number]
-        whiten = ("whiten",) if name.startswith("rapid_") else ()
-        net = sl.net(name, pool.class_names, pool.style, **settings.beginning())
-        return sl.prepared(net, [*whiten, *settings.techniques], pool, settings.seed)
-
-    def trainer(steps: int | None, minutes: float | None, folder: Path, peak: float) -> sl.Trainer:
-        how = settings.trainer() | {"steps": steps, "minutes": minutes, "out": folder, "resume": "auto"}
-        return sl.Trainer(optimizer=optimizer(settings, peak), evaluations=2, callbacks=[sl.ShowProgress()], **how)
-
-    rounds = sl.rounds.Rounds(settings.folder, new, trainer, ladder, settings.steps, settings.minutes,
-                              settings.view, settings.seed, settings.plain())
+    rapid = sl.rapid.Rapid(settings.net, settings.grown, settings.lr, settings.projector_lr, settings.view,
+                           settings.optimizer, settings.beginning())
     runtime = sl.Runtime.start(settings.device, settings.precision)
-    print(sl.rounds.said(rounds.fit(pool, runtime, resume=settings.resume is not None), settings.folder))
+    _, summary = rapid.fit(pool, runtime, **settings.trainer() | {"out": settings.folder})
+    print(sl.rounds.said(summary, settings.folder))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features.embed import STEP
 from ssl_lab.intervals import half_width
+from ssl_lab.methods import LabeledSimCLR
+from ssl_lab.rapid import Rapid
 from ssl_lab.report import Column, Table, print_tables
-from ssl_lab.ways import FOLDS, Plan, Way, blind, deal, fitting_size, flags, learned, seconds_an_image, trained
+from ssl_lab.ways import FOLDS, Plan, Way, blind, deal, fitting_size, flags, learned, seconds_an_image, sized, trained
 
 LEAST_SECONDS = 2.0
 """Of a training run: a shorter one says nothing."""
@@ -41,6 +43,10 @@ MORE = 4
 """Images for each label from which what an ensemble says of those without one is worth a net's time."""
 EMBEDDING = 0.3
 """The share of the time that embedding all images may take; in a shorter time they are resized to fewer pixels."""
+MANY, LEAST_SIDE = 1024, 24
+"""Images without a label, and side in pixels, from which short rounds from scratch are thought of."""
+ROUNDS_FIRST = ("what a part of the time tells of training in short rounds is too little: with all of it they are "
+                "right on more images in color than any other way from scratch (recipes/rapid.py)")
 SMALL, MIDDLE = 64, 128
 """Sides in pixels to which images are resized, if they are larger, for nets from scratch and for fine-tuning."""
 
@@ -164,6 +170,16 @@ def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size
     return plan if 30 * minutes >= max(len(pool), 4 * LEAST_STEPS * STEP * images) * each else None
 
 
+def in_rounds(pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:
+    """Short rounds from scratch, where these are worth their while: images are in color and not tiny, most have no
+    label, and there is time for one round of them."""
+    plan, style = Plan("rapid", Rapid.net, LabeledSimCLR.name, smaller(pool, image_size)), pool.style
+    if (runtime.world > 1 or style.channels != 3 or min(style.height, style.width) < LEAST_SIDE
+            or len(pool.unlabeled) < max(MANY, MORE * len(pool.labeled))):
+        return None
+    return plan if Rapid().worth(sized(pool, plan.image_size), runtime, minutes) else None
+
+
 def compared(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
              runtime: Runtime, steps: int | None = None) -> Advice:
     """The ways, held against each other by cross-validation on the labels of the pool; no other label is read.
@@ -254,6 +270,9 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
         print(f"Not compared, for it takes all of the time: one net that learns what all pretrained nets here and "
               f"fine-tunings say of {len(pool.train) - len(pool.labeled):,} images without a label:\n"
               f"  {words}{plan.flags()} --minutes {minutes:g}")
+    rapid = None if any(eye.known for eye in eyes) else in_rounds(pool, minutes, runtime, read.image_size)
+    if rapid is not None:
+        print(f"Not compared, for {ROUNDS_FIRST}:\n  {words}{rapid.flags()} --minutes {minutes:g}")
     return advice
 
 

@@ -20,6 +20,7 @@ from ssl_lab.engine import checkpoint
 from ssl_lab.engine.folder import check_same, check_same_split
 from ssl_lab.errors import UsageError
 from ssl_lab.report.stored import StoredRun
+from ssl_lab.rounds import PLAN
 from ssl_lab.ways import Plan
 
 
@@ -39,14 +40,16 @@ class Begun:
         for one whose method or view is a module's, unless `given` says so too: folders of runs come from strangers.
         """
         ended = (out / "summary.json").exists()
-        if not ended and not checkpoint.exists(out / "checkpoint.pt"):
+        in_rounds = (out / PLAN).exists()
+        if not (ended or in_rounds or checkpoint.exists(out / "checkpoint.pt")):
             return None
         try:
-            before = yaml.safe_load((out / "config.yaml").read_text())
+            before = (json.loads((out / PLAN).read_text())["config"] if in_rounds else
+                      yaml.safe_load((out / "config.yaml").read_text()))
             size, weights = before["image_size"], before["weights"]
             named, views = str(before["method"]), tuple(map(str, before["view"]))
             recipe, net, pretrained = before["recipe"], before.get("backbone", before["net"]), before["pretrained"]
-        except (OSError, yaml.YAMLError, KeyError, TypeError):
+        except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
             raise UsageError(f"{out} holds a run that `ssl-lab train` did not begin; choose another --out") from None
         asked = plain({name: value for name, value in given.items() if value})
         for flag, text, said in [("method", named, "method" in asked), *(("view", each, "view" in asked)

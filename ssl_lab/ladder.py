@@ -39,6 +39,12 @@ ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(sh
 """Chosen on one split of CIFAR-10 with 250 labels."""
 
 
+def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
+    """With crops of at most three quarters of the pool's images, but of 8 px at least."""
+    side = max(8, 3 * min(pool.style.height, pool.style.width) // 4)
+    return [replace(each, crop=min(each.crop, side)) for each in rounds]
+
+
 class Costs:
     """What rounds cost, in operations, a multiply-add as 2; `new` as in `rounds.Rounds`."""
 

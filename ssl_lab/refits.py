@@ -19,15 +19,17 @@ import numpy as np
 from ssl_lab.afterwards import finished
 from ssl_lab.calibration import FEWEST, Calibration, calibrate
 from ssl_lab.data import IntArray, Pool
-from ssl_lab.engine import Result, Runtime, ShowProgress, predict
+from ssl_lab.engine import Runtime, ShowProgress, predict
 from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
+from ssl_lab.nets import Net
 from ssl_lab.ways import blind, deal, parts
 
 FOLDER = "refits"
 """Of the further runs, in that of the run which they calibrate."""
-Fit = Callable[..., Result]
-"""A training from the start: fit(pool, out=..., steps=..., resume=..., callbacks=..., evaluations=...)."""
+Fit = Callable[..., tuple[Net, object]]
+"""A training from the start, whose net comes first: fit(pool, out=..., steps=..., resume=..., callbacks=...,
+evaluations=...)."""
 
 
 def dealt(pool: Pool, count: int, seed: int) -> IntArray:
@@ -53,9 +55,9 @@ def calibrate_by_refits(out: Path, pool: Pool, folds: IntArray, fit: Fit, runtim
     logits, truth = [], []
     for fold, held in parts(folds):
         few = hidden.split(labeled=rows[~held], valid=rows[held])
-        result = fit(few, out=out / FOLDER / str(fold), steps=steps, resume="auto", callbacks=[ShowProgress()],
+        net, _ = fit(few, out=out / FOLDER / str(fold), steps=steps, resume="auto", callbacks=[ShowProgress()],
                      evaluations=1)
-        logits.append(predict(result.method.predictor(), few, rows[held], runtime).numpy())
+        logits.append(predict(net, few, rows[held], runtime).numpy())
         truth.append(pool.labels[rows[held]])
     calibration = calibrate(np.concatenate(logits), np.concatenate(truth),
                             f"labels held out in turn of {len(logits)} further trainings")

@@ -27,7 +27,7 @@ from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import LABELED, ROUNDS, UNLABELED, Costs, Round
+from ssl_lab.ladder import LABELED, ROUNDS, UNLABELED, Costs, Round, cropped
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
@@ -62,8 +62,8 @@ class Rounds:
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
 
-    def fit(self, pool: Pool, runtime: Runtime, resume: bool) -> dict[str, Any]:
-        """What summary.json holds. UsageError for bad settings, Interrupted after a signal."""
+    def fit(self, pool: Pool, runtime: Runtime, resume: bool) -> tuple[Net, dict[str, Any]]:
+        """The net of the end, and what summary.json holds. UsageError for bad settings, Interrupted after a signal."""
         if runtime.world > 1:
             raise UsageError("rounds with propagated labels run in one process; start them without torchrun")
         if (self.steps is None) == (self.minutes is None) or (self.steps or self.minutes or 0) <= 0:
@@ -73,6 +73,7 @@ class Rounds:
             raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
             make_way(self.out, PLAN)
+        self.rounds = cropped(self.rounds, pool)
         with alone_in(self.out):
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
@@ -183,7 +184,7 @@ class Rounds:
         self._decide(steps=[*decided, max(1, int(mine / step))])
         return self.plan["steps"][number], None
 
-    def _finish(self, pool: Pool, runtime: Runtime) -> dict[str, Any]:
+    def _finish(self, pool: Pool, runtime: Runtime) -> tuple[Net, dict[str, Any]]:
         """Refits the head on the labels, and measures once: each round's net, and the last one with its new head."""
         predicted = dict[str, evaluate.Predictions]()
         split, rows = ("valid", pool.valid) if len(pool.valid) else ("test", pool.test)
@@ -191,7 +192,7 @@ class Rounds:
         for number, each in enumerate(self.rounds):
             place(net := self.new(each.net), runtime.device)
             self._load(net, number)
-            curve.append(evaluate.accuracy(net, pool, rows, runtime))
+            curve += [evaluate.accuracy(net, pool, rows, runtime)] if len(rows) else []
         config = {**self.config, "net": net.name, "steps": sum(self.plan["steps"]), "minutes": None}
         folder.begin(config, pool.manifest(), 0)
         write_inventory(self.out, inventory(pool))
@@ -214,7 +215,7 @@ class Rounds:
                    "class_names": list(pool.class_names), "loaded": list(pool.notes)}
         folder.finish(whole_state(net), summary, predicted, card_of(net, True, pool, predicted.get("valid")))
         finished(self.out, pool)
-        return summary
+        return net, summary
 
 
 def _recorded(folder: Path) -> int:

@@ -13,11 +13,13 @@ import tyro
 
 from ssl_lab.advise import (
     CHOOSING,
+    ROUNDS_FIRST,
     Advice,
     backbone,
     compared,
     ensemble,
     fine_tuned,
+    in_rounds,
     smaller,
     taught,
     worth_tuning,
@@ -35,9 +37,10 @@ from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, FeatureStore
 from ssl_lab.features.run import save_run
 from ssl_lab.learners import best_learner
-from ssl_lab.methods import get
+from ssl_lab.methods import LabeledSimCLR, get
+from ssl_lab.rapid import Rapid
 from ssl_lab.refits import calibrate_by_refits, dealt
-from ssl_lab.ways import Plan, Recipe, Way
+from ssl_lab.ways import FRESH, Plan, Recipe, Way
 
 
 def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None = None, minutes: float = 10.0,
@@ -51,7 +54,8 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
 
     The way is chosen by cross-validation on the labels, as `ssl-lab advise` does, among learners on the frozen features
     of the pretrained nets that are here (`ssl-lab fetch lite0` brings one), fine-tuning, and training from scratch with
-    the unlabeled images. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
+    the unlabeled images; without a pretrained net, images in color of which most have no label are trained on in short
+    rounds. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
 
     Args:
         data: data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine.
@@ -59,7 +63,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         minutes: for choosing and training together.
         out: folder of the run.
         recipe: features (a learner on frozen features), finetune (of a pretrained net), ensemble (what all pretrained
-            nets and fine-tunings say of all images teaches one net) or scratch.
+            nets and fine-tunings say of all images teaches one net), scratch, or rapid (that in short rounds).
         net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
         method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
             prototype, probe, propagation, self_training, anchored.
@@ -99,8 +103,8 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
                                  runtime)
     trainings = [replace(plan, view=view) for plan in trainings]
     folds = dealt(pool, calibrate, seed) if calibrate is not None and trainings and len(pool.valid) < FEWEST else None
-    plan = begun.plan if begun is not None else _chosen(pool, groups, trainings, (end - time.perf_counter()) * CHOOSING,
-                                                        seed, runtime)
+    plan = begun.plan if begun is not None else _chosen(
+        pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime, recipe is not None)
     if plan.image_size not in (None, pool.images.shape[1]):
         read = replace(read, image_size=plan.image_size)
         pool = load(data, **read.reading()).split(**how)
@@ -128,7 +132,7 @@ def _trained(plan: Plan, pool: Pool, folds: IntArray | None, end: float, runtime
     if config["calibrate"] and folds is None:
         print(f"--calibrate trains nothing more: the {len(pool.valid)} validation images calibrate", flush=True)
     if folds is None:
-        return dict(plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer).summary)
+        return dict(plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer)[1])
     count, labels = int(folds.max()) + 1, len(pool.labeled)
     if checkpoint.exists(out / "checkpoint.pt"):
         print(f"--calibrate {count}: {count} more trainings of as many steps as the run has", flush=True)
@@ -136,7 +140,7 @@ def _trained(plan: Plan, pool: Pool, folds: IntArray | None, end: float, runtime
         left /= count + 1
         print(f"--calibrate {count}: {count + 1} trainings of {left:.1f} minutes each; the first has all {labels} "
               f"labels, each other one leaves out 1/{count} of them, to tell how sure the first may be", flush=True)
-    summary = plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer).summary
+    _, summary = plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer)
     fit = partial(plan.fit, runtime=runtime, seed=seed, config={**config, "calibrate": None})
     calibrate_by_refits(out, pool, folds, fit, runtime, summary["steps"])
     return dict(summary)
@@ -149,6 +153,9 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     learner = method in LEARNERS
     if method is not None and not learner:
         get(method)  # which says what is wrong with it
+    if recipe == "rapid" and (method is not None or weights is not None or pretrained):
+        raise UsageError("--recipe rapid has a method of its own, and begins from scratch; leave out --method, "
+                         "--weights and --pretrained")
     if recipe == "ensemble" and (method is not None or weights is not None or pretrained):
         raise UsageError("--recipe ensemble has a method of its own, and takes lite0 and the like or the folder of a "
                          "run; leave out --method, --weights and --pretrained")
@@ -160,11 +167,14 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
         known = [each.name for each in here()]
     else:
         known = [net] if Plan("features", net, "probe", None, weights, pretrained).known else []
+    if recipe == "rapid" and net is not None and known:
+        raise UsageError(f"--recipe rapid begins from scratch; {net} has learned before: leave out --net, or name "
+                         f"another one (see `ssl-lab list nets`)")
     if recipe in ("finetune", "ensemble") and not known:
         raise UsageError(f"--recipe {recipe} needs a pretrained net: --net lite0 (ssl-lab fetch lite0 brings it), or "
                          "the folder of a run")
     looked = [backbone(name, pool, minutes, runtime, "tiny_16", image_size, weights, pretrained)
-              for name in known if recipe != "scratch"]  # which has no use for them, and looking takes seconds
+              for name in known if recipe not in FRESH]  # which have no use for them, and looking takes seconds
     small = smaller(pool, image_size)
     others = [Plan("features", net or "pixels", "knn", small)] if net is None or not known else []
     groups = [[replace(plan, method=each) for each in ([str(method)] if learner else ["knn", "probe"][:1 + plan.known])]
@@ -175,6 +185,8 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     scratch = [] if learner or fresh.net == "pixels" else [replace(fresh, method=each) for each in methods]
     if recipe == "ensemble":
         return [], [taught(looked[0], image_size)]
+    if recipe == "rapid":
+        return [], [Plan("rapid", net or Rapid.net, LabeledSimCLR.name, small)]
     if recipe is not None:
         return {"features": (groups, []), "finetune": ([], tuned), "scratch": ([], scratch)}[recipe]
     if learner or net == "pixels":
@@ -183,13 +195,15 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
         return [], tuned if net is not None and known else [*tuned, *scratch]
     if net is not None and not known:
         return [], scratch
+    if not known and (rounds := in_rounds(pool, minutes, runtime, image_size)):
+        return [], [rounds]
     tuned = [plan for plan in tuned if worth_tuning(plan, pool, minutes, runtime)]
     return groups, tuned if net is not None else [*tuned, *scratch]
 
 
 def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
-            runtime: Runtime) -> Plan:
-    """The best way by cross-validation, with a word on why."""
+            runtime: Runtime, asked: bool) -> Plan:
+    """The best way by cross-validation, with a word on why. asked: somebody named a recipe."""
     otherwise = "--recipe, --net and --method choose otherwise"
     if not here():
         fetch = PRETRAINED["lite0"]
@@ -200,7 +214,8 @@ def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Pl
                       f"{len(pool.train) - len(pool.labeled):,} images without a label")
     ways = [*(plans[0] for plans in groups), *trainings]
     if len(ways) == 1:
-        print(f"{ways[0].recipe}: {ways[0].name}", flush=True)
+        why = f", for {ROUNDS_FIRST}; {otherwise}" if ways[0].recipe == "rapid" and not asked else ""
+        print(f"{ways[0].recipe}: {ways[0].name}{why}", flush=True)
         return ways[0]
     try:
         advice = compared(pool, groups, trainings, seconds, seed, runtime)

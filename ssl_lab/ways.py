@@ -30,11 +30,14 @@ from ssl_lab.methods import get
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import start_net
 from ssl_lab.optim import SGD
+from ssl_lab.rapid import Rapid
 from ssl_lab.report import print_tables
 from ssl_lab.schedule import cosine_7_16
 
 FOLDS = 5
-Recipe = Literal["features", "finetune", "ensemble", "scratch"]
+Recipe = Literal["features", "finetune", "ensemble", "scratch", "rapid"]
+FRESH = ("scratch", "rapid")
+"""Recipes that begin with a net that knows nothing."""
 LOW, STEP = 96, 32  # sides in pixels: below, features of photographs lose too much
 
 
@@ -54,9 +57,9 @@ class Way:
 class Plan:
     """recipe: "features", the learner `method` on frozen features of `net`; "finetune", training it on by `method`;
     "ensemble", training it on by what it, the other pretrained nets that are here and fine-tunings of it say of all
-    images (see `Ensembling`); or "scratch", training a fresh one. net: a name, or what `start_net` takes. weights,
-    pretrained: of a timm net. image_size: side in pixels; None: that of the data. view: texts of views in place of the
-    method's."""
+    images (see `Ensembling`); "scratch", training a fresh one; or "rapid", that in short rounds (see `Rapid`). net: a
+    name, or what `start_net` takes. weights, pretrained: of a timm net. image_size: side in pixels; None: that of the
+    data. view: texts of views in place of the method's."""
 
     recipe: Recipe
     net: str
@@ -94,6 +97,8 @@ class Plan:
     def name(self) -> str:
         if self.recipe == "scratch":
             return f"{self.net} trained by {self.method}"
+        if self.recipe == "rapid":
+            return f"{self.net} trained in short rounds"
         if self.recipe == "finetune":
             return f"{self.net} fine-tuned by {self.method}"
         if self.recipe == "ensemble":
@@ -110,37 +115,49 @@ class Plan:
 
     def flags(self) -> str:
         """Of `ssl-lab train`."""
-        method = None if self.recipe == "ensemble" else self.method
+        method = None if self.recipe in ("ensemble", "rapid") else self.method
         return flags({"recipe": self.recipe, "net": self.net, "method": method, "image-size": self.image_size,
                       "weights": self.weights, "pretrained": self.pretrained or None})
 
     def build(self, pool: Pool, seed: int, bn_momentum: float | None = None) -> Net:
         """The net where training, or embedding, begins."""
-        if self.recipe == "scratch" or not (self.net in PRETRAINED or _is_stored(self.net)):
+        if self.recipe in FRESH or not (self.net in PRETRAINED or _is_stored(self.net)):
             return nets.net(self.net, pool.class_names, pool.style, self.pretrained, self.weights, seed, bn_momentum)
         return start_net(self.net, pool.class_names, pool.style, seed=seed)
 
-    def fit(self, pool: Pool, runtime: Runtime, seed: int, **trainer: Any) -> Result:
-        """Trains, and leaves a run; not for "features"."""
+    def fit(self, pool: Pool, runtime: Runtime, seed: int, **trainer: Any) -> tuple[Net, Mapping[str, Any]]:
+        """Trains, and leaves a run; the net that predicts, and what summary.json holds. Not for "features"."""
         shared = {"device": str(runtime.device), "precision": runtime.precision, **trainer}
         if self.recipe == "ensemble":
             others = [known.name for known in here() if self.net in PRETRAINED]
             result, table = Ensembling((self.net, *others), view=self.view).fit(pool, runtime, seed=seed, **shared)
             print_tables(table)
-            return result
-        if self.recipe == "finetune":
-            return FineTuning(self.method, view=self.view).fit(self.build(pool, seed), pool, runtime, seed, **shared)
+        elif self.recipe == "rapid":
+            return self._rapid().fit(pool, runtime, seed=seed, **shared)
+        elif self.recipe == "finetune":
+            tuning = FineTuning(self.method, view=self.view)
+            result = tuning.fit(self.build(pool, seed), pool, runtime, seed, **shared)
+        else:
+            result = self._from_scratch(pool, seed, **shared)
+        return result.method.predictor(), result.summary
+
+    def _rapid(self) -> Rapid:
+        return Rapid(self.net, Rapid.grown if self.net == Rapid.net else "", view=self.view)
+
+    def _from_scratch(self, pool: Pool, seed: int, **trainer: Any) -> Result:
         preset = presets.preset(get(self.method).name, pool.name, "short")
         net = self.build(pool, seed, preset.bn_momentum)
         method = presets.build(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
         method.with_views(*self.view)
         optimizer = SGD(cosine_7_16(preset.lr), preset.weight_decay)
-        return Trainer(optimizer=optimizer, seed=seed, **shared).fit(method, pool, preset.labeled, preset.unlabeled)
+        return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(method, pool, preset.labeled, preset.unlabeled)
 
     def check(self, pool: Pool, seed: int) -> None:
         """UsageError for what cannot be built for this pool."""
         if self.net in PRETRAINED:
             PRETRAINED[self.net].weights()
+        elif self.recipe == "rapid":
+            self._rapid().check(pool)
         elif self.recipe == "scratch":
             preset = presets.preset(get(self.method).name, pool.name, "short")
             presets.build(self.method, self.build(pool, seed), pool, {}, preset.arguments)
@@ -226,8 +243,8 @@ def trained(plan: Plan, pool: Pool, folds: IntArray, seed: int, runtime: Runtime
     for _, held in parts(folds):
         few = pool.split(labeled=rows[~held], valid=rows[held])
         with tempfile.TemporaryDirectory() as out:
-            result = plan.fit(few, runtime, seed, **length, out=out, callbacks=[], evaluations=1)
-        said = predict(result.method.predictor(), few, rows[held], runtime).argmax(dim=1).numpy()
+            net, _ = plan.fit(few, runtime, seed, **length, out=out, callbacks=[], evaluations=1)
+        said = predict(net, few, rows[held], runtime).argmax(dim=1).numpy()
         right[held] = said == pool.labels[rows[held]]
     return Way(plan.name, right, time.perf_counter() - begun, "", plan)
 

@@ -19,7 +19,7 @@ LEVELS = [
     {"report"},
     {"active"},
     {"model", "finetune", "rounds", "stages"},
-    {"ensemble"},
+    {"ensemble", "rapid"},
     {"ways"},
     {"advise", "arms", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict",
      "fetch", "find_lr", "reporting", "estimator", "begun", "learners", "refits"},

@@ -226,10 +226,17 @@ def test_neighbors_of_many_rows_are_sought_nearby(k, monkeypatch):
     d = np.sqrt(((x[:, None].astype(np.float64) - x) ** 2).sum(axis=2))
     np.testing.assert_allclose(exact, np.sort(d, axis=1)[:, 1 : k + 1].mean(axis=1), atol=3e-3)
     monkeypatch.setattr(typiclust, "EXACT", 1000)
-    groups = list(neighbors.neighborhoods(x, k + 1, 1000))
-    assert sorted(np.concatenate([members for members, _ in groups]).tolist()) == list(range(3000))
-    assert all(set(members) <= set(others) and len(others) > k for members, others in groups)
-    assert sum(len(members) * len(others) for members, others in groups) < 3000**2 / 4, "not quadratic"
+    order, groups = neighbors.neighborhoods(x, k + 1, 1000)
+    groups = [(members, others, sum(each.stop - each.start for each in others)) for members, others in groups]
+    assert sorted(order.tolist()) == list(range(3000))
+    assert sorted(place for members, *_ in groups for place in range(members.start, members.stop)) == list(range(3000))
+    assert all(others[0].start <= members.start < members.stop <= others[0].stop for members, others, _ in groups)
+    assert all(len(set(map(str, others))) == len(others) and count > k for _, others, count in groups)
+    pairs = sum((members.stop - members.start) * count for members, _, count in groups)
+    assert pairs < 3000**2 / 4, "not quadratic"
+    for members, apart, near in neighbors.nearest_others(x, k, 1000):
+        assert (near != members[:, None]).all()
+        np.testing.assert_allclose(apart, d[members[:, None], near], atol=3e-3)
     found = mean_neighbor_distances(x, k)
     assert (found >= exact - 3e-3).all(), "others are farther, never nearer"
     assert np.mean(found <= 1.05 * exact + 3e-3) > 0.9
@@ -248,9 +255,9 @@ def test_typiclust_of_large_clusters_takes_the_exact_picks_mostly(monkeypatch):
 def test_rows_that_are_all_equal_have_neighborhoods(monkeypatch):
     monkeypatch.setattr(typiclust, "EXACT", 10)
     x = np.ones((300, 3), dtype=np.float32)
-    groups = list(neighbors.neighborhoods(x, 21, 10))
-    assert sum(len(members) for members, _ in groups) == 300
-    assert all(len(others) >= 21 for _, others in groups)
+    order, groups = neighbors.neighborhoods(x, 21, 10)
+    assert sorted(order.tolist()) == list(range(300))
+    assert all(sum(each.stop - each.start for each in others) >= 21 for _, others in groups)
     assert not mean_neighbor_distances(x, 20).any()
 
 

@@ -13,7 +13,7 @@ from small_runs import At, digits, signal_at, tiny_net
 from test_recipes import recipe
 
 import ssl_lab as sl
-from ssl_lab import ladder
+from ssl_lab import ladder, rapid
 from ssl_lab import rounds as module
 from ssl_lab.command_line import parse
 from ssl_lab.engine.runtime import Runtime
@@ -170,11 +170,11 @@ def test_a_run_predicts_and_resumes_between_rounds_and_amid_one(tmp_path, capsys
 
     watch = sl.ShowProgress
     for stopping, error in ((At(2, stop), Killed), (signal_at(3, signal.SIGTERM), Interrupted), (At(4, stop), Killed)):
-        monkeypatch.setattr(sl, "ShowProgress", lambda stopping=stopping: stopping)
+        monkeypatch.setattr(rapid, "ShowProgress", lambda stopping=stopping: stopping)
         with pytest.raises(error):  # without a checkpoint in round 0, with one in round 1 and after it
             run("--steps", 7, "--out", other, "--resume", "auto")
     assert (other / "round-1" / "checkpoint.pt").exists()
-    monkeypatch.setattr(sl, "ShowProgress", watch)
+    monkeypatch.setattr(rapid, "ShowProgress", watch)
     run("--steps", 7, "--out", other, "--resume", "auto")
     assert weights(other) == weights(whole)
     with pytest.raises(UsageError, match="holds a run that is finished"):

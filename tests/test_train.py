@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from test_export import run_folder
 
 import ssl_lab as sl
 from ssl_lab import advise as advising
-from ssl_lab import learners, ways
+from ssl_lab import ladder, learners, rapid, rounds, ways
 from ssl_lab import train as training
 from ssl_lab.calibration import fit_temperature
 from ssl_lab.config import ReadingSettings
@@ -56,8 +57,18 @@ def of_steps(monkeypatch, steps=3):
     monkeypatch.setattr(training.Plan, "fit", short)
 
 
+@pytest.fixture(autouse=True)
+def short_rounds(monkeypatch):
+    """Of `--recipe rapid`: two, of few images."""
+    for each in (rounds, ladder):
+        monkeypatch.setattr(each, "LABELED", 8)
+        monkeypatch.setattr(each, "UNLABELED", 16)
+    monkeypatch.setattr(rounds, "ROUNDS", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
+
+
 @pytest.mark.parametrize(("arguments", "kind"), [
     ({"recipe": "features", "net": "pixels"}, "features"),
+    ({"recipe": "rapid", "net": "rapid_4_4_8"}, "rapid"),
     ({"net": "pixels", "method": "knn"}, "features"),
     ({"net": "tiny_4", "method": "supervised"}, "scratch"),
     ({"net": "RUN"}, "features"),
@@ -96,6 +107,68 @@ def test_it_chooses_by_labels_and_says_why(tmp_path, monkeypatch, capsys):
     assert "ssl-lab fetch lite0" in said
     assert "learner on its features" in said
     assert sl.open(out, "cpu").card.labels == 60
+
+
+def colored(monkeypatch, folder):
+    """A folder of photos that are thought to suit short rounds, which suit a small net here."""
+    monkeypatch.setattr(advising, "MANY", 40)
+    monkeypatch.setattr(advising, "LEAST_SIDE", 12)
+    monkeypatch.setattr(advising, "in_rounds", lambda *given, plan=advising.in_rounds: plan(*given) and replace(
+        plan(*given), net="rapid_4_4_8"))
+    monkeypatch.setattr(training, "in_rounds", advising.in_rounds)
+    return str(photos(folder, 4, unlabeled=50))
+
+
+def test_many_images_in_color_are_trained_on_in_short_rounds(tmp_path, monkeypatch, capsys):
+    of_steps(monkeypatch, 2)
+    folder = colored(monkeypatch, tmp_path / "photos")
+    monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
+    out = train(folder, minutes=0.2, out=tmp_path / "run", device="cpu")
+    said = capsys.readouterr().out
+    assert "rapid: rapid_4_4_8 trained in short rounds, for what a part of the time tells" in said
+    assert "choose otherwise; no pretrained net is here" in said
+    assert (out / "beliefs-1.npy").exists()
+    assert len(sl.open(out, "cpu").predict(Path(folder) / "unlabeled")) == 50
+    sl.advise(folder, minutes=0.1, steps=1, methods=("supervised",), net="tiny_4", device="cpu")
+    assert f"ssl-lab train {folder} --recipe rapid --net rapid_4_4_8 --minutes 0.1" in capsys.readouterr().out
+    monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: False)
+    assert "recipe: rapid" not in (train(folder, minutes=0.2, out=tmp_path / "other", device="cpu") / "config.yaml"
+                                   ).read_text()
+
+
+def test_short_rounds_are_for_color_many_images_and_one_process(tmp_path, monkeypatch):
+    pool = sl.load(colored(monkeypatch, tmp_path / "photos")).split()
+    monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
+    cpu = sl.Runtime.start("cpu")
+    assert advising.in_rounds(pool, 1.0, cpu).recipe == "rapid"
+    assert advising.in_rounds(replace(pool, style=replace(pool.style, channels=1)), 1.0, cpu) is None
+    assert advising.in_rounds(replace(pool, style=replace(pool.style, width=11)), 1.0, cpu) is None
+    assert advising.in_rounds(pool, 1.0, replace(cpu, world=2)) is None
+    for name, value in (("MANY", len(pool.unlabeled) + 1), ("MORE", len(pool.unlabeled))):
+        with monkeypatch.context() as patch:
+            patch.setattr(advising, name, value)
+            assert advising.in_rounds(pool, 1.0, cpu) is None
+
+
+def test_a_round_is_worth_it_where_there_is_time_for_its_steps():
+    pool, cpu, way = digits(), sl.Runtime.start("cpu"), rapid.Rapid("rapid_4_4_8", "")
+    assert way.worth(pool, cpu, 100.0)
+    assert not way.worth(pool, cpu, 1e-6)
+
+
+@pytest.mark.parametrize("number", ["0", "1"])
+def test_short_rounds_go_on_where_they_were_stopped(tmp_path, monkeypatch, number):
+    of_steps(monkeypatch, 8)
+    settings = {"labels": 40, "minutes": 0.5, "device": "cpu", "net": "rapid_4_4_8", "recipe": "rapid"}
+    whole = train("digits", out=tmp_path / "whole", **settings)
+    go_on = stopping(monkeypatch, 2, f"round-{number}")
+    with pytest.raises(Interrupted):
+        train("digits", out=tmp_path / "cut", **settings)
+    go_on()
+    with pytest.raises(UsageError, match="seed: 0 -> 1"):
+        train("digits", out=tmp_path / "cut", resume="auto", **settings, seed=1)
+    cut = train("digits", out=tmp_path / "cut", resume="auto", **settings | {"net": None, "recipe": None})
+    assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(("left", "tried"), [(60.0, ["knn", "probe", "self_training"]), (0.8, ["knn", "probe"]),
@@ -176,8 +249,8 @@ def stopping(monkeypatch, at_step, of_run):
     return lambda: monkeypatch.setattr(sl.engine.trainer.Run, "step", step)
 
 
-@pytest.mark.parametrize("way", [{"net": "tiny_4", "method": "fixmatch"}, {"net": "RUN", "recipe": "finetune"},
-                                 {"net": "RUN", "recipe": "ensemble"}])
+@pytest.mark.parametrize("way", [{"net": "rapid_4_4_8", "recipe": "rapid"}, {"net": "tiny_4", "method": "fixmatch"},
+                                 {"net": "RUN", "recipe": "finetune"}, {"net": "RUN", "recipe": "ensemble"}])
 def test_nets_without_a_part_of_the_labels_calibrate(tmp_path, monkeypatch, capsys, way):
     """The temperature is that of the logits of two nets, each of the labels that the other one was trained on."""
     of_steps(monkeypatch)
@@ -287,6 +360,8 @@ def test_a_finished_run_on_features_is_told_again_and_never_replaced(tmp_path, m
     ({"minutes": 0}, "expected a positive number"), ({"method": "fixmach"}, "unknown method 'fixmach'"),
     ({"method": "knn", "recipe": "scratch"}, "is a learner on features"),
     ({"method": "fixmatch", "recipe": "features"}, "is no learner on features"),
+    ({"method": "fixmatch", "recipe": "rapid"}, "has a method of its own, and begins from scratch"),
+    ({"net": "lite0", "recipe": "rapid"}, "lite0 has learned before"),
     ({"recipe": "finetune"}, "needs a pretrained net: --net lite0"), ({"net": "lite0"}, "Fetch them"),
     ({"method": "simclr"}, "simclr trains no classifier"),
     ({"labels": 19, "method": "supervised", "calibrate": 5}, "a temperature takes 20 labels of classes that"),

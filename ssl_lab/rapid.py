@@ -1,0 +1,82 @@
+"""From scratch in minutes: the rounds of `rounds.Rounds` with their nets and their optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ssl_lab import nets, rounds
+from ssl_lab.data import Pool
+from ssl_lab.engine import Runtime, ShowProgress, Trainer
+from ssl_lab.features.embed import seconds_to_embed
+from ssl_lab.ladder import LEAST, Costs, cropped
+from ssl_lab.methods import LabeledSimCLR
+from ssl_lab.nets import Net
+from ssl_lab.optim import MuonNormed, Optimizer, with_rates
+from ssl_lab.optim import optimizer as optimizer_of
+from ssl_lab.schedule import Scalar, Schedule, course, linear, times, warm_up
+from ssl_lab.techniques import Technique, prepared
+from ssl_lab.understood import check_texts
+
+
+@dataclass(frozen=True)
+class Rapid:
+    """A wide and shallow net with whitened first filters, trained by Muon in short rounds.
+
+    net: its name, or that of any other net from scratch. grown: of the later rounds, where there is time for them;
+    empty: none. lr, projector_lr: peaks of the learning rates of filters and projector in the first round. view: texts
+    of views in place of the method's. optimizer: the text of another one. beginning: further arguments of `net`.
+    """
+
+    net: str = "rapid_64_128_256"
+    grown: str = "rapid_64_256_512"
+    lr: Scalar = 0.08
+    projector_lr: Scalar = 0.02
+    view: Sequence[str] = ()
+    optimizer: str | None = None
+    beginning: Mapping[str, Any] = field(default_factory=dict)
+
+    def check(self, pool: Pool) -> None:
+        """UsageError for what cannot be built for this pool."""
+        check_texts(LabeledSimCLR.name, self.view, self.optimizer)
+        LabeledSimCLR(self._net(pool, self.net, 0))
+
+    def worth(self, pool: Pool, runtime: Runtime, minutes: float) -> bool:
+        """Whether the first round has enough steps in these minutes here."""
+        costs = Costs(cropped(rounds.ROUNDS[:1], pool), lambda _: self._net(pool, self.net, 0), pool)
+        second = seconds_to_embed(self._net(pool, self.net, 0), pool, runtime) / costs.image(0)
+        return LEAST * costs.step(0) * second <= 60 * minutes
+
+    def fit(self, pool: Pool, runtime: Runtime, out: Path, seed: int = 0, steps: int | None = None,
+            minutes: float | None = None, resume: str | None = None, config: Mapping[str, Any] | None = None,
+            **trainer: Any) -> tuple[Net, dict[str, Any]]:
+        """Leaves a run in `out`; the net of its end, and what summary.json holds. See `Rounds.fit`.
+
+        trainer: further arguments of the rounds' `Trainer`.
+        """
+        usual = {"evaluations": 2, "callbacks": [ShowProgress()]} | trainer
+        names, techniques = (self.net, self.grown), trainer.get("techniques", ())
+
+        def of_round(steps: int | None, minutes: float | None, folder: Path, peak: float) -> Trainer:
+            return Trainer(optimizer=self._optimizer(peak), seed=seed, steps=steps, minutes=minutes, out=folder,
+                           resume="auto", config=config, **usual)
+
+        ladder = [each for each in rounds.ROUNDS if self.grown or not each.net]
+        return rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, ladder,
+                             steps, minutes, self.view, seed, config or {}).fit(pool, runtime, resume is not None)
+
+    def _net(self, pool: Pool, name: str, seed: int, techniques: Sequence[Technique | str] = ()) -> Net:
+        whiten = ("whiten",) if name.startswith("rapid_") else ()
+        net = nets.net(name, pool.class_names, pool.style, **{"seed": seed, **self.beginning})
+        return prepared(net, [*whiten, *techniques], pool, seed)
+
+    def _optimizer(self, peak: float) -> Optimizer:
+        filters, projector = (times(course(rate, _up_and_down), peak) for rate in (self.lr, self.projector_lr))
+        return optimizer_of(self.optimizer, with_rates(MuonNormed(lr=filters), {"projector": projector}))
+
+
+def _up_and_down(peak: float) -> Schedule:
+    """Up in a tenth of the steps, then linearly to 0."""
+    return warm_up(0.1, linear(peak, 0.0))
