@@ -6,8 +6,9 @@
 A wide and shallow net with whitened first filters, trained by Muon on crops of 20 and 24 px; after each round neighbors
 in the averaged net's features and a probe on them label the images that they are surest of, and the next round learns
 from these too. Where there is time, a second, wider net (--grown) begins anew with these labels, and goes on in rounds
-of its own. In the end the head is refitted on the labels. `ssl_lab/ladder.py` has the rounds. The nets' shape and
-optimizer come from speed-runs that were tuned on fully labeled CIFAR-10 (arXiv 2404.00498).
+of its own. In the end the head is refitted on the labels. `ssl_lab/ladder.py` has the rounds; `ssl-lab train --recipe
+rapid` goes this way too. The nets' shape and optimizer come from speed-runs that were tuned on fully labeled CIFAR-10
+(arXiv 2404.00498).
 
 CIFAR-10, 250 labels, six rounds of 380 steps (--steps 2280), accuracy (%) on 5,000 validation images of split 100 and,
 at the end, on the test images; one run each, on one core of an Intel Xeon whose other core was busy:

@@ -19,6 +19,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of malloc.h
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What matrices are multiplied in."""
 TENSOR_CORES = (7, 0)  # the compute capability that the first ones came with
+SMALLEST = 128  # side of the matrices by which it is tried how long larger ones may take
 BF16_WINS = 1.3  # bf16 must multiply this much faster than fp32 before `auto` picks it
 
 
@@ -105,7 +106,17 @@ def resolve_precision(device: torch.device, precision: Precision) -> tuple[Picke
 
 
 def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, seconds: float = 0.05) -> float:
-    """The speed of a size x size matrix product in TFLOP/s: the best of repeats over about `seconds`."""
+    """The speed of a size x size matrix product in TFLOP/s: the best of repeats over about `seconds`.
+
+    Of a smaller one, where one of that size would take longer: a CPU without bf16 needs a minute for one of 2048.
+    """
+    side = min(size, SMALLEST)
+    while side < size and 8 * _seconds(device, dtype, side, seconds / 8) < seconds:
+        side = min(2 * side, size)
+    return 2 * side**3 / _seconds(device, dtype, side, seconds) / 1e12
+
+
+def _seconds(device: torch.device, dtype: torch.dtype, size: int, seconds: float) -> float:
     a = torch.ones(size, size, dtype=dtype, device=device)
     synchronize: Callable[[], None] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     best = float("inf")
@@ -119,4 +130,4 @@ def matmul_tflops(device: torch.device, dtype: torch.dtype, size: int = 2048, se
             best = min(best, now - start)
         if repeat >= 3 and now > end:
             break
-    return 2 * size**3 / best / 1e12
+    return best

@@ -56,7 +56,7 @@ class Rapid:
 
         trainer: further arguments of the rounds' `Trainer`.
         """
-        usual = {"evaluations": 2, "callbacks": [ShowProgress()]} | trainer
+        usual: dict[str, Any] = {"evaluations": 2, "callbacks": [ShowProgress()]} | trainer
         names, techniques = (self.net, self.grown), trainer.get("techniques", ())
 
         def of_round(steps: int | None, minutes: float | None, folder: Path, peak: float) -> Trainer:

@@ -77,7 +77,7 @@ def env() -> None:
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),
         "precision": f"{runtime.precision} ({runtime.reason})",
-        "matrix-product peak": ", ".join(f"{dtype} {peak:.2f} TFLOP/s" for dtype, peak in peaks.items()),
+        "matrix-product peak": ", ".join(f"{dtype} {peak:.2g} TFLOP/s" for dtype, peak in peaks.items()),
     }
     for key, value in lines.items():
         print(f"{key:20} {value}")

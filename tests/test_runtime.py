@@ -102,6 +102,21 @@ def test_the_matrix_product_is_measured():
     assert 0 < matmul_tflops(CPU, torch.float32, size=64, seconds=0.001) < 1000
 
 
+def test_matrices_that_would_take_too_long_are_not_multiplied(monkeypatch):
+    """At 1 GFLOP/s, 2048 x 2048 would take 17 s."""
+    asked = []
+
+    def seconds(device, dtype, size, given):
+        asked.append(size)
+        return 2 * size**3 / 1e9
+
+    monkeypatch.setattr("ssl_lab.machine._seconds", seconds)
+    assert matmul_tflops(CPU, torch.bfloat16, seconds=0.5) == pytest.approx(1e-3)
+    assert asked == [128, 256, 512, 512]
+    assert matmul_tflops(CPU, torch.bfloat16, size=512, seconds=1000.0) == pytest.approx(1e-3)
+    assert asked[-1] == 512
+
+
 @pytest.mark.parametrize(("ranks", "given", "threads"), [("4", "1", 3), ("4", None, 3), ("4", "2", 5), ("40", "1", 1),
                                                          ("1", "1", 5), (None, None, 5)])
 def test_ranks_share_the_processors_unless_told_otherwise(monkeypatch, ranks, given, threads):
