@@ -135,7 +135,7 @@ def average_linkage(graph: csr_array, clusters: int) -> IntArray:
         near /= np.repeat(size, counts)  # the longest edge less the linkage
         if len(merged) >= n - clusters and near.max() < -np.partition(-merged, n - clusters - 1)[n - clusters - 1]:
             break  # every merge to come is above the cut
-        low, high, height = _nearest_pairs(closer.indices, counts, near)
+        low, high, height, edges = _nearest_pairs(closer.indices, counts, near)
         merges.append((member[low], member[high], height))
         merged = np.append(merged, height)
         kept = np.ones(len(member), dtype=bool)
@@ -143,6 +143,7 @@ def average_linkage(graph: csr_array, clusters: int) -> IntArray:
         into = np.cumsum(kept, dtype=closer.indices.dtype) - 1
         into[high] = into[low]
         member, size = member[kept], np.bincount(into, size)
+        closer.data[edges] = 0  # which products drop
         closer = _joined(closer, into, len(member))
     if not merges:
         return np.arange(n)
@@ -154,8 +155,9 @@ def average_linkage(graph: csr_array, clusters: int) -> IntArray:
 
 
 def _nearest_pairs(others: NDArray[Any], counts: IntArray,
-                   near: NDArray[np.float64]) -> tuple[IntArray, IntArray, NDArray[np.float64]]:
-    """The pairs (low, high) of clusters that are each other's nearest, and how near they are.
+                   near: NDArray[np.float64]) -> tuple[IntArray, IntArray, NDArray[np.float64], IntArray]:
+    """The pairs (low, high) of clusters that are each other's nearest, how near they are, and which edges are between
+    them, in both directions.
 
     others, near [edges]: of each cluster `counts` of them, one cluster after the other. Of equally near pairs that of
     the lowest numbers counts as nearer, so that there always is one.
@@ -167,23 +169,21 @@ def _nearest_pairs(others: NDArray[Any], counts: IntArray,
     row, col = np.searchsorted(starts, best, side="right") - 1, others[best].astype(np.int64)
     first = np.searchsorted(best, starts)
     row = has[row]
-    pair = np.minimum.reduceat(np.minimum(row, col) * len(counts) + np.maximum(row, col), first)
+    pairs = np.minimum(row, col) * len(counts) + np.maximum(row, col)
     nearest = np.full(len(counts), -1)
-    nearest[has] = pair
+    nearest[has] = pair = np.minimum.reduceat(pairs, first)
     low, high = pair // len(counts), pair % len(counts)
     mutual = (low == has) & (nearest[high] == pair)
-    return low[mutual], high[mutual], most[mutual]
+    edges = best[(pairs == nearest[row]) & (nearest[col] == pairs)]
+    return low[mutual], high[mutual], most[mutual], edges
 
 
 def _joined(closer: csr_array, into: NDArray[Any], count: int) -> csr_array:
-    """The sums [count, count] of a symmetric matrix over what goes into the same number, without their diagonal."""
+    """The sums [count, count] of a symmetric matrix over what goes into the same number; without sums of 0."""
     n = len(into)
     members = csr_array((np.ones(n), into, np.arange(n + 1, dtype=into.dtype)), shape=(n, count))
     columns = csr_array((closer.data, into[closer.indices], closer.indptr), shape=(n, count))  # may hold an entry twice
-    joined = members.T.tocsr() @ columns  # which sums these too
-    apart = joined.indices != np.repeat(np.arange(count, dtype=into.dtype), np.diff(joined.indptr))
-    before = np.append(0, np.cumsum(apart, dtype=joined.indptr.dtype))
-    return csr_array((joined.data[apart], joined.indices[apart], before[joined.indptr]), shape=joined.shape)
+    return members.T.tocsr() @ columns  # which sums these too
 
 
 def _margins(p: FloatArray) -> FloatArray:
