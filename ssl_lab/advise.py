@@ -45,8 +45,8 @@ EMBEDDING = 0.3
 """The share of the time that embedding all images may take; in a shorter time they are resized to fewer pixels."""
 MANY, LEAST_SIDE = 1024, 24
 """Images without a label, and side in pixels, from which short rounds from scratch are thought of."""
-ROUNDS_FIRST = ("what a part of the time tells of training in short rounds is too little: with all of it they are "
-                "right on more images in color than any other way from scratch (recipes/rapid.py)")
+ROUNDS_FIRST = ("which was right on more images in color than other ways from scratch when it had all of the time "
+                "(recipes/rapid.py)")
 SMALL, MIDDLE = 64, 128
 """Sides in pixels to which images are resized, if they are larger, for nets from scratch and for fine-tuning."""
 
@@ -272,7 +272,8 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
               f"  {words}{plan.flags()} --minutes {minutes:g}")
     rapid = None if any(eye.known for eye in eyes) else in_rounds(pool, minutes, runtime, read.image_size)
     if rapid is not None:
-        print(f"Not compared, for {ROUNDS_FIRST}:\n  {words}{rapid.flags()} --minutes {minutes:g}")
+        print(f"Not compared, for it takes all of the time: training in short rounds, {ROUNDS_FIRST}:\n"
+              f"  {words}{rapid.flags()} --minutes {minutes:g}")
     return advice
 
 

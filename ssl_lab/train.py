@@ -153,12 +153,10 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     learner = method in LEARNERS
     if method is not None and not learner:
         get(method)  # which says what is wrong with it
-    if recipe == "rapid" and (method is not None or weights is not None or pretrained):
-        raise UsageError("--recipe rapid has a method of its own, and begins from scratch; leave out --method, "
+    begins = {"rapid": "begins from scratch", "ensemble": "takes lite0 and the like or the folder of a run"}
+    if recipe in begins and (method is not None or weights is not None or pretrained):
+        raise UsageError(f"--recipe {recipe} has a method of its own, and {begins[recipe]}; leave out --method, "
                          "--weights and --pretrained")
-    if recipe == "ensemble" and (method is not None or weights is not None or pretrained):
-        raise UsageError("--recipe ensemble has a method of its own, and takes lite0 and the like or the folder of a "
-                         "run; leave out --method, --weights and --pretrained")
     if learner and recipe in ("finetune", "scratch"):
         raise UsageError(f"{method} is a learner on features; --recipe {recipe} takes one of `ssl-lab list methods`")
     if method is not None and not learner and recipe == "features":
@@ -214,7 +212,7 @@ def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Pl
                       f"{len(pool.train) - len(pool.labeled):,} images without a label")
     ways = [*(plans[0] for plans in groups), *trainings]
     if len(ways) == 1:
-        why = f", for {ROUNDS_FIRST}; {otherwise}" if ways[0].recipe == "rapid" and not asked else ""
+        why = f", {ROUNDS_FIRST}; {otherwise}" if ways[0].recipe == "rapid" and not asked else ""
         print(f"{ways[0].recipe}: {ways[0].name}{why}", flush=True)
         return ways[0]
     try:

@@ -19,7 +19,7 @@ from ssl_lab.batch import At, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import NETS, Ema, Net, describe, net
 from ssl_lab.nets.families import Dense, Padded, PreActivation, cifar_resnet, densenet, preact_resnet, resnext
-from ssl_lab.nets.residual import conv
+from ssl_lab.nets.narrow import EveryPlace, mend_narrow
 from ssl_lab.schedule import constant, linear
 
 OURS = ["tiny_16", "wrn_10_1", "resnet18", "resnet_8_1", "preact_11", "resnext_11_4_4", "densenet_10_4", "mocapsnet_2"]
@@ -116,7 +116,8 @@ def test_blocks_by_hand() -> None:
 def test_gradients_of_narrow_strided_shortcuts_are_right(threads: int) -> None:
     """oneDNN's are not with AVX2, in channels_last: see EveryPlace."""
     x = torch.randn(32, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    layer, before = conv(4, 8, 1, 2).to(memory_format=torch.channels_last), torch.get_num_threads()
+    layer, before = nn.Conv2d(4, 8, 1, 2, bias=False), torch.get_num_threads()
+    Net(nn.Sequential(layer, nn.Flatten()), nn.Linear(512, 2), (0.5,), (0.5,)).to(memory_format=torch.channels_last)
     plain = F.conv2d(x.double(), slow := layer.weight.detach().double().requires_grad_(), stride=2)
     torch.set_num_threads(threads)
     try:
@@ -126,6 +127,18 @@ def test_gradients_of_narrow_strided_shortcuts_are_right(threads: int) -> None:
         torch.set_num_threads(before)
     torch.testing.assert_close(made, plain.float())
     torch.testing.assert_close(found, torch.autograd.grad(plain.square().sum(), slow)[0].float())
+
+
+def test_only_narrow_strided_1x1_convolutions_are_mended() -> None:
+    layers = [nn.Conv2d(4, 8, 1, 2), nn.Conv2d(32, 8, 1, 2, groups=4), nn.Conv2d(4, 8, 1, (1, 3)),
+              nn.Conv2d(16, 8, 1, 2), nn.Conv2d(4, 8, 1), nn.Conv2d(4, 8, 3, 2), nn.Conv2d(4, 8, 1, 2, padding=1)]
+    x = [torch.randn(2, layer.in_channels, 7, 7) for layer in layers]
+    before = [layer(each) for layer, each in zip(layers, x, strict=True)]
+    mend_narrow(nn.ModuleList(layers))
+    assert [type(layer) is EveryPlace for layer in layers] == [True] * 3 + [False] * 4
+    for layer, each, same in zip(layers, x, before, strict=True):
+        torch.testing.assert_close(layer(each), same)
+    assert {type(part) for part in net("tiny_4").modules() if isinstance(part, nn.Conv2d)} == {nn.Conv2d, EveryPlace}
 
 
 def test_flops_by_hand_leave_the_net_alone() -> None:

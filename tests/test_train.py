@@ -125,7 +125,7 @@ def test_many_images_in_color_are_trained_on_in_short_rounds(tmp_path, monkeypat
     monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
     out = train(folder, minutes=0.2, out=tmp_path / "run", device="cpu")
     said = capsys.readouterr().out
-    assert "rapid: rapid_4_4_8 trained in short rounds, for what a part of the time tells" in said
+    assert "rapid: rapid_4_4_8 trained in short rounds, which was right on more images in color" in said
     assert "choose otherwise; no pretrained net is here" in said
     assert (out / "beliefs-1.npy").exists()
     assert len(sl.open(out, "cpu").predict(Path(folder) / "unlabeled")) == 50

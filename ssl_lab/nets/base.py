@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from ssl_lab.batch import Style
 from ssl_lab.class_names import Names
 from ssl_lab.nets.depthwise import has_depthwise, quick_gradients
+from ssl_lab.nets.narrow import mend_narrow
 
 MOVING = "moving_ranges"  # of a layer: whether training passes move the ranges of its rounded inputs
 
@@ -70,6 +71,7 @@ class Net(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
         self.backbone = backbone
         self.head = head
+        mend_narrow(backbone)
         self._depthwise = has_depthwise(backbone)
 
     def forward(self, x: Tensor) -> Output:

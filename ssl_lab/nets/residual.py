@@ -8,27 +8,12 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-BLOCK = 16  # channels that the widest of oneDNN's convolutions take at once
-
 
 def conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
     """A convolution without bias that keeps the map's size (stride 1), in He initialization, fan-out."""
-    kind = EveryPlace if size == 1 and stride > 1 and inputs < BLOCK else nn.Conv2d
-    layer = kind(inputs, outputs, size, stride, padding=size // 2, bias=False)
+    layer = nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=False)
     nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
     return layer
-
-
-class EveryPlace(nn.Conv2d):
-    """A strided 1x1 convolution as one without stride of every `stride`-th place, which is the same.
-
-    With fewer channels than a block has (8 with AVX2), oneDNN's gradient of a strided one's weights is wrong, or writes
-    past its memory, which ends a process at any later moment (uxlfoundation/oneDNN#6035).
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        down, right = self.stride
-        return F.conv2d(x[:, :, ::down, ::right], self.weight, self.bias)
 
 
 class WideBlock(nn.Module):
