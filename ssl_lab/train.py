@@ -33,6 +33,7 @@ from ssl_lab.data.files import data_folder
 from ssl_lab.engine import Runtime, checkpoint
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.folder import make_way
+from ssl_lab.ensemble import NOTE
 from ssl_lab.errors import UsageError
 from ssl_lab.features import LEARNERS, FeatureStore
 from ssl_lab.features.run import save_run
@@ -40,6 +41,7 @@ from ssl_lab.learners import best_learner
 from ssl_lab.methods import LabeledSimCLR, get
 from ssl_lab.rapid import Rapid
 from ssl_lab.refits import calibrate_by_refits, dealt
+from ssl_lab.rounds import PLAN
 from ssl_lab.ways import FRESH, Plan, Recipe, Way
 
 
@@ -87,7 +89,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         raise UsageError(f"--view {view[0]}: views are those of a method that trains a net; name it too, as in "
                          "--method fixmatch --view strong=simclr")
     if resume is None:
-        make_way(out)
+        make_way(out, PLAN, NOTE)
     how: dict[str, Any] = {"labels": labels, "valid": valid, "seed": seed, "labeled": split_file}
     settings = {"data": data, "labels": labels, "valid": valid, "split_file": split_file, "seed": seed}
     given = {"recipe": recipe, "net": net, "method": method, "view": list(view), "weights": weights,

@@ -165,6 +165,8 @@ def test_short_rounds_go_on_where_they_were_stopped(tmp_path, monkeypatch, numbe
     with pytest.raises(Interrupted):
         train("digits", out=tmp_path / "cut", **settings)
     go_on()
+    with pytest.raises(UsageError, match="holds a run that was not finished"):
+        train("digits", 40, net="pixels", method="knn", out=tmp_path / "cut")
     with pytest.raises(UsageError, match="seed: 0 -> 1"):
         train("digits", out=tmp_path / "cut", resume="auto", **settings, seed=1)
     cut = train("digits", out=tmp_path / "cut", resume="auto", **settings | {"net": None, "recipe": None})
