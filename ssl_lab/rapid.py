@@ -45,9 +45,10 @@ class Rapid:
 
     def worth(self, pool: Pool, runtime: Runtime, minutes: float) -> bool:
         """Whether the first round has enough steps in these minutes here."""
-        costs = Costs(cropped(rounds.ROUNDS[:1], pool), lambda _: self._net(pool, self.net, 0), pool)
-        second = seconds_to_embed(self._net(pool, self.net, 0), pool, runtime) / costs.image(0)
-        return LEAST * costs.step(0) * second <= 60 * minutes
+        net = self._net(pool, self.net, 0)
+        costs = Costs(cropped(rounds.ROUNDS[:1], pool), lambda _: net, pool)
+        an_operation = seconds_to_embed(net, pool, runtime) / costs.image(0)
+        return LEAST * costs.step(0) * an_operation <= 60 * minutes
 
     def fit(self, pool: Pool, runtime: Runtime, out: Path, seed: int = 0, steps: int | None = None,
             minutes: float | None = None, resume: str | None = None, config: Mapping[str, Any] | None = None,
