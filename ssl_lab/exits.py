@@ -61,6 +61,8 @@ def _outcome(action: Callable[[], object]) -> tuple[str, int]:
     except UsageError as error:
         return f"error: {error}", 2
     except KeyboardInterrupt as error:
+        if isinstance(error.__context__, RunFailedError):  # torchrun ends a rank that is about to say why it failed
+            return f"error: {error.__context__}", 1
         return str(error) or "interrupted", 130
     except BrokenPipeError:
         raise

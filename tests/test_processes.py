@@ -54,6 +54,16 @@ def test_what_no_parent_is_named_for_goes_on_by_itself():
     assert finish(start("-c", script, **{PARENT: str(os.getpid())})) == (0, "None\n", "")  # its children are not told
 
 
+def test_why_a_rank_failed_is_said_although_it_is_ended_meanwhile():
+    script = ("import os, signal; from ssl_lab.errors import RunFailedError\n"
+              "from ssl_lab.exits import exit_with_status\n"
+              "def fails():\n"
+              "    try: raise RunFailedError('rank 0 lost another rank')\n"
+              "    finally: os.kill(os.getpid(), signal.SIGTERM)\n"
+              "exit_with_status(fails)")
+    assert finish(start("-c", script)) == (1, "", "error: rank 0 lost another rank\n")
+
+
 # Terminals
 
 
