@@ -49,8 +49,8 @@ from ssl_lab.config import Quantity
 
 @dataclass
 class Settings(sl.Settings):
-    net: str = sl.rapid.Rapid.net
-    grown: str = sl.rapid.Rapid.grown
+    net: str = "rapid_64_128_256"
+    grown: str = "rapid_64_256_512"
     """The net of the later rounds, where there is time for them; without any: --grown ''."""
     lr: Quantity = 0.08
     """Peak of the filters' learning rate in the first round; 0.4 of it in later ones."""

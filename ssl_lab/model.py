@@ -146,16 +146,17 @@ class Model:
         return least
 
 
-def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -> Model:
+def open(run: str | Path, device: str = "auto", precision: Precision = "auto", mirror: bool = False) -> Model:
     """The model in the folder of a finished run, or in an ONNX file that `ssl-lab export` made of one.
 
     Args:
         run: the folder, or the .onnx file.
         device: cpu, cuda, or auto.
         precision: of the passes: fp32, bf16, fp16, or auto for the fastest here.
+        mirror: the mean logits, and features, of each image and of its mirror image, in twice the time.
 
     Raises:
-        UsageError: if there is none.
+        UsageError: if there is none; if a mirror image is to be of another class (see `sl.Style.flip`).
 
     >>> pool = sl.load("digits").split(labels=10)
     >>> method = sl.Supervised(sl.net("tiny_4", classes=pool.class_names, style=pool.style))
@@ -164,12 +165,20 @@ def open(run: str | Path, device: str = "auto", precision: Precision = "auto") -
     >>> model.predict(images).probabilities.shape, model.embed(images).shape
     ((3, 10), (3, 16))
     """
-    folder = Path(run)
+    model = _opened(Path(run), device, precision)
+    if mirror:
+        if not model.card.style.flip:
+            raise UsageError(f"{run} learned from images that may be of another class in a mirror; leave out --mirror")
+        model.see = _mirrored(model.see)
+    return model
+
+
+def _opened(folder: Path, device: str, precision: Precision) -> Model:
     if folder.suffix == ".onnx" and not folder.is_dir():
         return _of_onnx(folder)
     card = Card.read(folder)
     if card.kind == "ensemble":
-        members = [open(folder / "members" / name, device, precision) for name in card.members]
+        members = [_opened(folder / "members" / name, device, precision) for name in card.members]
         return Model(card, _mean([each.see for each in members]), members[0].batch, lanes=members[0].lanes)
     net = named(card.net, card.class_names or 2, card.style, weights=folder / "model.safetensors")
     model = around(net, card, device, precision)
@@ -237,6 +246,15 @@ def _voting(see: See, head: Neighbors) -> See:
         return np.log(np.maximum(head(features), TINY)), features
 
     return vote
+
+
+def _mirrored(see: See) -> See:
+    """The means of what is seen of images and of their mirror images."""
+    def both(pixels: Tensor) -> tuple[FloatArray, FloatArray]:
+        (logits, features), (mirrored, others) = see(pixels), see(pixels.flip(3))
+        return (logits + mirrored) / 2, (features + others) / 2
+
+    return both
 
 
 def _mean(several: Sequence[See]) -> See:

@@ -34,8 +34,8 @@ UNSURE = "_unsure"
 
 def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[str, ...], tyro.conf.Positional],
             to: Format = "csv", out: Path | None = None, top: int = 1, threshold: float = 0.0,
-            coverage: float | None = None, data_dir: Path | None = None, remote_gb: float = AS_USUAL.remote_gb,
-            device: str = "auto") -> None:
+            coverage: float | None = None, mirror: bool = False, data_dir: Path | None = None,
+            remote_gb: float = AS_USUAL.remote_gb, device: str = "auto") -> None:
     """The classes of new images by a finished run, with probabilities that are calibrated where the run had validation
     images.
 
@@ -52,6 +52,7 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
         top: so many classes for each image, the likeliest first.
         threshold: give a class only if it is at least so probable.
         coverage: also a set of classes that holds the right one so often, e.g. 0.95.
+        mirror: take the mean of an image and its mirror image, where these are of one class, in twice the time.
         data_dir: where copies of what lies at an address are kept (default: $SSL_LAB_DATA, else ~/.cache/ssl_lab).
         remote_gb: gigabytes that may be copied to this machine from an address.
         device: cpu, cuda, or auto.
@@ -60,7 +61,7 @@ def predict(run: Annotated[Path, tyro.conf.Positional], paths: Annotated[tuple[s
         raise UsageError(f"--top {top}: expected 1 or more")
     if not paths:
         raise UsageError("which images? Give files, folders, patterns, or - for paths on standard input")
-    model = models.open(run, device)
+    model = models.open(run, device, mirror=mirror)
     pictures = find_pictures(paths, model.card.style.channels, data_dir, remote_gb)
     seen: Counter[str] = Counter()
     begun = time.perf_counter()

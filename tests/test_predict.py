@@ -248,6 +248,8 @@ def test_numbered_digits_of_one_channel(digits, tmp_path):
     found = model.predict(pixels)
     assert found.names == [f"image {n}" for n in range(5)]
     np.testing.assert_allclose(model.predict(rgb).probabilities[0], found.probabilities[0], atol=1e-5)
+    with pytest.raises(UsageError, match="another class in a mirror; leave out --mirror"):
+        sl.open(tmp_path / "run", mirror=True)
 
 
 # Learners on frozen features
@@ -282,6 +284,18 @@ def test_several_nets_are_an_ensemble(pool, photos, tmp_path):
     assert found.labels == [pool.class_names[row] for row in np.mean(each, axis=0).argmax(axis=1)]
 
 
+def test_the_mean_of_images_and_their_mirror_images(run, pool):
+    x = pool.images.take(pool.test[:9])
+    plain = sl.open(run, precision="fp32")
+    seen = [plain.see(each) for each in (x, x.flip(3))]
+    both = sl.open(run, precision="fp32", mirror=True)
+    logits, features = (np.mean(each, axis=0) for each in zip(*seen, strict=True))
+    np.testing.assert_allclose(both.embed(x.numpy()), features, atol=1e-6)
+    np.testing.assert_allclose(both.predict(x.numpy()).probabilities, plain.card.calibration.probabilities(logits),
+                               atol=1e-6)
+    assert not np.allclose(logits, seen[0][0], atol=1e-4)
+
+
 # The command
 
 def test_csv(run, photos, tmp_path, capsys):
@@ -295,6 +309,13 @@ def test_csv(run, photos, tmp_path, capsys):
     assert (bad["label"], bad["note"]) == ("", "not an image of a known format, or its header is damaged")
     assert "2 images in" in err
     assert "1 cannot be read" in err
+
+
+def test_mirror_images_by_a_flag(run, photos, capsys):
+    predict(run, (str(photos / "test"),), mirror=True, top=3)
+    found = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    expected = sl.open(run, mirror=True).predict(photos / "test")
+    assert [float(row["probability"]) for row in found] == pytest.approx(expected.confidence, abs=1e-3)
 
 
 def test_jsonl_and_standard_input(run, photos, tmp_path, monkeypatch):
