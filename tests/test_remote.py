@@ -190,7 +190,7 @@ def test_predict_hands_them_on(tmp_path, monkeypatch):
         raise AskedError(paths, *others)
 
     model = type("Model", (), {"card": type("Card", (), {"style": Style(channels=1)})})
-    monkeypatch.setattr("ssl_lab.predict.models.open", lambda run, device: model)
+    monkeypatch.setattr("ssl_lab.predict.models.open", lambda run, device, mirror: model)
     monkeypatch.setattr("ssl_lab.predict.find_pictures", found)
     with pytest.raises(AskedError) as asked:
         predict(tmp_path, ("s3://bucket/new",), data_dir=tmp_path, remote_gb=3.5)
