@@ -2,6 +2,7 @@
 
 import errno
 import json
+import sys
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -54,6 +55,17 @@ def test_embeddings_are_the_features_of_the_net_in_evaluation_mode(pool):
     embed(made, pool, rows, RUNTIME)
     assert not made.training
     assert embed(made, pool, rows[:0], RUNTIME).shape == (0, made.features_dim)
+
+
+def test_how_long_embedding_takes_is_seen_where_all_lanes_are_full(pool, monkeypatch):
+    """A batch alone would leave all processors but one idle."""
+    module, asked = sys.modules[embed.__module__], []
+    monkeypatch.setattr(module, "lanes", lambda runtime: 3)
+    monkeypatch.setattr(module, "batch_of", lambda *_: 70)
+    monkeypatch.setattr(module, "embed", lambda net, pool, rows, runtime: asked.append(len(rows)))
+    monkeypatch.setattr(time, "perf_counter", iter([0.0, 9.0, 10.0, 11.0, 12.0, 12.42]).__next__)
+    assert module.seconds_to_embed(tiny(pool), pool, RUNTIME) == pytest.approx(0.42 / 210)
+    assert asked == [210] * 3
 
 
 def test_images_are_embedded_at_the_size_that_was_loaded():

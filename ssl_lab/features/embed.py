@@ -74,8 +74,9 @@ def embed(net: Net, pool: Pool, indices: IntArray, runtime: Runtime, view: ViewF
 
 
 def seconds_to_embed(net: Net, pool: Pool, runtime: Runtime) -> float:
-    """For an image of the pool, in a batch, here: the least of three batches, of which the first brings the memory."""
-    rows, took = np.resize(pool.train, batch_of(pool.style, runtime)), list[float]()
+    """For an image of the pool among many, here: the least of three times as many batches as pass at once, of which the
+    first brings the memory."""
+    rows, took = np.resize(pool.train, lanes(runtime) * batch_of(pool.style, runtime)), list[float]()
     for _ in range(3):
         begun = time.perf_counter()
         embed(net, pool, rows, runtime)
