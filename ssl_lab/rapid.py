@@ -12,13 +12,11 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import Runtime, ShowProgress, Trainer
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.ladder import LEAST, Costs, cropped
-from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.optim import MuonNormed, Optimizer, with_rates
 from ssl_lab.optim import optimizer as optimizer_of
 from ssl_lab.schedule import Scalar, Schedule, course, linear, times, warm_up
 from ssl_lab.techniques import Technique, prepared
-from ssl_lab.understood import check_texts
 
 
 @dataclass(frozen=True)
@@ -37,11 +35,6 @@ class Rapid:
     view: Sequence[str] = ()
     optimizer: str | None = None
     beginning: Mapping[str, Any] = field(default_factory=dict)
-
-    def check(self, pool: Pool) -> None:
-        """UsageError for what cannot be built for this pool."""
-        check_texts(LabeledSimCLR.name, self.view, self.optimizer)
-        LabeledSimCLR(self._net(pool, self.net, 0))
 
     def worth(self, pool: Pool, runtime: Runtime, minutes: float) -> bool:
         """Whether the first round has enough steps in these minutes here."""

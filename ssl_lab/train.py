@@ -136,7 +136,7 @@ def _trained(plan: Plan, pool: Pool, folds: IntArray | None, end: float, runtime
     if folds is None:
         return dict(plan.fit(pool, runtime, seed, minutes=left, out=out, config=config, **trainer)[1])
     count, labels = int(folds.max()) + 1, len(pool.labeled)
-    if checkpoint.exists(out / "checkpoint.pt"):
+    if checkpoint.exists(out / "checkpoint.pt") or (out / "summary.json").exists():  # rounds leave no checkpoint there
         print(f"--calibrate {count}: {count} more trainings of as many steps as the run has", flush=True)
     else:
         left /= count + 1

@@ -133,16 +133,14 @@ class Plan:
             result, table = Ensembling((self.net, *others), view=self.view).fit(pool, runtime, seed=seed, **shared)
             print_tables(table)
         elif self.recipe == "rapid":
-            return self._rapid().fit(pool, runtime, seed=seed, **shared)
+            rapid = Rapid(self.net, Rapid.grown if self.net == Rapid.net else "", view=self.view)
+            return rapid.fit(pool, runtime, seed=seed, **shared)
         elif self.recipe == "finetune":
             tuning = FineTuning(self.method, view=self.view)
             result = tuning.fit(self.build(pool, seed), pool, runtime, seed, **shared)
         else:
             result = self._from_scratch(pool, seed, **shared)
         return result.method.predictor(), result.summary
-
-    def _rapid(self) -> Rapid:
-        return Rapid(self.net, Rapid.grown if self.net == Rapid.net else "", view=self.view)
 
     def _from_scratch(self, pool: Pool, seed: int, **trainer: Any) -> Result:
         preset = presets.preset(get(self.method).name, pool.name, "short")
@@ -156,8 +154,6 @@ class Plan:
         """UsageError for what cannot be built for this pool."""
         if self.net in PRETRAINED:
             PRETRAINED[self.net].weights()
-        elif self.recipe == "rapid":
-            self._rapid().check(pool)
         elif self.recipe == "scratch":
             preset = presets.preset(get(self.method).name, pool.name, "short")
             presets.build(self.method, self.build(pool, seed), pool, {}, preset.arguments)
