@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from ssl_lab.afterwards import AFTERWARDS
 from ssl_lab.processes import quiet_imports
+from ssl_lab.versions import VERSION
 
 if TYPE_CHECKING:
     from ssl_lab import (
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
 
 quiet_imports()
 
-__version__ = "0.1.0"
+__version__ = VERSION
 _HOMES = {
     "active": ("ActiveLoop", "PoolView", "Query", "ScoreQuery", "make_query"),
     "auditing": ("Audit", "audit"),

@@ -85,18 +85,20 @@ class Costs:
         return sum(count * self.step(number) + (self.embedding(number - 1) if self.rounds[number].share else 0)
                    for number, count in enumerate(steps))
 
-    def chosen(self, steps: int | None, seconds: float | None, second: float) -> tuple[list[int], float]:
+    def chosen(self, steps: int | None, seconds: float | None, image: float,
+               step: Callable[[int], float]) -> tuple[list[int], float]:
         """Which rounds there are, and the seconds that the first table is thought to take: all rounds if each has two
         epochs and 350 steps, else those of the first net; in so many seconds as many of these as leave most of the time
-        for training. second: that an operation takes."""
+        for training. image: seconds of an image's way through the first net. step: number -> seconds of a step of that
+        round; asked no more once the time is over."""
         everything = list(range(len(self.rounds)))
         first = [number for number in everything if self.rounds[number].net == 0]
         least = max(LEAST, EPOCHS * len(self.pool.unlabeled) // UNLABELED)
         if seconds is None:
             return everything if (steps or 0) >= least * sum(each.length for each in self.rounds) else first, 0.0
-        table = (1 + GRAPH) * self.embedding(0) * second
-        trainings = sum(least * self.rounds[number].length * self.step(number) * second for number in everything)
-        if table * sum(self.tables(0)) + trainings <= seconds:
+        table = (1 + GRAPH) * self.embedding(0) / self.image(0) * image
+        left = seconds - table * sum(self.tables(0))
+        if all((left := left - least * self.rounds[number].length * step(number)) >= 0 for number in everything):
             return everything, table
         return affordable(len(first), seconds, table), table
 

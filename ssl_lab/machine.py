@@ -53,7 +53,7 @@ def set_up_gpu() -> None:
     as GPUs that know it multiply bf16 faster.
 
     Two runs on a GPU may therefore take other convolutions and differ in their last bits, as they do anyway where it
-    adds in any order. No part of this was run on a GPU yet.
+    adds in any order.
     """
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False

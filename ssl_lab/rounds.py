@@ -61,6 +61,7 @@ class Rounds:
     views: Sequence[str] = ()
     seed: int = 0
     config: Mapping[str, Any] = field(default_factory=dict)
+    _timed: dict[tuple[int, int], float] = field(default_factory=dict, init=False)
 
     def fit(self, pool: Pool, runtime: Runtime, resume: bool) -> tuple[Net, dict[str, Any]]:
         """The net of the end, and what summary.json holds. UsageError for bad settings, Interrupted after a signal."""
@@ -99,13 +100,13 @@ class Rounds:
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
         """Which rounds there are."""
         if "rounds" not in self.plan:
-            costs, second = Costs(self.rounds, self.new, pool), 0.0
-            if self.minutes is not None:
-                place(net := self.new(0), runtime.device)
-                second = seconds_to_embed(net, pool, runtime) / costs.image(0)
-            seconds = None if self.minutes is None else 60 * self.minutes
-            chosen, table = costs.chosen(self.steps, seconds, second)
-            self._decide(rounds=chosen, propagating=[table] if table else [])
+            costs, step = Costs(self.rounds, self.new, pool), partial(self._seconds, pool=pool)
+            if self.minutes is None:
+                self._decide(rounds=costs.chosen(self.steps, None, 0.0, step)[0], propagating=[])
+            else:
+                image = seconds_to_embed(self.new(0), pool, runtime)
+                chosen, table = costs.chosen(None, 60 * self.minutes, image, step)
+                self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen])
         count, most = len(self.plan["rounds"]), len(self.rounds)
         more = ""
         if count < most:
@@ -114,6 +115,15 @@ class Rounds:
         once(f"{count} round{'s' * (count > 1)}, in which there are no test images: these are read in the end{more}")
         self.rounds = [self.rounds[number] for number in self.plan["rounds"]]
         self.costs = Costs(self.rounds, self.new, pool)
+
+    def _seconds(self, number: int, pool: Pool) -> float:
+        """What a step of a round takes here."""
+        this = self.rounds[number]
+        if (this.net, this.crop) not in self._timed:
+            trainer = self.trainer(1, None, self._folder(number), this.peak)
+            self._timed[this.net, this.crop] = trainer.seconds_of_step(
+                self._method(this, self.new(this.net), None), pool, LABELED, UNLABELED)
+        return self._timed[this.net, this.crop]
 
     def _decide(self, **new: Any) -> None:
         """Records what is decided, and the seconds that were spent until now."""
@@ -132,16 +142,20 @@ class Rounds:
             last = net if goes_on else self.new(self.rounds[number - 1].net)
             self._load(last, number - 1)
             table = self._table(number, last, pool, runtime) if this.share else None
-        method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
+        method = self._method(this, net, table)
         if goes_on:
             before = checkpoint.load(self._folder(number - 1) / "checkpoint.pt")["method"]
             method.projector.load_state_dict({key.removeprefix("projector."): value for key, value in before.items()
                                               if key.startswith("projector.")})
             method.ema.warm_up = 0  # goes on from the net that the last round left
-        method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
         steps, minutes = self._length(number, folder, pool)
         seed = seed_of(self.seed, "round", number) % 2**31 if number else self.seed  # other draws in each round
         replace(self.trainer(steps, minutes, folder, this.peak), seed=seed).fit(method, pool, LABELED, UNLABELED)
+
+    def _method(self, this: Round, net: Net, table: torch.Tensor | None) -> LabeledSimCLR:
+        method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
+        method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
+        return method
 
     def _load(self, net: Net, number: int) -> None:
         """The averaged net that a round left."""
@@ -172,7 +186,7 @@ class Rounds:
         if not number and (folder / "config.yaml").exists():  # killed before its end: its length is known
             self._decide(steps=[_recorded(folder)])
             return self.plan["steps"][0], None
-        costs = [length * self.costs.step(each) for each, length in enumerate(lengths)]
+        each, costs = self.plan["seconds"], [a * b for a, b in zip(lengths, self.plan["seconds"], strict=True)]
         spent = self.plan["spent"] + time.perf_counter() - self.begun
         tables = self.plan["propagating"][-1] * sum(self.costs.tables(number))
         left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - tables)
@@ -180,7 +194,7 @@ class Rounds:
         if not number:
             return None, max(mine, 0.1) / 60  # a step at least
         last = json.loads((self._folder(number - 1) / "summary.json").read_text())
-        step = last["seconds"] / last["steps"] * self.costs.step(number) / self.costs.step(number - 1)
+        step = last["seconds"] / last["steps"] * each[number] / each[number - 1]
         self._decide(steps=[*decided, max(1, int(mine / step))])
         return self.plan["steps"][number], None
 

@@ -8,13 +8,13 @@ import platform
 import shutil
 import sys
 import time
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from ssl_lab import catalog
+from ssl_lab.versions import versions
 
 Kind = Literal["methods", "techniques", "optimizers", "queries", "views", "nets", "data", "recipes"]
 
@@ -71,8 +71,7 @@ def env() -> None:
              for dtype in (torch.float32, torch.bfloat16)}
     lines = {
         "python": platform.python_version(),
-        **{package: metadata.version(package) for package in
-           ("ssl_lab", "torch", "torchvision", "timm", "kornia", "faiss-cpu", "scikit-learn")},
+        **versions("torch", "torchvision", "timm", "kornia", "faiss-cpu", "scikit-learn"),
         "device": " ".join(filter(None, [str(runtime.device), name])),
         "cpu": torch.backends.cpu.get_cpu_capability(),
         "threads": str(torch.get_num_threads()),

@@ -9,8 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent / "ssl_lab"
 LEVELS = [
     {"batch", "seeds", "schedule", "losses", "errors", "files", "config", "command_line", "exits", "intervals",
-     "calibration", "class_names", "notes", "processes", "at_hand", "afterwards", "cost", "locks", "texts", "workers",
-     "predictions", "flags", "docstrings", "signatures", "active_settings", "machine"},
+     "calibration", "class_names", "notes", "processes", "versions", "at_hand", "afterwards", "cost", "locks", "texts",
+     "workers", "predictions", "flags", "docstrings", "signatures", "active_settings", "machine"},
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},

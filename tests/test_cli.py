@@ -3,6 +3,7 @@
 import importlib
 import sys
 import tomllib
+from importlib import metadata
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ import ssl_lab as sl
 from ssl_lab.cli import WORDS, main
 from ssl_lab.command_line import run_command
 from ssl_lab.errors import UsageError
+from ssl_lab.versions import versions
 
 HERE = [word for words in WORDS.values() for word in words]
 FORMS = ROOT / ".github/ISSUE_TEMPLATE"
@@ -44,6 +46,15 @@ def test_env_says_versions_device_and_precision(capsys):
     assert "TFLOP/s" in lines["matrix-product"]
 
 
+def test_versions_where_nothing_is_installed(monkeypatch):
+    """As on a machine that finds the checkout by PYTHONPATH alone."""
+    def missing(name):
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", missing)
+    assert versions("torch") == {"ssl_lab": sl.__version__, "torch": "not installed"}
+
+
 @pytest.mark.parametrize(("arguments", "says"), [
     (["lsit"], "unknown word 'lsit'. Did you mean list?"), (["list", "nonsense"], "nonsense"),
     (["list", "--jason"], "--jason"),
@@ -66,7 +77,7 @@ def test_version(capsys):
     changes = (ROOT / "CHANGELOG.md").read_text()
     assert f"\n## [{sl.__version__}]" in changes
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ssl_lab.__version__"}
+    assert project["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ssl_lab.versions.VERSION"}
 
 
 @pytest.mark.parametrize("form", sorted(path.name for path in FORMS.glob("[!c]*.yml")))

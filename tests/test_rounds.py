@@ -18,7 +18,7 @@ from ssl_lab import rounds as module
 from ssl_lab.command_line import parse
 from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import Interrupted, UsageError
-from ssl_lab.features import beliefs, linear_probe
+from ssl_lab.features import beliefs, linear_probe, neighbors
 from ssl_lab.nets import describe
 
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
@@ -45,6 +45,18 @@ def test_what_neighbors_and_probe_agree_on_is_its_equation():
     joint = np.sqrt(np.prod([each * [1 / 2, 1 / 4, 1 / 4] / each.mean(axis=0) for each in (p, q)], axis=0))
     expected = joint / joint.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(beliefs.agreed(x, labels, 3), expected, atol=1e-4)
+
+
+def test_neighbors_are_found_on_the_device_that_trains(monkeypatch):
+    asked = []
+
+    def found(features, k, device="cpu"):
+        asked.append(device)
+        return neighbors(features, k)
+
+    monkeypatch.setattr("ssl_lab.features.propagation.neighbors", found)
+    beliefs.believed(tiny_net(digits()), digits(), CPU, 0.5)
+    assert asked == [CPU.device]
 
 
 def test_the_surest_share_of_each_predicted_class():
@@ -116,14 +128,22 @@ def test_costs_are_counted():
 def test_a_second_net_comes_where_there_is_time_for_it():
     pool = digits()
     this, least = costs(pool), 350
-    assert this.chosen(5 * least - 1, None, 0.0)[0] == [0, 1]
-    assert this.chosen(5 * least, None, 0.0)[0] == [0, 1, 2, 3]
-    second = 1e-9
-    table = 1.6 * this.embedding(0) * second
-    whole = table * sum(this.tables(0)) + second * sum(
-        least * each.length * this.step(number) for number, each in enumerate(GROWING))
-    assert this.chosen(None, whole * 1.0001, second) == ([0, 1, 2, 3], pytest.approx(table))
-    assert this.chosen(None, whole * 0.9999, second) == ([0, 1], pytest.approx(table))
+    asked, took = [], [0.01, 0.03, 0.02, 0.05]
+
+    def step(number):
+        asked.append(number)
+        return took[number]
+
+    assert this.chosen(5 * least - 1, None, 0.0, step)[0] == [0, 1]
+    assert this.chosen(5 * least, None, 0.0, step)[0] == [0, 1, 2, 3]
+    assert asked == []
+    table = 1.6 * len(pool.train) * 1e-4
+    whole = table * sum(this.tables(0)) + least * (0.01 + 0.03 + 2 * 0.02 + 0.05)
+    assert this.chosen(None, whole * 1.0001, 1e-4, step) == ([0, 1, 2, 3], pytest.approx(table))
+    assert this.chosen(None, whole * 0.9999, 1e-4, step) == ([0, 1], pytest.approx(table))
+    asked.clear()
+    assert this.chosen(None, least * 0.02, 1e-4, step)[0] == [0, 1]
+    assert asked == [0, 1]  # later rounds are not timed where earlier ones take all
 
 
 # ---- the recipe
@@ -231,10 +251,12 @@ def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
 
 def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", GROWING)
-    monkeypatch.setattr(ladder.Costs, "chosen", lambda self, steps, seconds, second: ([0, 1, 2, 3], 0.01))
+    monkeypatch.setattr(ladder.Costs, "chosen", lambda self, steps, seconds, image, step: ([0, 1, 2, 3], 0.01))
     run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
-    assert len(plan["steps"]) == 4
+    assert len(plan["steps"]) == len(plan["seconds"]) == 4
+    assert min(plan["seconds"]) > 0
+    assert plan["seconds"][2] == plan["seconds"][3]  # one net, one crop
     assert len(plan["propagating"]) == 4
 
 

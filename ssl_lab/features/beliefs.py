@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -45,7 +46,7 @@ def both_sides(net: Net, pool: Pool, rows: IntArray, runtime: Runtime) -> FloatA
     return features
 
 
-def agreed(features: ArrayLike, labels: ArrayLike, classes: int) -> FloatArray:
+def agreed(features: ArrayLike, labels: ArrayLike, classes: int, device: torch.device | str = "cpu") -> FloatArray:
     """float32 [N, classes]: the geometric mean of what propagation and what a probe say of each row.
 
         r = (p' q')^(1/2) / sum,  p'_ic = p_ic s_c / mean_j p_jc
@@ -59,6 +60,7 @@ def agreed(features: ArrayLike, labels: ArrayLike, classes: int) -> FloatArray:
         features: [N, D].
         labels: int [N], -1 = unlabeled.
         classes: their number.
+        device: that finds the neighbors.
 
     Raises:
         UsageError: for shapes that do not fit.
@@ -67,7 +69,7 @@ def agreed(features: ArrayLike, labels: ArrayLike, classes: int) -> FloatArray:
     if len(rows) != len(known):
         raise UsageError(f"{len(rows)} rows of features and {len(known)} labels; expected one each")
     shares = np.bincount(known[known >= 0], minlength=classes) / (known >= 0).sum()
-    graph = affinity(rows - rows.mean(axis=0), min(NEIGHBORS, len(rows) - 1))
+    graph = affinity(rows - rows.mean(axis=0), min(NEIGHBORS, len(rows) - 1), device=device)
     both = [p.astype(np.float64) * shares / np.maximum(p.mean(axis=0, dtype=np.float64), 1e-12)
             for p in (propagated(graph, known, classes, ALPHA), linear_probe(rows, known, rows, classes))]
     joint = np.sqrt(both[0] * both[1]) + 1e-12
@@ -97,7 +99,7 @@ def believed(net: Net, pool: Pool, runtime: Runtime, share: float) -> FloatArray
     of each unlabeled training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at.
     """
     features = both_sides(net, pool, pool.train, runtime)
-    table = surest(agreed(features, pool.labels[pool.train], pool.classes), share)
+    table = surest(agreed(features, pool.labels[pool.train], pool.classes, runtime.device), share)
     table[pool.labels[pool.train] >= 0] = 0
     whole = np.zeros((len(pool), pool.classes), dtype=np.float32)
     whole[pool.train] = table

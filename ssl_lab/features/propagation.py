@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from scipy import sparse
 
@@ -15,16 +16,18 @@ from ssl_lab.features.knn import check_labels, shares
 from ssl_lab.features.search import FloatArray, matrix, neighbors, top_k
 
 
-def affinity(features: ArrayLike, k: int = 50, gamma: float = 3.0) -> sparse.csr_array:
+def affinity(features: ArrayLike, k: int = 50, gamma: float = 3.0,
+             device: torch.device | str = "cpu") -> sparse.csr_array:
     """float64 [N, N], symmetric, zero diagonal: the normalized graph S = D^-1/2 W D^-1/2.
 
     W = A + A', A_ij = max(cosine_ij, 0)^gamma where j is one of the k nearest other rows of i, else 0; D holds the
-    sums of the rows of W. The eigenvalues of S lie in [-1, 1]. A row without neighbors stays empty.
+    sums of the rows of W. The eigenvalues of S lie in [-1, 1]. A row without neighbors stays empty. device: that finds
+    the neighbors.
     """
     size = len(matrix(features, "features"))
     if not 1 <= k < size or gamma <= 0:
         raise UsageError(f"k={k}, gamma={gamma}: expected 1 to {size - 1} neighbors and a positive exponent")
-    cosines, rows = neighbors(features, k)
+    cosines, rows = neighbors(features, k, device)
     weights = np.maximum(cosines.astype(np.float64), 0) ** gamma
     directed = sparse.csr_array((weights.ravel(), rows.ravel(), np.arange(0, size * k + 1, k)), shape=(size, size))
     graph = directed + directed.T

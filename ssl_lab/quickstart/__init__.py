@@ -24,7 +24,6 @@ import platform
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -37,6 +36,7 @@ from ssl_lab.quickstart.new import Said, use
 from ssl_lab.quickstart.page import page_of
 from ssl_lab.quickstart.stages import BEST, IMAGE_SIZE, LABELS, NET, STAGES, Data, Stage, prepare, train
 from ssl_lab.report import Column, Table, mean_and_spread, mean_spread, print_tables
+from ssl_lab.versions import versions
 
 NEXT = ("ssl-lab label PATH/TO/FOLDER                   # label some images of yours, the next by a query",
         "ssl-lab audit PATH/TO/FOLDER                   # what is wrong with the images and their labels",
@@ -116,7 +116,6 @@ def _metrics(stage: Stage, results: Sequence[Result]) -> str:
 
 def _write_summary(out: Path, scores: Sequence[Score], runs: Mapping[Stage, Sequence[Result]], data: Sequence[Data],
                    said: Sequence[Said], steps: int, seconds: float) -> None:
-    packages = ("ssl_lab", "torch", "torchvision", "kornia", "scikit-learn", "numpy")
     summary = {
         "results": [score.plain() for score in scores], "data": data[0].drawn.name, "image_size": IMAGE_SIZE,
         "net": NET, "seeds": list(range(len(data))), "steps": steps, "asked": [each.asked.tolist() for each in data],
@@ -124,7 +123,9 @@ def _write_summary(out: Path, scores: Sequence[Score], runs: Mapping[Stage, Sequ
         "new": [{"file": one.file.name, "label": one.label, "probability": one.probability, "truth": one.truth}
                 for one in said],
         "seconds": round(seconds, 2), "device": runs[BEST][0].summary["device"],
-        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}}
+        "versions": {
+            "python": platform.python_version(),
+            **versions("torch", "torchvision", "kornia", "scikit-learn", "numpy")}}
     write_text(out / "summary.json", json.dumps(summary, indent=2) + "\n")
 
 

@@ -5,7 +5,6 @@ Every number was measured by the run; of what was not measured there is no chart
 
 from __future__ import annotations
 
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from ssl_lab.report.predicted import (
 from ssl_lab.report.stored import StoredRun
 from ssl_lab.report.suggestions import add_suggestions
 from ssl_lab.report.tables import Cell, Column, Table
+from ssl_lab.versions import versions
 
 FEW = 40  # classes, up to which a chart has room for all of them
 LISTED = 20  # confusions, and classes where there are many
@@ -46,7 +46,7 @@ def write_report(folder: Path, pool: Pool | None = None, missing: str = "") -> P
     no pool. UsageError if the folder holds no finished run.
     """
     run = StoredRun.read(folder)
-    page = Report(_title(run), _subtitle(run), f"ssl_lab {metadata.version('ssl_lab')}. Written again by: ssl-lab "
+    page = Report(_title(run), _subtitle(run), f"ssl_lab {versions()['ssl_lab']}. Written again by: ssl-lab "
                                                f"report {folder}")
     _add_loaded(page, run, pool)
     _add_result(page, run)

@@ -40,10 +40,15 @@ GPU_TESTS = "tests/test_dense_views.py", "tests/test_bench.py", "tests/test_comp
 def command(*arguments: object, limit: float) -> subprocess.CompletedProcess[str]:
     """A Python command in the checkout; RuntimeError has its last words."""
     done = subprocess.run([sys.executable, *map(str, arguments)], cwd=ROOT, timeout=limit, text=True,
-                          capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                          capture_output=True, env=surroundings())
     if done.returncode:
         raise RuntimeError(f"exit status {done.returncode}: {(done.stdout + done.stderr)[-300:]}")
     return done
+
+
+def surroundings() -> dict[str, str]:
+    """The environment of a process that is to find this package, and what else this one finds."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def machine(bench: Bench) -> Iterator[Row]:
@@ -58,8 +63,8 @@ def machine(bench: Bench) -> Iterator[Row]:
 
 def tests(bench: Bench) -> Iterator[Row]:
     """Those that need a GPU, and the views' launches."""
-    done = command("-m", "pytest", "-p", "no:cacheprovider", *GPU_TESTS[: 1 if bench.tiny else None],
-                   "-k", "on_a_gpu or waits_for_the_gpu", limit=bench.left)
+    done = command("-m", "pytest", "-p", "no:cacheprovider", "-p", "no:benchmark", "-k",
+                   "on_a_gpu or waits_for_the_gpu", *GPU_TESTS[: 1 if bench.tiny else None], limit=bench.left)
     yield "tests that need a GPU", done.stdout.strip().splitlines()[-1], "skipped where there is none"
 
 
@@ -213,7 +218,7 @@ def resume(bench: Bench) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         whole, cut = Path(folder, "whole"), Path(folder, "cut")
         process = subprocess.Popen([sys.executable, HERE / "gpu.py", "--child", cut, "--steps", str(steps), "--device",
-                                    bench.device], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
+                                    bench.device], cwd=ROOT, env=surroundings())
         try:
             while process.poll() is None and not (cut / "checkpoint.previous.pt").exists():
                 time.sleep(0.005)
@@ -234,7 +239,15 @@ def mnist(bench: Bench) -> Iterator[Row]:
 
 
 def rapid(bench: Bench) -> Iterator[Row]:
-    """Three minutes on the part of CIFAR-10 that was taken along."""
+    """A step, by SGD in parts and by Muon, and three minutes on the part of CIFAR-10 that was taken along."""
+    name, labeled, unlabeled, side = ("rapid_4_4_8", 4, 8, 8) if bench.tiny else ("rapid_64_128_256", 64, 256, 32)
+    pool = random_pool(side, labeled + unlabeled)
+    new = partial(sl.net, name, classes=10, style=pool.style)
+    for what, value, note in ours(bench, "labeled_simclr", pool, labeled, unlabeled, new)[1]:
+        yield f"{name} by SGD: {what}", value, note
+    trainer = sl.Trainer(steps=1, optimizer=sl.optim.MuonNormed(), device=bench.device)
+    step = trainer.seconds_of_step(sl.LabeledSimCLR(new()), pool, labeled, unlabeled)
+    yield f"{name} by Muon: ms", 1e3 * step, "a step"
     minutes = min(3.0, (bench.left - 20) / 60)
     yield recipe(bench, "rapid", "digits" if bench.tiny else packed("cifar10"), 40 if bench.tiny else 250, minutes)
 
