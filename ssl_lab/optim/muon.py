@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,31 +100,37 @@ class _Muon(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
-            for w in (w for w in group["params"] if w.grad is not None):
-                (self._orthogonal if group["matrices"] else self._adam)(w, w.grad, group)
+            if learning := [w for w in group["params"] if w.grad is not None]:
+                slopes = [w.grad for w in learning]
+                (self._orthogonal if group["matrices"] else self._adam)(learning, slopes, group)
 
-    def _orthogonal(self, w: nn.Parameter, g: Tensor, group: dict[str, Any]) -> None:
-        lr, m = group["lr"], self._velocity(w).lerp_(g, 1 - self.momentum)
-        update = orthogonalized(g.lerp(m, self.momentum).flatten(1), iterations=5)
-        w.mul_(1 - lr * group["weight_decay"])
-        w.add_(update.view(w.shape), alpha=-0.2 * max(update.shape) ** 0.5 * lr)
+    def _orthogonal(self, w: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> None:
+        lr, m = group["lr"], self._kept(w, "velocity")
+        torch._foreach_lerp_(m, g, 1 - self.momentum)
+        updates = orthogonal(torch._foreach_lerp(g, m, self.momentum), iterations=5)
+        torch._foreach_mul_(w, 1 - lr * group["weight_decay"])
+        for each, update in zip(w, updates, strict=True):
+            each.add_(update, alpha=-0.2 * max(update.flatten(1).shape) ** 0.5 * lr)
 
-    def _velocity(self, w: nn.Parameter) -> Tensor:
-        if not self.state[w]:
-            self.state[w]["velocity"] = torch.zeros_like(w)
-        velocity: Tensor = self.state[w]["velocity"]
-        return velocity
+    def _kept(self, w: list[Tensor], name: str) -> list[Tensor]:
+        """The averages of this name, one for each parameter, which begin as zeros."""
+        for each in w:
+            if name not in self.state[each]:
+                self.state[each][name] = torch.zeros_like(each)
+        return [self.state[each][name] for each in w]
 
-    def _adam(self, w: nn.Parameter, g: Tensor, group: dict[str, Any]) -> None:
-        (b1, b2), lr, state = self.betas, group["lr"] * self.beside, self.state[w]
-        if not state:
-            state |= {"step": 0, "m": torch.zeros_like(w), "v": torch.zeros_like(w)}
-        state["step"] += 1
-        state["m"].lerp_(g, 1 - b1)
-        state["v"].lerp_(g.square(), 1 - b2)
-        root = (state["v"] / (1 - b2 ** state["step"])).sqrt_()
-        w.mul_(1 - lr * group["weight_decay"])
-        w.addcdiv_(state["m"], root.add_(1e-8), value=-lr / (1 - b1 ** state["step"]))
+    def _adam(self, w: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> None:
+        (b1, b2), lr, m, v = self.betas, group["lr"] * self.beside, self._kept(w, "m"), self._kept(w, "v")
+        steps = [self.state[each].get("step", 0) + 1 for each in w]
+        for each, step in zip(w, steps, strict=True):
+            self.state[each]["step"] = step
+        torch._foreach_lerp_(m, g, 1 - b1)
+        torch._foreach_lerp_(v, torch._foreach_mul(g, g), 1 - b2)
+        root = torch._foreach_div(v, [1 - b2**step for step in steps])
+        torch._foreach_sqrt_(root)
+        torch._foreach_add_(root, 1e-8)
+        torch._foreach_mul_(w, 1 - lr * group["weight_decay"])
+        torch._foreach_addcdiv_(w, m, root, [-lr / (1 - b1**step) for step in steps])
 
 
 class _MuonNormed(_Muon):
@@ -132,11 +138,21 @@ class _MuonNormed(_Muon):
         super().__init__(groups, spec.momentum, spec.beside, spec.betas)
         self.iterations = spec.iterations
 
-    def _orthogonal(self, w: nn.Parameter, g: Tensor, group: dict[str, Any]) -> None:
-        m = self._velocity(w).mul_(self.momentum).add_(g)
-        update = orthogonalized((g + self.momentum * m).flatten(1), self.iterations)
-        w.mul_(len(w) ** 0.5 / w.norm().clamp(min=1e-12) * (1 - group["lr"] * group["weight_decay"]))
-        w.add_(update.view(w.shape), alpha=-group["lr"])
+    def _orthogonal(self, w: list[Tensor], g: list[Tensor], group: dict[str, Any]) -> None:
+        m = self._kept(w, "velocity")
+        torch._foreach_mul_(m, self.momentum)
+        torch._foreach_add_(m, g)
+        updates = orthogonal(torch._foreach_add(g, torch._foreach_mul(m, self.momentum)), self.iterations)
+        lengths = torch._foreach_norm(w)
+        torch._foreach_clamp_min_(lengths, 1e-12)
+        share = 1 - group["lr"] * group["weight_decay"]
+        torch._foreach_mul_(w, [len(each) ** 0.5 / length * share for each, length in zip(w, lengths, strict=True)])
+        torch._foreach_add_(w, updates, alpha=-group["lr"])
+
+
+def orthogonal(weights: Sequence[Tensor], iterations: int) -> list[Tensor]:
+    """`orthogonalized` of each as a matrix, in its own shape."""
+    return [orthogonalized(each.flatten(1), iterations).view(each.shape) for each in weights]
 
 
 def orthogonalized(matrix: Tensor, iterations: int) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -20,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_lab.views import color
-from ssl_lab.views.color import BRIGHTNESS, CONTRAST, SATURATION, Jitter
+from ssl_lab.views.color import BRIGHTNESS, CONTRAST, Jitter
 from ssl_lab.views.send import send
 
 SECTORS = 0.0, 4.0, 2.0
@@ -152,37 +153,23 @@ def constants(height: int, width: int, device: torch.device) -> Constants:
 def _axes(boxes: Tensor, flipped: Tensor, given: tuple[int, int], sides: tuple[int, int]) -> Tensor:
     """float64 [4, 2, B, 1]: grid_sample's coordinates of place k of the columns and of the lines are slope * k + start,
     within first and last; see `contrastive.resized_crop`. given, sides: height and width of images and results."""
-    top, left, box_height, box_width = boxes.double().unbind(1)
-    found = []
-    for axis, start, length, mirrored in ((1, left, box_width, flipped), (0, top, box_height, None)):
-        size, slope = given[axis], length / sides[axis]
-        begin = slope / 2 - 0.5
-        if mirrored is not None:
-            begin = torch.where(mirrored, length - 1 - begin, begin)
-            slope = torch.where(mirrored, -slope, slope)
-        places = [start + begin, start, start + length - 1]
-        found.append(torch.stack([2 * slope / size, *((2 * place + 1) / size - 1 for place in places)]))
-    return torch.stack(found, dim=1)[..., None]
+    start, length = boxes.double().view(-1, 2, 2).flip(2).unbind(1)  # [B, 2]: columns, lines
+    size, of = (torch.tensor(each[::-1], dtype=torch.float64) for each in (given, sides))
+    slope = length / of
+    begin = slope / 2 - 0.5
+    mirrored = torch.stack([flipped, torch.zeros_like(flipped)], dim=1)
+    begin, slope = torch.where(mirrored, length - 1 - begin, begin), torch.where(mirrored, -slope, slope)
+    places = torch.stack([start + begin, start, start + length - 1])
+    return torch.cat([2 * slope[None] / size, (2 * places + 1) / size - 1]).mT[..., None]
 
 
 def _colors(changes: Jitter, gray: Tensor, channels: int) -> Colors:
     """The numbers of the stages; on the CPU."""
-    rows = torch.arange(len(gray))
-    lead, done = torch.ones(2, len(gray)), torch.zeros(2, len(gray), dtype=torch.int64)
-    keep, after, flat = torch.ones(4, len(gray)), torch.ones(4, len(gray)), torch.zeros(4, len(gray), dtype=torch.bool)
-    for number in range(3):
-        operation, factor = changes.operation[:, number], changes.factor[:, number]
-        side = (changes.turn <= number).long() * (channels == 3)  # of the hue
-        stage = 2 * side + done[side, rows]
-        bright = (operation == BRIGHTNESS) & (changes.turn < 4)
-        first = bright & (done[side, rows] == 0)
-        lead[side[first], rows[first]] = factor[first]
-        bright &= ~first
-        after[stage[bright] - 1, rows[bright]] = factor[bright]
-        mixed = (changes.turn < 4) & ((operation == CONTRAST) | ((operation == SATURATION) & (channels == 3)))
-        keep[stage[mixed], rows[mixed]] = factor[mixed]
-        flat[stage[mixed], rows[mixed]] = operation[mixed] == CONTRAST
-        done[side[mixed], rows[mixed]] += 1
+    places, flats = _cases(channels)
+    case = (3 * changes.operation[:, 0] + changes.operation[:, 1]) * 5 + changes.turn
+    factors = torch.ones(len(gray), 4).scatter_(1, changes.operation, changes.factor)  # of the last: none
+    lead, keep, after = torch.split(factors.gather(1, places[case]).T, [2, 4, 4])
+    flat = flats[case].T
     luma = torch.tensor(color.LUMA if channels == 3 else (1.0,))
     mix = ((1 - keep) * after)[..., None] * luma
     keep = torch.cat([keep * after, 1 - gray[None].float()])  # and the last stage: gray
@@ -191,3 +178,24 @@ def _colors(changes: Jitter, gray: Tensor, channels: int) -> Colors:
     return Colors((255 / lead[0])[:, None, None, None], keep[..., None, None, None],
                   after.clamp(max=1)[..., None, None, None], flat[..., None, None, None], mix[..., None, None],
                   (torch.tensor(SECTORS) + 6 * turns[:, None])[..., None, None], lead[1][:, None, None, None])
+
+
+@lru_cache(maxsize=2)
+def _cases(channels: int) -> tuple[Tensor, Tensor]:
+    """For each order of the operations and turn of the hue, first and second operation and turn being the digits of
+    its number, 3, 3 and 5 of each: whose factors are the two leads, the four stages' keeps and what comes after these,
+    int64 [45, 10], where 3 is none's; and whether the stages are flat, bool [45, 4]."""
+    places, flats = torch.full((45, 10), 3), torch.zeros(45, 4, dtype=torch.bool)
+    for first, second, turn in product(range(3), range(3), range(4)):
+        if first == second:
+            continue
+        case, done = (3 * first + second) * 5 + turn, [0, 0]
+        for number, operation in enumerate((first, second, 3 - first - second)):
+            side = int(turn <= number and channels == 3)  # of the hue
+            stage = 2 * side + done[side]
+            if operation == BRIGHTNESS:
+                places[case, 6 + stage - 1 if done[side] else side] = BRIGHTNESS
+            elif operation == CONTRAST or channels == 3:
+                places[case, 2 + stage], flats[case, stage] = operation, operation == CONTRAST
+                done[side] += 1
+    return places, flats
