@@ -27,8 +27,8 @@ AMD EPYC that had other work, beside the linear probe of recipes/features.py:
     250     biases   80.8       3.5
     4000    all      91.6       6.5       84.2
 
-With the unlabeled images, at 96 px (--labels 250 --valid 3000 --seed 100 --steps 100, one run each on two cores of
-another EPYC): --method fixmatch 76.5 of the test images (valid 78.9) in 11 minutes, --method finessl 78.6 (80.7) in 14.
+With the unlabeled images, at 96 px (--labels 250 --valid 3000 --steps 100, --seed 100 and 101, on two cores of another
+EPYC): --method fixmatch 76.5 and 76.4 of the test images in 11 minutes each, --method finessl 78.6 and 79.7 in 14.
 
 A run at 250 labels with a random head, statistics of the batch and --lr 0.1 stood at 65 after 210 steps.
 
