@@ -19,7 +19,7 @@ at the end, on the test images; one run each, on one core of an Intel Xeon whose
     the same, and believed to be of
     one class: no negatives (now)     0.29   22.0     52.6 57.2 60.1 64.5 66.4 68.1       68.9      68.3
 
-On an NVIDIA H200, six runs side by side on the card, from raw images to the test in the seconds told:
+On an NVIDIA H200, six runs side by side on the card unless alone, in the seconds that their summaries tell:
 
     labels            seeds   steps         PFLOP  seconds  test accuracy
     CIFAR-10, 250     0 to 4  2,280         0.29   115      70.4 68.9 68.0 69.4 69.1, hence 69.1 ± 0.9
@@ -27,8 +27,8 @@ On an NVIDIA H200, six runs side by side on the card, from raw images to the tes
     CIFAR-10, 250     0       --minutes 3   0.83   181      70.4, alone, in thirteen rounds (below)
     MNIST, 40         0       --minutes 0.8 0.08   48       91.0, alone, --flip off (FixMatch has 99.2 in minutes)
 
-The thirteen rounds shared the three minutes by operations, so that the first net's had 17 to 73 steps: on a GPU, which
-is bound by launches, a step of either net takes as long. They go by measured steps now.
+The thirteen rounds shared the three minutes by operations, so that the first net's had 17 to 73 steps, though there
+a step of either net takes about as long. They go by measured steps now; that was not run on a GPU.
 
 By the clock, seed 0: --minutes 20 on one core that other work shared had 68.2% of the test images (1,712 steps, 0.23
 PFLOP, 19 minutes; one run); --minutes 10 and 60 on two cores of it were not measured yet. `ssl-lab train cifar10

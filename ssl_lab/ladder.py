@@ -65,7 +65,11 @@ class Costs:
 
     def embedding(self, number: int) -> int:
         """The features of all training images by the net of a round."""
-        return (1 + self.pool.style.flip) * len(self.pool.train) * self.image(number)
+        return self._embedded() * self.image(number)
+
+    def _embedded(self) -> int:
+        """Images that pass a net for a table, mirrored ones too."""
+        return (1 + self.pool.style.flip) * len(self.pool.train)
 
     def step(self, number: int) -> int:
         """A step of a round: three forwards of each row, as all have a gradient."""
@@ -96,11 +100,13 @@ class Costs:
         least = max(LEAST, EPOCHS * len(self.pool.unlabeled) // UNLABELED)
         if seconds is None:
             return everything if (steps or 0) >= least * sum(each.length for each in self.rounds) else first, 0.0
-        table = (1 + GRAPH) * self.embedding(0) / self.image(0) * image
+        table = (1 + GRAPH) * self._embedded() * image
         left = seconds - table * sum(self.tables(0))
-        if all((left := left - least * self.rounds[number].length * step(number)) >= 0 for number in everything):
-            return everything, table
-        return affordable(len(first), seconds, table), table
+        for number, each in enumerate(self.rounds):
+            left -= least * each.length * step(number)
+            if left < 0:
+                return affordable(len(first), seconds, table), table
+        return everything, table
 
 
 def affordable(rounds: int, seconds: float, each: float) -> list[int]:
