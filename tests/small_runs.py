@@ -6,6 +6,8 @@ import os
 import resource
 import subprocess
 import sys
+import warnings
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -42,6 +44,18 @@ def digit_files(count: int) -> list[tuple[bytes, str]]:
         Image.fromarray(pool.images.pixels[row, 0]).save(buffer, "PNG")
         found.append((buffer.getvalue(), str(pool.truth[row])))
     return found
+
+
+@contextmanager
+def nothing_waits_for_the_gpu() -> Iterator[None]:
+    """Within it an operation that waits for the GPU raises RuntimeError."""
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Synchronization debug mode")  # which torch says once; it sees not all
+            torch.cuda.set_sync_debug_mode("error")
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 class Flat(nn.Module):

@@ -6,6 +6,7 @@ from functools import partial
 
 import pytest
 import torch
+from small_runs import nothing_waits_for_the_gpu
 from torch import Tensor
 
 from ssl_lab.batch import At, Draw, Style
@@ -158,12 +159,9 @@ def test_a_feed_compiles_views_but_on_a_cpu() -> None:
 @pytest.mark.parametrize("side", [8, 32, 96, 224])
 def test_pixels_on_a_gpu(side: int) -> None:
     style, images = Style(height=side, width=side), pictures(64, 3, side, side)
-    for view, close in ((Strong, 1e-6), (Weak, 0.0), (SimCLRView, 1e-4)):  # strong of an H200 is 6e-8 off
+    for view, close in ((Strong, 1e-6), (Weak, 1e-6), (SimCLRView, 1e-4)):  # these two of an H200 are 6e-8 off
         here = view(style)(images, At(0, 1).draw("v", 64))
         there = view(style)(images.cuda(), At(0, 1).draw("v", 64, "cuda"))
         torch.testing.assert_close(there.cpu(), here, atol=close, rtol=0)
-        torch.cuda.set_sync_debug_mode("error")
-        try:
+        with nothing_waits_for_the_gpu():
             view(style)(images.cuda(non_blocking=True), At(1, 2).draw("v", 64, "cuda"))
-        finally:
-            torch.cuda.set_sync_debug_mode("default")

@@ -1,8 +1,9 @@
 """The weak and the strong view in few operations: for GPUs, where starting one costs more than what it does.
 
 Every row passes every stage with its own numbers, where on a CPU rows are grouped by operation. What a view draws, and
-the pixels, are the same byte for byte: positions are computed in whole numbers, and all other arithmetic is exact, or
-off by so little that truncation forgets it, in any order and fused or not. A turn of RandAugment is
+the pixels, are the same byte for byte (an H200's quotients by 255 are 6e-8 off): positions are computed in whole
+numbers, and all other arithmetic is exact, or off by so little that truncation forgets it, in any order and fused or
+not. A turn of RandAugment is
 
     sample where the row moves -> its statistics -> one place in a table (see `tables`) -> one look-up for all pixels.
 """
