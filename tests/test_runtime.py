@@ -40,7 +40,7 @@ from ssl_lab.machine import (
     set_up_gpu,
     share_processors,
 )
-from ssl_lab.methods import FixMatch
+from ssl_lab.methods import FixMatch, SimCLR
 from ssl_lab.optim import AdamW
 from ssl_lab.optim.spec import kernels
 
@@ -55,14 +55,14 @@ def test_devices():
             resolve_device(name)
 
 
-def test_fp32_is_fp32_on_a_gpu():
-    flags = [(torch.backends.cudnn, "benchmark"), (torch.backends.cudnn, "allow_tf32"),
-             (torch.backends.cuda.matmul, "allow_tf32")]
+def test_fp32_is_fp32_on_a_gpu_and_convolutions_are_the_same_in_every_run():
+    flags = [(torch.backends.cudnn, "deterministic"), (torch.backends.cudnn, "benchmark"),
+             (torch.backends.cudnn, "allow_tf32"), (torch.backends.cuda.matmul, "allow_tf32")]
     before = [getattr(*flag) for flag in flags]
     try:
-        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.benchmark = torch.backends.cuda.matmul.allow_tf32 = True
         set_up_gpu()
-        assert [getattr(*flag) for flag in flags] == [True, False, False]
+        assert [getattr(*flag) for flag in flags] == [True, False, False, False]
     finally:
         for flag, value in zip(flags, before, strict=True):
             setattr(*flag, value)
@@ -394,18 +394,18 @@ def test_a_batch_that_does_not_divide_over_ranks_says_so():
 def test_the_next_steps_are_read_while_this_one_is_computed():
     asked, main = [], threading.get_ident()
 
-    def read(step, rank):
-        asked.append((step, threading.get_ident() == main))
-        if step == 9:
+    def make(at):
+        asked.append((at.step, threading.get_ident() == main))
+        if at.step == 9:
             raise UsageError("a broken file")
-        return torch.tensor([step, rank])
+        return [at.step, at.rank]
 
-    ahead = Ahead(read, depth=2)
+    ahead = Ahead(make, 2, CPU)
     for step in (3, 4, 5, 8):
-        assert ahead(step, 1).tolist() == [step, 1]
-    assert {key for key, _ in ahead._begun} == {9, 10}
+        assert ahead(At(step, 20, rank=1, world=2)) == [step, 1]
+    assert {at.step for at in ahead._begun} == {9, 10}
     with pytest.raises(UsageError, match="a broken file"):
-        ahead(9, 1)
+        ahead(At(9, 20, rank=1, world=2))
     ahead._threads.shutdown()
     here = [step for step, on_main in asked if on_main]
     assert here == [3, 8]  # the first, and after a jump
@@ -418,10 +418,25 @@ def test_what_is_read_ahead_is_what_would_be_read():
     pool, views = digits(), FixMatch(flat_net()).views
     here, away = (Feed(pool, views, 8, 16, 0, device).streams["unlabeled"] for device in (CPU, torch.device("meta")))
     for step in (0, 1, 2, 200, 201):  # from one epoch to another
-        assert torch.equal(here.read(step, 0), away.read(step, 0))
+        assert torch.equal(here.read(At(step, 300)), away.read(At(step, 300)))
     rows = away(At(202, 300))
     assert rows.indices.is_meta
     assert all(view.is_contiguous(memory_format=torch.channels_last) for view in rows.views.values())
+
+
+@pytest.mark.parametrize("kind", [FixMatch, SimCLR])
+def test_a_batch_that_is_made_ahead_is_the_one_that_would_be_made(kind):
+    here = Feed(digits(), kind(flat_net()).views, 8, 16, 0)
+    away = Feed(digits(), kind(flat_net()).views, 8, 16, 0)
+    assert here.made == here._made  # on a CPU nothing is
+    away.made = Ahead(away._made, 1, CPU)
+    for step in (0, 1, 2, 200, 201):
+        one, other = (feed(At(step, 300)) for feed in (here, away))
+        for name in ("labeled", "unlabeled"):
+            mine, theirs = getattr(one, name), getattr(other, name)
+            assert torch.equal(mine.indices, theirs.indices)
+            assert torch.equal(mine.targets, theirs.targets)
+            assert all(torch.equal(mine[view], theirs[view]) for view in mine.views)
 
 
 def test_images_are_read_in_batches_for_any_device(monkeypatch):

@@ -9,6 +9,7 @@ import json as jsonlib
 import runpy
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,10 +58,13 @@ class Step:
         techniques.check(method, pool, update=None, sharded=False)
         self.method, self.runtime = techniques.around(method, pool, seed=0).train(), runtime
         method = self.method
-        self.feed = Feed(techniques.pool(pool, seed=0), method.views, labeled, unlabeled, 0, runtime.device,
-                         parts=1 if micro_batches == "auto" else micro_batches, compile=compile)
+        feed = partial(Feed, techniques.pool(pool, seed=0), method.views, labeled, unlabeled, 0, runtime.device,
+                       parts=1 if micro_batches == "auto" else micro_batches, compile=compile)
+        self.feed = self.timed = feed()
+        if runtime.device.type == "cuda":
+            self.timed = feed(ahead=False)
         self.wait, self.clock, self.meter, self.steps = waiting(runtime.device), Clock(), Meter(), 0
-        for stream in self.feed.streams.values():
+        for stream in self.timed.streams.values():
             stream.views = {name: self._timed(view) for name, view in stream.views.items()}
         entered, left = map(torch.compiler.disable, (self._entered, self._left))
         for module in method.modules():
@@ -78,15 +82,15 @@ class Step:
         self.micro_batches = fastest_micro_batches(rows, runtime, self.take) if micro_batches == "auto" \
             else micro_batches
 
-    def take(self, micro_batches: int) -> Loss:
-        """The next step, in so many micro-batches."""
+    def take(self, micro_batches: int, feed: Feed | None = None) -> Loss:
+        """The next step, in so many micro-batches. feed: another one than usual."""
         at = At(self.steps, STEPS)
         self.steps += 1
         if self.graphs:
             mark_step()
         self.spec.set(self.optimizer, at)
         with self.clock.part("sampling"):
-            parts = self.feed(at).chunk(micro_batches)
+            parts = (feed or self.feed)(at).chunk(micro_batches)
         closure = StepClosure(self.forward, self.optimizer, self.runtime, parts, at, None)
         with self.clock.part("optimizer and EMA"):
             loss = self.update(_Timed(closure, self.clock), self.optimizer, at)
@@ -100,7 +104,7 @@ class Step:
         took = seconds(lambda: self.take(self.micro_batches), self.wait)
         if self.runtime.device.type == "cuda":
             self.clock.seconds, self.clock.wait = dict.fromkeys(PARTS, 0.0), self.wait
-            self.take(self.micro_batches)
+            self.take(self.micro_batches, self.timed)
             self.clock.wait = lambda: None
         self.meter.check()
         return took, self.clock.seconds

@@ -1,10 +1,16 @@
-"""From a step to its batch: indices, bytes, device, views. A pure function of (pool, seed, step, rank)."""
+"""From a step to its batch: indices, bytes, device, views. A pure function of (pool, seed, step, rank).
+
+Where a GPU computes, images are read in threads before they are wanted, and the next step's batch is made in a thread
+of its own while this step is started: both are mostly the host's work, which takes longer than the GPU's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from dataclasses import replace
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -17,7 +23,7 @@ from ssl_lab.data.images import Images
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import Views
 from ssl_lab.schedule import Scalar
-from ssl_lab.views import ViewFactory
+from ssl_lab.views import View, ViewFactory
 from ssl_lab.views.base import compiled
 from ssl_lab.views.naming import MIRRORED, all_views, built, mirrors, said_of
 from ssl_lab.views.send import send
@@ -40,7 +46,7 @@ class Feed:
 
     def __init__(self, pool: Pool, views: Views, labeled: int, unlabeled: int, seed: int,
                  device: torch.device | str = "cpu", world: int = 1, parts: int = 1, share: Scalar = 1.0,
-                 compile: bool = False) -> None:
+                 compile: bool = False, ahead: bool = True) -> None:
         """
         Args:
             pool: where the images and labels are.
@@ -54,6 +60,7 @@ class Feed:
             share: which share of the batch a step has, rounded to what divides over ranks and parts, at least two
                 images to each; those that it leaves out wait for their next epoch.
             compile: whether views are compiled, where they can be; on a CPU they never are.
+            ahead: whether the next step's batch is made beside this step where that pays: on a GPU, by views of ours.
         """
         device = torch.device(device)
         self.declared, self.asked = views, pool.reading.flip is not None
@@ -61,6 +68,9 @@ class Feed:
             kind: Stream(pool, kind, views.by_kind[kind], batch, seed, device, world, parts, share, views.poisson)
             for kind, batch in (("labeled", labeled), ("unlabeled", unlabeled))}
         self.steady = not callable(share) and not views.poisson  # whether all batches are of one size
+        ours = all(hasattr(view, "augment") for _, view in all_views(self._views))
+        ahead = ahead and device.type == "cuda" and ours and not compile  # others may draw by what threads share
+        self.made: Callable[[At], Batch] = Ahead(self._made, 1, device) if ahead else self._made
         if compile and device.type != "cpu":
             for stream in self.streams.values():
                 stream.views = {name: compiled(view) for name, view in stream.plain.items()}
@@ -71,13 +81,20 @@ class Feed:
             stream.views = stream.plain
 
     def __call__(self, at: At) -> Batch:
+        return self.made(at)
+
+    def _made(self, at: At) -> Batch:
         return Batch(**{name: stream(at) for name, stream in self.streams.items()})
+
+    @property
+    def _views(self) -> dict[str, Mapping[str, View]]:
+        return {kind: stream.views for kind, stream in self.streams.items()}
 
     @property
     def said(self) -> str:
         """A line for a person: which views there are, and whether they mirror images, with what to do about it unless
         somebody said that they may."""
-        views = {kind: stream.views for kind, stream in self.streams.items()}
+        views = self._views
         mirrored = any(mirrors(view) for _, view in all_views(views))
         return said_of(self.declared.by_kind, views) + (f"; {MIRRORED}" if mirrored and not self.asked else "")
 
@@ -114,14 +131,14 @@ class Stream:
                              "of one size on average; leave out torchrun, --micro-batches and --batch")
         sampler = PoissonSampler if poisson else Sampler
         self.sampler = sampler(indices, batch, seed, kind) if views else None
-        self.read = self._bytes if device.type == "cpu" else Ahead(self._bytes)
+        self.read = self._bytes if device.type == "cpu" else Ahead(self._bytes, AHEAD, device)
 
     def __call__(self, at: At) -> Rows:
         if self.sampler is None:
             nothing = torch.empty(0, dtype=torch.int64, device=self.device)
             return Rows({}, nothing, nothing, nothing)
         rows = self._rows(at.value(self.share))
-        read = self.read(at.step, at.rank) if rows == self.rows else self._bytes(at.step, at.rank, rows)
+        read = self.read(at) if rows == self.rows else self._bytes(at, rows)
         images = read.to(self.device, non_blocking=True)
         indices = self._indices(at.step, at.rank, rows)
         rows = len(indices)
@@ -145,28 +162,29 @@ class Stream:
             return self.sampler.at(step)
         return self.sampler.at(step)[rank * rows : (rank + 1) * rows]
 
-    def _bytes(self, step: int, rank: int, rows: int | None = None) -> Tensor:
+    def _bytes(self, at: At, rows: int | None = None) -> Tensor:
         """uint8 [rows, C, H, W], on the host; rows: by default all that a rank can have."""
-        return pinned(self.pool.images.take(self._indices(step, rank, rows or self.rows)), self.device)
+        return pinned(self.pool.images.take(self._indices(at.step, at.rank, rows or self.rows)), self.device)
 
 
-class Ahead:
-    """Reads for the next steps in threads of its own, while a GPU is busy with this one."""
+class Ahead(Generic[T]):
+    """Makes what the next `depth` steps want in threads of its own, while this step is under way."""
 
-    def __init__(self, read: Callable[[int, int], Tensor], depth: int = AHEAD) -> None:
-        self._read, self._depth, self._threads = read, depth, ThreadPoolExecutor(depth)
-        self._begun: dict[tuple[int, int], Future[Tensor]] = {}
+    def __init__(self, make: Callable[[At], T], depth: int, device: torch.device) -> None:
+        ours = partial(torch.cuda.set_device, device) if device.type == "cuda" else None  # else they start on GPU 0
+        self._make, self._depth, self._threads = make, depth, ThreadPoolExecutor(depth, initializer=ours)
+        self._begun: dict[At, Future[T]] = {}
 
-    def __call__(self, step: int, rank: int) -> Tensor:
-        """read(step, rank); what it raised, if it did so ahead, is raised by the step it was read for."""
-        wanted = [(step + i, rank) for i in range(1 + self._depth)]
+    def __call__(self, at: At) -> T:
+        """make(at); what it raised, if it did so ahead, is raised by the step it was made for."""
+        wanted = [replace(at, step=at.step + i) for i in range(1 + self._depth)]
         for key in self._begun.keys() - set(wanted):  # a run that jumped
             self._begun.pop(key).cancel()
-        begun = self._begun.pop(wanted[0], None)
+        begun = self._begun.pop(at, None)
         for key in wanted[1:]:
             if key not in self._begun:
-                self._begun[key] = self._threads.submit(self._read, *key)
-        return self._read(step, rank) if begun is None else begun.result()
+                self._begun[key] = self._threads.submit(self._make, key)
+        return self._make(at) if begun is None else begun.result()
 
 
 def in_batches(images: Images, indices: IntArray, size: int, device: torch.device) -> Iterator[Tensor]:
