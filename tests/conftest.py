@@ -31,6 +31,15 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+@pytest.fixture
+def few_strengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Probes choose among 5 strengths in place of 45, for tests that ask what is done with a probe, not how good it
+    is."""
+    from ssl_lab.features import probe
+
+    monkeypatch.setattr(probe, "L2_GRID", probe.L2_GRID[::11])
+
+
 @pytest.fixture(scope="session")
 def digits() -> Pool:
     """scikit-learn's digits with one label per class."""

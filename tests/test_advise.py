@@ -22,6 +22,8 @@ from ssl_lab.features import LEARNERS, probe, weighted_knn
 from ssl_lab.nets.start import start_net
 from ssl_lab.ways import Way, blind, cross_validated, deal
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 TINY = {"net": "tiny_4", "steps": 2, "device": "cpu", "backbones": ()}
 
 

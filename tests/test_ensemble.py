@@ -20,6 +20,8 @@ from ssl_lab.model import open as open_run
 from ssl_lab.nets import net
 from ssl_lab.nets.stored import read_weights
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 
 @pytest.fixture
 def nets(tmp_path, few):  # noqa: F811

@@ -17,6 +17,8 @@ from ssl_lab.features import LEARNERS, embed, self_training
 from ssl_lab.model import open as open_run
 from ssl_lab.nets import net
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 
 @pytest.fixture(scope="module")
 def few(tmp_path_factory):

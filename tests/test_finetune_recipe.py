@@ -26,6 +26,8 @@ from ssl_lab.nets.start import freeze_statistics, freeze_weights, start_net
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.notes import once
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 needs_peft = pytest.mark.skipif(not find_spec("peft"), reason="peft is not installed")
 needs_optuna = pytest.mark.skipif(not find_spec("optuna"), reason="optuna is not installed")
 STYLE = Style(3, 32, 32)

@@ -21,6 +21,8 @@ from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import beliefs, linear_probe, neighbors
 from ssl_lab.nets import describe
 
+pytestmark = pytest.mark.usefixtures("few_strengths")
+
 CPU = Runtime(torch.device("cpu"), "fp32", "asked")
 TINY = ("--net", "rapid_4_4_8", "--labels", "40", "--device", "cpu", "--precision", "fp32", "--view", "eval")
 

@@ -1,5 +1,6 @@
 """Devices, precision, and two ranks on one machine."""
 
+import functools
 import json
 import platform
 import resource
@@ -34,6 +35,7 @@ from ssl_lab.engine.feed import Ahead, in_batches
 from ssl_lab.errors import Interrupted, RunFailedError, UsageError
 from ssl_lab.machine import (
     BF16_WINS,
+    bf16_gain,
     matmul_tflops,
     resolve_device,
     resolve_precision,
@@ -89,10 +91,17 @@ def test_a_rank_touches_no_gpu_but_its_own(monkeypatch):
 
 @pytest.mark.parametrize(("ratio", "picked"), [(0.5, "fp32"), (BF16_WINS - 0.05, "fp32"), (BF16_WINS + 0.05, "bf16")])
 def test_auto_picks_bf16_where_it_is_faster(monkeypatch, ratio, picked):
-    speeds = {torch.float32: 1.0, torch.bfloat16: ratio}
-    monkeypatch.setattr("ssl_lab.machine.matmul_tflops", lambda device, dtype, size: speeds[dtype])
+    speeds, asked = {torch.float32: 2.0, torch.bfloat16: 2 * ratio}, []
+
+    def measured(device, dtype, size):
+        asked.append(dtype)
+        return speeds[dtype]
+
+    monkeypatch.setattr("ssl_lab.machine.matmul_tflops", measured)
+    monkeypatch.setattr("ssl_lab.machine.bf16_gain", functools.cache(bf16_gain.__wrapped__))
     assert resolve_precision(CPU, "auto")[0] == picked
     assert f"{ratio:.1f} times" in resolve_precision(CPU, "auto")[1]
+    assert asked == [*speeds]  # once in a process
     assert resolve_precision(CPU, "bf16") == ("bf16", "as asked")
     with pytest.raises(UsageError, match="unknown precision 'fp61'"):
         resolve_precision(CPU, "fp61")
