@@ -53,8 +53,8 @@ def set_up_gpu() -> None:
     products have 10 bits of fraction, and which `auto` has no need of, as GPUs that know it multiply bf16 faster.
 
     Where cuDNN times its convolutions and takes the fastest, two runs take other ones, and a resumed run is not the one
-    that was never stopped: on an NVIDIA H200 weights differed by 0.04 to 0.2 after 40 steps, and so by nothing, at no
-    cost that could be told. Operations of torch that add in any order (a user's own `index_add_`, say) still may.
+    that was never stopped: on an NVIDIA H200 weights differed by 0.04 to 0.2 after 40 steps. Now they do by nothing, at
+    no cost that could be told. Operations of torch that add in any order (a user's own `index_add_`, say) still may.
     """
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
