@@ -62,6 +62,9 @@ Without one of its parts, a first round of 250 steps (0.02 PFLOP, 6 to 8 CPU min
     tiny_48 in place of the net (4 minutes)                    48.4  49.2
     rapid_32_64_128 in its place, in 700 steps (6 minutes)     52.6  55.3
 
+Of split 101, that last one has 55.4 and 57.3, and all of it 52.3 and 54.9: where minutes allow no more than this, the
+net of half the width is ahead. In the rounds that follow it was not tried.
+
 Of this split's other training images, after the first round, the head is right on 54.5%, the probe on 56.7 and
 neighbors on 57.6; head and neighbors together on 56.2 and on 71.7 of the half that they are surest of, probe and
 neighbors on 57.7 and on 73.3. Labels of two nets together (67.7) are no better than those of the better one (68.5; the
