@@ -27,7 +27,8 @@ A step of it took 3.9 seconds then; gradients of depthwise convolutions have com
 
 With --labels 40 and --minutes 60, seed 0, on two cores of an AMD EPYC without bf16, on which there is time for lite0's
 features alone: self-training on them has 72.9%, and the one net, which learned that in the 777 steps that the minutes
-gave it, 79.8% (in 79 minutes, as other programs ran beside it; stopped once, and resumed).
+gave it, 79.8%. Its training took 79 minutes in place of 48, as other programs ran beside it and once held it up; it was
+stopped and resumed.
 
 --out is the one net's run, for `ssl-lab predict` and every --from; the fine-tuned members are runs in its members/. It
 ends with a table of what each of them, all together and the one net recognize. Soft labels of your own:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import count
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ssl_lab.batch import At, Loss
@@ -56,26 +55,21 @@ class Timed:
             self.micro_batches, self.steps = parts, steps
             return False
         before = copy.deepcopy(self.method.state_dict())
-        late = At(799, 1000, trainer.seed, runtime.rank, runtime.world)  # as some methods begin with cheaper steps
-        following = (replace(late, step=step) for step in count(late.step))
-
-        def step(parts: int) -> Loss:
-            return self.step(next(following), parts)
-
+        at = At(799, 1000, trainer.seed, runtime.rank, runtime.world)  # late: some methods begin with cheaper steps
         if single:
             with explaining_single_images(self.plain):
-                step(1 if parts == "auto" else parts)
+                self.step(at, 1 if parts == "auto" else parts)
         if parts == "auto":
-            parts = fastest_micro_batches(rows, runtime, step)
+            parts = fastest_micro_batches(rows, runtime, lambda parts: self.step(at, parts))
         if self.compile == "auto":
-            pays = compiling_pays(lambda: step(parts), steps, 60 * (trainer.minutes or 0), runtime)
+            pays = compiling_pays(lambda: self.step(at, parts), steps, 60 * (trainer.minutes or 0), runtime)
             self.compile = "on" if pays else "off"
             if not pays:
                 uncompile(self.method)
                 self.feed.uncompile()
         self.micro_batches = parts
         self.steps = steps or steps_within(
-            60 * (trainer.minutes or 0), begun, lambda: step(parts), self.method, self.pool, runtime,
+            60 * (trainer.minutes or 0), begun, lambda: self.step(at, parts), self.method, self.pool, runtime,
             trainer.evaluations, self.feed.images_per_step)
         self.method.load_state_dict(before)
         return True
