@@ -84,7 +84,8 @@ from ssl_lab.config import Quantity
 
 @dataclass
 class Settings(sl.Settings):
-    net: str = "rapid_64_128_256"
+    net: str = "auto"
+    """Of the first rounds; auto: rapid_64_128_256, or rapid_32_64_128 alone where --minutes are too few for that."""
     grown: str = "rapid_64_256_512"
     """The net of the later rounds, where there is time for them; without any: --grown ''."""
     lr: Quantity = 0.08

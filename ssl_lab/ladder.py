@@ -15,6 +15,8 @@ FORWARDS = 3  # that a row with gradient costs
 GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
+SHORT = 0.5  # of these, below which a net of half the width does better
+FIRST, GROWN, SMALL = range(3)  # nets
 
 
 @dataclass(frozen=True)
@@ -29,14 +31,16 @@ class Round:
     peak: float = 0.4
     temperature: float = 0.15
     ema: float = 0.995
-    net: int = 0
+    net: int = FIRST
     length: float = 1.0
 
 
-ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
-          Round(crop=24, share=0.8), Round(crop=24, share=0.8),
-          Round(crop=24, share=0.85, peak=1.0, ema=0.99, net=1, length=2), *[Round(crop=24, share=0.9, net=1)] * 6)
-"""Chosen on one split of CIFAR-10 with 250 labels."""
+_ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
+           Round(crop=24, share=0.8), Round(crop=24, share=0.8))
+ROUNDS = (*_ROUNDS, Round(crop=24, share=0.85, peak=1.0, ema=0.99, net=GROWN, length=2),
+          *[Round(crop=24, share=0.9, net=GROWN)] * 6, *(replace(each, net=SMALL) for each in _ROUNDS))
+"""Of the first net and then the second, chosen on one split of CIFAR-10 with 250 labels; and of a small one in place of
+both, where time is short."""
 
 
 def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
@@ -89,24 +93,62 @@ class Costs:
         return sum(count * self.step(number) + (self.embedding(number - 1) if self.rounds[number].share else 0)
                    for number, count in enumerate(steps))
 
-    def chosen(self, steps: int | None, seconds: float | None, image: float,
-               step: Callable[[int], float]) -> tuple[list[int], float]:
-        """Which rounds there are, and the seconds that the first table is thought to take: all rounds if each has two
-        epochs and 350 steps, else those of the first net; in so many seconds as many of these as leave most of the time
-        for training. image: seconds of an image's way through the first net. step: number -> seconds of a step of that
-        round; asked no more once the time is over."""
-        everything = list(range(len(self.rounds)))
-        first = [number for number in everything if self.rounds[number].net == 0]
-        least = max(LEAST, EPOCHS * len(self.pool.unlabeled) // UNLABELED)
-        if seconds is None:
-            return everything if (steps or 0) >= least * sum(each.length for each in self.rounds) else first, 0.0
-        table = (1 + GRAPH) * self._embedded() * image
-        left = seconds - table * sum(self.tables(0))
+    def table(self, image: float) -> float:
+        """Seconds that the first table takes. image: those of an image's way through the first round's net."""
+        return (1 + GRAPH) * self._embedded() * image
+
+    def enough(self, seconds: float, least: float, image: float, step: Callable[[int], float]) -> bool:
+        """Whether all rounds, with this many steps each, fit into so many seconds. step: number -> seconds of a step of
+        that round; asked no more once the time is over."""
+        left = seconds - self.table(image) * sum(self.tables(0))
         for number, each in enumerate(self.rounds):
             left -= least * each.length * step(number)
             if left < 0:
-                return affordable(len(first), seconds, table), table
-        return everything, table
+                return False
+        return True
+
+
+def in_steps(rounds: Sequence[Round], pool: Pool, steps: int) -> list[int]:
+    """Which of the rounds there are: those of the first net, and of the second, if each has 350 steps and 2 epochs."""
+    first, grown, _ = _of_nets(rounds)
+    least = _least(pool) * sum(rounds[number].length for number in first + grown)
+    return first + grown if steps >= least else first
+
+
+def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
+               image: Callable[[int], float], step: Callable[[int], float]) -> tuple[list[int], float]:
+    """Which of the rounds there are, and the seconds that the first table is thought to take.
+
+    Those of the first net, and of the second, if each has 350 steps and 2 epochs; else as many of the first one's as
+    leave most of the time for training, or, if not even half of these steps fit into all of them, of the small one's.
+    image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
+    """
+    first, grown, small = _of_nets(rounds)
+
+    def costs(numbers: Sequence[int]) -> tuple[Costs, float]:
+        return Costs([rounds[each] for each in numbers], new, pool), image(rounds[numbers[0]].net)
+
+    def enough(numbers: Sequence[int], share: float) -> bool:
+        these, each = costs(numbers)
+        return these.enough(seconds, share * _least(pool), each, lambda number: step(numbers[number]))
+
+    everything = enough(first + grown, 1.0)
+    numbers = first + grown if everything else small if small and not enough(first, SHORT) else first
+    these, each = costs(numbers)
+    table = these.table(each)
+    return numbers if everything else [numbers[n] for n in affordable(len(numbers), seconds, table)], table
+
+
+def _of_nets(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:
+    """The numbers of the rounds of each net."""
+    first, grown, small = ([number for number, each in enumerate(rounds) if each.net == net]
+                           for net in (FIRST, GROWN, SMALL))
+    return first, grown, small
+
+
+def _least(pool: Pool) -> int:
+    """Steps of a round, below which a second net does not pay."""
+    return max(LEAST, EPOCHS * len(pool.unlabeled) // UNLABELED)
 
 
 def affordable(rounds: int, seconds: float, each: float) -> list[int]:

@@ -11,7 +11,7 @@ from ssl_lab import nets, rounds
 from ssl_lab.data import Pool
 from ssl_lab.engine import Runtime, ShowProgress, Trainer
 from ssl_lab.features.embed import seconds_to_embed
-from ssl_lab.ladder import LEAST, Costs, cropped
+from ssl_lab.ladder import LEAST, SMALL, Costs, cropped
 from ssl_lab.nets import Net
 from ssl_lab.optim import MuonNormed, Optimizer, with_rates
 from ssl_lab.optim import optimizer as optimizer_of
@@ -23,12 +23,13 @@ from ssl_lab.techniques import Technique, prepared
 class Rapid:
     """A wide and shallow net with whitened first filters, trained by Muon in short rounds.
 
-    net: its name, or that of any other net from scratch. grown: of the later rounds, where there is time for them;
-    empty: none. lr, projector_lr: peaks of the learning rates of filters and projector in the first round. view: texts
-    of views in place of the method's. optimizer: the text of another one. beginning: further arguments of `net`.
+    net: the name of it, or of any other net from scratch; auto: rapid_64_128_256, or rapid_32_64_128 alone where the
+    minutes are too few for that. grown: of the later rounds, where there is time for them; empty: none. lr,
+    projector_lr: peaks of the learning rates of filters and projector in the first round. view: texts of views in place
+    of the method's. optimizer: the text of another one. beginning: further arguments of `net`.
     """
 
-    net: str = "rapid_64_128_256"
+    net: str = "auto"
     grown: str = "rapid_64_256_512"
     lr: Scalar = 0.08
     projector_lr: Scalar = 0.02
@@ -37,8 +38,8 @@ class Rapid:
     beginning: Mapping[str, Any] = field(default_factory=dict)
 
     def worth(self, pool: Pool, runtime: Runtime, minutes: float) -> bool:
-        """Whether the first round has enough steps in these minutes here."""
-        net = self._net(pool, self.net, 0)
+        """Whether the first round has enough steps in these minutes here, those of the smallest net."""
+        net = self._net(pool, self._names[SMALL] or self.net, 0)
         costs = Costs(cropped(rounds.ROUNDS[:1], pool), lambda _: net, pool)
         an_operation = seconds_to_embed(net, pool, runtime) / costs.image(0)
         return LEAST * costs.step(0) * an_operation <= 60 * minutes
@@ -51,15 +52,20 @@ class Rapid:
         trainer: further arguments of the rounds' `Trainer`.
         """
         usual: dict[str, Any] = {"evaluations": 2, "callbacks": [ShowProgress()]} | trainer
-        names, techniques = (self.net, self.grown), trainer.get("techniques", ())
+        names, techniques = self._names, trainer.get("techniques", ())
 
         def of_round(steps: int | None, minutes: float | None, folder: Path, peak: float) -> Trainer:
             return Trainer(optimizer=self._optimizer(peak), seed=seed, steps=steps, minutes=minutes, out=folder,
                            resume="auto", config=config, **usual)
 
-        ladder = [each for each in rounds.ROUNDS if self.grown or not each.net]
+        ladder = [each for each in rounds.ROUNDS if names[each.net]]
         return rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, ladder,
                              steps, minutes, self.view, seed, config or {}).fit(pool, runtime, resume is not None)
+
+    @property
+    def _names(self) -> tuple[str, str, str]:
+        """Of the nets: FIRST, GROWN and SMALL; empty: none."""
+        return ("rapid_64_128_256", self.grown, "rapid_32_64_128") if self.net == "auto" else (self.net, self.grown, "")
 
     def _net(self, pool: Pool, name: str, seed: int, techniques: Sequence[Technique | str] = ()) -> Net:
         whiten = ("whiten",) if name.startswith("rapid_") else ()

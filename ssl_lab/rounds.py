@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import LABELED, ROUNDS, UNLABELED, Costs, Round, cropped
+from ssl_lab.ladder import FIRST, LABELED, ROUNDS, SMALL, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
@@ -69,7 +69,7 @@ class Rounds:
             raise UsageError("rounds with propagated labels run in one process; start them without torchrun")
         if (self.steps is None) == (self.minutes is None) or (self.steps or self.minutes or 0) <= 0:
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: give one of the two, above zero")
-        first = sum(each.net == 0 for each in self.rounds)
+        first = sum(each.net == FIRST for each in self.rounds)
         if self.steps is not None and self.steps < first:
             raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
@@ -100,21 +100,27 @@ class Rounds:
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
         """Which rounds there are."""
         if "rounds" not in self.plan:
-            costs, step = Costs(self.rounds, self.new, pool), partial(self._seconds, pool=pool)
-            if self.minutes is None:
-                self._decide(rounds=costs.chosen(self.steps, None, 0.0, step)[0], propagating=[])
+            if self.steps is not None:
+                self._decide(rounds=in_steps(self.rounds, pool, self.steps), propagating=[])
             else:
-                image = seconds_to_embed(self.new(0), pool, runtime)
-                chosen, table = costs.chosen(None, 60 * self.minutes, image, step)
+                assert self.minutes is not None
+                image = cache(lambda net: seconds_to_embed(self.new(net), pool, runtime))
+                step = partial(self._seconds, pool=pool)
+                chosen, table = in_seconds(self.rounds, self.new, pool, 60 * self.minutes, image, step)
                 self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen])
-        count, most = len(self.plan["rounds"]), len(self.rounds)
-        more = ""
-        if count < most:
-            more = f"; {most} where there is more time" + (
-                f": labels between two take about {self.plan['propagating'][0]:.0f} s" if self.minutes else "")
-        once(f"{count} round{'s' * (count > 1)}, in which there are no test images: these are read in the end{more}")
-        self.rounds = [self.rounds[number] for number in self.plan["rounds"]]
+        every, self.rounds = self.rounds, [self.rounds[number] for number in self.plan["rounds"]]
         self.costs = Costs(self.rounds, self.new, pool)
+        most = [each for each in every if each.net != SMALL]
+        more, other = "", " (--net takes another)" if self.rounds[0].net == SMALL else ""
+        if self.rounds != most:
+            more = f"; {len(most)} of {self._names(most)} where there is more time" + (
+                f": labels between two take about {self.plan['propagating'][0]:.0f} s" if self.minutes else "")
+        once(f"{len(self.rounds)} round{'s' * (len(self.rounds) > 1)} of {self._names(self.rounds)}{other}, in which "
+             f"there are no test images: these are read in the end{more}")
+
+    def _names(self, rounds: Sequence[Round]) -> str:
+        """Of these rounds' nets."""
+        return " and ".join(self.new(net).name for net in dict.fromkeys(each.net for each in rounds))
 
     def _seconds(self, number: int, pool: Pool) -> float:
         """What a step of a round takes here."""

@@ -98,7 +98,7 @@ class Plan:
         if self.recipe == "scratch":
             return f"{self.net} trained by {self.method}"
         if self.recipe == "rapid":
-            return f"{self.net} trained in short rounds"
+            return f"{'a net' if self.net == Rapid.net else self.net} trained in short rounds"
         if self.recipe == "finetune":
             return f"{self.net} fine-tuned by {self.method}"
         if self.recipe == "ensemble":
@@ -116,7 +116,8 @@ class Plan:
     def flags(self) -> str:
         """Of `ssl-lab train`."""
         method = None if self.recipe in ("ensemble", "rapid") else self.method
-        return flags({"recipe": self.recipe, "net": self.net, "method": method, "image-size": self.image_size,
+        net = None if self.recipe == "rapid" and self.net == Rapid.net else self.net
+        return flags({"recipe": self.recipe, "net": net, "method": method, "image-size": self.image_size,
                       "weights": self.weights, "pretrained": self.pretrained or None})
 
     def build(self, pool: Pool, seed: int, bn_momentum: float | None = None) -> Net:
@@ -157,7 +158,7 @@ class Plan:
         elif self.recipe == "scratch":
             preset = presets.preset(get(self.method).name, pool.name, "short")
             presets.build(self.method, self.build(pool, seed), pool, {}, preset.arguments)
-        else:
+        elif self.net != Rapid.net:
             self.build(pool, seed)
 
 

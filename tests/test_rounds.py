@@ -104,11 +104,15 @@ def test_time_decides_how_many_rounds_there_are():
 
 GROWING = (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5),
            ladder.Round(crop=7, share=0.5, net=1, length=2), ladder.Round(crop=7, share=0.6, net=1))
-NETS = ("rapid_4_4_8", "rapid_4_8_8")
+NETS = ("rapid_4_4_8", "rapid_4_8_8", "rapid_4_4_4")
+
+
+def new_net(pool):
+    return lambda number: sl.net(NETS[number], pool.class_names, pool.style)
 
 
 def costs(pool, rounds=GROWING):
-    return ladder.Costs(rounds, lambda number: sl.net(NETS[number], pool.class_names, pool.style), pool)
+    return ladder.Costs(rounds, new_net(pool), pool)
 
 
 def test_costs_are_counted():
@@ -127,25 +131,44 @@ def test_costs_are_counted():
         count * this.step(number) for number, count in enumerate((1, 2, 3, 4))) + sum(map(this.embedding, (0, 1, 2)))
 
 
-def test_a_second_net_comes_where_there_is_time_for_it():
-    pool = digits()
-    this, least = costs(pool), 350
-    asked, took = [], [0.01, 0.03, 0.02, 0.05]
-
+def taking(seconds, asked):
+    """What steps of these rounds take; notes which are asked for."""
     def step(number):
         asked.append(number)
-        return took[number]
+        return seconds[number]
+    return step
 
-    assert this.chosen(5 * least - 1, None, 0.0, step)[0] == [0, 1]
-    assert this.chosen(5 * least, None, 0.0, step)[0] == [0, 1, 2, 3]
-    assert asked == []
+
+def test_a_second_net_comes_where_there_is_time_for_it():
+    pool, least, took = digits(), 350, [0.01, 0.03, 0.02, 0.05]
+    assert ladder.in_steps(GROWING, pool, 5 * least - 1) == [0, 1]
+    assert ladder.in_steps(GROWING, pool, 5 * least) == [0, 1, 2, 3]
+
+    def chosen(seconds, asked):
+        return ladder.in_seconds(GROWING, new_net(pool), pool, seconds, lambda net: 1e-4, taking(took, asked))
+
     table = 1.6 * len(pool.train) * 1e-4
-    whole = table * sum(this.tables(0)) + least * (0.01 + 0.03 + 2 * 0.02 + 0.05)
-    assert this.chosen(None, whole * 1.0001, 1e-4, step) == ([0, 1, 2, 3], pytest.approx(table))
-    assert this.chosen(None, whole * 0.9999, 1e-4, step) == ([0, 1], pytest.approx(table))
-    asked.clear()
-    assert this.chosen(None, least * 0.02, 1e-4, step)[0] == [0, 1]
+    whole = table * sum(costs(pool).tables(0)) + least * (0.01 + 0.03 + 2 * 0.02 + 0.05)
+    assert chosen(whole * 1.0001, []) == ([0, 1, 2, 3], pytest.approx(table))
+    assert chosen(whole * 0.9999, []) == ([0, 1], pytest.approx(table))
+    assert chosen(least * 0.02, asked := [])[0] == [0, 1]
     assert asked == [0, 1]  # later rounds are not timed where earlier ones take all
+
+
+def test_a_small_net_comes_where_time_is_short():
+    pool, least = digits(), 350
+    rounds = (*GROWING, *(replace(each, net=ladder.SMALL) for each in GROWING[:2]))
+    assert ladder.in_steps(rounds, pool, 10) == [0, 1]  # nobody said how fast
+
+    def chosen(seconds):
+        return ladder.in_seconds(rounds, new_net(pool), pool, seconds, {0: 2e-4, 2: 1e-4}.get,
+                                 taking([0.02, 0.06, 0.1, 0.1, 0.005, 0.01], []))
+
+    table = 1.6 * len(pool.train) * 1e-4
+    half = 2 * table + least / 2 * (0.02 + 0.06)
+    assert chosen(half * 1.0001) == ([0, 1], pytest.approx(2 * table))
+    assert chosen(half * 0.9999) == ([4, 5], pytest.approx(table))
+    assert chosen(table) == ([4], pytest.approx(table))  # which has no time for another table
 
 
 # ---- the recipe
@@ -253,7 +276,7 @@ def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
 
 def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "ROUNDS", GROWING)
-    monkeypatch.setattr(ladder.Costs, "chosen", lambda self, steps, seconds, image, step: ([0, 1, 2, 3], 0.01))
+    monkeypatch.setattr(module, "in_seconds", lambda *_: ([0, 1, 2, 3], 0.01))
     run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert len(plan["steps"]) == len(plan["seconds"]) == 4
@@ -268,3 +291,24 @@ def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
     monkeypatch.setattr(ladder, "EPOCHS", 0)
     run("--grown", "", "--steps", 11, "--out", tmp_path / "run")
     assert json.loads((tmp_path / "run" / "plan.json").read_text())["steps"] == [5, 6]
+
+
+def test_a_run_that_is_short_of_time_takes_the_small_net_and_says_so(tmp_path, monkeypatch, capsys):
+    small = tuple(replace(each, net=ladder.SMALL) for each in GROWING[:2])
+    monkeypatch.setattr(module, "ROUNDS", (*GROWING, *small))
+    monkeypatch.setattr(rapid.Rapid, "_names", NETS)
+    monkeypatch.setattr(ladder, "SHORT", 1e6)
+    run("--net", "auto", "--minutes", 0.02, "--out", tmp_path / "run")
+    assert ("of rapid_4_4_4 (--net takes another), in which there are no test images: these are read in the end; 4 of "
+            "rapid_4_4_8 and rapid_4_8_8 where there is more time: labels between two take about "
+            ) in capsys.readouterr().err
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["net"] == "rapid_4_4_4"
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["rounds"][0] == 4
+    assert sl.open(tmp_path / "run").predict(digits().images.pixels[:3]).probabilities.shape == (3, 10)
+
+
+def test_which_nets_there_are():
+    assert rapid.Rapid()._names == ("rapid_64_128_256", "rapid_64_256_512", "rapid_32_64_128")
+    assert rapid.Rapid("tiny_4", "")._names == ("tiny_4", "", "")
+    assert sum(each.net == ladder.SMALL for each in ladder.ROUNDS) == 6
