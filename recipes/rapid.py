@@ -40,8 +40,9 @@ either net takes about as long. They go by measured steps now; that was not run 
 By the clock, seed 0: --minutes 20 on one core that other work shared had 68.2% of the test images (1,712 steps, 0.23
 PFLOP, 19 minutes; one run); --minutes 10 and 60 on two cores of it were not measured. `ssl-lab train cifar10
 --labels 250 --minutes 28`, with no pretrained net at hand, goes this way by itself: on two cores of an AMD EPYC that
-know no bf16 (0.11 TFLOP/s), seed 0, 932 steps in four rounds, 0.13 PFLOP, 28 minutes: 52.4 56.5 60.9 63.2, refitted
-64.0% of the test images; 64.3 by the mean with their mirror images (`ssl-lab predict --mirror`).
+know no bf16 (0.11 TFLOP/s), seed 0, 932 steps of rapid_64_128_256 in four rounds, 0.13 PFLOP, 28 minutes: 52.4 56.5
+60.9 63.2, refitted 64.0% of the test images; 64.3 by the mean with their mirror images (`ssl-lab predict --mirror`). It
+takes the smaller net in such a time now (below).
 
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
 --minutes 10 on one core, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the same time 46.8 and 43.4.
@@ -75,7 +76,7 @@ but also less time for the labels between rounds, hence more rounds); valid and 
 
 More rounds bring that last net to 67.5 (refitted 67.2) of the validation images, in 1,200 steps and 0.14 PFLOP in all;
 rapid_64_128_256 that begins anew with its labels has 67.9 (67.4) after 460 steps, 0.15 PFLOP in all. At the 0.29 PFLOP
-of the first table the small net was not tried: --net auto takes it below three quarters of that.
+of the first table the small net was not tried: --net auto takes it below 0.6 of those steps.
 
 What did not help its first round of 700 steps (split 100; head and refitted 52.6, 55.3), at as many operations: batches
 of 128 images 49.9, 52.3, or of 512, 50.3, 53.4; crops of 16 px 48.3, 51.6; temperature 0.3, 50.8, 53.9; --lr 0.05,

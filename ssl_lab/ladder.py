@@ -15,7 +15,7 @@ FORWARDS = 3  # that a row with gradient costs
 GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
-SHORT = 0.75  # of these, below which the small net takes over: it is ahead where half of them fit, untried where all do
+SHORT = 0.6  # of these, below which the small net takes over: it is ahead where half of them fit, untried where all do
 FIRST, GROWN, SMALL = range(3)  # nets
 
 
@@ -120,8 +120,9 @@ def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, s
     """Which of the rounds there are, and the seconds that the first table is thought to take.
 
     Those of the first net, and of the second, if each has 350 steps and 2 epochs; else as many of the first one's as
-    leave most of the time for training, or, if not even three quarters of these steps fit into all of them, of the small one's.
-    image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
+    leave most of the time for training, or of the small one's, if all of the first one's do not even have 0.6
+    of these steps. image: net -> seconds of an image's way through it. step: number -> seconds of a step of
+    that round.
     """
     first, grown, small = _of_nets(rounds)
 
@@ -132,11 +133,13 @@ def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, s
         these, each = costs(numbers)
         return these.enough(seconds, share * _least(pool), each, lambda number: step(numbers[number]))
 
-    everything = enough(first + grown, 1.0)
-    numbers = first + grown if everything else small if small and not enough(first, SHORT) else first
+    if enough(first + grown, 1.0):
+        these, each = costs(first)
+        return first + grown, these.table(each)
+    numbers = small if small and not enough(first, SHORT) else first
     these, each = costs(numbers)
     table = these.table(each)
-    return numbers if everything else [numbers[n] for n in affordable(len(numbers), seconds, table)], table
+    return [numbers[place] for place in affordable(len(numbers), seconds, table)], table
 
 
 def _of_nets(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:

@@ -165,7 +165,7 @@ def test_a_small_net_comes_where_time_is_short():
                                  taking([0.02, 0.06, 0.1, 0.1, 0.005, 0.01], []))
 
     table = 1.6 * len(pool.train) * 1e-4
-    short = 2 * table + 0.75 * least * (0.02 + 0.06)
+    short = 2 * table + 0.6 * least * (0.02 + 0.06)
     assert chosen(short * 1.0001) == ([0, 1], pytest.approx(2 * table))
     assert chosen(short * 0.9999) == ([4, 5], pytest.approx(table))
     assert chosen(table) == ([4], pytest.approx(table))  # which has no time for another table
