@@ -7,9 +7,8 @@ A wide and shallow net with whitened first filters, trained by Muon on crops of 
 in the averaged net's features and a probe on them label the images that they are surest of, and the next round learns
 from these too. Where there is time, a second, wider net (--grown) begins anew with these labels, and goes on in rounds
 of its own; where there is little, a net of half the width takes the place of both. In the end the head is refitted on
-the labels. `ssl_lab/ladder.py` has the rounds; `ssl-lab train --recipe
-rapid` goes this way too. The nets' shape and optimizer come from speed-runs that were tuned on fully labeled CIFAR-10
-(arXiv 2404.00498).
+the labels. `ssl_lab/ladder.py` has the rounds; `ssl-lab train --recipe rapid` goes this way too. The nets' shape and
+optimizer come from speed-runs that were tuned on fully labeled CIFAR-10 (arXiv 2404.00498).
 
 CIFAR-10, 250 labels, six rounds of 380 steps (--steps 2280), accuracy (%) on 5,000 validation images of split 100 and,
 at the end, on the test images; one run each, on one core of an Intel Xeon whose other core was busy:
@@ -42,7 +41,7 @@ PFLOP, 19 minutes; one run); --minutes 10 and 60 on two cores of it were not mea
 --labels 250 --minutes 28`, with no pretrained net at hand, goes this way by itself: on two cores of an AMD EPYC that
 know no bf16 (0.11 TFLOP/s), seed 0, 932 steps of rapid_64_128_256 in four rounds, 0.13 PFLOP, 28 minutes: 52.4 56.5
 60.9 63.2, refitted 64.0% of the test images; 64.3 by the mean with their mirror images (`ssl-lab predict --mirror`). It
-takes the smaller net in such a time now (below).
+takes the net of half the width in such a time now (below).
 
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
 --minutes 10 on one core, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the same time 46.8 and 43.4.
@@ -65,8 +64,8 @@ Without one of its parts, a first round of 250 steps (0.02 PFLOP, 6 to 8 CPU min
     rapid_32_64_128 in its place, in 700 steps (6 minutes)     52.6  55.3
 
 Of split 101, that last one has 55.4 and 57.3, and all of it 52.3 and 54.9. So where minutes are few, the net of half
-the width does better, by the clock too: one core of an EPYC each, side by side (it takes fewer operations in a second,
-but also less time for the labels between rounds, hence more rounds); valid and test after refitting, one run each:
+the width does better, by the clock too: one core of an EPYC each, side by side (labels between rounds take it a third
+of the time, hence there are more rounds); valid and test after refitting, one run each:
 
     --seed, --minutes  --net             PFLOP  the rounds' nets               valid  test
     100, 20            rapid_64_128_256  0.043  50.3 53.1                       56.5  55.8

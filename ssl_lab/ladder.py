@@ -16,6 +16,7 @@ GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and p
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
 SHORT = 0.6  # of these, below which the small net takes over: it is ahead where half of them fit, untried where all do
+QUICK = 0.5  # of the first net's time for a step: a small net that takes more, as on a GPU, gains nothing
 FIRST, GROWN, SMALL = range(3)  # nets
 
 
@@ -120,9 +121,9 @@ def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, s
     """Which of the rounds there are, and the seconds that the first table is thought to take.
 
     Those of the first net, and of the second, if each has 350 steps and 2 epochs; else as many of the first one's as
-    leave most of the time for training, or of the small one's, if all of the first one's do not even have 0.6
-    of these steps. image: net -> seconds of an image's way through it. step: number -> seconds of a step of
-    that round.
+    leave most of the time for training, or of the small one's, if all of the first one's do not even have 0.6 of these
+    steps, and a step of the small one takes at most half as long. image: net -> seconds of an image's way through it.
+    step: number -> seconds of a step of that round.
     """
     first, grown, small = _of_nets(rounds)
 
@@ -136,7 +137,8 @@ def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, s
     if enough(first + grown, 1.0):
         these, each = costs(first)
         return first + grown, these.table(each)
-    numbers = small if small and not enough(first, SHORT) else first
+    short = small and not enough(first, SHORT) and step(small[0]) <= QUICK * step(first[0])
+    numbers = small if short else first
     these, each = costs(numbers)
     table = these.table(each)
     return [numbers[place] for place in affordable(len(numbers), seconds, table)], table

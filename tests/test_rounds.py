@@ -160,14 +160,15 @@ def test_a_small_net_comes_where_time_is_short():
     rounds = (*GROWING, *(replace(each, net=ladder.SMALL) for each in GROWING[:2]))
     assert ladder.in_steps(rounds, pool, 10) == [0, 1]  # nobody said how fast
 
-    def chosen(seconds):
+    def chosen(seconds, small=0.01):
         return ladder.in_seconds(rounds, new_net(pool), pool, seconds, {0: 2e-4, 2: 1e-4}.get,
-                                 taking([0.02, 0.06, 0.1, 0.1, 0.005, 0.01], []))
+                                 taking([0.02, 0.06, 0.1, 0.1, small, 0.02], []))
 
     table = 1.6 * len(pool.train) * 1e-4
     short = 2 * table + 0.6 * least * (0.02 + 0.06)
     assert chosen(short * 1.0001) == ([0, 1], pytest.approx(2 * table))
     assert chosen(short * 0.9999) == ([4, 5], pytest.approx(table))
+    assert chosen(short * 0.9999, small=0.011) == ([0, 1], pytest.approx(2 * table))  # no quicker than it is worth
     assert chosen(table) == ([4], pytest.approx(table))  # which has no time for another table
 
 
@@ -298,6 +299,7 @@ def test_a_run_that_is_short_of_time_takes_the_small_net_and_says_so(tmp_path, m
     monkeypatch.setattr(module, "ROUNDS", (*GROWING, *small))
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
     monkeypatch.setattr(ladder, "SHORT", 1e6)
+    monkeypatch.setattr(ladder, "QUICK", 1e6)
     run("--net", "auto", "--minutes", 0.02, "--out", tmp_path / "run")
     assert ("of rapid_4_4_4 (--net takes another), in which there are no test images: these are read in the end; 4 of "
             "rapid_4_4_8 and rapid_4_8_8 where there is more time: labels between two take about "
