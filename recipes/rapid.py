@@ -44,7 +44,9 @@ know no bf16 (0.11 TFLOP/s), seed 0, 932 steps of rapid_64_128_256 in four round
 takes the net of half the width in such a time now (below).
 
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
---minutes 10 on one core, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the same time 46.8 and 43.4.
+--minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the
+same time 46.8 and 43.4. With --minutes 8.5, on one core of the EPYC that other work shared: 44.6 and 41.9 by the net of
+half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: it evaluated most of the time).
 
 More short rounds of the same net gain less and less: after those of the second line 68.2 69.3 69.8 69.9 70.6 71.2 (of
 24 px, shares 0.85 and 0.9; 0.63 PFLOP, refitted 71.2, test 70.9). The wider net that began anew with the labels of the
