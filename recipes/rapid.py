@@ -46,7 +46,7 @@ takes the net of half the width in such a time now (below).
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
 --minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the
 same time 46.8 and 43.4. With --minutes 8.5, on one core of the EPYC that other work shared: 44.6 and 41.9 by the net of
-half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: it evaluated most of the time).
+half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: evaluations took most of its rounds).
 
 More short rounds of the same net gain less and less: after those of the second line 68.2 69.3 69.8 69.9 70.6 71.2 (of
 24 px, shares 0.85 and 0.9; 0.63 PFLOP, refitted 71.2, test 70.9). The wider net that began anew with the labels of the
@@ -77,7 +77,8 @@ of the time, hence there are more rounds); valid and test after refitting, one r
 
 More rounds bring that last net to 67.5 (refitted 67.2) of the validation images, in 1,200 steps and 0.14 PFLOP in all;
 rapid_64_128_256 that begins anew with its labels has 67.9 (67.4) after 460 steps, 0.15 PFLOP in all. At the 0.29 PFLOP
-of the first table the small net was not tried: --net auto takes it below 0.6 of those steps.
+of the first table the small net was not tried. --net auto takes it below 0.6 of those steps, which is a judgment: in 40
+minutes the wide one's six rounds would have a quarter.
 
 What did not help its first round of 700 steps (split 100; head and refitted 52.6, 55.3), at as many operations: batches
 of 128 images 49.9, 52.3, or of 512, 50.3, 53.4; crops of 16 px 48.3, 51.6; temperature 0.3, 50.8, 53.9; --lr 0.05,

@@ -15,8 +15,8 @@ FORWARDS = 3  # that a row with gradient costs
 GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
-SHORT = 0.6  # of these, below which the small net takes over: it is ahead where half of them fit, untried where all do
-QUICK = 0.5  # of the first net's time for a step: a small net that takes more, as on a GPU, gains nothing
+SHORT = 0.6  # of these, below which the small net takes over: it is ahead where a quarter fits, untried where all do
+QUICK = 0.5  # of the first net's time for a step, that the small one takes at most: on a CPU 0.3
 FIRST, GROWN, SMALL = range(3)  # nets
 
 

@@ -94,11 +94,16 @@ class Plan:
         return self.net in PRETRAINED or self.pretrained or self.weights is not None or _is_stored(self.net)
 
     @property
+    def _by_time(self) -> bool:
+        """Whether the minutes decide which net it is."""
+        return self.recipe == "rapid" and self.net == Rapid.net
+
+    @property
     def name(self) -> str:
         if self.recipe == "scratch":
             return f"{self.net} trained by {self.method}"
         if self.recipe == "rapid":
-            return f"{'a net' if self.net == Rapid.net else self.net} trained in short rounds"
+            return f"{'a net' if self._by_time else self.net} trained in short rounds"
         if self.recipe == "finetune":
             return f"{self.net} fine-tuned by {self.method}"
         if self.recipe == "ensemble":
@@ -116,7 +121,7 @@ class Plan:
     def flags(self) -> str:
         """Of `ssl-lab train`."""
         method = None if self.recipe in ("ensemble", "rapid") else self.method
-        net = None if self.recipe == "rapid" and self.net == Rapid.net else self.net
+        net = None if self._by_time else self.net
         return flags({"recipe": self.recipe, "net": net, "method": method, "image-size": self.image_size,
                       "weights": self.weights, "pretrained": self.pretrained or None})
 
@@ -158,7 +163,7 @@ class Plan:
         elif self.recipe == "scratch":
             preset = presets.preset(get(self.method).name, pool.name, "short")
             presets.build(self.method, self.build(pool, seed), pool, {}, preset.arguments)
-        elif self.net != Rapid.net:
+        elif not self._by_time:
             self.build(pool, seed)
 
 
