@@ -68,6 +68,10 @@ class Costs:
         """An image's way through the net of a round."""
         return self._flops(self.rounds[number].net)
 
+    def images(self, number: int) -> list[float]:
+        """An image's way through the nets of this round and later ones, as multiples of that of the round before."""
+        return [self.image(each) / self.image(max(0, number - 1)) for each in range(number, len(self.rounds))]
+
     def embedding(self, number: int) -> int:
         """The features of all training images by the net of a round."""
         return self._embedded() * self.image(number)

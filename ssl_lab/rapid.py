@@ -51,7 +51,7 @@ class Rapid:
 
         trainer: further arguments of the rounds' `Trainer`.
         """
-        usual: dict[str, Any] = {"evaluations": 2, "callbacks": [ShowProgress()]} | trainer
+        usual: dict[str, Any] = {"callbacks": [ShowProgress()]} | trainer
         names, techniques = self._names, trainer.get("techniques", ())
 
         def of_round(steps: int | None, minutes: float | None, folder: Path, peak: float) -> Trainer:
@@ -59,8 +59,9 @@ class Rapid:
                            resume="auto", config=config, **usual)
 
         ladder = [each for each in rounds.ROUNDS if names[each.net]]
-        return rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, ladder,
-                             steps, minutes, self.view, seed, config or {}).fit(pool, runtime, resume is not None)
+        of_it = rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, ladder,
+                              steps, minutes, self.view, seed, not usual["callbacks"], config or {})
+        return of_it.fit(pool, runtime, resume is not None)
 
     @property
     def _names(self) -> tuple[str, str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +50,7 @@ class Rounds:
     -> the trainer of a round. steps or minutes: of all rounds together. A decision about lengths is recorded in
     plan.json before it is acted on, and every round and table is read from the disk by the next, so that a run that was
     killed goes on as if it had not been.
-    config: to record.
+    quiet: whether it does not say how each round ended. config: to record.
     """
 
     out: Path
@@ -60,6 +61,7 @@ class Rounds:
     minutes: float | None = None
     views: Sequence[str] = ()
     seed: int = 0
+    quiet: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
     _timed: dict[tuple[int, int], float] = field(default_factory=dict, init=False)
 
@@ -79,12 +81,14 @@ class Rounds:
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
             self._choose(pool, runtime)
-            blind = replace(pool, test=pool.test[:0])
+            blind = replace(pool, valid=pool.valid[:0], test=pool.test[:0])  # so that rounds take what steps take
             for number in range(len(self.rounds)):
                 if not (self._folder(number) / "summary.json").exists():
                     self._round(number, blind, runtime)
                 if number == len(self.plan["steps"]):  # the first one's, of a run by the clock
                     self._decide(steps=[*self.plan["steps"], _recorded(self._folder(number))])
+                if number == len(self.plan["measured"]):
+                    self._measure(number, pool, runtime)
             return self._finish(pool, runtime)
 
     def _plan(self, pool: Pool) -> dict[str, Any]:
@@ -93,7 +97,7 @@ class Rounds:
             plan: dict[str, Any] = json.loads(path.read_text())
             check_same(plan["config"], json.loads(json.dumps(now)), self.out)
             return plan
-        plan = {"config": now, "spent": 0.0, "steps": [], "propagating": []}
+        plan = {"config": now, "spent": 0.0, "steps": [], "propagating": [], "measured": [], "measuring": 0.0}
         write_text(path, json.dumps(plan) + "\n")
         return plan
 
@@ -107,7 +111,8 @@ class Rounds:
                 image = cache(lambda net: seconds_to_embed(self.new(net), pool, runtime))
                 step = partial(self._seconds, pool=pool)
                 chosen, table = in_seconds(self.rounds, self.new, pool, 60 * self.minutes, image, step)
-                self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen])
+                self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen],
+                             measuring=len(pool.valid) * image(self.rounds[chosen[0]].net))
         every, self.rounds = self.rounds, [self.rounds[number] for number in self.plan["rounds"]]
         self.costs = Costs(self.rounds, self.new, pool)
         most = [each for each in every if each.net != SMALL]
@@ -158,6 +163,23 @@ class Rounds:
         seed = seed_of(self.seed, "round", number) % 2**31 if number else self.seed  # other draws in each round
         replace(self.trainer(steps, minutes, folder, this.peak), seed=seed).fit(method, pool, LABELED, UNLABELED)
 
+    def _measure(self, number: int, pool: Pool, runtime: Runtime) -> None:
+        """Says how a round ended: its net on the validation images, where there are any."""
+        start, found = time.perf_counter(), ""
+        accuracy = self._accuracy(number, pool, pool.valid, runtime) if len(pool.valid) else None
+        self._decide(measured=[*self.plan["measured"], accuracy], measuring=time.perf_counter() - start)
+        if accuracy is not None:
+            found = f"valid {accuracy:.1%}, "
+        if not self.quiet:
+            print(f"round {number + 1} of {len(self.rounds)}: {self.plan['steps'][number]} steps, {found}"
+                  f"{self.plan['spent']:.0f} s in all", file=sys.stderr)
+
+    def _accuracy(self, number: int, pool: Pool, rows: evaluate.IntArray, runtime: Runtime) -> float:
+        """Of a round's averaged net."""
+        place(net := self.new(self.rounds[number].net), runtime.device)
+        self._load(net, number)
+        return evaluate.accuracy(net, pool, rows, runtime)
+
     def _method(self, this: Round, net: Net, table: torch.Tensor | None) -> LabeledSimCLR:
         method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
         method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
@@ -195,7 +217,8 @@ class Rounds:
         each, costs = self.plan["seconds"], [a * b for a, b in zip(lengths, self.plan["seconds"], strict=True)]
         spent = self.plan["spent"] + time.perf_counter() - self.begun
         tables = self.plan["propagating"][-1] * sum(self.costs.tables(number))
-        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - tables)
+        measuring = self.plan["measuring"] * sum(self.costs.images(number))
+        left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - tables - measuring)
         mine = left * costs[number] / sum(costs[number:])
         if not number:
             return None, max(mine, 0.1) / 60  # a step at least
@@ -207,28 +230,29 @@ class Rounds:
     def _finish(self, pool: Pool, runtime: Runtime) -> tuple[Net, dict[str, Any]]:
         """Refits the head on the labels, and measures once: each round's net, and the last one with its new head."""
         predicted = dict[str, evaluate.Predictions]()
-        split, rows = ("valid", pool.valid) if len(pool.valid) else ("test", pool.test)
-        curve, folder = [], RunFolder(self.out)
-        for number, each in enumerate(self.rounds):
-            place(net := self.new(each.net), runtime.device)
-            self._load(net, number)
-            curve += [evaluate.accuracy(net, pool, rows, runtime)] if len(rows) else []
+        split = "valid" if len(pool.valid) else "test"
+        curve, folder = self.plan["measured"], RunFolder(self.out)
+        if not len(pool.valid):
+            measured = range(len(self.rounds)) if len(pool.test) else ()
+            curve = [self._accuracy(number, pool, pool.test, runtime) for number in measured]
+        place(net := self.new(self.rounds[-1].net), runtime.device)
+        self._load(net, len(self.rounds) - 1)
         config = {**self.config, "net": net.name, "steps": sum(self.plan["steps"]), "minutes": None}
         folder.begin(config, pool.manifest(), 0)
         write_inventory(self.out, inventory(pool))
         probe_head(net, pool, runtime)
-        measured: dict[str, float] = {}
+        ends: dict[str, float] = {}
         for name, part in (("valid", pool.valid), ("test", pool.test)):
             if len(part):
                 found = evaluate.scores(net, pool, part, runtime, partial(predicted.__setitem__, name))
-                measured |= {f"{name}_{key}": value for key, value in found.items()}
+                ends |= {f"{name}_{key}": value for key, value in found.items()}
         self._decide()
         images = sum(self.plan["steps"]) * (LABELED + UNLABELED)
         summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                    "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
                    "images": images, "images_per_second": round(images / self.plan["spent"], 1),
                    "pflop": round(self.costs.total(self.plan["steps"]) / 1e15, 4), "valid_accuracy": None,
-                   "test_accuracy": None, **measured,
+                   "test_accuracy": None, **ends,
                    f"{split}_accuracy_of_rounds": curve,
                    "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",
                    "precision": runtime.precision, "device": str(runtime.device), "split": pool.manifest()["hash"],

@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -127,6 +128,8 @@ def test_costs_are_counted():
     assert this.tables(0) == pytest.approx([1, 1, (flops[2] / flops[0] + 0.6) / 1.6])
     assert this.tables(1) == this.tables(0)[1:]
     assert this.tables(3) == []
+    assert this.images(0) == pytest.approx([1, 1, flops[2] / flops[0], flops[2] / flops[0]])
+    assert this.images(3) == [1]
     assert this.total([1, 2, 3, 4]) == sum(
         count * this.step(number) for number, count in enumerate((1, 2, 3, 4))) + sum(map(this.embedding, (0, 1, 2)))
 
@@ -227,6 +230,48 @@ def test_a_run_predicts_and_resumes_between_rounds_and_amid_one(tmp_path, capsys
         run("--steps", 7, "--out", other)
     with pytest.raises(UsageError, match="started with other settings"):
         run("--steps", 7, "--lr", 0.5, "--out", other, "--resume", "auto")
+
+
+def test_validation_images_are_measured_between_rounds_and_take_no_time_of_theirs(tmp_path, capsys, monkeypatch):
+    whole, other = tmp_path / "whole", tmp_path / "other"
+    run("--steps", 7, "--valid", 100, "--out", whole)
+    summary = json.loads((whole / "summary.json").read_text())
+    pool = sl.load("digits").split(labels=40, valid=100, seed=0)
+    for number, accuracy in enumerate(summary["valid_accuracy_of_rounds"]):
+        folder = whole / f"round-{number}"
+        net = sl.net("rapid_4_4_8", pool.class_names, pool.style, weights=folder / "model.safetensors")
+        assert sl.accuracy(net, pool, pool.valid, CPU) == pytest.approx(accuracy)
+        assert json.loads((folder / "summary.json").read_text())["valid_accuracy"] is None
+    printed = capsys.readouterr().err
+    for number, steps, accuracy in zip((1, 2), (3, 4), summary["valid_accuracy_of_rounds"], strict=True):
+        assert f"round {number} of 2: {steps} steps, valid {accuracy:.1%}, " in printed
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    measure = module.Rounds._accuracy
+    monkeypatch.setattr(module.Rounds, "_accuracy", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run("--steps", 7, "--valid", 100, "--out", other)
+    monkeypatch.setattr(module.Rounds, "_accuracy", measure)
+    run("--steps", 7, "--valid", 100, "--out", other, "--resume", "auto")
+    assert weights(other) == weights(whole)
+    assert json.loads((other / "plan.json").read_text())["measured"] == summary["valid_accuracy_of_rounds"]
+
+
+def test_time_for_measuring_is_kept_free(tmp_path):
+    pool = digits()
+    this = module.Rounds(tmp_path, new_net(pool), None, GROWING[:2], minutes=1.0)
+    this.costs = costs(pool, GROWING[:2])
+    this.costs.tables(0), this.costs.images(0)  # counts operations, once
+
+    def minutes(measuring):
+        this.begun = time.perf_counter()
+        this.plan = {"steps": [], "seconds": [0.01, 0.03], "spent": 0.0, "propagating": [4.0], "measuring": measuring}
+        return this._length(0, tmp_path, pool)[1]
+
+    assert minutes(0.0) == pytest.approx((57.6 - 4) / 4 / 60, rel=1e-3)
+    assert minutes(5.0) == pytest.approx((57.6 - 4 - 2 * 5) / 4 / 60, rel=1e-3)
 
 
 def test_minutes_become_steps_that_a_resumed_run_keeps(tmp_path, monkeypatch):
