@@ -11,6 +11,7 @@ from torch import nn
 
 from ssl_lab.batch import At, Batch, Loss, Rows, Style
 from ssl_lab.data import Pool
+from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, FixMatch, Method, Supervised, Views
 from ssl_lab.nets import Net, net
 from ssl_lab.presets import build
@@ -223,3 +224,13 @@ def test_two_names_with_one_factory_are_two_draws(digits):
     batch = feed(At(0, 1))
     assert not torch.equal(batch.unlabeled["a"], batch.unlabeled["b"])
     assert len(batch.labeled) == 0
+
+
+@pytest.mark.parametrize("name", ["supervised", "fixmatch", "labeled_simclr", "simclr", "byol"])
+def test_a_net_learns_from_one_method_to_the_next(name, digits):
+    simclr = build("simclr", net("tiny_4", classes=digits.class_names, style=digits.style), digits, {})
+    assert not any(p.requires_grad for p in simclr.net.head.parameters())
+    method = build(name, simclr.net, digits, {})
+    assert all(p.requires_grad for p in method.net.head.parameters()) == method.classifies
+    with pytest.raises(UsageError, match="none of the weights of this tiny_4 learns, as in the averaged net"):
+        build(name, simclr.predictor(), digits, {})

@@ -67,8 +67,12 @@ class Method(nn.Module):
     declared on the class, or set on the instance where it depends on arguments.
 
     Args:
-        net: the net that learns.
+        net: the net that learns. Where the method classifies, a head that no longer learns, as pretraining leaves it,
+            learns again.
         ema: decay of the averaged weights (0 evaluates the plain net).
+
+    Raises:
+        UsageError: where none of the net's weights learns.
 
     >>> class Entropy(sl.Method):  # to be minimized, beside cross-entropy
     ...     name, family, paper, arxiv, recipe = "entropy", "consistency", "Grandvalet and Bengio 2004", "", ""
@@ -94,6 +98,14 @@ class Method(nn.Module):
 
     def __init__(self, net: Net, ema: Scalar = 0.999) -> None:
         super().__init__()
+        if not any(p.requires_grad for p in net.parameters()):
+            raise UsageError(f"none of the weights of this {net.name} learns, as in the averaged net that predictor() "
+                             "gives: load its state_dict() into another net, or take sl.net(..., weights=...) with the "
+                             "folder of its run")
+        heads = [part.head for part in net.modules() if isinstance(part, Net) and hasattr(part, "head")]
+        for head in heads if self.classifies else []:  # several nets in one have one each
+            if not any(p.requires_grad for p in head.parameters()):
+                head.requires_grad_(True)
         self.net = net
         self.ema = Ema(net, ema, warm_up=10)  # also short runs are to forget their first steps
 

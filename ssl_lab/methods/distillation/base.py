@@ -52,9 +52,9 @@ class Distillation(Method):
 
     def __init__(self, net: Net, teacher: Net | Teacher, weight: Scalar, labeled: Scalar = 1.0,
                  view: ViewFactory = Weak, ema: Scalar = 0.999) -> None:
-        super().__init__(net, ema)
         if any(module is net for module in teacher.modules()):
             raise UsageError("the teacher is the net that learns; give a copy of it")
+        super().__init__(net, ema)
         self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
         self.weight, self.labeled = weight, labeled
         self.classifies = self.reads != "features" or labeled != 0
