@@ -15,8 +15,7 @@ FORWARDS = 3  # that a row with gradient costs
 GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
-SHORT = 0.6  # of these, below which the small net takes over: it is ahead where a quarter fits, untried where all do
-QUICK = 0.5  # of the first net's time for a step, that the small one takes at most: on a CPU 0.3
+QUICK = 0.5  # of the first net's time for a step, that the small one takes at most to go before it: on a CPU 0.3
 FIRST, GROWN, SMALL = range(3)  # nets
 
 
@@ -36,12 +35,16 @@ class Round:
     length: float = 1.0
 
 
-_ROUNDS = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6), Round(crop=24, share=0.7),
-           Round(crop=24, share=0.8), Round(crop=24, share=0.8))
-ROUNDS = (*_ROUNDS, Round(crop=24, share=0.85, peak=1.0, ema=0.99, net=GROWN, length=2),
-          *[Round(crop=24, share=0.9, net=GROWN)] * 6, *(replace(each, net=SMALL) for each in _ROUNDS))
-"""Of the first net and then the second, chosen on one split of CIFAR-10 with 250 labels; and of a small one in place of
-both, where time is short."""
+_BEGINNING = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6),
+              Round(crop=24, share=0.7), Round(crop=24, share=0.8), Round(crop=24, share=0.8))
+_ANEW = Round(crop=24, share=0.85, peak=1.0, ema=0.99)
+_GROWN = (replace(_ANEW, net=GROWN, length=2), *[Round(crop=24, share=0.9, net=GROWN)] * 6)
+LONG = (*_BEGINNING, *_GROWN)
+"""Of the first net and then the second, chosen on one split of CIFAR-10 with 250 labels."""
+SHORT = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
+         *[Round(crop=24, share=0.9)] * 2, *_GROWN)
+"""Of a small net and then the same two, from the beginning to where time ends, if it does not suffice for all of LONG;
+chosen on two splits."""
 
 
 def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
@@ -113,50 +116,48 @@ class Costs:
         return True
 
 
-def in_steps(rounds: Sequence[Round], pool: Pool, steps: int) -> list[int]:
+def in_steps(long: Sequence[Round], pool: Pool, steps: int) -> list[int]:
     """Which of the rounds there are: those of the first net, and of the second, if each has 350 steps and 2 epochs."""
-    first, grown, _ = _of_nets(rounds)
-    least = _least(pool) * sum(rounds[number].length for number in first + grown)
-    return first + grown if steps >= least else first
+    least = _least(pool) * sum(each.length for each in long)
+    return [*range(len(long))] if steps >= least else _of_net(FIRST, long)
 
 
-def in_seconds(rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
+def in_seconds(long: Sequence[Round], short: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
                image: Callable[[int], float], step: Callable[[int], float]) -> tuple[list[int], float]:
-    """Which of the rounds there are, and the seconds that the first table is thought to take.
+    """Which of the rounds there are, of (*long, *short), and the seconds that the first table is thought to take.
 
-    Those of the first net, and of the second, if each has 350 steps and 2 epochs; else as many of the first one's as
-    leave most of the time for training, or of the small one's, if all of the first one's do not even have 0.6 of these
-    steps, and a step of the small one takes at most half as long. image: net -> seconds of an image's way through it.
-    step: number -> seconds of a step of that round.
+    All of the long ones, if each has 350 steps and 2 epochs. Else, if a step of the small net takes at most half as
+    long as one of the first, as many of the short ones as have that, from the beginning. Where not even the small net's
+    rounds and one more have it, and otherwise, of this net's or the first one's rounds as many as leave most of the
+    time for training.
+    image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
     """
-    first, grown, small = _of_nets(rounds)
+    rounds, first, small = (*long, *short), _of_net(FIRST, long), _of_net(SMALL, (*long, *short))
 
-    def costs(numbers: Sequence[int]) -> tuple[Costs, float]:
-        return Costs([rounds[each] for each in numbers], new, pool), image(rounds[numbers[0]].net)
+    def table(numbers: Sequence[int]) -> float:
+        return Costs([rounds[each] for each in numbers], new, pool).table(image(rounds[numbers[0]].net))
 
-    def enough(numbers: Sequence[int], share: float) -> bool:
-        these, each = costs(numbers)
-        return these.enough(seconds, share * _least(pool), each, lambda number: step(numbers[number]))
+    def enough(numbers: Sequence[int]) -> bool:
+        costs = Costs([rounds[each] for each in numbers], new, pool)
+        return costs.enough(seconds, _least(pool), image(rounds[numbers[0]].net), lambda each: step(numbers[each]))
 
-    if enough(first + grown, 1.0):
-        these, each = costs(first)
-        return first + grown, these.table(each)
-    short = small and not enough(first, SHORT) and step(small[0]) <= QUICK * step(first[0])
-    numbers = small if short else first
-    these, each = costs(numbers)
-    table = these.table(each)
-    return [numbers[place] for place in affordable(len(numbers), seconds, table)], table
+    if enough(everything := [*range(len(long))]):
+        return everything, table(everything)
+    least = first
+    if small and step(small[0]) <= QUICK * step(first[0]):
+        least = small
+        for end in range(len(rounds), small[-1] + 1, -1):
+            if enough(these := [*range(len(long), end)]):
+                return these, table(these)
+    return [least[place] for place in affordable(len(least), seconds, table(least))], table(least)
 
 
-def _of_nets(rounds: Sequence[Round]) -> tuple[list[int], list[int], list[int]]:
-    """The numbers of the rounds of each net."""
-    first, grown, small = ([number for number, each in enumerate(rounds) if each.net == net]
-                           for net in (FIRST, GROWN, SMALL))
-    return first, grown, small
+def _of_net(net: int, rounds: Sequence[Round]) -> list[int]:
+    return [number for number, each in enumerate(rounds) if each.net == net]
 
 
 def _least(pool: Pool) -> int:
-    """Steps of a round, below which a second net does not pay."""
+    """Steps of a round, below which another net does not pay."""
     return max(LEAST, EPOCHS * len(pool.unlabeled) // UNLABELED)
 
 

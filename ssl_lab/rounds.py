@@ -28,7 +28,7 @@ from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import FIRST, LABELED, ROUNDS, SMALL, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
+from ssl_lab.ladder import FIRST, LABELED, LONG, SHORT, SMALL, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
@@ -36,7 +36,7 @@ from ssl_lab.nets.weights import load_net, whole_net
 from ssl_lab.notes import once
 from ssl_lab.seeds import seed_of
 
-__all__ = ["ROUNDS", "Round", "Rounds", "said"]
+__all__ = ["LONG", "SHORT", "Round", "Rounds", "said"]
 
 LAST = 0.04  # of the time, for refitting the head and testing
 PLAN = "plan.json"
@@ -47,16 +47,17 @@ class Rounds:
     """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
 
     new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, peak)
-    -> the trainer of a round. steps or minutes: of all rounds together. A decision about lengths is recorded in
-    plan.json before it is acted on, and every round and table is read from the disk by the next, so that a run that was
-    killed goes on as if it had not been.
-    quiet: whether it does not say how each round ended. config: to record.
+    -> the trainer of a round. rounds, short: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
+    whether it does not say how each round ended. config: to record.
+    A decision about lengths is recorded in plan.json before it is acted on, and every round and table is read from the
+    disk by the next, so that a run that was killed goes on as if it had not been.
     """
 
     out: Path
     new: Callable[[int], Net]
     trainer: Callable[[int | None, float | None, Path, float], Trainer]
     rounds: Sequence[Round]
+    short: Sequence[Round] = ()
     steps: int | None = None
     minutes: float | None = None
     views: Sequence[str] = ()
@@ -76,7 +77,7 @@ class Rounds:
             raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
             make_way(self.out, PLAN)
-        self.rounds = cropped(self.rounds, pool)
+        self.rounds, self.short = cropped(self.rounds, pool), cropped(self.short, pool)
         with alone_in(self.out):
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
@@ -103,19 +104,19 @@ class Rounds:
 
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
         """Which rounds there are."""
+        every, most = (*self.rounds, *self.short), self.rounds
         if "rounds" not in self.plan:
             if self.steps is not None:
                 self._decide(rounds=in_steps(self.rounds, pool, self.steps), propagating=[])
             else:
                 assert self.minutes is not None
                 image = cache(lambda net: seconds_to_embed(self.new(net), pool, runtime))
-                step = partial(self._seconds, pool=pool)
-                chosen, table = in_seconds(self.rounds, self.new, pool, 60 * self.minutes, image, step)
+                step = partial(self._seconds, every, pool)
+                chosen, table = in_seconds(self.rounds, self.short, self.new, pool, 60 * self.minutes, image, step)
                 self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen],
-                             measuring=len(pool.valid) * image(self.rounds[chosen[0]].net))
-        every, self.rounds = self.rounds, [self.rounds[number] for number in self.plan["rounds"]]
+                             measuring=len(pool.valid) * image(every[chosen[0]].net))
+        self.rounds = [every[number] for number in self.plan["rounds"]]
         self.costs = Costs(self.rounds, self.new, pool)
-        most = [each for each in every if each.net != SMALL]
         more, other = "", " (--net takes another)" if self.rounds[0].net == SMALL else ""
         if self.rounds != most:
             more = f"; {len(most)} of {self._names(most)} where there is more time" + (
@@ -127,9 +128,9 @@ class Rounds:
         """Of these rounds' nets."""
         return " and ".join(self.new(net).name for net in dict.fromkeys(each.net for each in rounds))
 
-    def _seconds(self, number: int, pool: Pool) -> float:
+    def _seconds(self, every: Sequence[Round], pool: Pool, number: int) -> float:
         """What a step of a round takes here."""
-        this = self.rounds[number]
+        this = every[number]
         if (this.net, this.crop) not in self._timed:
             trainer = self.trainer(1, None, self._folder(number), this.peak)
             self._timed[this.net, this.crop] = trainer.seconds_of_step(

@@ -63,7 +63,8 @@ def short_rounds(monkeypatch):
     for each in (rounds, ladder):
         monkeypatch.setattr(each, "LABELED", 8)
         monkeypatch.setattr(each, "UNLABELED", 16)
-    monkeypatch.setattr(rounds, "ROUNDS", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
+    monkeypatch.setattr(rounds, "LONG", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
+    monkeypatch.setattr(rounds, "SHORT", ())
 
 
 @pytest.mark.parametrize(("arguments", "kind"), [
