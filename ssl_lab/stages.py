@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,7 +74,7 @@ class Stages:
         for text in (pretrain, distill):
             methods.get(text)
         check_texts(method, settings.view, settings.optimizer, settings.techniques)
-        presets.build(distill, student, pool, {"teacher": Teacher(net)})
+        presets.build(distill, student, pool, {"teacher": Teacher(copy.deepcopy(net))})
         if few is not None:
             by = described(settings.optimizer) if settings.optimizer else SGD()
             learner = presets.build(method, net, few, {}).with_views(*settings.view)

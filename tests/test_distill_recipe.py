@@ -212,6 +212,13 @@ def test_fidelity_to_oneself_is_perfect(nets):
     assert found["cka"] == pytest.approx(1)
 
 
+def test_both_may_go_on_learning_after_they_were_compared():
+    pool = digits()
+    student, teacher = (net("tiny_4", style=pool.style, seed=seed) for seed in (0, 1))
+    fidelity(student, teacher, pool, pool.test[:20], CPU)
+    assert all(p.requires_grad for each in (student, teacher) for p in each.parameters())
+
+
 def test_fidelity_to_stored_logits(nets):
     pool, student, teacher = nets
     stored = StoredLogits(predict(teacher, pool, np.arange(len(pool)), CPU))
@@ -227,8 +234,8 @@ def test_a_comparison_without_images_says_so(nets):
 
 
 def test_stored_logits_refuse_other_views(nets):
-    pool, one, _ = nets
-    method = KD(one, StoredLogits(torch.zeros(len(pool), 10)), view=Eval)
+    pool = nets[0]
+    method = KD(net("tiny_4", style=pool.style), StoredLogits(torch.zeros(len(pool), 10)), view=Eval)
     assert method.with_views("eval") is method
     with pytest.raises(UsageError, match="stored logits are those of images as they are"):
         method.with_views("strong")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 
 import torch
@@ -50,7 +51,7 @@ def fidelity(student: Net, teacher: Net | Teacher, pool: Pool, indices: IntArray
     >>> found["agreement"], round(found["kl"], 6), round(found["cka"], 4)
     (1.0, 0.0, 1.0)
     """
-    frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    frozen = teacher if isinstance(teacher, Teacher) else Teacher(copy.deepcopy(teacher))
     order = slice(None) if student.class_names in (None, pool.class_names) else order_of(
         student.class_names, pool.class_names, f"the student {student.name}")
     if frozen.classifies:
@@ -108,7 +109,7 @@ def compared_to_teacher(student: Net, teacher: Net | Teacher, pool: Pool, runtim
         split, indices = "training", pool.train[:MOST]
     if len(indices) < 2:
         return "no test or validation images to compare student and teacher on"
-    frozen = teacher if isinstance(teacher, Teacher) else Teacher(teacher)
+    frozen = teacher if isinstance(teacher, Teacher) else Teacher(copy.deepcopy(teacher))
     if classifies:
         found = fidelity(student, frozen, pool, indices, runtime)
         lines = [f"fidelity on {len(indices)} {split} images: agreement {found['agreement']:.2%}, KL "

@@ -100,8 +100,8 @@ class Method(nn.Module):
         super().__init__()
         if not any(p.requires_grad for p in net.parameters()):
             raise UsageError(f"none of the weights of this {net.name} learns, as in the averaged net that predictor() "
-                             "gives: load its state_dict() into another net, or take sl.net(..., weights=...) with the "
-                             "folder of its run")
+                             "gives, or in a teacher: load its state_dict() into another net, or take "
+                             "sl.net(..., weights=...) with the folder of its run")
         heads = [part.head for part in net.modules() if isinstance(part, Net) and hasattr(part, "head")]
         for head in heads if self.classifies else []:  # several nets in one have one each
             if not any(p.requires_grad for p in head.parameters()):

@@ -38,7 +38,7 @@ class Teacher(nn.Module):
     the method it moves with it, and is compiled with it. The nets are frozen in place.
 
     Args:
-        nets: one or more, of the same classes.
+        nets: one or more, of the same classes; they learn no more.
         image_size: side, or height and width, to which images are resized on their device.
         classifies: whether the logits mean something; not so of a backbone with a fresh head.
 
