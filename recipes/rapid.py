@@ -46,7 +46,8 @@ begins with the net of half the width in such a time now (below).
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
 --minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the
 same time 46.8 and 43.4. With --minutes 8.5, on one core of the EPYC that other work shared: 44.6 and 41.9 by the net of
-half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: evaluations took most of its rounds).
+half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: evaluations took most of its rounds,
+as they do no more; not run again).
 
 More short rounds of the same net gain less and less: after those of the second line 68.2 69.3 69.8 69.9 70.6 71.2 (of
 24 px, shares 0.85 and 0.9; 0.63 PFLOP, refitted 71.2, test 70.9). The wider net that began anew with the labels of the
@@ -75,19 +76,19 @@ of the time, hence there are more rounds); valid and test after refitting, one r
     101, 40            rapid_64_128_256  0.093  51.9 55.9 60.4                  62.6  62.9
                        rapid_32_64_128   0.090  48.4 51.1 54.7 59.5 63.2 65.7   66.0  65.1
 
-And it is a good beginning for the others. After that last run, of crops of 24 px (PFLOP in all; the net, refitted; of
-split 101's 5,000 validation images, one run each):
+And it is a good beginning for the others. After that last run, by a script of such rounds, of crops of 24 px (PFLOP in
+all; the net, refitted; of split 101's 5,000 validation images, one run each):
 
     600 more steps of it                                          0.12  67.2  67.3
-    rapid_64_128_256 anew with its labels, 460 steps              0.15  67.9  67.4
-    380 more, with labels of its own (shares 0.85, 0.85)          0.21  68.5  69.5
+    rapid_64_128_256 anew with its labels (share 0.85), 460       0.15  67.9  67.4
+    380 more of that, with labels of its own (0.85)               0.21  68.5  69.5
     380 more (0.9)                                                0.26  69.6  70.3
     380 more (0.9)                                                0.32  70.8  72.1
     rapid_64_256_512 anew in its place, 760 steps                 0.31  69.5  70.0
 
 So --net auto goes this way where the minutes do not suffice for all of the thirteen rounds: in 350 steps and more of
 each, with as many of the later ones as there is time for, the wider net's last. Where there is no time for one of them,
-the small net stays alone. By the clock, the whole of that way was not run.
+the small net stays alone. That way was not run by the clock, nor the wider net's rounds at its end.
 
 What did not help its first round of 700 steps (split 100; head and refitted 52.6, 55.3), at as many operations: batches
 of 128 images 49.9, 52.3, or of 512, 50.3, 53.4; crops of 16 px 48.3, 51.6; temperature 0.3, 50.8, 53.9; --lr 0.05,

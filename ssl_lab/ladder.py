@@ -44,7 +44,7 @@ LONG = (*_BEGINNING, *_GROWN)
 SHORT = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
          *[Round(crop=24, share=0.9)] * 2, *_GROWN)
 """Of a small net and then the same two, from the beginning to where time ends, if it does not suffice for all of LONG;
-chosen on two splits."""
+those of the first net were chosen on another split, and the wider one's were not run after them."""
 
 
 def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
@@ -59,6 +59,12 @@ class Costs:
     def __init__(self, rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool) -> None:
         self.rounds, self.new, self.pool = rounds, new, pool
         self._counted: dict[tuple[int, int | None], int] = {}
+
+    def of(self, numbers: Sequence[int]) -> Costs:
+        """Those of some of these rounds, without counting again."""
+        some = Costs([self.rounds[each] for each in numbers], self.new, self.pool)
+        some._counted = self._counted
+        return some
 
     def _flops(self, net: int, side: int | None = None) -> int:
         """Of an image's way through a net, at the pool's size or at another."""
@@ -133,13 +139,14 @@ def in_seconds(long: Sequence[Round], short: Sequence[Round], new: Callable[[int
     image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
     """
     rounds, first, small = (*long, *short), _of_net(FIRST, long), _of_net(SMALL, (*long, *short))
+    costs = Costs(rounds, new, pool)
 
     def table(numbers: Sequence[int]) -> float:
-        return Costs([rounds[each] for each in numbers], new, pool).table(image(rounds[numbers[0]].net))
+        return costs.table(image(rounds[numbers[0]].net))
 
     def enough(numbers: Sequence[int]) -> bool:
-        costs = Costs([rounds[each] for each in numbers], new, pool)
-        return costs.enough(seconds, _least(pool), image(rounds[numbers[0]].net), lambda each: step(numbers[each]))
+        each = image(rounds[numbers[0]].net)
+        return costs.of(numbers).enough(seconds, _least(pool), each, lambda number: step(numbers[number]))
 
     if enough(everything := [*range(len(long))]):
         return everything, table(everything)
