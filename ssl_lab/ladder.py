@@ -39,12 +39,12 @@ _BEGINNING = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Roun
               Round(crop=24, share=0.7), Round(crop=24, share=0.8), Round(crop=24, share=0.8))
 _ANEW = Round(crop=24, share=0.85, peak=1.0, ema=0.99)
 _GROWN = (replace(_ANEW, net=GROWN, length=2), *[Round(crop=24, share=0.9, net=GROWN)] * 6)
-LONG = (*_BEGINNING, *_GROWN)
-"""Of the first net and then the second, chosen on one split of CIFAR-10 with 250 labels."""
-SHORT = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
-         *[Round(crop=24, share=0.9)] * 2, *_GROWN)
-"""Of a small net and then the same two, from the beginning to where time ends, if it does not suffice for all of LONG;
-those of the first net were chosen on another split, and the wider one's were not run after them."""
+PAIR = (*_BEGINNING, *_GROWN)
+"""Of the first net and then the grown one, chosen on one split of CIFAR-10 with 250 labels."""
+TRIO = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
+        *[Round(crop=24, share=0.9)] * 2, *_GROWN)
+"""Of a small net and then the same two, from the beginning to where time ends. Chosen on another split, up to the grown
+net's first round; its others were not run after these."""
 
 
 def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
@@ -122,41 +122,35 @@ class Costs:
         return True
 
 
-def in_steps(long: Sequence[Round], pool: Pool, steps: int) -> list[int]:
-    """Which of the rounds there are: those of the first net, and of the second, if each has 350 steps and 2 epochs."""
-    least = _least(pool) * sum(each.length for each in long)
-    return [*range(len(long))] if steps >= least else _of_net(FIRST, long)
+def in_steps(pair: Sequence[Round], pool: Pool, steps: int) -> list[int]:
+    """Which of the rounds there are: those of the first net, and of the grown, if each has 350 steps and 2 epochs."""
+    least = _least(pool) * sum(each.length for each in pair)
+    return [*range(len(pair))] if steps >= least else _of_net(FIRST, pair)
 
 
-def in_seconds(long: Sequence[Round], short: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
+def in_seconds(pair: Sequence[Round], trio: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
                image: Callable[[int], float], step: Callable[[int], float]) -> tuple[list[int], float]:
-    """Which of the rounds there are, of (*long, *short), and the seconds that the first table is thought to take.
+    """Which of the rounds there are, of (*pair, *trio), and the seconds that the first table is thought to take.
 
-    All of the long ones, if each has 350 steps and 2 epochs. Else, if a step of the small net takes at most half as
-    long as one of the first, as many of the short ones as have that, from the beginning. Where not even the small net's
-    rounds and one more have it, and otherwise, of this net's or the first one's rounds as many as leave most of the
-    time for training.
+    If a step of the small net takes at most half as long as one of the first, those of the trio, from the beginning, as
+    long as each has 350 steps and 2 epochs; else those of the pair, if each of them has that. If the time does not even
+    suffice for one round beyond the small net's, or for all of the pair, of the small or the first net's rounds as many
+    as leave most of it for training.
     image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
     """
-    rounds, first, small = (*long, *short), _of_net(FIRST, long), _of_net(SMALL, (*long, *short))
+    rounds, first, small = (*pair, *trio), _of_net(FIRST, pair), _of_net(SMALL, (*pair, *trio))
     costs = Costs(rounds, new, pool)
-
-    def table(numbers: Sequence[int]) -> float:
-        return costs.table(image(rounds[numbers[0]].net))
-
-    def enough(numbers: Sequence[int]) -> bool:
-        each = image(rounds[numbers[0]].net)
-        return costs.of(numbers).enough(seconds, _least(pool), each, lambda number: step(numbers[number]))
-
-    if enough(everything := [*range(len(long))]):
-        return everything, table(everything)
-    least = first
+    ways, least = [[*range(len(pair))]], first
     if small and step(small[0]) <= QUICK * step(first[0]):
-        least = small
-        for end in range(len(rounds), small[-1] + 1, -1):
-            if enough(these := [*range(len(long), end)]):
-                return these, table(these)
-    return [least[place] for place in affordable(len(least), seconds, table(least))], table(least)
+        ways, least = [[*range(len(pair), end)] for end in range(len(rounds), small[-1] + 1, -1)], small
+    each = image(rounds[least[0]].net)  # with which all ways begin
+    table = costs.table(each)
+
+    def enough(these: Sequence[int]) -> bool:
+        return costs.of(these).enough(seconds, _least(pool), each, lambda number: step(these[number]))
+
+    found = next((these for these in ways if enough(these)), None)
+    return found or [least[place] for place in affordable(len(least), seconds, table)], table
 
 
 def _of_net(net: int, rounds: Sequence[Round]) -> list[int]:

@@ -23,10 +23,10 @@ from ssl_lab.techniques import Technique, prepared
 class Rapid:
     """A wide and shallow net with whitened first filters, trained by Muon in short rounds.
 
-    net: the name of it, or of any other net from scratch; auto: rapid_64_128_256, and where minutes are few
-    rapid_32_64_128 before it or alone. grown: of the later rounds, where there is time for them; empty: none. lr,
-    projector_lr: peaks of the learning rates of filters and projector in the first round. view: texts of views in place
-    of the method's. optimizer: the text of another one. beginning: further arguments of `net`.
+    net: the name of it, or of any other net from scratch; auto: rapid_64_128_256, and by the clock, where its steps are
+    quicker, rapid_32_64_128 before it or alone. grown: of the later rounds, where there is time for them; empty: none.
+    lr, projector_lr: peaks of the learning rates of filters and projector in the first round. view: texts of views in
+    place of the method's. optimizer: the text of another one. beginning: further arguments of `net`.
     """
 
     net: str = "auto"
@@ -40,7 +40,7 @@ class Rapid:
     def worth(self, pool: Pool, runtime: Runtime, minutes: float) -> bool:
         """Whether the first round has enough steps in these minutes here, those of the smallest net."""
         net = self._net(pool, self._names[SMALL] or self.net, 0)
-        costs = Costs(cropped(rounds.LONG[:1], pool), lambda _: net, pool)
+        costs = Costs(cropped(rounds.PAIR[:1], pool), lambda _: net, pool)
         an_operation = seconds_to_embed(net, pool, runtime) / costs.image(0)
         return LEAST * costs.step(0) * an_operation <= 60 * minutes
 
@@ -58,9 +58,9 @@ class Rapid:
             return Trainer(optimizer=self._optimizer(peak), seed=seed, steps=steps, minutes=minutes, out=folder,
                            resume="auto", config=config, **usual)
 
-        long, short = ([each for each in some if names[each.net]] for some in (rounds.LONG, rounds.SHORT))
-        these = rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, long,
-                              short if names[SMALL] else (), steps, minutes, self.view, seed, not usual["callbacks"],
+        pair, trio = ([each for each in some if names[each.net]] for some in (rounds.PAIR, rounds.TRIO))
+        these = rounds.Rounds(out, lambda number: self._net(pool, names[number], seed, techniques), of_round, pair,
+                              trio if names[SMALL] else (), steps, minutes, self.view, seed, not usual["callbacks"],
                               config or {})
         return these.fit(pool, runtime, resume is not None)
 

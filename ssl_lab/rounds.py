@@ -28,7 +28,7 @@ from ssl_lab.features.beliefs import believed
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import FIRST, LABELED, LONG, SHORT, SMALL, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
+from ssl_lab.ladder import FIRST, LABELED, PAIR, SMALL, TRIO, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
@@ -36,7 +36,7 @@ from ssl_lab.nets.weights import load_net, whole_net
 from ssl_lab.notes import once
 from ssl_lab.seeds import seed_of
 
-__all__ = ["LONG", "SHORT", "Round", "Rounds", "said"]
+__all__ = ["PAIR", "TRIO", "Round", "Rounds", "said"]
 
 LAST = 0.04  # of the time, for refitting the head and testing
 PLAN = "plan.json"
@@ -47,7 +47,7 @@ class Rounds:
     """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
 
     new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, peak)
-    -> the trainer of a round. rounds, short: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
+    -> the trainer of a round. rounds, trio: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
     whether it does not say how each round ended. config: to record.
     A decision about lengths is recorded in plan.json before it is acted on, and every round and table is read from the
     disk by the next, so that a run that was killed goes on as if it had not been.
@@ -57,7 +57,7 @@ class Rounds:
     new: Callable[[int], Net]
     trainer: Callable[[int | None, float | None, Path, float], Trainer]
     rounds: Sequence[Round]
-    short: Sequence[Round] = ()
+    trio: Sequence[Round] = ()
     steps: int | None = None
     minutes: float | None = None
     views: Sequence[str] = ()
@@ -77,7 +77,7 @@ class Rounds:
             raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
             make_way(self.out, PLAN)
-        self.rounds, self.short = cropped(self.rounds, pool), cropped(self.short, pool)
+        self.rounds, self.trio = cropped(self.rounds, pool), cropped(self.trio, pool)
         with alone_in(self.out):
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
@@ -104,7 +104,7 @@ class Rounds:
 
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
         """Which rounds there are."""
-        every, most = (*self.rounds, *self.short), self.rounds
+        every, most = (*self.rounds, *self.trio), self.rounds
         if "rounds" not in self.plan:
             if self.steps is not None:
                 self._decide(rounds=in_steps(self.rounds, pool, self.steps), propagating=[])
@@ -112,12 +112,14 @@ class Rounds:
                 assert self.minutes is not None
                 image = cache(lambda net: seconds_to_embed(self.new(net), pool, runtime))
                 step = partial(self._seconds, every, pool)
-                chosen, table = in_seconds(self.rounds, self.short, self.new, pool, 60 * self.minutes, image, step)
+                chosen, table = in_seconds(self.rounds, self.trio, self.new, pool, 60 * self.minutes, image, step)
                 self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen],
                              measuring=len(pool.valid) * image(every[chosen[0]].net))
         self.rounds = [every[number] for number in self.plan["rounds"]]
         self.costs = Costs(self.rounds, self.new, pool)
-        more, other = "", " (--net takes another)" if self.rounds[0].net == SMALL else ""
+        more, other = "", ""
+        if self.rounds[0].net == SMALL:
+            most, other = self.trio, " (--net takes another)"
         if self.rounds != most:
             more = f"; {len(most)} of {self._names(most)} where there is more time" + (
                 f": labels between two take about {self.plan['propagating'][0]:.0f} s" if self.minutes else "")

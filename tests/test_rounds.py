@@ -158,25 +158,26 @@ def test_a_second_net_comes_where_there_is_time_for_it():
     assert asked == [0, 1]  # later rounds are not timed where earlier ones take all
 
 
-def test_a_small_net_comes_where_time_is_short_and_the_others_after_it():
+def test_a_small_net_comes_where_it_is_quick_and_the_others_after_it():
     pool, least = digits(), 350
     anew = ladder.Round(crop=7, share=0.5, length=1.2)
-    short = (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]), anew, GROWING[2])
+    trio = (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]), anew, GROWING[2])
     took = [0.02, 0.06, 0.1, 0.1, 0.01, 0.02, 0.06, 0.1]
 
-    def chosen(seconds, small=0.01, short=short):
-        return ladder.in_seconds(GROWING, short, new_net(pool), pool, seconds, {0: 2e-4, 1: 4e-4, 2: 1e-4}.get,
+    def chosen(seconds, small=0.01, trio=trio):
+        return ladder.in_seconds(GROWING, trio, new_net(pool), pool, seconds, {0: 2e-4, 1: 4e-4, 2: 1e-4}.get,
                                  taking([*took[:4], small, *took[5:]], []))
 
     table = 1.6 * len(pool.train) * 1e-4
-    two, one = (table * sum(costs(pool, short[:end]).tables(0)) + least * sum(
-        took[4 + number] * short[number].length for number in range(end)) for end in (4, 3))
-    assert chosen(two * 1.0001) == ([4, 5, 6, 7], pytest.approx(table))
+    two, one = (table * sum(costs(pool, trio[:end]).tables(0)) + least * sum(
+        took[4 + number] * trio[number].length for number in range(end)) for end in (4, 3))
+    assert chosen(1000 * two) == chosen(two * 1.0001) == ([4, 5, 6, 7], pytest.approx(table))
     assert chosen(two * 0.9999) == ([4, 5, 6], pytest.approx(table))
     assert chosen(one * 1.0001) == ([4, 5, 6], pytest.approx(table))
     assert chosen(one * 0.9999) == ([4, 5], pytest.approx(table))
     assert chosen(one * 0.9999, small=0.011) == ([0, 1], pytest.approx(2 * table))  # no quicker than it is worth
-    assert chosen(one * 0.9999, short=()) == ([0, 1], pytest.approx(2 * table))
+    assert chosen(1000 * two, small=0.011) == ([0, 1, 2, 3], pytest.approx(2 * table))
+    assert chosen(one * 0.9999, trio=()) == ([0, 1], pytest.approx(2 * table))
     assert chosen(table) == ([4], pytest.approx(table))  # which has no time for another table
 
 
@@ -193,7 +194,7 @@ def few(monkeypatch):
     for each in (module, ladder):
         monkeypatch.setattr(each, "LABELED", 8)
         monkeypatch.setattr(each, "UNLABELED", 16)
-    monkeypatch.setattr(module, "LONG", (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5)))
+    monkeypatch.setattr(module, "PAIR", (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5)))
 
 
 def weights(out):
@@ -303,7 +304,7 @@ def test_lengths_that_cannot_be(tmp_path, arguments, message):
 
 
 def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONG", GROWING)
+    monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(ladder, "LEAST", 1)
     monkeypatch.setattr(ladder, "EPOCHS", 0)
     whole, other = tmp_path / "whole", tmp_path / "other"
@@ -326,7 +327,7 @@ def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
 
 
 def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONG", GROWING)
+    monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(module, "in_seconds", lambda *_: ([0, 1, 2, 3], 0.01))
     run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -337,7 +338,7 @@ def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
 
 
 def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "LONG", GROWING)
+    monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(ladder, "LEAST", 1)
     monkeypatch.setattr(ladder, "EPOCHS", 0)
     run("--grown", "", "--steps", 11, "--out", tmp_path / "run")
@@ -345,13 +346,13 @@ def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
 
 
 def test_a_run_that_is_short_of_time_takes_the_small_net_and_says_so(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(module, "LONG", GROWING)
-    monkeypatch.setattr(module, "SHORT", tuple(replace(each, net=ladder.SMALL) for each in GROWING[:2]))
+    monkeypatch.setattr(module, "PAIR", GROWING)
+    monkeypatch.setattr(module, "TRIO", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]), GROWING[1]))
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
     monkeypatch.setattr(ladder, "QUICK", 1e6)
     run("--net", "auto", "--minutes", 0.02, "--out", tmp_path / "run")
-    assert ("of rapid_4_4_4 (--net takes another), in which there are no test images: these are read in the end; 4 of "
-            "rapid_4_4_8 and rapid_4_8_8 where there is more time: labels between two take about "
+    assert ("of rapid_4_4_4 (--net takes another), in which there are no test images: these are read in the end; 3 of "
+            "rapid_4_4_4 and rapid_4_4_8 where there is more time: labels between two take about "
             ) in capsys.readouterr().err
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["net"] == "rapid_4_4_4"
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
@@ -361,8 +362,8 @@ def test_a_run_that_is_short_of_time_takes_the_small_net_and_says_so(tmp_path, m
 
 def test_a_run_by_the_clock_goes_on_from_the_small_net_to_the_first_and_resumes(tmp_path, monkeypatch):
     out = tmp_path / "run"
-    monkeypatch.setattr(module, "LONG", GROWING)
-    monkeypatch.setattr(module, "SHORT", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]),
+    monkeypatch.setattr(module, "PAIR", GROWING)
+    monkeypatch.setattr(module, "TRIO", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]),
                                           ladder.Round(crop=7, share=0.5, peak=1.0), GROWING[1]))
     monkeypatch.setattr(module, "in_seconds", lambda *_: ([4, 5, 6, 7], 0.01))
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
@@ -383,5 +384,5 @@ def test_a_run_by_the_clock_goes_on_from_the_small_net_to_the_first_and_resumes(
 def test_which_nets_there_are():
     assert rapid.Rapid()._names == ("rapid_64_128_256", "rapid_64_256_512", "rapid_32_64_128")
     assert rapid.Rapid("tiny_4", "")._names == ("tiny_4", "", "")
-    assert [each.net for each in ladder.LONG] == [ladder.FIRST] * 6 + [ladder.GROWN] * 7
-    assert [each.net for each in ladder.SHORT] == [ladder.SMALL] * 6 + [ladder.FIRST] * 4 + [ladder.GROWN] * 7
+    assert [each.net for each in ladder.PAIR] == [ladder.FIRST] * 6 + [ladder.GROWN] * 7
+    assert [each.net for each in ladder.TRIO] == [ladder.SMALL] * 6 + [ladder.FIRST] * 4 + [ladder.GROWN] * 7

@@ -63,8 +63,8 @@ def short_rounds(monkeypatch):
     for each in (rounds, ladder):
         monkeypatch.setattr(each, "LABELED", 8)
         monkeypatch.setattr(each, "UNLABELED", 16)
-    monkeypatch.setattr(rounds, "LONG", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
-    monkeypatch.setattr(rounds, "SHORT", ())
+    monkeypatch.setattr(rounds, "PAIR", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
+    monkeypatch.setattr(rounds, "TRIO", ())
 
 
 @pytest.mark.parametrize(("arguments", "kind"), [
