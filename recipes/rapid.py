@@ -6,9 +6,9 @@
 A wide and shallow net with whitened first filters, trained by Muon on crops of 20 and 24 px; after each round neighbors
 in the averaged net's features and a probe on them label the images that they are surest of, and the next round learns
 from these too. Where there is time, a second, wider net (--grown) begins anew with these labels, and goes on in rounds
-of its own; by the clock, on a CPU, a net of half the width makes the first labels, or all. In the end the head is
-refitted on the labels. `ssl_lab/ladder.py` has the rounds; `ssl-lab train --recipe rapid` goes this way too. The nets'
-shape and optimizer come from speed-runs that were tuned on fully labeled CIFAR-10 (arXiv 2404.00498).
+of its own; by the clock, where its steps are quick, a net of half the width makes the first labels, or all. At the end
+the head is refitted on the labels. `ssl_lab/ladder.py` has the rounds; `ssl-lab train --recipe rapid` goes this way
+too. The nets' shape and optimizer come from speed-runs that were tuned on fully labeled CIFAR-10 (arXiv 2404.00498).
 
 CIFAR-10, 250 labels, six rounds of 380 steps (--steps 2280), accuracy (%) on 5,000 validation images of split 100 and,
 at the end, on the test images; one run each, on one core of an Intel Xeon whose other core was busy:
@@ -96,9 +96,9 @@ all; the net, refitted; of split 101's 5,000 validation images, one run each):
 
 The thirteen rounds have 71.5 on average, of test images, after 0.75 PFLOP, when the wider net's first round ends. So
 --net auto goes this way by --minutes wherever a step of the small net takes at most half as long as one of the other,
-as on CPUs: in 350 steps and more of each, with as many of the later rounds as there is time for. Where there is no time
-for one of them, the small net stays alone. The wider net's rounds at its end were not run by the clock. Runs by --steps
-are of thirteen rounds, or six.
+as on this CPU (0.3 to 0.4): in 350 steps and more of each, with as many of the later rounds as there is time for. Where
+there is no time for one of them, the small net stays alone. The wider net's rounds at its end were not run by the
+clock. Runs by --steps are of thirteen rounds, or six.
 
 What did not help its first round of 700 steps (split 100; head and refitted 52.6, 55.3), at as many operations: batches
 of 128 images 49.9, 52.3, or of 512, 50.3, 53.4; crops of 16 px 48.3, 51.6; temperature 0.3, 50.8, 53.9; --lr 0.05,
@@ -124,7 +124,7 @@ from ssl_lab.config import Quantity
 @dataclass
 class Settings(sl.Settings):
     net: str = "auto"
-    """Of the first rounds; auto: rapid_64_128_256, and by --minutes, on a CPU, rapid_32_64_128 before it or alone."""
+    """Of the first rounds; auto: rapid_64_128_256, and by --minutes, if quick, rapid_32_64_128 before it or alone."""
     grown: str = "rapid_64_256_512"
     """The net of the later rounds, where there is time for them; without any: --grown ''."""
     lr: Quantity = 0.08

@@ -364,7 +364,7 @@ def test_a_run_by_the_clock_goes_on_from_the_small_net_to_the_first_and_resumes(
     out = tmp_path / "run"
     monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(module, "TRIO", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]),
-                                          ladder.Round(crop=7, share=0.5, peak=1.0), GROWING[1]))
+                                         ladder.Round(crop=7, share=0.5, peak=1.0), GROWING[1]))
     monkeypatch.setattr(module, "in_seconds", lambda *_: ([4, 5, 6, 7], 0.01))
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
     run("--net", "auto", "--minutes", 0.05, "--out", out)
