@@ -19,7 +19,7 @@ from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
-from ssl_lab.ensemble import Ensembling
+from ssl_lab.ensemble import Ensembling, least
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features.embed import STEP
 from ssl_lab.intervals import half_width
@@ -160,14 +160,14 @@ def taught(eye: Plan, image_size: int | None) -> Plan:
 
 def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:
     """The backbone taught by an ensemble, where that is worth its while: it is a pretrained net, there are at least
-    `MORE` images for each label, and half of the minutes suffice to embed them all, the other half for four times
-    `LEAST_STEPS`."""
+    `MORE` images for each label, and half of the minutes suffice to embed the `least` of them, the other half for four
+    times `LEAST_STEPS`."""
     if not eye.known or eye.weights is not None or eye.pretrained or len(pool.train) < MORE * len(pool.labeled):
         return None
     plan = taught(eye, image_size)
     each = seconds_an_image(plan, pool, runtime)
     images = Ensembling.labeled + Ensembling.unlabeled
-    return plan if 30 * minutes >= max(len(pool), 4 * LEAST_STEPS * STEP * images) * each else None
+    return plan if 30 * minutes >= max(least(pool), 4 * LEAST_STEPS * STEP * images) * each else None
 
 
 def in_rounds(pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:

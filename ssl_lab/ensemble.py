@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ssl_lab.data import IntArray, Pool
+from ssl_lab.data.split import shuffled
 from ssl_lab.engine import Result, Runtime, checkpoint
 from ssl_lab.engine.folder import alone_in, check_same, make_way
 from ssl_lab.errors import UsageError
@@ -41,6 +42,11 @@ SHARE = 0.5
 MANY = 100
 """Labels of a class from which fine-tuned nets know better without the frozen ones: on CIFAR-10 with 25 they are within
 4 points of each other, with 400 one has 84% and the other 92% (recipes/features.py and recipes/finetune.py)."""
+TUNED_ALONE = f"with {MANY} labels of each class, fine-tuned nets know better than frozen ones"
+LEAST = 5000
+"""Images without labels that have soft labels at least, before a member is left out for the sake of more of them."""
+MEASURED = 1000
+"""Validation images, and test images, by which members are measured where there is no time to ask them about all."""
 TINY = 1e-12
 
 
@@ -72,10 +78,13 @@ class Ensembling:
         """Leaves a run in `out`, that of the one net, and those of the fine-tuned members in its folder members/.
         Returns its result, and a table of what each member, all together and the one net recognize.
 
-        minutes: for everything; members for which half of it does not suffice are left out, with a word. None: all of
-        them take part, and the one net takes the `steps` that the trainer is given. resume: "auto" goes on where this
-        was stopped, in whatever part. data_dir: where the features of the pretrained nets lie. trainer: further
-        arguments of `Trainer`. UsageError for nets that are not there, and labels that are all of one class.
+        minutes: for everything. Where half of it does not suffice for the members to label all images, they label as
+        many of them, drawn at random, as it does, and where these would be fewer than `LEAST`, members are left out,
+        each with a word. None: all of them label all, and the one net takes the `steps` that the trainer is given.
+        Where each class has `MANY` labels, of the nets only the first is asked, as the fine-tuned ones speak alone.
+        resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
+        nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
+        all of one class.
         """
         names = tuple(dict.fromkeys(self.nets))
         if not names or not pool.classes > 1:
@@ -92,12 +101,12 @@ class Ensembling:
             said = {FROZEN: work.member(FROZEN, lambda place: work.by_features(stores))}
             for learn in work.note["tuned"]:
                 said[learn] = work.member(learn, partial(work.by_tuning, learn, names[0]))
-            said["ensemble"] = mean = together(said, pool)
-            work.write(out / SOFT, with_labels(mean, pool))
+            said["ensemble"] = mean = together(said, work.asked)
+            work.write(out / SOFT, with_labels(mean, work.asked))
         if not checkpoint.exists(out / "checkpoint.pt"):
-            set_head(nets[0], stores[0].features, mean.argmax(axis=1), pool.unlabeled)
+            set_head(nets[0], stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
         result = work.learn(nets[0], minutes)
-        return result, table(said, result, pool, work.note["seconds"])
+        return result, table(said, result, work.asked, work.note["seconds"])
 
 
 class _Work:
@@ -106,6 +115,7 @@ class _Work:
     def __init__(self, how: Ensembling, pool: Pool, runtime: Runtime, out: Path, seed: int,
                  trainer: Mapping[str, Any]) -> None:
         self.how, self.pool, self.runtime, self.out, self.seed = how, pool, runtime, out, seed
+        self.rows, self.asked = np.arange(len(pool)), pool  # of whose images the members are asked, and these alone
         self.trainer = {"micro_batches": "auto", **trainer}  # which change nothing where statistics are frozen
         self.note: dict[str, Any] = {}
 
@@ -119,38 +129,49 @@ class _Work:
             self.note = json.loads(path.read_text(encoding="utf-8"))
             check_same(self.note["settings"], settings, self.out)
         else:
-            count, tuned = self._afforded(nets, seconds)
-            self.note = {"settings": settings, "nets": count, "tuned": tuned, "seconds": {}}
+            if many_labels(self.pool) and self.how.tuned and len(nets) > 1:
+                if self.runtime.main:
+                    print(f"only {nets[0].name} is asked of {len(nets)} nets: {TUNED_ALONE}", flush=True)
+                nets = nets[:1]
+            count, tuned, images = self._afforded(nets, seconds)
+            self.note = {"settings": settings, "nets": count, "tuned": tuned, "images": images, "seconds": {}}
             self._keep()
+        if self.note["images"] < len(self.pool):
+            self.rows = some_of(self.pool, self.note["images"], self.seed)
+            self.asked = self.pool.subset(self.rows)
 
-    def _afforded(self, nets: Sequence[Net], seconds: float | None) -> tuple[int, list[str]]:
-        """How many nets embed all images, and which fine-tunings there are: in this order, as long as time suffices."""
+    def _afforded(self, nets: Sequence[Net], seconds: float | None) -> tuple[int, list[str], int]:
+        """How many nets take part, which fine-tunings, in this order, and of how many images they are asked: all of
+        them of `least` images, if time suffices, and then of as many as it does."""
         if seconds is None:
-            return len(nets), list(self.how.tuned)
-        world = self.runtime.world
-        each = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
-        embeds = [len(self.pool) * lap / world**2 for lap in each]  # of the mean rank, and of its part
-        trains = STEP * 32 * self.how.tuning_steps * embeds[0] / len(self.pool)
-        needs = [(net.name, embed) for net, embed in zip(nets, embeds, strict=True)]
-        needs += [(f"fine-tuning {learn}", embeds[0] + trains) for learn in self.how.tuned]
-        left = SHARE * seconds
-        taken: list[bool] = []
-        for place, (name, cost) in enumerate(needs):
+            return len(nets), list(self.how.tuned), len(self.pool)
+        laps = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
+        embeds = [lap / self.runtime.world**2 for lap in laps]  # an image, of the mean rank, and of its part
+        needs = [(net.name, 0.0, embed) for net, embed in zip(nets, embeds, strict=True)]
+        needs += [(f"fine-tuning {learn}", STEP * 32 * self.how.tuning_steps * embeds[0], embeds[0])
+                  for learn in self.how.tuned]
+        left, an_image, taken, fewest = SHARE * seconds, 0.0, list[bool](), least(self.pool)
+        for place, (name, trains, embeds_one) in enumerate(needs):
+            cost = trains + fewest * embeds_one
             taken.append(not place or cost <= left)
             if taken[-1]:
-                left -= cost
+                left, an_image = left - cost, an_image + embeds_one
             elif self.runtime.main:
                 print(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
                       "left for labeling the images; give more --minutes, or a smaller --image-size", flush=True)
         count = next((place for place in range(len(nets)) if not taken[place]), len(nets))
-        return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so]
+        images = min(len(self.pool), fewest + int(max(left, 0.0) / an_image))
+        if images < len(self.pool) and self.runtime.main:
+            print(f"{images} of the {len(self.pool)} images, at random, are given soft labels, and the one net learns "
+                  "these: there is no time for more; give more --minutes, or a smaller --image-size", flush=True)
+        return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so], images
 
     def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
         with self._timed("embedding"):
-            return [FeatureStore.build(net, self.pool, folder, self.runtime) for net in nets[:self.note["nets"]]]
+            return [FeatureStore.build(net, self.asked, folder, self.runtime) for net in nets[:self.note["nets"]]]
 
     def member(self, name: str, ask: Callable[[Path], FloatArray]) -> FloatArray:
-        """What a member says of each image, float32 [N, C], probabilities: asked once, then read."""
+        """What a member says of each image that it is asked of, float32 [n, C], probabilities: once, then read."""
         place = self.out / "members" / name
         if not (place / LOGITS).exists():
             with self._timed(name):
@@ -159,7 +180,7 @@ class _Work:
                 shutil.rmtree(place / "features", ignore_errors=True)
         self.runtime.wait()
         read = read_logits(place / LOGITS, self.pool.class_names, len(self.pool))
-        return np.asarray(read.logits.softmax(dim=1).numpy())
+        return np.asarray(read.logits[self.rows].softmax(dim=1).numpy())
 
     def by_features(self, stores: Sequence[FeatureStore]) -> FloatArray:
         features = side_by_side([store.features for store in stores])
@@ -172,14 +193,14 @@ class _Work:
             config = {"net": new.name, **(self.trainer.get("config") or {}), "method": "supervised", "learn": learn}
             shared = {name: self.trainer[name] for name in ("device", "precision", "micro_batches", "callbacks")
                       if name in self.trainer}
-            FineTuning(learn=learn).fit(new, self.pool, self.runtime, self.seed, **shared | {
+            FineTuning(learn=learn).fit(new, self.asked, self.runtime, self.seed, **shared | {
                 "steps": self.how.tuning_steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
         tuned = start_net(str(place), self.pool.class_names, self.pool.style, new.name)
-        return self._learned(FeatureStore.build(tuned, self.pool, place / "features", self.runtime).features)
+        return self._learned(FeatureStore.build(tuned, self.asked, place / "features", self.runtime).features)
 
     def _learned(self, features: FloatArray) -> FloatArray:
-        labels = self.pool.labels[self.pool.train]
-        return self_training(features[self.pool.train], labels, features, self.pool.classes)
+        train = self.asked.train
+        return self_training(features[train], self.asked.labels[train], features, self.asked.classes)
 
     def learn(self, net: Net, minutes: float | None) -> Result:
         """The one net learns the soft labels, for as long as there is time."""
@@ -189,12 +210,14 @@ class _Work:
                          head="start", labeled=how.labeled, unlabeled=how.unlabeled, lr=how.lr, ema=how.ema,
                          backbone_rate=how.backbone_rate, statistics="frozen", optimizer=how.optimizer)
         config = {"net": net.name, **(self.trainer.get("config") or {})}
-        return way.fit(net, self.pool, self.runtime, self.seed, **dict(self.trainer) | {
+        learned = replace(self.pool, train=self.rows[self.asked.train])
+        return way.fit(net, learned, self.runtime, self.seed, **dict(self.trainer) | {
             "minutes": left, "out": self.out, "resume": "auto", "config": config})
 
     def write(self, file: Path, probs: FloatArray) -> None:
-        """Logits of probabilities [N, C], with the names of the classes."""
-        logits = torch.from_numpy(np.log(np.maximum(probs, TINY)).astype(np.float32))
+        """Logits [N, C] of probabilities [n, C], with the names of the classes; NaN of who is not asked of."""
+        logits = torch.full((len(self.pool), self.pool.classes), torch.nan)
+        logits[torch.from_numpy(self.rows)] = torch.from_numpy(np.log(np.maximum(probs, TINY)).astype(np.float32))
         if self.runtime.main:
             content = safetensors_bytes({"logits": logits}, metadata(self.pool.class_names))
             write_atomically(file, lambda opened: opened.write(content))
@@ -219,6 +242,25 @@ def _nothing() -> Iterator[None]:
     yield
 
 
+def least(pool: Pool) -> int:
+    """Of how many images of the pool members are asked at least, if they take part."""
+    return min(len(pool), len(pool.labeled) + LEAST + sum(min(len(part), MEASURED) for part in (pool.valid, pool.test)))
+
+
+def some_of(pool: Pool, images: int, seed: int) -> IntArray:
+    """So many rows of the pool, int64: all with labels, `MEASURED` to validate and to test, the rest without labels."""
+    known = pool.labeled
+    measured = [shuffled(part, seed, "measured")[:MEASURED] for part in (pool.valid, pool.test)]
+    kept = np.concatenate([known, *measured])
+    others = shuffled(np.setdiff1d(pool.unlabeled, known), seed, "ensemble")
+    return np.sort(np.concatenate([kept, others[:max(0, images - len(kept))]]))
+
+
+def many_labels(pool: Pool) -> bool:
+    """Whether each class has `MANY`."""
+    return bool(np.bincount(pool.labels[pool.labeled], minlength=pool.classes).min() >= MANY)
+
+
 def side_by_side(features: Sequence[FloatArray]) -> FloatArray:
     """float32 [N, sum of D_b]: unit features of several nets, so that each has the same say in a cosine."""
     return unit(np.concatenate([unit(each) for each in features], axis=1))
@@ -227,12 +269,10 @@ def side_by_side(features: Sequence[FloatArray]) -> FloatArray:
 def together(said: Mapping[str, FloatArray], pool: Pool) -> FloatArray:
     """float32 [N, C]: the mean of the members' probabilities [N, C]; where there are `MANY` labels of each class, that
     of the fine-tuned ones, if there are any."""
-    counts = np.bincount(pool.labels[pool.labeled], minlength=pool.classes)
     tuned = [name for name in said if name != FROZEN]
-    members = tuned if tuned and counts.min() >= MANY else list(said)
+    members = tuned if tuned and many_labels(pool) else list(said)
     if members != list(said):
-        print(f"soft labels are those of {', '.join(members)}: with {MANY} labels of each class, fine-tuned nets know "
-              "better than frozen ones", flush=True)
+        print(f"soft labels are those of {', '.join(members)}: {TUNED_ALONE}", flush=True)
     mean: FloatArray = np.mean([said[name] for name in members], axis=0, dtype=np.float32)
     return mean
 
@@ -245,7 +285,8 @@ def with_labels(probs: FloatArray, pool: Pool) -> FloatArray:
 
 
 def table(said: Mapping[str, FloatArray], result: Result, pool: Pool, seconds: Mapping[str, float]) -> Table:
-    """Who recognizes how much of the validation and of the test images, and the seconds of each part."""
+    """Who recognizes how much of the validation and of the test images (members: of those of `pool`), and the seconds
+    of each part."""
     def right(probs: FloatArray, rows: IntArray) -> float | None:
         rows = rows[pool.truth[rows] >= 0]
         return 100 * float((probs[rows].argmax(axis=1) == pool.truth[rows]).mean()) if len(rows) else None

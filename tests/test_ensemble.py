@@ -106,18 +106,66 @@ def test_a_kill_in_any_part_costs_that_part_alone(tmp_path, few, nets, monkeypat
     assert_same_run(tmp_path / "whole" / "members" / "biases", tmp_path / "cut" / "members" / "biases")
 
 
+# 1,797 images: 3, 6 and 9 minutes to embed them, 3 and 3 to fine-tune; of 600 of them 1, 2 and 3, and 1 and 1, beside a
+# third of a minute each time for steps. Of 30 minutes 15 are 900 s; less 480 and 38.4, for 0.8 s an image more.
 @pytest.mark.parametrize(("minutes", "expected"), [
-    (None, (3, ["all", "biases"])), (60, (3, ["all", "biases"])), (30, (2, ["all"])), (1, (1, []))])
-def test_members_take_part_as_far_as_half_of_the_time_allows(tmp_path, monkeypatch, capsys, minutes, expected):
-    """1,797 images: 3, 6 and 9 minutes to embed them, and 3 and 3 to fine-tune."""
+    (None, (3, ["all", "biases"], 1797)), (60, (3, ["all", "biases"], 1797)), (30, (3, ["all", "biases"], 1077)),
+    (20, (3, ["all", "biases"], 702)), (10.1, (2, ["all"], 709)), (1, (1, [], 600))])
+def test_where_time_is_short_members_are_asked_of_fewer_images_then_left_out(
+        tmp_path, monkeypatch, capsys, minutes, expected):
     each = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: next(each))
+    monkeypatch.setattr(ensemble, "least", lambda _: 600)
     pool = digits()
-    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=9), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
+    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=2), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
                           0, {})
     nets = [net("tiny_4", 10, pool.style)] * 3
     assert work._afforded(nets, minutes and 60 * minutes) == expected
-    assert capsys.readouterr().out.count("is left out") == 5 - expected[0] - len(expected[1])
+    said = capsys.readouterr().out
+    assert said.count("is left out") == 5 - expected[0] - len(expected[1])
+    assert (f"{expected[2]} of the 1797 images" in said) == (expected[2] < 1797)
+
+
+def test_rows_that_members_are_asked_of(monkeypatch):
+    monkeypatch.setattr(ensemble, "MEASURED", 30)
+    monkeypatch.setattr(ensemble, "LEAST", 200)
+    pool = load("digits").split(labels=20, valid=50, seed=0)
+    assert ensemble.least(pool) == 20 + 200 + 2 * 30
+    rows = ensemble.some_of(pool, 280, seed=1)
+    assert len(rows) == 280
+    assert (np.diff(rows) > 0).all()
+    assert np.isin(pool.labeled, rows).all()
+    assert [np.isin(part, rows).sum() for part in (pool.valid, pool.test, pool.train)] == [30, 30, 220]
+    assert set(rows) <= set(ensemble.some_of(pool, 290, seed=1))
+
+
+def test_one_net_learns_of_those_images_that_the_members_were_asked_of(tmp_path, few, nets, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(ensemble, "MEASURED", 40)
+    monkeypatch.setattr(ensemble._Work, "_afforded", lambda *_: (2, ["biases"], 200))
+    drawn, step = list[np.ndarray](), sl.SoftLabels.forward
+
+    def seen(self, batch, at):
+        drawn.append(batch.unlabeled.indices.numpy())
+        return step(self, batch, at)
+
+    monkeypatch.setattr(sl.SoftLabels, "forward", seen)
+    out = tmp_path / "run"
+    summary = run(few, out, nets)
+    pool = load(few, image_size=8).split(labels=40)
+    rows = ensemble.some_of(pool, 200, seed=0)
+    train = np.intersect1d(rows, pool.train)
+    assert drawn
+    assert np.isin(np.concatenate(drawn), train).all()
+    for file in (out / "soft_labels.safetensors", out / "members" / "biases" / "logits.safetensors"):
+        known = ~np.isnan(probs(file)).any(axis=1)
+        assert np.flatnonzero(known).tolist() == rows.tolist()
+    starts = [net("tiny_8", 10, pool.style, weights=folder / "model.safetensors") for folder in nets]
+    features = side_by_side([embed(each, pool, np.arange(len(pool)), sl.Runtime.start("cpu", "fp32"))
+                             for each in starts])
+    expected = self_training(features[train], pool.labels[train], features[rows], 10)
+    np.testing.assert_allclose(probs(out / "members" / "frozen" / "logits.safetensors")[rows], expected, atol=1e-4)
+    predicted = open_run(out, "cpu", "fp32").predict(pool.images.take(pool.test)).probabilities.argmax(axis=1)
+    assert summary["test_accuracy"] == pytest.approx((predicted == pool.truth[pool.test]).mean())  # of all test images
 
 
 def test_with_many_labels_only_those_who_learned_from_them_speak(capsys):

@@ -1,6 +1,7 @@
 """Pools: which rows a split chooses, what a manifest says, and who may label what."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -152,6 +153,44 @@ def test_splitting_a_split():
     again = first.split(20, valid=0.2, seed=1)
     assert again.manifest() == PLAIN.split(20, valid=0.2, seed=1).manifest()
     assert len(PLAIN.split().labeled) == len(PLAIN.train), "labels=None: all that are known"
+
+
+@settings(max_examples=30)
+@given(seed=st.integers(0, 9), valid=st.sampled_from([0, 57]), labels=st.sampled_from([10, 60]))
+def test_a_subset_is_what_the_pool_is_in_these_rows(seed, valid, labels):
+    pool = PLAIN.split(labels, valid, seed)
+    pool.record(np.setdiff1d(pool.unlabeled, pool.labeled)[:3], [4, -2, 1])
+    rows = np.random.default_rng(seed).permutation(len(pool))[:700]
+    few, kept = pool.subset(rows), np.sort(rows)
+    assert len(few) == len(few.truth) == 700
+    for part in ("train", "valid", "test", "labeled", "unlabeled"):
+        assert np.array_equal(kept[getattr(few, part)], np.intersect1d(getattr(pool, part), rows)), part
+    assert np.array_equal(few.labels, pool.labels[kept])
+    assert np.array_equal(few.truth, pool.truth[kept])
+    some = np.array([5, 0, 699])
+    assert torch.equal(few.images.take(some), pool.images.take(kept[some]))
+    assert np.array_equal(few.images.contents()[some], pool.images.contents()[kept[some]])
+    assert few.images.shape == pool.images.shape
+    prints = {each.images.fingerprint() for each in (pool, few, pool.subset(kept[:-1]), few.subset(some))}
+    assert len(prints) == 4
+    few.record(few.unlabeled[:1], [3])
+    assert len(pool.ledger.entries) == 2, "a pool of its own, with a ledger of its own"
+
+
+def test_a_subset_keeps_the_names_of_its_files(tmp_path):
+    files = [f"{name}.png" for name in "abcdef"]
+    pool = small(6, 2)
+    pool = replace(pool, files=tuple(files), root=str(tmp_path), drawn=np.array([0, 4, 4]))
+    few = pool.subset([4, 1, 2])
+    assert few.files == ("b.png", "c.png", "e.png")
+    assert few.drawn.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(("rows", "message"), [([0, 12], "row of the pool"), ([1, 1], "row 1 more than once"),
+                                               ([0.5], "expected integers")])
+def test_bad_subsets(rows, message):
+    with pytest.raises(UsageError, match=message):
+        small().subset(rows)
 
 
 def test_unlabeled_rows_are_never_chosen():

@@ -131,6 +131,30 @@ class Concat:
         return np.concatenate(found) if len(found) == len(self.parts) else None
 
 
+class Subset:
+    """Rows of another source, in the order given. rows: int64 [n]."""
+
+    def __init__(self, images: Images, rows: IntArray) -> None:
+        self.images, self.rows = images, rows
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.images.shape
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: IntArray) -> Tensor:
+        return self.images.take(self.rows[indices])
+
+    def fingerprint(self) -> str:
+        return hashlib.sha256(self.images.fingerprint().encode() + self.rows.tobytes()).hexdigest()
+
+    def contents(self) -> Contents | None:
+        found = self.images.contents()
+        return None if found is None else found[self.rows]
+
+
 class Resized:
     """Another source at another size, bicubic and antialiased, as `Resize` says: by default the shorter side to `size`,
     then the center square.

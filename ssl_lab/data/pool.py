@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,8 @@ from ssl_lab.batch import Style
 from ssl_lab.data.arrays import IntArray, to_indices, to_labels
 from ssl_lab.data.content import Content
 from ssl_lab.data.dealing import begun, dealt, require_among
-from ssl_lab.data.images import Images
-from ssl_lab.data.ledger import IGNORED, UNLABELED, Ledger
+from ssl_lab.data.images import Images, Subset
+from ssl_lab.data.ledger import IGNORED, SPLIT, UNLABELED, Ledger
 from ssl_lab.data.manifest import manifest_of
 from ssl_lab.data.memory import content_of_arrays, content_of_datasets
 from ssl_lab.data.paths import content_of_files
@@ -167,6 +167,30 @@ class Pool:
         True
         """
         return dealt(self, labels, valid, seed, balance, labeled, imbalance, ledger)
+
+    def subset(self, rows: ArrayLike) -> Pool:
+        """A new pool of these rows alone, int [n], numbered anew in rising order, each of them what it is in this one,
+        with the label that it has now. UsageError for rows that are not there, or are named twice.
+
+        >>> pool = sl.load("digits").split(labels=10)
+        >>> few = pool.subset(np.concatenate([pool.labeled, pool.test[:50]]))
+        >>> len(few), len(few.labeled), len(few.test)
+        (60, 10, 50)
+        """
+        chosen = to_indices(rows, len(self), "subset: rows")
+        number = np.full(len(self), -1)
+        number[chosen] = np.arange(len(chosen))
+
+        def among(these: IntArray) -> IntArray:
+            found: IntArray = number[these]
+            return found[found >= 0]
+
+        labels, ledger = self.labels[chosen], Ledger()
+        ledger.append(np.flatnonzero(labels != UNLABELED), labels[labels != UNLABELED], SPLIT)
+        return replace(self, images=Subset(self.images, chosen), truth=self.truth[chosen], train=among(self.train),
+                       valid=among(self.valid), test=among(self.test), dropped=among(self.dropped), ledger=ledger,
+                       files=tuple(self.files[row] for row in chosen) if self.files else (),
+                       drawn=None if self.drawn is None else among(self.drawn))
 
     def manifest(self) -> dict[str, Any]:
         """What this split is, ready for JSON: name, seed, balance, imbalance, counts, rows, labels, and two hashes.
