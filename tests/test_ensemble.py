@@ -116,8 +116,9 @@ def test_where_time_is_short_members_are_asked_of_fewer_images_then_left_out(
     each = iter([0.1, 0.2, 0.3])
     monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: next(each))
     monkeypatch.setattr(ensemble, "least", lambda _: 600)
+    monkeypatch.setattr(ensemble, "STEP", 6)
     pool = digits()
-    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=2), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
+    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=1), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
                           0, {})
     nets = [net("tiny_4", 10, pool.style)] * 3
     assert work._afforded(nets, minutes and 60 * minutes) == expected
