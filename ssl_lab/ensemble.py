@@ -104,7 +104,8 @@ class Ensembling:
             said["ensemble"] = mean = together(said, work.asked)
             work.write(out / SOFT, with_labels(mean, work.asked))
         if not checkpoint.exists(out / "checkpoint.pt"):
-            set_head(nets[0], stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
+            with work.timed("head"):
+                set_head(nets[0], stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
         result = work.learn(nets[0], minutes)
         return result, table(said, result, work.asked, work.note["seconds"])
 
@@ -133,8 +134,10 @@ class _Work:
                 if self.runtime.main:
                     print(f"only {nets[0].name} is asked of {len(nets)} nets: {TUNED_ALONE}", flush=True)
                 nets = nets[:1]
+            begun = time.perf_counter()
             count, tuned, images = self._afforded(nets, seconds)
-            self.note = {"settings": settings, "nets": count, "tuned": tuned, "images": images, "seconds": {}}
+            self.note = {"settings": settings, "nets": count, "tuned": tuned, "images": images,
+                         "seconds": {"timing": time.perf_counter() - begun}}
             self._keep()
         if self.note["images"] < len(self.pool):
             self.rows = some_of(self.pool, self.note["images"], self.seed)
@@ -167,14 +170,14 @@ class _Work:
         return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so], images
 
     def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
-        with self._timed("embedding"):
+        with self.timed("embedding"):
             return [FeatureStore.build(net, self.asked, folder, self.runtime) for net in nets[:self.note["nets"]]]
 
     def member(self, name: str, ask: Callable[[Path], FloatArray]) -> FloatArray:
         """What a member says of each image that it is asked of, float32 [n, C], probabilities: once, then read."""
         place = self.out / "members" / name
         if not (place / LOGITS).exists():
-            with self._timed(name):
+            with self.timed(name):
                 self.write(place / LOGITS, ask(place))
             if self.runtime.main:
                 shutil.rmtree(place / "features", ignore_errors=True)
@@ -224,7 +227,7 @@ class _Work:
         self.runtime.wait()
 
     @contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
+    def timed(self, part: str) -> Iterator[None]:
         begun = time.perf_counter()
         yield
         seconds = self.note["seconds"]
