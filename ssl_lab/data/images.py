@@ -132,7 +132,7 @@ class Concat:
 
 
 class Subset:
-    """Rows of another source, in the order given. rows: int64 [n]."""
+    """Some images of another source, in the order of `rows`, int64 [n], perhaps more than once."""
 
     def __init__(self, images: Images, rows: IntArray) -> None:
         self.images, self.rows = images, rows
@@ -148,7 +148,7 @@ class Subset:
         return self.images.take(self.rows[indices])
 
     def fingerprint(self) -> str:
-        return hashlib.sha256(self.images.fingerprint().encode() + self.rows.tobytes()).hexdigest()
+        return hashlib.sha256(self.images.fingerprint().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
 
     def contents(self) -> Contents | None:
         found = self.images.contents()

@@ -12,7 +12,6 @@ and with more queries or seeds it adds what is missing. With fewer than 3 seeds 
 from __future__ import annotations
 
 import concurrent.futures
-import hashlib
 import itertools
 import json
 import multiprocessing
@@ -31,11 +30,10 @@ from ssl_lab import texts
 from ssl_lab.active.loop import ActiveLoop
 from ssl_lab.active.people.oracle import Truth
 from ssl_lab.active.plugins import make_query
-from ssl_lab.active.queries.view import IntArray
 from ssl_lab.active.trainers import backbone, fitter
 from ssl_lab.active_settings import Benchmark
-from ssl_lab.data import Images, Pool, announce, load
-from ssl_lab.data.images import Contents
+from ssl_lab.data import Pool, announce, load
+from ssl_lab.data.images import Subset
 from ssl_lab.data.inventory import require_same
 from ssl_lab.engine import Result
 from ssl_lab.engine.folder import check_same
@@ -212,30 +210,6 @@ def run_cell(settings: Benchmark, cell: Cell) -> None:
         "fit_seconds": sum(record.seconds.get("fit", 0.0) for record in records), "transfer": moved}) + "\n")
 
 
-class _Rows:
-    """Some images of another source, in another order, perhaps more than once."""
-
-    def __init__(self, images: Images, rows: IntArray) -> None:
-        self.images, self.rows = images, rows
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        return self.images.shape
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def take(self, indices: IntArray) -> torch.Tensor:
-        return self.images.take(self.rows[indices])
-
-    def fingerprint(self) -> str:
-        return hashlib.sha256(self.images.fingerprint().encode() + self.rows.astype("<i8").tobytes()).hexdigest()
-
-    def contents(self) -> Contents | None:
-        found = self.images.contents()
-        return None if found is None else found[self.rows]
-
-
 def duplicated(pool: Pool, times: int, seed: int = 0) -> Pool:
     """The pool, before its split, with 1 in `times` train images, drawn at random, each there `times` times."""
     if times == 1:
@@ -246,5 +220,5 @@ def duplicated(pool: Pool, times: int, seed: int = 0) -> Pool:
     rows = np.concatenate(parts)
     ends = np.cumsum([len(part) for part in parts])
     train, valid, test = np.split(np.arange(ends[-1]), ends[:-1])
-    return replace(pool, images=_Rows(pool.images, rows), truth=pool.truth[rows], train=train, valid=valid, test=test,
+    return replace(pool, images=Subset(pool.images, rows), truth=pool.truth[rows], train=train, valid=valid, test=test,
                    files=tuple(pool.files[row] for row in rows.tolist()) if pool.files else ())
