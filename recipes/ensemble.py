@@ -38,9 +38,9 @@ all images; of --seed 1 with --minutes 60, at 128 px, of 33,312 images, and of -
 
 More steps of the same labels gain little: of 1,000 test images the net of seed 1 knew 85.9% after 80 steps, 86.6% after
 240, and 87.1% at its end. The 66 minutes were meant to be 60; steps became slower than when they were timed, and what
-was done before the first member was not counted, which it is since. Eight minutes (--seed 3, 160 px) are too few on such
-cores: there is time for the frozen nets (86.3), not for fine-tunings, and measuring 10,000 test images leaves one step to
-the one net, 83.1.
+was done before the first member was not counted, which it is since. Eight minutes (--seed 3, 160 px) are too few on
+such cores: there is time for the frozen nets (86.3), not for fine-tunings, and measuring 10,000 test images leaves one
+step to the one net, 83.1.
 
 What the fine-tunings of lite0 give, at 160 px, of the same 2,500 validation images: self-training on the features of
 all of it after 300 steps 85.8, 100 steps 85.0, of its biases after 100 steps 86.4; the mean of frozen nets (86.5) and
