@@ -268,7 +268,8 @@ def advise(data: Annotated[str, tyro.conf.Positional], labels: int | float | Non
     plan = ensemble(eyes[0], pool, minutes, runtime, read.image_size) if eyes else None
     if plan is not None:
         print(f"Not compared, for it takes all of the time: one net that learns what all pretrained nets here and "
-              f"fine-tunings say of {len(pool.train) - len(pool.labeled):,} images without a label:\n"
+              f"fine-tunings say of {len(pool.train) - len(pool.labeled):,} images without a label, as far as time "
+              f"goes:\n"
               f"  {words}{plan.flags()} --minutes {minutes:g}")
     rapid = None if any(eye.known for eye in eyes) else in_rounds(pool, minutes, runtime, read.image_size)
     if rapid is not None:

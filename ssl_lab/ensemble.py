@@ -1,5 +1,5 @@
-"""Pseudo-label ensembles (Zhang et al. 2025, arXiv 2503.09707): pretrained nets and fine-tunings label all images, and
-one net learns these soft labels."""
+"""Pseudo-label ensembles (Zhang et al. 2025, arXiv 2503.09707): pretrained nets and fine-tunings label images, as many
+as there is time for, and one net learns these soft labels."""
 
 from __future__ import annotations
 
@@ -107,7 +107,10 @@ class Ensembling:
             with work.timed("head"):
                 set_head(nets[0], stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
         result = work.learn(nets[0], minutes)
-        return result, table(said, result, work.asked, work.note["seconds"])
+        title = "Accuracy, in %"
+        if len(work.asked) < len(pool):
+            title += f"; of members: of {len(work.asked.valid)} validation and {len(work.asked.test)} test images"
+        return result, table(title, said, result, work.asked, work.note["seconds"])
 
 
 class _Work:
@@ -154,19 +157,20 @@ class _Work:
         needs += [(f"fine-tuning {learn}", STEP * 32 * self.how.tuning_steps * embeds[0], embeds[0])
                   for learn in self.how.tuned]
         left, an_image, taken, fewest = SHARE * seconds, 0.0, list[bool](), least(self.pool)
-        for place, (name, trains, embeds_one) in enumerate(needs):
-            cost = trains + fewest * embeds_one
+        for place, (name, trains, lap) in enumerate(needs):
+            cost = trains + fewest * lap
             taken.append(not place or cost <= left)
             if taken[-1]:
-                left, an_image = left - cost, an_image + embeds_one
+                left, an_image = left - cost, an_image + lap
             elif self.runtime.main:
                 print(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
                       "left for labeling the images; give more --minutes, or a smaller --image-size", flush=True)
         count = next((place for place in range(len(nets)) if not taken[place]), len(nets))
         images = min(len(self.pool), fewest + int(max(left, 0.0) / an_image))
         if images < len(self.pool) and self.runtime.main:
-            print(f"{images} of the {len(self.pool)} images, at random, are given soft labels, and the one net learns "
-                  "these: there is no time for more; give more --minutes, or a smaller --image-size", flush=True)
+            print(f"members are asked of {images} of the {len(self.pool)} images, at random, and the one net learns "
+                  "from those of them that train: there is no time for more; give more --minutes, or a smaller "
+                  "--image-size", flush=True)
         return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so], images
 
     def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
@@ -287,7 +291,8 @@ def with_labels(probs: FloatArray, pool: Pool) -> FloatArray:
     return known
 
 
-def table(said: Mapping[str, FloatArray], result: Result, pool: Pool, seconds: Mapping[str, float]) -> Table:
+def table(title: str, said: Mapping[str, FloatArray], result: Result, pool: Pool,
+          seconds: Mapping[str, float]) -> Table:
     """Who recognizes how much of the validation and of the test images (members: of those of `pool`), and the seconds
     of each part."""
     def right(probs: FloatArray, rows: IntArray) -> float | None:
@@ -298,7 +303,7 @@ def table(said: Mapping[str, FloatArray], result: Result, pool: Pool, seconds: M
         [name, right(probs, pool.valid), right(probs, pool.test), seconds.get(name)] for name, probs in said.items()]
     measured = [result.summary.get(f"{split}_accuracy") for split in ("valid", "test")]
     lines.append(["one net", *(None if each is None else 100 * each for each in measured), result.summary["seconds"]])
-    return Table("Accuracy, in %", [Column("who"), Column("valid", "right", ".1f"), Column("test", "right", ".1f"),
+    return Table(title, [Column("who"), Column("valid", "right", ".1f"), Column("test", "right", ".1f"),
                                     Column("seconds", "right", ".0f")], lines)
 
 

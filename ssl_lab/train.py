@@ -65,7 +65,7 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         minutes: for choosing and training together.
         out: folder of the run.
         recipe: features (a learner on frozen features), finetune (of a pretrained net), ensemble (what all pretrained
-            nets and fine-tunings say of all images teaches one net), scratch, or rapid (that in short rounds).
+            nets and fine-tunings say of images teaches one net), scratch, or rapid (that in short rounds).
         net: lite0 and the like, the folder of a run, or another net (see `ssl-lab list nets`).
         method: how to train (see `ssl-lab list methods`; package.module:MyMethod too), or a learner on features: knn,
             prototype, probe, propagation, self_training, anchored.
@@ -210,8 +210,8 @@ def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Pl
         otherwise += f"; no pretrained net is here, which often helps: {fetch.fetched_by} ({fetch.megabytes} MB)"
     known = next((plans[0] for plans in groups if plans[0].known), None)
     if known is not None and trainings and ensemble(known, pool, seconds / CHOOSING / 60, runtime):
-        otherwise += (f"; --recipe ensemble has one net learn what all pretrained nets say of "
-                      f"{len(pool.train) - len(pool.labeled):,} images without a label")
+        otherwise += (f"; --recipe ensemble has one net learn what all pretrained nets say of the "
+                      f"{len(pool.train) - len(pool.labeled):,} images without a label, as far as time goes")
     ways = [*(plans[0] for plans in groups), *trainings]
     if len(ways) == 1:
         why = f", {ROUNDS_FIRST}; {otherwise}" if ways[0].recipe == "rapid" and not asked else ""

@@ -56,7 +56,7 @@ class Way:
 @dataclass(frozen=True)
 class Plan:
     """recipe: "features", the learner `method` on frozen features of `net`; "finetune", training it on by `method`;
-    "ensemble", training it on by what it, the other pretrained nets that are here and fine-tunings of it say of all
+    "ensemble", training it on by what it, the other pretrained nets that are here and fine-tunings of it say of
     images (see `Ensembling`); "scratch", training a fresh one; or "rapid", that in short rounds (see `Rapid`). net: a
     name, or what `start_net` takes. weights, pretrained: of a timm net. image_size: side in pixels; None: that of the
     data. view: texts of views in place of the method's."""
