@@ -49,6 +49,9 @@ ROUNDS_FIRST = ("which was right on more images in color than other ways from sc
                 "(recipes/rapid.py)")
 SMALL, MIDDLE = 64, 128
 """Sides in pixels to which images are resized, if they are larger, for nets from scratch and for fine-tuning."""
+LARGE = 160
+"""Side in pixels for ensembles, which some images at this side serve better than all at a smaller one
+(recipes/ensemble.py)."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +157,8 @@ def worth_tuning(plan: Plan, pool: Pool, minutes: float, runtime: Runtime) -> bo
 
 
 def taught(eye: Plan, image_size: int | None) -> Plan:
-    """The backbone taught by an ensemble, as large as if it were fine-tuned."""
-    return replace(fine_tuned(eye, "soft_labels", image_size), recipe="ensemble")
+    """The backbone taught by an ensemble."""
+    return replace(eye, recipe="ensemble", method="soft_labels", image_size=eye.image_size and (image_size or LARGE))
 
 
 def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:

@@ -106,7 +106,8 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
     trainings = [replace(plan, view=view) for plan in trainings]
     folds = dealt(pool, calibrate, seed) if calibrate is not None and trainings and len(pool.valid) < FEWEST else None
     plan = begun.plan if begun is not None else _chosen(
-        pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime, recipe is not None)
+        pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime, recipe is not None,
+        read.image_size)
     if plan.image_size not in (None, pool.images.shape[1]):
         read = replace(read, image_size=plan.image_size)
         pool = load(data, **read.reading()).split(**how)
@@ -202,14 +203,15 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
 
 
 def _chosen(pool: Pool, groups: Sequence[Sequence[Plan]], trainings: Sequence[Plan], seconds: float, seed: int,
-            runtime: Runtime, asked: bool) -> Plan:
-    """The best way by cross-validation, with a word on why. asked: somebody named a recipe."""
+            runtime: Runtime, asked: bool, image_size: int | None) -> Plan:
+    """The best way by cross-validation, with a word on why. asked: somebody named a recipe. image_size: that somebody
+    said."""
     otherwise = "--recipe, --net and --method choose otherwise"
     if not here():
         fetch = PRETRAINED["lite0"]
         otherwise += f"; no pretrained net is here, which often helps: {fetch.fetched_by} ({fetch.megabytes} MB)"
     known = next((plans[0] for plans in groups if plans[0].known), None)
-    if known is not None and trainings and ensemble(known, pool, seconds / CHOOSING / 60, runtime):
+    if known is not None and trainings and ensemble(known, pool, seconds / CHOOSING / 60, runtime, image_size):
         otherwise += (f"; --recipe ensemble has one net learn what all pretrained nets say of the "
                       f"{len(pool.train) - len(pool.labeled):,} images without a label, as far as time goes")
     ways = [*(plans[0] for plans in groups), *trainings]

@@ -353,6 +353,13 @@ def test_an_ensemble_is_offered_where_half_of_the_time_embeds_and_few_have_label
     assert (command in said) == expected
 
 
+@pytest.mark.parametrize(("looked_at", "said", "expected"), [(96, None, 160), (224, None, 160), (64, 64, 64),
+                                                             (224, 224, 224), (None, None, None)])
+def test_an_ensemble_sees_larger_images_than_all_of_them_allow(looked_at, said, expected):
+    plan = advising.taught(ways_of.Plan("features", "lite0", "probe", looked_at), said)
+    assert (plan.recipe, plan.net, plan.image_size) == ("ensemble", "lite0", expected)
+
+
 def test_an_ensemble_is_not_offered_without_a_pretrained_net():
     plan = ways_of.Plan("features", "tiny_4", "probe")
     assert advising.ensemble(plan, digits(10), 60, None) is None

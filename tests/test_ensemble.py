@@ -48,7 +48,8 @@ def probs(file):
     return np.exp(read_weights(file)["logits"].numpy())
 
 
-def test_one_net_learns_what_the_members_say(tmp_path, few, nets, capsys):  # noqa: F811
+def test_one_net_learns_what_the_members_say(tmp_path, few, nets, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(ensemble, "MEASURED", 40)
     out = tmp_path / "run"
     summary = run(few, out, nets)
     pool = load(few, image_size=8).split(labels=40)
@@ -71,6 +72,8 @@ def test_one_net_learns_what_the_members_say(tmp_path, few, nets, capsys):  # no
     right = (frozen[pool.test].argmax(axis=1) == pool.truth[pool.test]).mean()
     assert said["frozen"][2] == f"{100 * right:.1f}"
     assert said["one"][3] == f"{100 * summary['test_accuracy']:.1f}"
+    with np.load(out / "members" / "biases" / "predictions.npz") as measured:
+        assert len(measured["test_truth"]) == 40 < len(pool.test)
     with pytest.raises(UsageError, match="holds a run that is finished"):
         run(few, out, nets)
     with pytest.raises(UsageError, match="tuning_steps: 2 -> 3"):
@@ -106,17 +109,19 @@ def test_a_kill_in_any_part_costs_that_part_alone(tmp_path, few, nets, monkeypat
     assert_same_run(tmp_path / "whole" / "members" / "biases", tmp_path / "cut" / "members" / "biases")
 
 
-# 1,797 images: 3, 6 and 9 minutes to embed them, 3 and 3 to fine-tune; of 600 of them 1, 2 and 3, and 1 and 1, beside a
-# third of a minute each time for steps. Of 30 minutes 15 are 900 s; less 480 and 38.4, for 0.8 s an image more.
+# 1,797 images: 3, 6 and 9 minutes to embed them and to fit to their features, 3 and 3 to fine-tune; of 600 of them 1, 2
+# and 3, and 1 and 1, beside a third of a minute each time for steps. Of 30 minutes 15 are 900 s; less 480 and 38.4, for
+# 0.8 s an image more.
 @pytest.mark.parametrize(("minutes", "expected"), [
     (None, (3, ["all", "biases"], 1797)), (60, (3, ["all", "biases"], 1797)), (30, (3, ["all", "biases"], 1077)),
     (20, (3, ["all", "biases"], 702)), (10.1, (2, ["all"], 709)), (1, (1, [], 600))])
 def test_where_time_is_short_members_are_asked_of_fewer_images_then_left_out(
         tmp_path, monkeypatch, capsys, minutes, expected):
-    each = iter([0.1, 0.2, 0.3])
+    each = iter([0.08, 0.16, 0.24])
     monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: next(each))
     monkeypatch.setattr(ensemble, "least", lambda _: 600)
-    monkeypatch.setattr(ensemble, "STEP", 6)
+    monkeypatch.setattr(ensemble, "STEP", 7.5)
+    monkeypatch.setattr(ensemble, "FITS", 0.25)
     pool = digits()
     work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=1), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
                           0, {})
