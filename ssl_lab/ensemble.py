@@ -40,9 +40,9 @@ NOTE, LOGITS, SOFT, FROZEN = "ensemble.json", "logits.safetensors", "soft_labels
 SHARE = 0.5
 """Of the time, until all images have their soft labels; the rest is the one net's."""
 MANY = 100
-"""Labels of a class from which fine-tuned nets know better without the frozen ones: on CIFAR-10 with 25 they are within
-4 points of each other, with 400 one has 84% and the other 92% (recipes/features.py and recipes/finetune.py)."""
-TUNED_ALONE = f"with {MANY} labels of each class, fine-tuned nets know better than frozen ones"
+"""Labels of each class from which fine-tuned nets speak without the frozen ones, by their own heads, and the one net
+goes on from the first of them: on CIFAR-10 with 25 all know about as much, with 400 the frozen ones 86% and the others
+91 (recipes/ensemble.py)."""
 LEAST = 5000
 """Images without labels that have soft labels at least, before a member is left out for the sake of more of them."""
 MEASURED = 1000
@@ -84,7 +84,7 @@ class Ensembling:
         minutes: for everything. Where half of it does not suffice for the members to label all images, they label as
         many of them, drawn at random, as it does, and where these would be fewer than `LEAST`, members are left out,
         each with a word. None: all of them label all, and the one net takes the `steps` that the trainer is given.
-        Where each class has `MANY` labels, of the nets only the first is asked, as the fine-tuned ones speak alone.
+        Where each class has `MANY` labels, and there is time for it, the fine-tuned ones speak alone.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
         nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
         all of one class.
@@ -101,15 +101,19 @@ class Ensembling:
             work = _Work(self, pool, runtime, out, seed, trainer)
             work.begin(nets, None if minutes is None else 60 * minutes)
             stores = work.embedded(nets, data_folder(data_dir) / "features")
-            said = {FROZEN: work.member(FROZEN, lambda place: work.by_features(stores))}
+            said = {FROZEN: work.member(FROZEN, lambda place: work.by_features(stores))} if stores else {}
             for learn in work.note["tuned"]:
                 said[learn] = work.member(learn, partial(work.by_tuning, learn, names[0]))
-            said["ensemble"] = mean = together(said, work.asked)
+            mean: FloatArray = np.mean([*said.values()], axis=0, dtype=np.float32)
+            said["ensemble"] = mean
             work.write(out / SOFT, with_labels(mean, work.asked))
-        if not checkpoint.exists(out / "checkpoint.pt"):
+        net = nets[0]
+        if not stores:
+            net = work.tuned(out / "members" / work.note["tuned"][0], net.name)
+        elif not checkpoint.exists(out / "checkpoint.pt"):
             with work.timed("head"):
-                set_head(nets[0], stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
-        result = work.learn(nets[0], minutes)
+                set_head(net, stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
+        result = work.learn(net, minutes)
         title = "Accuracy, in %"
         if len(work.asked) < len(pool):
             title += f"; of members: of {len(work.asked.valid)} validation and {len(work.asked.test)} test images"
@@ -123,6 +127,7 @@ class _Work:
                  trainer: Mapping[str, Any]) -> None:
         self.how, self.pool, self.runtime, self.out, self.seed = how, pool, runtime, out, seed
         self.rows, self.asked = np.arange(len(pool)), pool  # of whose images the members are asked, and these alone
+        self.many = bool(np.bincount(pool.labels[pool.labeled], minlength=pool.classes).min() >= MANY)
         self.trainer = {"micro_batches": "auto", **trainer}  # which change nothing where statistics are frozen
         self.note: dict[str, Any] = {}
 
@@ -136,31 +141,33 @@ class _Work:
             self.note = json.loads(path.read_text(encoding="utf-8"))
             check_same(self.note["settings"], settings, self.out)
         else:
-            if many_labels(self.pool) and self.how.tuned and len(nets) > 1:
-                if self.runtime.main:
-                    print(f"only {nets[0].name} is asked of {len(nets)} nets: {TUNED_ALONE}", flush=True)
-                nets = nets[:1]
             begun = time.perf_counter()
             count, tuned, images = self._afforded(nets, seconds)
             self.note = {"settings": settings, "nets": count, "tuned": tuned, "images": images,
                          "seconds": {"timing": time.perf_counter() - begun}}
             self._keep()
+        if not self.note["nets"] and self.runtime.main:
+            print(f"each class has {MANY} labels: fine-tuned nets are asked, no frozen ones, and the one net goes on "
+                  "from the first of them", flush=True)
         if self.note["images"] < len(self.pool):
             self.rows = some_of(self.pool, self.note["images"], self.seed)
             self.asked = self.pool.subset(self.rows)
 
     def _afforded(self, nets: Sequence[Net], seconds: float | None) -> tuple[int, list[str], int]:
-        """How many nets take part, which fine-tunings, in this order, and of how many images they are asked: all of
-        them of `least` images, if time suffices, and then of as many as it does."""
+        """How many frozen nets take part, which fine-tunings, in this order, and of how many images they are asked: all
+        of them of `least` images, if time suffices, and then of as many as it does. With many labels no frozen net is
+        asked, if there is time for a fine-tuning."""
         if seconds is None:
-            return len(nets), list(self.how.tuned), len(self.pool)
+            return 0 if self.many and self.how.tuned else len(nets), list(self.how.tuned), len(self.pool)
         laps = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
         embeds = [lap / self.runtime.world**2 for lap in laps]  # an image, of the mean rank, and of its part
-        tuning = STEP * 32 * self.how.tuning_steps * embeds[0]
-        needs = [(net.name, 0.0, (1 + FITS) * embed) for net, embed in zip(nets, embeds, strict=True)]
-        needs += [(f"fine-tuning {learn}", tuning, (1 + FITS) * embeds[0]) for learn in self.how.tuned]
         left, an_image, taken, fewest = SHARE * seconds, 0.0, list[bool](), least(self.pool)
-        for place, (name, trains, lap) in enumerate(needs):
+        frozen = [(net.name, 0.0, (1 + FITS) * embed) for net, embed in zip(nets, embeds, strict=True)]
+        tuned = [(f"fine-tuning {learn}", STEP * 32 * self.how.tuning_steps * embeds[0],
+                  (1 if self.many else 1 + FITS) * embeds[0]) for learn in self.how.tuned]
+        if self.many and any(trains + fewest * lap <= left for _, trains, lap in tuned[:1]):
+            frozen = []
+        for place, (name, trains, lap) in enumerate([*frozen, *tuned]):
             cost = trains + fewest * lap
             taken.append(not place or cost <= left)
             if taken[-1]:
@@ -168,13 +175,13 @@ class _Work:
             elif self.runtime.main:
                 print(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
                       "left for labeling the images; give more --minutes, or a smaller --image-size", flush=True)
-        count = next((place for place in range(len(nets)) if not taken[place]), len(nets))
+        count = next((place for place in range(len(frozen)) if not taken[place]), len(frozen))
         images = min(len(self.pool), fewest + int(max(left, 0.0) / an_image))
         if images < len(self.pool) and self.runtime.main:
             print(f"members are asked of {images} of the {len(self.pool)} images, at random, and the one net learns "
                   "from those of them that train: there is no time for more; give more --minutes, or a smaller "
                   "--image-size", flush=True)
-        return count, [learn for learn, so in zip(self.how.tuned, taken[len(nets):], strict=True) if so], images
+        return count, [learn for learn, so in zip(self.how.tuned, taken[len(frozen):], strict=True) if so], images
 
     def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
         with self.timed("embedding"):
@@ -193,8 +200,7 @@ class _Work:
         return np.asarray(read.logits[self.rows].softmax(dim=1).numpy())
 
     def by_features(self, stores: Sequence[FeatureStore]) -> FloatArray:
-        features = side_by_side([store.features for store in stores])
-        return self._learned(features)
+        return self._learned(side_by_side([store.features for store in stores]))
 
     def by_tuning(self, learn: Learn, start: str, place: Path) -> FloatArray:
         """Trains on the labels, as far as it is not done, and learns from its features as from those of any net."""
@@ -205,8 +211,13 @@ class _Work:
                       if name in self.trainer}
             FineTuning(learn=learn).fit(new, measured(self.asked, self.seed), self.runtime, self.seed, **shared | {
                 "steps": self.how.tuning_steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
-        tuned = start_net(str(place), self.pool.class_names, self.pool.style, new.name)
-        return self._learned(FeatureStore.build(tuned, self.asked, place / "features", self.runtime).features)
+        tuned = self.tuned(place, new.name)
+        features = FeatureStore.build(tuned, self.asked, place / "features", self.runtime).features
+        return by_head(tuned, features) if self.many else self._learned(features)
+
+    def tuned(self, place: Path, name: str) -> Net:
+        """The net that a fine-tuning left there."""
+        return start_net(str(place), self.pool.class_names, self.pool.style, name)
 
     def _learned(self, features: FloatArray) -> FloatArray:
         train = self.asked.train
@@ -271,25 +282,16 @@ def measured(pool: Pool, seed: int) -> Pool:
     return replace(pool, valid=valid, test=test)
 
 
-def many_labels(pool: Pool) -> bool:
-    """Whether each class has `MANY`."""
-    return bool(np.bincount(pool.labels[pool.labeled], minlength=pool.classes).min() >= MANY)
-
-
 def side_by_side(features: Sequence[FloatArray]) -> FloatArray:
     """float32 [N, sum of D_b]: unit features of several nets, so that each has the same say in a cosine."""
     return unit(np.concatenate([unit(each) for each in features], axis=1))
 
 
-def together(said: Mapping[str, FloatArray], pool: Pool) -> FloatArray:
-    """float32 [N, C]: the mean of the members' probabilities [N, C]; where there are `MANY` labels of each class, that
-    of the fine-tuned ones, if there are any."""
-    tuned = [name for name in said if name != FROZEN]
-    members = tuned if tuned and many_labels(pool) else list(said)
-    if members != list(said):
-        print(f"soft labels are those of {', '.join(members)}: {TUNED_ALONE}", flush=True)
-    mean: FloatArray = np.mean([said[name] for name in members], axis=0, dtype=np.float32)
-    return mean
+def by_head(net: Net, features: FloatArray) -> FloatArray:
+    """float32 [N, C]: the probabilities that the net's head gives to its features [N, D]."""
+    with torch.no_grad():
+        logits: torch.Tensor = net.head(torch.tensor(features, device=net.head.weight.device))
+        return np.asarray(logits.softmax(dim=1).cpu().numpy())
 
 
 def with_labels(probs: FloatArray, pool: Pool) -> FloatArray:

@@ -13,7 +13,7 @@ from ssl_lab import ensemble
 from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.engine import records
-from ssl_lab.ensemble import MANY, Ensembling, side_by_side, together, with_labels
+from ssl_lab.ensemble import Ensembling, side_by_side, with_labels
 from ssl_lab.errors import UsageError
 from ssl_lab.features import embed, self_training
 from ssl_lab.model import open as open_run
@@ -174,13 +174,42 @@ def test_one_net_learns_of_those_images_that_the_members_were_asked_of(tmp_path,
     assert summary["test_accuracy"] == pytest.approx((predicted == pool.truth[pool.test]).mean())  # of all test images
 
 
-def test_with_many_labels_only_those_who_learned_from_them_speak(capsys):
-    said = {name: np.full((1797, 10), share, dtype=np.float32)
-            for name, share in (("frozen", 0.0), ("all", 0.1), ("biases", 0.3))}
-    assert together(said, digits(10 * (MANY - 1)))[0, 0] == pytest.approx(0.4 / 3)
-    assert together(said, digits(10 * MANY))[0, 0] == pytest.approx(0.2)
-    assert "soft labels are those of all, biases" in capsys.readouterr().out
-    assert together({"frozen": said["all"]}, digits(10 * MANY))[0, 0] == pytest.approx(0.1)
+# Half of 3.005 minutes are 90.15 s: 19.2 for a fine-tuning, 60 for 600 images, and 10.95 for 0.1 s an image more.
+@pytest.mark.parametrize(("minutes", "expected"), [
+    (None, (0, ["all", "biases"], 1797)), (60, (0, ["all", "biases"], 1797)), (3.005, (0, ["all"], 709)),
+    (1, (1, [], 600))])
+def test_with_many_labels_frozen_nets_are_asked_only_where_time_is_too_short(tmp_path, monkeypatch, minutes, expected):
+    monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: 0.1)
+    monkeypatch.setattr(ensemble, "least", lambda _: 600)
+    monkeypatch.setattr(ensemble, "STEP", 6)
+    monkeypatch.setattr(ensemble, "MANY", 10)
+    pool, how = digits(100), Ensembling(("a", "b"), tuning_steps=1)
+    work = ensemble._Work(how, pool, sl.Runtime.start("cpu", "fp32"), tmp_path, 0, {})
+    assert work._afforded([net("tiny_4", 10, pool.style)] * 2, minutes and 60 * minutes) == expected
+
+
+def test_with_many_labels_fine_tuned_nets_speak_and_the_first_of_them_learns_on(
+        tmp_path, few, nets, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.setattr(ensemble, "MANY", 4)
+    begun, learn = [], ensemble._Work.learn
+
+    def learned(self, start, minutes):
+        begun.append({name: value.clone() for name, value in start.state_dict().items()})
+        return learn(self, start, minutes)
+
+    monkeypatch.setattr(ensemble._Work, "learn", learned)
+    out = tmp_path / "run"
+    run(few, out, nets, "--tuned", "all", "biases")
+    assert "each class has 4 labels: fine-tuned nets are asked, no frozen ones" in capsys.readouterr().out
+    members = out / "members"
+    assert {each.name for each in members.iterdir() if each.is_dir()} == {"all", "biases"}
+    pool, (first,) = load(few, image_size=8).split(labels=40), begun
+    images = pool.images.take(np.arange(len(pool)))
+    said = [open_run(members / name, "cpu", "fp32").predict(images).probabilities for name in ("all", "biases")]
+    rest = np.setdiff1d(np.arange(len(pool)), pool.labeled)
+    np.testing.assert_allclose(probs(out / "soft_labels.safetensors")[rest], np.mean(said, axis=0)[rest], atol=1e-5)
+    for name, value in read_weights(members / "all" / "model.safetensors").items():
+        assert first[name].equal(value)
 
 
 def test_labels_take_the_place_of_guesses():
