@@ -55,13 +55,13 @@ steps, 79.8%. Its training took 79 minutes in place of 48, as other programs ran
 stopped and resumed.
 
 With --labels 4000, one core of the Xeon, 160 px, seed 0: fine-tuned by 300 steps, all of lite0 has 91.5% of the test
-images and its biases 90.7; the frozen nets' self-training had 85.9, and one net that began at lite0, and learned in 326
-steps what self-training on the fine-tuned features said (91.9), 90.4, less than they. So heads speak now, and the one
-net goes on from the first. That command was not run by the clock since; of 2,500 training images without a label that
-no net learned from, the mean of self-training had 92.1, that of heads 92.6, and after 200 steps of these labels, on
-10,000 images, the net that began at lite0 has 90.5, the fine-tuned one 90.8 (in the beginning 90.6), and 91.1 after 180
-with --own 0 and --view strong=weak. There 1,000 steps of fine-tuning by the labels alone, 18 minutes, have 92.2: with
-so many labels give more --tuning-steps.
+images and its biases 90.7; self-training on lite0's frozen features had 85.9, and one net that began at lite0, and
+learned in 326 steps what self-training on the fine-tuned features said (91.9), 90.4, less than they. So heads speak
+now, and the one net goes on from the first. That command was not run by the clock since, but its parts, by a script:
+of 2,500 training images whose labels nobody saw, the mean of self-training (which had their features) knew 92.1, that
+of heads 92.6, and after 200 steps of these heads' labels, on 10,000 other images, the net that began at lite0 knows
+90.5, the fine-tuned one 90.8 (in the beginning 90.6), and 91.1 after 180 as with --own 0 and --view strong=weak. 1,000
+steps of fine-tuning by the labels alone, 18 minutes, have 92.2: with so many labels give more --tuning-steps.
 
 --out is the one net's run, for `ssl-lab predict` and every --from; the fine-tuned members are runs in its members/. It
 ends with a table of what each of them, all together and the one net recognize. Soft labels of your own:

@@ -84,7 +84,8 @@ class Ensembling:
         minutes: for everything. Where half of it does not suffice for the members to label all images, they label as
         many of them, drawn at random, as it does, and where these would be fewer than `LEAST`, members are left out,
         each with a word. None: all of them label all, and the one net takes the `steps` that the trainer is given.
-        Where each class has `MANY` labels, and there is time for it, the fine-tuned ones speak alone.
+        Where each class has `MANY` labels, and there is time for it, the fine-tuned ones speak alone, by their heads,
+        and the one net goes on from the first of them. Their runs are measured by `MEASURED` test images at most.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
         nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
         all of one class.
@@ -203,7 +204,8 @@ class _Work:
         return self._learned(side_by_side([store.features for store in stores]))
 
     def by_tuning(self, learn: Learn, start: str, place: Path) -> FloatArray:
-        """Trains on the labels, as far as it is not done, and learns from its features as from those of any net."""
+        """Trains on the labels, as far as it is not done, and asks the head, or, with few labels, learns from its
+        features as from those of any net."""
         new = start_net(start, self.pool.class_names, self.pool.style, seed=self.seed)
         if not (place / "summary.json").exists():
             config = {"net": new.name, **(self.trainer.get("config") or {}), "method": "supervised", "learn": learn}

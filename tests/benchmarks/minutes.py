@@ -5,7 +5,8 @@
 CIFAR-10, 250 labels, test accuracy. `rapid`: the nets of the rounds and, last, the refitted head, of which
 recipes/rapid.py tells: 2,280 and 7,500 steps of seeds 0 to 4 on an NVIDIA H200; in minutes of one core of an Intel
 Xeon, where 2,280 took 22.0 with all that is beside them. Operations of the longer run, and within a run, are taken to
-last as long: no clock was read there. By the clock: --minutes 10 (seeds 0 to 2) and 60 (seed 0) on both cores of an
+last as long: no clock was read there. (One was read later, and is not drawn: 7,165 steps of seed 0 on both cores of a
+Xeon, 58 minutes, 76.9.) By the clock: --minutes 10 (seeds 0 to 2) and 60 (seed 0) on both cores of an
 AMD EPYC that know no bf16, whose minutes count twice. The others: seed 0, on one core of a CPU (recipes/fixmatch.py,
 recipes/finetune.py).
 """
