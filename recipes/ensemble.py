@@ -86,8 +86,8 @@ class Settings(sl.Settings):
     tuned: tuple[Literal["all", "biases", "lora"], ...] = ("all", "biases")
     """What of the first net learns in each fine-tuning on the labels; without any: --tuned. lora needs
     pip install "ssl_lab[peft]"."""
-    tuning_steps: int = 300
-    """Of each fine-tuning."""
+    tuning_steps: int | None = None
+    """Of each fine-tuning; by default 300, or 8 epochs of the labels if these are more, as far as there is time."""
     own: Quantity = sl.schedule.linear(0.0, 0.5)
     """The one net's own say over its soft labels, from 0 to below 1."""
     labeled: int = 16

@@ -19,10 +19,11 @@ from ssl_lab.config import AS_USUAL, ReadingSettings
 from ssl_lab.data import IntArray, Pool, announce, load
 from ssl_lab.data.split import stratified
 from ssl_lab.engine import Runtime
-from ssl_lab.ensemble import Ensembling, least
+from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features.embed import STEP
 from ssl_lab.intervals import half_width
+from ssl_lab.members import least
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.rapid import Rapid
 from ssl_lab.report import Column, Table, print_tables

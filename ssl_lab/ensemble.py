@@ -8,26 +8,25 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save as safetensors_bytes
 
 from ssl_lab.data import IntArray, Pool
-from ssl_lab.data.split import shuffled
 from ssl_lab.engine import Result, Runtime, checkpoint
 from ssl_lab.engine.folder import alone_in, check_same, make_way
 from ssl_lab.errors import UsageError
 from ssl_lab.features import FeatureStore, self_training
-from ssl_lab.features.embed import STEP, seconds_to_embed
 from ssl_lab.features.probe import set_head
 from ssl_lab.features.search import FloatArray, unit
 from ssl_lab.files import data_folder, write_atomically, write_text
 from ssl_lab.finetune import FineTuning
+from ssl_lab.members import BATCH, Learn, Members, many_labels, measured, members, some_of
 from ssl_lab.methods.distillation import read_logits
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import start_net
@@ -35,21 +34,7 @@ from ssl_lab.nets.stored import metadata
 from ssl_lab.report import Column, Table
 from ssl_lab.schedule import Scalar, Schedule, linear, plain
 
-Learn = Literal["all", "biases", "lora"]
 NOTE, LOGITS, SOFT, FROZEN = "ensemble.json", "logits.safetensors", "soft_labels.safetensors", "frozen"
-SHARE = 0.5
-"""Of the time, until all images have their soft labels; the rest is the one net's."""
-MANY = 100
-"""Labels of each class from which fine-tuned nets speak without the frozen ones, by their own heads, and the one net
-goes on from the first of them: on CIFAR-10 with 25 all know about as much, with 400 the frozen ones 86% and the others
-91 (recipes/ensemble.py)."""
-LEAST = 5000
-"""Images without labels that have soft labels at least, before a member is left out for the sake of more of them."""
-MEASURED = 1000
-"""Validation images, and test images, by which fine-tunings are measured, and all members where there is no time to
-ask them about all."""
-FITS = 0.2
-"""Of the time in which a net embeds images, for self-training on these features: on CIFAR-10 0.12 to 0.24."""
 TINY = 1e-12
 
 
@@ -59,14 +44,15 @@ class Ensembling:
 
     nets: pretrained, as `start_net` takes them. Self-training on the features of all of them side by side is the first
     member. Of the first of them the others are fine-tuned, and it is the net that learns at last. tuned: what of it
-    learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps. own: the net's say over the
-    soft labels, labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see `SoftLabels` and
-    `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one than SGD.
+    learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps (None: see `members`). own:
+    the net's say over the soft labels, labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see
+    `SoftLabels` and `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one
+    than SGD.
     """
 
     nets: Sequence[str]
     tuned: Sequence[Learn] = ("all", "biases")
-    tuning_steps: int = 300
+    tuning_steps: int | None = None
     own: Scalar = linear(0.0, 0.5)
     labeled: int = 16
     unlabeled: int = 64
@@ -81,11 +67,11 @@ class Ensembling:
         """Leaves a run in `out`, that of the one net, and those of the fine-tuned members in its folder members/.
         Returns its result, and a table of what each member, all together and the one net recognize.
 
-        minutes: for everything. Where half of it does not suffice for the members to label all images, they label as
-        many of them, drawn at random, as it does, and where these would be fewer than `LEAST`, members are left out,
-        each with a word. None: all of them label all, and the one net takes the `steps` that the trainer is given.
-        Where each class has `MANY` labels, and there is time for it, the fine-tuned ones speak alone, by their heads,
-        and the one net goes on from the first of them. Their runs are measured by `MEASURED` test images at most.
+        minutes: for everything. Where half of it does not suffice for the `members` to label all images, they label as
+        many of them, drawn at random, as it does, and where these would be too few, members are left out, each with a
+        word. None: all of them label all, and the one net takes the `steps` that the trainer is given. Where each class
+        has many labels, and there is time for it, the fine-tuned ones speak alone, by their heads, and the one net goes
+        on from the first of them. Their runs are measured by 1,000 test images at most.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
         nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
         all of one class.
@@ -103,14 +89,14 @@ class Ensembling:
             work.begin(nets, None if minutes is None else 60 * minutes)
             stores = work.embedded(nets, data_folder(data_dir) / "features")
             said = {FROZEN: work.member(FROZEN, lambda place: work.by_features(stores))} if stores else {}
-            for learn in work.note["tuned"]:
+            for learn in work.who.tuned:
                 said[learn] = work.member(learn, partial(work.by_tuning, learn, names[0]))
             mean: FloatArray = np.mean([*said.values()], axis=0, dtype=np.float32)
             said["ensemble"] = mean
             work.write(out / SOFT, with_labels(mean, work.asked))
         net = nets[0]
         if not stores:
-            net = work.tuned(out / "members" / work.note["tuned"][0], net.name)
+            net = work.tuned(out / "members" / work.who.tuned[0], net.name)
         elif not checkpoint.exists(out / "checkpoint.pt"):
             with work.timed("head"):
                 set_head(net, stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
@@ -128,7 +114,7 @@ class _Work:
                  trainer: Mapping[str, Any]) -> None:
         self.how, self.pool, self.runtime, self.out, self.seed = how, pool, runtime, out, seed
         self.rows, self.asked = np.arange(len(pool)), pool  # of whose images the members are asked, and these alone
-        self.many = bool(np.bincount(pool.labels[pool.labeled], minlength=pool.classes).min() >= MANY)
+        self.many = many_labels(pool)
         self.trainer = {"micro_batches": "auto", **trainer}  # which change nothing where statistics are frozen
         self.note: dict[str, Any] = {}
 
@@ -143,50 +129,22 @@ class _Work:
             check_same(self.note["settings"], settings, self.out)
         else:
             begun = time.perf_counter()
-            count, tuned, images = self._afforded(nets, seconds)
-            self.note = {"settings": settings, "nets": count, "tuned": tuned, "images": images,
+            who = members(nets, self.how.tuned, self.how.tuning_steps, self.pool, self.runtime, seconds)
+            self.note = {"settings": settings, "members": asdict(who),
                          "seconds": {"timing": time.perf_counter() - begun}}
             self._keep()
-        if not self.note["nets"] and self.runtime.main:
-            print(f"each class has {MANY} labels: fine-tuned nets are asked, no frozen ones, and the one net goes on "
-                  "from the first of them", flush=True)
-        if self.note["images"] < len(self.pool):
-            self.rows = some_of(self.pool, self.note["images"], self.seed)
+        images = self.who.images
+        if images < len(self.pool):
+            self.rows = some_of(self.pool, images, self.seed)
             self.asked = self.pool.subset(self.rows)
 
-    def _afforded(self, nets: Sequence[Net], seconds: float | None) -> tuple[int, list[str], int]:
-        """How many frozen nets take part, which fine-tunings, in this order, and of how many images they are asked: all
-        of them of `least` images, if time suffices, and then of as many as it does. With many labels no frozen net is
-        asked, if there is time for a fine-tuning."""
-        if seconds is None:
-            return 0 if self.many and self.how.tuned else len(nets), list(self.how.tuned), len(self.pool)
-        laps = self.runtime.totals([seconds_to_embed(net, self.pool, self.runtime) for net in nets])
-        embeds = [lap / self.runtime.world**2 for lap in laps]  # an image, of the mean rank, and of its part
-        left, an_image, taken, fewest = SHARE * seconds, 0.0, list[bool](), least(self.pool)
-        frozen = [(net.name, 0.0, (1 + FITS) * embed) for net, embed in zip(nets, embeds, strict=True)]
-        tuned = [(f"fine-tuning {learn}", STEP * 32 * self.how.tuning_steps * embeds[0],
-                  (1 if self.many else 1 + FITS) * embeds[0]) for learn in self.how.tuned]
-        if self.many and any(trains + fewest * lap <= left for _, trains, lap in tuned[:1]):
-            frozen = []
-        for place, (name, trains, lap) in enumerate([*frozen, *tuned]):
-            cost = trains + fewest * lap
-            taken.append(not place or cost <= left)
-            if taken[-1]:
-                left, an_image = left - cost, an_image + lap
-            elif self.runtime.main:
-                print(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
-                      "left for labeling the images; give more --minutes, or a smaller --image-size", flush=True)
-        count = next((place for place in range(len(frozen)) if not taken[place]), len(frozen))
-        images = min(len(self.pool), fewest + int(max(left, 0.0) / an_image))
-        if images < len(self.pool) and self.runtime.main:
-            print(f"members are asked of {images} of the {len(self.pool)} images, at random, and the one net learns "
-                  "from those of them that train: there is no time for more; give more --minutes, or a smaller "
-                  "--image-size", flush=True)
-        return count, [learn for learn, so in zip(self.how.tuned, taken[len(frozen):], strict=True) if so], images
+    @property
+    def who(self) -> Members:
+        return Members(**self.note["members"])
 
     def embedded(self, nets: Sequence[Net], folder: Path) -> list[FeatureStore]:
         with self.timed("embedding"):
-            return [FeatureStore.build(net, self.asked, folder, self.runtime) for net in nets[:self.note["nets"]]]
+            return [FeatureStore.build(net, self.asked, folder, self.runtime) for net in nets[:self.who.frozen]]
 
     def member(self, name: str, ask: Callable[[Path], FloatArray]) -> FloatArray:
         """What a member says of each image that it is asked of, float32 [n, C], probabilities: once, then read."""
@@ -211,8 +169,9 @@ class _Work:
             config = {"net": new.name, **(self.trainer.get("config") or {}), "method": "supervised", "learn": learn}
             shared = {name: self.trainer[name] for name in ("device", "precision", "micro_batches", "callbacks")
                       if name in self.trainer}
-            FineTuning(learn=learn).fit(new, measured(self.asked, self.seed), self.runtime, self.seed, **shared | {
-                "steps": self.how.tuning_steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
+            way, few = FineTuning(learn=learn, labeled=BATCH), measured(self.asked, self.seed)
+            way.fit(new, few, self.runtime, self.seed, **shared | {
+                "steps": self.who.steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
         tuned = self.tuned(place, new.name)
         features = FeatureStore.build(tuned, self.asked, place / "features", self.runtime).features
         return by_head(tuned, features) if self.many else self._learned(features)
@@ -263,25 +222,6 @@ class _Work:
 @contextmanager
 def _nothing() -> Iterator[None]:
     yield
-
-
-def least(pool: Pool) -> int:
-    """Of how many images of the pool members are asked at least, if they take part."""
-    return min(len(pool), len(pool.labeled) + LEAST + sum(min(len(part), MEASURED) for part in (pool.valid, pool.test)))
-
-
-def some_of(pool: Pool, images: int, seed: int) -> IntArray:
-    """So many rows of the pool, int64: all with labels, `MEASURED` to validate and to test, the rest without labels."""
-    few = measured(pool, seed)
-    kept = np.concatenate([few.labeled, few.valid, few.test])
-    others = shuffled(np.setdiff1d(pool.unlabeled, few.labeled), seed, "ensemble")
-    return np.sort(np.concatenate([kept, others[:max(0, images - len(kept))]]))
-
-
-def measured(pool: Pool, seed: int) -> Pool:
-    """The pool with `MEASURED` of its validation and of its test images, drawn at random."""
-    valid, test = (shuffled(part, seed, "measured")[:MEASURED] for part in (pool.valid, pool.test))
-    return replace(pool, valid=valid, test=test)
 
 
 def side_by_side(features: Sequence[FloatArray]) -> FloatArray:

@@ -18,7 +18,7 @@ LEVELS = [
     {"features", "analysis", "ladder"},
     {"report"},
     {"active"},
-    {"model", "finetune", "rounds", "stages"},
+    {"model", "finetune", "rounds", "stages", "members"},
     {"ensemble", "rapid"},
     {"ways"},
     {"advise", "arms", "auditing", "bench", "comparison", "export", "testing", "quickstart", "label", "predict",

@@ -9,7 +9,7 @@ from small_runs import assert_same_run, digits
 from test_features_recipe import few, module  # noqa: F401 (a fixture)
 
 import ssl_lab as sl
-from ssl_lab import ensemble
+from ssl_lab import ensemble, members
 from ssl_lab.command_line import parse
 from ssl_lab.data import load
 from ssl_lab.engine import records
@@ -49,7 +49,7 @@ def probs(file):
 
 
 def test_one_net_learns_what_the_members_say(tmp_path, few, nets, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(ensemble, "MEASURED", 40)
+    monkeypatch.setattr(members, "MEASURED", 40)
     out = tmp_path / "run"
     summary = run(few, out, nets)
     pool = load(few, image_size=8).split(labels=40)
@@ -109,45 +109,9 @@ def test_a_kill_in_any_part_costs_that_part_alone(tmp_path, few, nets, monkeypat
     assert_same_run(tmp_path / "whole" / "members" / "biases", tmp_path / "cut" / "members" / "biases")
 
 
-# 1,797 images: 3, 6 and 9 minutes to embed them and to fit to their features, 3 and 3 to fine-tune; of 600 of them 1, 2
-# and 3, and 1 and 1, beside a third of a minute each time for steps. Of 30 minutes 15 are 900 s; less 480 and 38.4, for
-# 0.8 s an image more.
-@pytest.mark.parametrize(("minutes", "expected"), [
-    (None, (3, ["all", "biases"], 1797)), (60, (3, ["all", "biases"], 1797)), (30, (3, ["all", "biases"], 1077)),
-    (20, (3, ["all", "biases"], 702)), (10.1, (2, ["all"], 709)), (1, (1, [], 600))])
-def test_where_time_is_short_members_are_asked_of_fewer_images_then_left_out(
-        tmp_path, monkeypatch, capsys, minutes, expected):
-    each = iter([0.08, 0.16, 0.24])
-    monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: next(each))
-    monkeypatch.setattr(ensemble, "least", lambda _: 600)
-    monkeypatch.setattr(ensemble, "STEP", 7.5)
-    monkeypatch.setattr(ensemble, "FITS", 0.25)
-    pool = digits()
-    work = ensemble._Work(Ensembling(("a", "b", "c"), tuning_steps=1), pool, sl.Runtime.start("cpu", "fp32"), tmp_path,
-                          0, {})
-    nets = [net("tiny_4", 10, pool.style)] * 3
-    assert work._afforded(nets, minutes and 60 * minutes) == expected
-    said = capsys.readouterr().out
-    assert said.count("is left out") == 5 - expected[0] - len(expected[1])
-    assert (f"{expected[2]} of the 1797 images" in said) == (expected[2] < 1797)
-
-
-def test_rows_that_members_are_asked_of(monkeypatch):
-    monkeypatch.setattr(ensemble, "MEASURED", 30)
-    monkeypatch.setattr(ensemble, "LEAST", 200)
-    pool = load("digits").split(labels=20, valid=50, seed=0)
-    assert ensemble.least(pool) == 20 + 200 + 2 * 30
-    rows = ensemble.some_of(pool, 280, seed=1)
-    assert len(rows) == 280
-    assert (np.diff(rows) > 0).all()
-    assert np.isin(pool.labeled, rows).all()
-    assert [np.isin(part, rows).sum() for part in (pool.valid, pool.test, pool.train)] == [30, 30, 220]
-    assert set(rows) <= set(ensemble.some_of(pool, 290, seed=1))
-
-
 def test_one_net_learns_of_those_images_that_the_members_were_asked_of(tmp_path, few, nets, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(ensemble, "MEASURED", 40)
-    monkeypatch.setattr(ensemble._Work, "_afforded", lambda *_: (2, ["biases"], 200))
+    monkeypatch.setattr(members, "MEASURED", 40)
+    monkeypatch.setattr(ensemble, "members", lambda *_: members.Members(2, ["biases"], 2, 200))
     drawn, step = list[np.ndarray](), sl.SoftLabels.forward
 
     def seen(self, batch, at):
@@ -158,7 +122,7 @@ def test_one_net_learns_of_those_images_that_the_members_were_asked_of(tmp_path,
     out = tmp_path / "run"
     summary = run(few, out, nets)
     pool = load(few, image_size=8).split(labels=40)
-    rows = ensemble.some_of(pool, 200, seed=0)
+    rows = members.some_of(pool, 200, seed=0)
     train = np.intersect1d(rows, pool.train)
     assert drawn
     assert np.isin(np.concatenate(drawn), train).all()
@@ -174,23 +138,9 @@ def test_one_net_learns_of_those_images_that_the_members_were_asked_of(tmp_path,
     assert summary["test_accuracy"] == pytest.approx((predicted == pool.truth[pool.test]).mean())  # of all test images
 
 
-# Half of 3.005 minutes are 90.15 s: 19.2 for a fine-tuning, 60 for 600 images, and 10.95 for 0.1 s an image more.
-@pytest.mark.parametrize(("minutes", "expected"), [
-    (None, (0, ["all", "biases"], 1797)), (60, (0, ["all", "biases"], 1797)), (3.005, (0, ["all"], 709)),
-    (1, (1, [], 600))])
-def test_with_many_labels_frozen_nets_are_asked_only_where_time_is_too_short(tmp_path, monkeypatch, minutes, expected):
-    monkeypatch.setattr(ensemble, "seconds_to_embed", lambda *_: 0.1)
-    monkeypatch.setattr(ensemble, "least", lambda _: 600)
-    monkeypatch.setattr(ensemble, "STEP", 6)
-    monkeypatch.setattr(ensemble, "MANY", 10)
-    pool, how = digits(100), Ensembling(("a", "b"), tuning_steps=1)
-    work = ensemble._Work(how, pool, sl.Runtime.start("cpu", "fp32"), tmp_path, 0, {})
-    assert work._afforded([net("tiny_4", 10, pool.style)] * 2, minutes and 60 * minutes) == expected
-
-
 def test_with_many_labels_fine_tuned_nets_speak_and_the_first_of_them_learns_on(
         tmp_path, few, nets, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr(ensemble, "MANY", 4)
+    monkeypatch.setattr(members, "MANY", 4)
     begun, learn = [], ensemble._Work.learn
 
     def learned(self, start, minutes):
@@ -201,14 +151,14 @@ def test_with_many_labels_fine_tuned_nets_speak_and_the_first_of_them_learns_on(
     out = tmp_path / "run"
     run(few, out, nets, "--tuned", "all", "biases")
     assert "each class has 4 labels: fine-tuned nets are asked, no frozen ones" in capsys.readouterr().out
-    members = out / "members"
-    assert {each.name for each in members.iterdir() if each.is_dir()} == {"all", "biases"}
+    said_by = out / "members"
+    assert {each.name for each in said_by.iterdir() if each.is_dir()} == {"all", "biases"}
     pool, (first,) = load(few, image_size=8).split(labels=40), begun
     images = pool.images.take(np.arange(len(pool)))
-    said = [open_run(members / name, "cpu", "fp32").predict(images).probabilities for name in ("all", "biases")]
+    said = [open_run(said_by / name, "cpu", "fp32").predict(images).probabilities for name in ("all", "biases")]
     rest = np.setdiff1d(np.arange(len(pool)), pool.labeled)
     np.testing.assert_allclose(probs(out / "soft_labels.safetensors")[rest], np.mean(said, axis=0)[rest], atol=1e-5)
-    for name, value in read_weights(members / "all" / "model.safetensors").items():
+    for name, value in read_weights(said_by / "all" / "model.safetensors").items():
         assert first[name].equal(value)
 
 
