@@ -68,7 +68,8 @@ def members(nets: Sequence[Net], tuned: Sequence[Learn], steps: int | None, pool
         said.append(f"each fine-tuning takes {who.steps} steps, {who.steps * BATCH / len(pool.labeled):.1f} epochs of "
                     "the labels; --tuning-steps says otherwise")
     if who.tuned and max(len(pool.valid), len(pool.test)) > MEASURED:
-        said.append(f"each fine-tuning is measured by {MEASURED} validation and test images at most, the one net by all")
+        said.append(f"each fine-tuning is measured by {MEASURED} validation and test images at most, the one net by "
+                    "all")
     if runtime.main:
         print(*said, sep="\n", end="\n" if said else "", flush=True)
     return who
