@@ -72,7 +72,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import ssl_lab as sl
-from ssl_lab.config import Quantity
+from ssl_lab.config import MaybeQuantity, Quantity
 
 
 @dataclass
@@ -88,8 +88,9 @@ class Settings(sl.Settings):
     pip install "ssl_lab[peft]"."""
     tuning_steps: int | None = None
     """Of each fine-tuning; by default 300, or 8 epochs of the labels if these are more, as far as there is time."""
-    own: Quantity = sl.schedule.linear(0.0, 0.5)
-    """The one net's own say over its soft labels, from 0 to below 1."""
+    own: MaybeQuantity = None
+    """The one net's own say over its soft labels, from 0 to below 1; by default it grows to 0.5, and with 100 labels of
+    each class there is none."""
     labeled: int = 16
     """Labeled images per step of the one net."""
     unlabeled: int = 64

@@ -35,6 +35,8 @@ from ssl_lab.report import Column, Table
 from ssl_lab.schedule import Scalar, Schedule, linear, plain
 
 NOTE, LOGITS, SOFT, FROZEN = "ensemble.json", "logits.safetensors", "soft_labels.safetensors", "frozen"
+OWN = linear(0.0, 0.5)
+"""The one net's say over its soft labels where it begins at a pretrained net."""
 TINY = 1e-12
 
 
@@ -45,15 +47,15 @@ class Ensembling:
     nets: pretrained, as `start_net` takes them. Self-training on the features of all of them side by side is the first
     member. Of the first of them the others are fine-tuned, and it is the net that learns at last. tuned: what of it
     learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps (None: see `members`). own:
-    the net's say over the soft labels, labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see
-    `SoftLabels` and `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one
-    than SGD.
+    the net's say over the soft labels (None: it grows to a half, and where the net goes on from a fine-tuned one there
+    is none), labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see `SoftLabels` and
+    `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one than SGD.
     """
 
     nets: Sequence[str]
     tuned: Sequence[Learn] = ("all", "biases")
     tuning_steps: int | None = None
-    own: Scalar = linear(0.0, 0.5)
+    own: Scalar | None = None
     labeled: int = 16
     unlabeled: int = 64
     lr: Scalar = 0.01
@@ -71,7 +73,8 @@ class Ensembling:
         many of them, drawn at random, as it does, and where these would be too few, members are left out, each with a
         word. None: all of them label all, and the one net takes the `steps` that the trainer is given. Where each class
         has many labels, and there is time for it, the fine-tuned ones speak alone, by their heads, and the one net goes
-        on from the first of them. Their runs are measured by 1,000 test images at most.
+        on from the first of them, under weak views: strong ones cost it more than it learns in an hour. Their runs are
+        measured by 1,000 test images at most.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
         nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
         all of one class.
@@ -96,7 +99,7 @@ class Ensembling:
             work.write(out / SOFT, with_labels(mean, work.asked))
         net = nets[0]
         if not stores:
-            net = work.tuned(out / "members" / work.who.tuned[0], net.name)
+            net = work.tuned(out / "members" / next(iter(work.who.tuned)), net.name)
         elif not checkpoint.exists(out / "checkpoint.pt"):
             with work.timed("head"):
                 set_head(net, stores[0].features, mean.argmax(axis=1), work.asked.unlabeled)
@@ -171,7 +174,7 @@ class _Work:
                       if name in self.trainer}
             way, few = FineTuning(learn=learn, labeled=BATCH), measured(self.asked, self.seed)
             way.fit(new, few, self.runtime, self.seed, **shared | {
-                "steps": self.who.steps, "out": place, "resume": "auto", "config": config, "evaluations": 1})
+                "steps": self.who.tuned[learn], "out": place, "resume": "auto", "config": config, "evaluations": 1})
         tuned = self.tuned(place, new.name)
         features = FeatureStore.build(tuned, self.asked, place / "features", self.runtime).features
         return by_head(tuned, features) if self.many else self._learned(features)
@@ -187,8 +190,10 @@ class _Work:
     def learn(self, net: Net, minutes: float | None) -> Result:
         """The one net learns the soft labels, for as long as there is time."""
         left = None if minutes is None else max(minutes - sum(self.note["seconds"].values()) / 60, 0.05)
-        how = self.how
-        way = FineTuning("soft_labels", {"teacher": self.out / SOFT, "own": how.own}, how.view,
+        how, gone_on = self.how, not self.who.frozen
+        own = how.own if how.own is not None else 0.0 if gone_on else OWN
+        view = how.view or ("strong=weak",) * gone_on
+        way = FineTuning("soft_labels", {"teacher": self.out / SOFT, "own": own}, view,
                          head="start", labeled=how.labeled, unlabeled=how.unlabeled, lr=how.lr, ema=how.ema,
                          backbone_rate=how.backbone_rate, statistics="frozen", optimizer=how.optimizer)
         config = {"net": net.name, **(self.trainer.get("config") or {})}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -36,12 +36,11 @@ STEPS, EPOCHS = 300, 8
 
 @dataclass(frozen=True)
 class Members:
-    """frozen: of how many nets the features are asked. tuned: which fine-tunings, each of so many `steps`. images: of
+    """frozen: of how many nets the features are asked. tuned: which fine-tunings, of how many steps each. images: of
     how many of the pool's they are asked."""
 
     frozen: int
-    tuned: Sequence[Learn]
-    steps: int
+    tuned: Mapping[Learn, int]
     images: int
 
 
@@ -56,17 +55,17 @@ def members(nets: Sequence[Net], tuned: Sequence[Learn], steps: int | None, pool
     of them of `least` images, and then of as many as there is time for. Says what was decided.
 
     With many labels no frozen net is asked, if there is time for a fine-tuning. steps: of each fine-tuning; None:
-    `EPOCHS` of the labels, `STEPS` at least, and where time is short for that, as many as it suffices for.
+    `EPOCHS` of the labels, and where time is short for that, as many as it suffices for, but `STEPS` at least.
     """
     laps = [] if seconds is None else runtime.totals([seconds_to_embed(net, pool, runtime) for net in nets])
     embeds = [lap / runtime.world**2 for lap in laps]  # an image, of the mean rank, and of its part
     who, said = _afforded([net.name for net in nets], tuned, steps, pool, embeds, seconds)
     if not who.frozen:
         said.append(f"each class has {MANY} labels: fine-tuned nets are asked, no frozen ones, and the one net goes on "
-                    "from the first of them")
-    if who.tuned and steps is None:
-        said.append(f"each fine-tuning takes {who.steps} steps, {who.steps * BATCH / len(pool.labeled):.1f} epochs of "
-                    "the labels; --tuning-steps says otherwise")
+                    "from the first of them, under weak views; --own and --view say otherwise")
+    if steps is None:
+        said += [f"fine-tuning {learn} takes {taken} steps, {taken * BATCH / len(pool.labeled):.1f} epochs of the "
+                 "labels; --tuning-steps says otherwise" for learn, taken in who.tuned.items()]
     if who.tuned and max(len(pool.valid), len(pool.test)) > MEASURED:
         said.append(f"each fine-tuning is measured by {MEASURED} validation and test images at most, the one net by "
                     "all")
@@ -79,34 +78,37 @@ def _afforded(nets: Sequence[str], tuned: Sequence[Learn], steps: int | None, po
               seconds: float | None) -> tuple[Members, list[str]]:
     """The members, where each of the nets embeds an image in so many seconds; with lines on what there is no time for.
     """
-    many, wanted = many_labels(pool), steps or max(STEPS, EPOCHS * len(pool.labeled) // BATCH)
+    many, most = many_labels(pool), steps or max(STEPS, EPOCHS * len(pool.labeled) // BATCH)
     if seconds is None:
-        return Members(0 if many and tuned else len(nets), list(tuned), wanted, len(pool)), []
-    left, an_image, fewest, a_step = SHARE * seconds, 0.0, least(pool), STEP * BATCH * embeds[0]
-    lap = (1 if many else 1 + FITS) * embeds[0]
-    if tuned and steps is None:
-        wanted = min(wanted, max(STEPS, int((left / len(tuned) - fewest * lap) / a_step)))
-    frozen = [(name, 0.0, (1 + FITS) * embed) for name, embed in zip(nets, embeds, strict=True)]
-    trained = [(f"fine-tuning {learn}", wanted * a_step, lap) for learn in tuned]
-    if many and any(trains + fewest * lap <= left for _, trains, lap in trained[:1]):
+        return Members(0 if many and tuned else len(nets), dict.fromkeys(tuned, most), len(pool)), []
+    left, an_image, fewest, said = SHARE * seconds, 0.0, least(pool), list[str]()
+    lap, a_step = (1 if many else 1 + FITS) * embeds[0], STEP * BATCH * embeds[0]
+    frozen = [(name, (1 + FITS) * embed) for name, embed in zip(nets, embeds, strict=True)]
+    if many and tuned and (steps or STEPS) * a_step + fewest * lap <= left:
         frozen = []
-    taken, said = list[bool](), list[str]()
-    for place, (name, trains, lap) in enumerate([*frozen, *trained]):
-        cost = trains + fewest * lap
-        taken.append(not place or cost <= left)
-        if taken[-1]:
-            left, an_image = left - cost, an_image + lap
-        else:
+
+    def takes(name: str, cost: float, lap: float) -> bool:
+        """Whether there is time for a member that costs so much of `least` images; the first one is there anyway."""
+        nonlocal left, an_image
+        if an_image and cost > left:
             said.append(f"{name} is left out: it takes {cost / 60:.0f} of the minutes, and {max(left, 0) / 60:.0f} are "
                         "left for labeling the images; give more --minutes, or a smaller --image-size")
-    count = next((place for place in range(len(frozen)) if not taken[place]), len(frozen))
+            return False
+        left, an_image = left - cost, an_image + lap
+        return True
+
+    taken = [takes(name, fewest * lap, lap) for name, lap in frozen]
+    learned = dict[Learn, int]()
+    for learn in tuned:
+        count = steps or min(most, max(STEPS, int((left - fewest * lap) / a_step)))
+        if takes(f"fine-tuning {learn}", count * a_step + fewest * lap, lap):
+            learned[learn] = count
     images = min(len(pool), fewest + int(max(left, 0.0) / an_image))
     if images < len(pool):
         said.append(f"members are asked of {images} of the {len(pool)} images, at random, and the one net learns from "
                     "those of them that train: there is no time for more; give more --minutes, or a smaller "
                     "--image-size")
-    return Members(count, [learn for learn, so in zip(tuned, taken[len(frozen):], strict=True) if so], wanted,
-                   images), said
+    return Members([*taken, False].index(False), learned, images), said
 
 
 def least(pool: Pool) -> int:

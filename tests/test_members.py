@@ -34,7 +34,7 @@ def test_where_time_is_short_members_are_asked_of_fewer_images_then_left_out(
     monkeypatch.setattr(members, "STEP", 7.5)
     monkeypatch.setattr(members, "FITS", 0.25)
     frozen, tuned, images = expected
-    assert chosen(digits(), [0.08, 0.16, 0.24], minutes) == Members(frozen, tuned, 1, images)
+    assert chosen(digits(), [0.08, 0.16, 0.24], minutes) == Members(frozen, dict.fromkeys(tuned, 1), images)
     said = capsys.readouterr().out
     assert said.count("is left out") == 5 - frozen - len(tuned)
     assert (f"{images} of the 1797 images" in said) == (images < 1797)
@@ -48,18 +48,19 @@ def test_with_many_labels_frozen_nets_are_asked_only_where_time_is_too_short(cho
     monkeypatch.setattr(members, "STEP", 6)
     monkeypatch.setattr(members, "MANY", 10)
     frozen, tuned, images = expected
-    assert chosen(digits(100), [0.1, 0.1], minutes) == Members(frozen, tuned, 1, images)
+    assert chosen(digits(100), [0.1, 0.1], minutes) == Members(frozen, dict.fromkeys(tuned, 1), images)
 
 
-# 1,000 labels have 8 epochs in 250 steps of 32. Each fine-tuning has a quarter of the time, and takes 60 s to label 600
-# images, 3.2 s a step: of 30 minutes 450 - 60 are for 121 steps.
+# 1,000 labels have 8 epochs in 250 steps of 32. Each fine-tuning takes 3.2 s a step, and 60 s to label 600 images: of
+# 54 minutes 1,620 - 860 - 60 s are left for steps of the second one, of 20 600 - 60 for those of the first.
 @pytest.mark.parametrize(("labels", "minutes", "expected"), [
-    (1000, None, 250), (1000, 60, 250), (1000, 30, 121), (1000, 12, 50), (100, None, 50), (100, 60, 50)])
+    (1000, None, [250, 250]), (1000, 60, [250, 250]), (1000, 54, [250, 218]), (1000, 40, [250, 87]), (1000, 30, [250]),
+    (1000, 20, [168]), (1000, 1, []), (100, None, [50, 50]), (100, 120, [50, 50])])
 def test_steps_of_a_fine_tuning_follow_labels_and_time(chosen, monkeypatch, labels, minutes, expected):
     monkeypatch.setattr(members, "STEP", 1)
     monkeypatch.setattr(members, "MANY", 10)
     monkeypatch.setattr(members, "STEPS", 50)
-    assert chosen(digits(labels), [0.1], minutes, steps=None).steps == expected
+    assert [*chosen(digits(labels), [0.1], minutes, steps=None).tuned.values()] == expected
 
 
 def test_rows_that_members_are_asked_of(monkeypatch):
