@@ -67,9 +67,8 @@ def test_one_net_learns_what_the_members_say(tmp_path, few, nets, monkeypatch, c
     three = load(few).images.take(np.arange(3)).numpy()
     for folder in (out, out / "members" / "biases"):  # ordinary runs
         assert open_run(folder, "cpu", "fp32").predict(three).probabilities.shape == (3, 10)
-    text = capsys.readouterr().out
-    assert "views: labeled strong; unlabeled weak, strong" in text
-    lines = [line.split() for line in text.splitlines()]
+    assert summary["loaded"][-1].startswith("views: labeled strong; unlabeled weak, strong;")
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     said = {line[0]: line for line in lines if line and line[0] in ("frozen", "biases", "ensemble", "one")}
     right = (frozen[pool.test].argmax(axis=1) == pool.truth[pool.test]).mean()
     assert said["frozen"][2] == f"{100 * right:.1f}"
@@ -151,10 +150,9 @@ def test_with_many_labels_fine_tuned_nets_speak_and_the_first_of_them_learns_on(
 
     monkeypatch.setattr(ensemble._Work, "learn", learned)
     out = tmp_path / "run"
-    run(few, out, nets, "--tuned", "all", "biases")
-    text = capsys.readouterr().out
-    assert "each class has 4 labels: fine-tuned nets are asked, no frozen ones" in text
-    assert "views: labeled strong=weak; unlabeled strong=weak" in text
+    summary = run(few, out, nets, "--tuned", "all", "biases")
+    assert "each class has 4 labels: fine-tuned nets are asked, no frozen ones" in capsys.readouterr().out
+    assert summary["loaded"][-1].startswith("views: labeled strong=weak; unlabeled strong=weak;")
     said_by = out / "members"
     assert {each.name for each in said_by.iterdir() if each.is_dir()} == {"all", "biases"}
     pool, (first,) = load(few, image_size=8).split(labels=40), begun
