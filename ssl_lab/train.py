@@ -101,9 +101,11 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
         raise UsageError(f"{data}: no image has a label, and nothing tells classes apart without. Label some by "
                          f"`ssl-lab label {data}`, or sort some into a folder for each class")
     runtime = Runtime.start(device)
-    groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes,
-                                 runtime)
-    trainings = [replace(plan, view=view) for plan in trainings]
+    if begun is None:
+        groups, trainings = _allowed(pool, recipe, net, method, weights, pretrained, read.image_size, minutes, runtime)
+        trainings = [replace(plan, view=view) for plan in trainings]
+    else:  # by what was decided, whatever time would allow now
+        groups, trainings = [], [begun.plan] if begun.plan.recipe != "features" else []
     folds = dealt(pool, calibrate, seed) if calibrate is not None and trainings and len(pool.valid) < FEWEST else None
     plan = begun.plan if begun is not None else _chosen(
         pool, groups, trainings, (end - time.perf_counter()) * CHOOSING, seed, runtime, recipe is not None,

@@ -221,7 +221,8 @@ def test_a_training_that_was_stopped_goes_on(tmp_path, monkeypatch):
     with pytest.raises(Interrupted):
         train("digits", out=tmp_path / "cut", **settings)
     go_on()
-    monkeypatch.setattr(training, "_chosen", lambda *_: pytest.fail("it chose again"))
+    for decides in ("_allowed", "_chosen"):
+        monkeypatch.setattr(training, decides, lambda *_: pytest.fail("it decided again"))
     cut = train("digits", out=tmp_path / "cut", resume="auto", **settings)
     assert (cut / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
