@@ -73,8 +73,8 @@ class Ensembling:
         many of them, drawn at random, as it does, and where these would be too few, members are left out, each with a
         word. None: all of them label all, and the one net takes the `steps` that the trainer is given. Where each class
         has many labels, and there is time for it, the fine-tuned ones speak alone, by their heads, and the one net goes
-        on from the first of them, under weak views: strong ones cost it more than it learns in an hour. Their runs are
-        measured by 1,000 test images at most.
+        on from the first of them, under weak views, as strong ones cost it more at first. Their runs are measured by
+        1,000 test images at most.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
         nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
         all of one class.

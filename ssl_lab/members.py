@@ -20,7 +20,7 @@ SHARE = 0.5
 MANY = 100
 """Labels of each class from which fine-tuned nets speak without the frozen ones, by their own heads, and the one net
 goes on from the first of them: on CIFAR-10 with 25 all know about as much, with 400 the frozen ones 86% and the others
-91 (recipes/ensemble.py)."""
+92 (recipes/ensemble.py)."""
 LEAST = 5000
 """Images without labels that have soft labels at least, before a member is left out for the sake of more of them."""
 MEASURED = 1000
@@ -31,7 +31,8 @@ FITS = 0.2
 BATCH = 32
 """Images per step of a fine-tuning."""
 STEPS, EPOCHS = 300, 8
-"""Of each fine-tuning: so many steps, or epochs of the labels, if these are more."""
+"""Of each fine-tuning: so many steps, or epochs of the labels, if these are more. Of CIFAR-10 with 4,000 labels 300
+steps teach lite0 90.6%, 1,000 of them 92.2."""
 
 
 @dataclass(frozen=True)
