@@ -9,7 +9,8 @@ the first net learns it under strong views (Zhang et al. 2025, arXiv 2503.09707)
 (--own). Half of the --minutes at most go into labeling the images: where that does not suffice for all of them, as many
 at random have soft labels as it does, and where these would be fewer than 5,000, members are left out, each with a
 word. With 100 labels of each class, the fine-tuned nets speak alone, by their own heads, and the one net goes on from
-the first of them, under weak views and without a say of its own. Killed at whatever moment, the same command goes on with --resume auto.
+the first of them, under weak views and without a say of its own. Killed at whatever moment, the same command goes on
+with --resume auto.
 
 Why several nets, why large images, and why some of these suffice: self-training by 250 labels of CIFAR-10, and so many
 unlabeled images, accuracy (%) on 2,500 validation images of split 101, one run each (of other draws of as many images
@@ -62,12 +63,12 @@ minutes and a half.
     the mean of their heads                                               93.1
     one net, which goes on from the first by 1,494 steps                  93.0, 32 minutes
 
-Members too were measured by all test images. What that took: fine-tuned by 300 steps, on one core, all of lite0 had 91.5 and its biases
-90.7; self-training on lite0's frozen features 85.9, and one net that began at lite0, and learned in 326 steps what
-self-training on the fine-tuned features said (91.9), 90.4, less than they. By scripts, of 2,500 training images whose
-labels nobody saw: the mean of self-training (which had their features) 92.1, of heads 92.6; fine-tuning by 1,000 steps
-92.2, with biases by 300 the mean of heads 92.9. From that fine-tuned net 300 steps, too few to gain anything, leave 91.8
-under strong views with the net's own say, 92.1 under weak ones without it.
+Members too were measured by all test images. What that took: fine-tuned by 300 steps, on one core, all of lite0 had
+91.5 and its biases 90.7; self-training on lite0's frozen features 85.9, and one net that began at lite0, and learned in
+326 steps what self-training on the fine-tuned features said (91.9), 90.4, less than they. By scripts, of 2,500 training
+images whose labels nobody saw: the mean of self-training (which had their features) 92.1, of heads 92.6; fine-tuning by
+1,000 steps 92.2, with biases by 300 the mean of heads 92.9. From that fine-tuned net 300 steps, too few to gain
+anything, leave 91.8 under strong views with the net's own say, 92.1 under weak ones without it.
 
 --out is the one net's run, for `ssl-lab predict` and every --from; the fine-tuned members are runs in its members/. It
 ends with a table of what each of them, all together and the one net recognize. Soft labels of your own:
