@@ -63,7 +63,7 @@ def members(nets: Sequence[Net], tuned: Sequence[Learn], steps: int | None, pool
     who, said = _afforded([net.name for net in nets], tuned, steps, pool, embeds, seconds)
     if not who.frozen:
         said.append(f"each class has {MANY} labels: fine-tuned nets are asked, no frozen ones, and the one net goes on "
-                    "from the first of them, under weak views; --own and --view say otherwise")
+                    "from the first of them, under weak views unless --own or --view say otherwise")
     if steps is None:
         said += [f"fine-tuning {learn} takes {taken} steps, {taken * BATCH / len(pool.labeled):.1f} epochs of the "
                  "labels; --tuning-steps says otherwise" for learn, taken in who.tuned.items()]
