@@ -76,13 +76,16 @@ class Ensembling:
         on from the first of them, under weak views, as strong ones cost it more at first. Their runs are measured by
         1,000 test images at most.
         resume: "auto" goes on where this was stopped, in whatever part. data_dir: where the features of the pretrained
-        nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, and labels that are
-        all of one class.
+        nets lie. trainer: further arguments of `Trainer`. UsageError for nets that are not there, labels that are
+        all of one class, and tuning_steps below 1.
         """
         names = tuple(dict.fromkeys(self.nets))
         if not names or not pool.classes > 1:
             raise UsageError(f"{len(names)} nets and {pool.classes} classes: expected at least one pretrained net, "
                              "and two classes")
+        if self.tuning_steps is not None and self.tuning_steps < 1:
+            raise UsageError(f"tuning_steps={self.tuning_steps}: expected at least 1; without any fine-tuning: --tuned "
+                             "without a word")
         nets = [start_net(name, pool.class_names, pool.style, seed=seed) for name in names]
         if resume is None:
             runtime.from_first(lambda: make_way(out, NOTE))

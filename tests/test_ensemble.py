@@ -183,3 +183,9 @@ def test_each_net_has_the_same_say_in_a_cosine():
 def test_without_a_net_or_with_one_class_there_is_nothing_to_do(tmp_path):
     with pytest.raises(UsageError, match="0 nets and 10 classes"):
         Ensembling(()).fit(digits(), sl.Runtime.start("cpu", "fp32"), tmp_path)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_of_fine_tuning_are_not_the_usual_ones(tmp_path, steps):
+    with pytest.raises(UsageError, match=f"tuning_steps={steps}: expected at least 1"):
+        Ensembling(("lite0",), tuning_steps=steps).fit(digits(), sl.Runtime.start("cpu", "fp32"), tmp_path)
