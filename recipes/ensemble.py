@@ -102,9 +102,9 @@ class Settings(sl.Settings):
     """Side in pixels to which images are resized."""
     micro_batches: int | Literal["auto"] = "auto"
     """Parts into which each step's batch is cut; auto: the fastest."""
-    tuned: tuple[Literal["all", "biases", "lora"], ...] = ("all", "biases")
-    """What of the first net learns in each fine-tuning on the labels; without any: --tuned. lora needs
-    pip install "ssl_lab[peft]"."""
+    tuned: tuple[Literal["all", "biases", "lora"], ...] | None = None
+    """What of the first net learns in each fine-tuning on the labels; without any: --tuned. By default all and biases,
+    and with fewer than 10 labels for each class none. lora needs pip install "ssl_lab[peft]"."""
     tuning_steps: int | None = None
     """Of each fine-tuning; by default 300, or 8 epochs of the labels if these are more, as far as there is time."""
     own: MaybeQuantity = None

@@ -23,7 +23,7 @@ from ssl_lab.ensemble import Ensembling
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.features.embed import STEP
 from ssl_lab.intervals import half_width
-from ssl_lab.members import least
+from ssl_lab.members import few_labels, least
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.rapid import Rapid
 from ssl_lab.report import Column, Table, print_tables
@@ -33,9 +33,6 @@ LEAST_SECONDS = 2.0
 """Of a training run: a shorter one says nothing."""
 MOST = 2000
 """Labels to compare by: enough to tell ways apart that differ by two percent, and learners on features end soon."""
-ENOUGH = 10
-"""Labels of a class from which fine-tuning is tried: of fewer it loses to learners on frozen features (62 to 75% on
-CIFAR-10 with 40, see recipes/finetune.py), and takes a hundred times as long."""
 CHOOSING = 0.4
 """The share of the time of `ssl-lab train` in which it chooses."""
 LEAST_STEPS = 25
@@ -151,7 +148,7 @@ def smaller(pool: Pool, image_size: int | None) -> int | None:
 def worth_tuning(plan: Plan, pool: Pool, minutes: float, runtime: Runtime) -> bool:
     """Whether there are enough labels to fine-tune by, and time for some steps in each fold: a step of 32 images takes
     `STEP` times as long as to embed them."""
-    if len(pool.labeled) < ENOUGH * pool.classes:
+    if few_labels(pool):
         return False
     step = STEP * 32 * seconds_an_image(plan, pool, runtime)
     return 60 * minutes * CHOOSING / 2 >= FOLDS * LEAST_STEPS * step

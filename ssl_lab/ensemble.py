@@ -46,14 +46,15 @@ class Ensembling:
 
     nets: pretrained, as `start_net` takes them. Self-training on the features of all of them side by side is the first
     member. Of the first of them the others are fine-tuned, and it is the net that learns at last. tuned: what of it
-    learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps (None: see `members`). own:
-    the net's say over the soft labels (None: it grows to a half, and where the net goes on from a fine-tuned one there
-    is none), labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see `SoftLabels` and
-    `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one than SGD.
+    learns in each of these fine-tunings on the labels (see `FineTuning`), of tuning_steps (of each None: see
+    `members`). own: the net's say over the soft labels (None: it grows to a half, and where the net goes on from a
+    fine-tuned one there is none), labeled, unlabeled: images per step, lr, backbone_rate, ema: of the one net; see
+    `SoftLabels` and `FineTuning`. view: texts of views in place of the method's. optimizer: the text of another one
+    than SGD.
     """
 
     nets: Sequence[str]
-    tuned: Sequence[Learn] = ("all", "biases")
+    tuned: Sequence[Learn] | None = None
     tuning_steps: int | None = None
     own: Scalar | None = None
     labeled: int = 16

@@ -21,6 +21,12 @@ MANY = 100
 """Labels of each class from which fine-tuned nets speak without the frozen ones, by their own heads, and the one net
 goes on from the first of them: on CIFAR-10 with 25 all know about as much, with 400 the frozen ones 86% and the others
 92 (recipes/ensemble.py)."""
+FEW = 10
+"""Labels for each class, on average, below which no net is fine-tuned on them unless that is asked for: it would lose
+to learners on frozen features (62 to 75% on CIFAR-10 with 40, see recipes/finetune.py), and takes a hundred times as
+long."""
+TUNED: tuple[Learn, ...] = ("all", "biases")
+"""What of the first net learns in each fine-tuning, unless that is said."""
 LEAST = 5000
 """Images without labels that have soft labels at least, before a member is left out for the sake of more of them."""
 MEASURED = 1000
@@ -50,17 +56,29 @@ def many_labels(pool: Pool) -> bool:
     return bool(np.bincount(pool.labels[pool.labeled], minlength=pool.classes).min() >= MANY)
 
 
-def members(nets: Sequence[Net], tuned: Sequence[Learn], steps: int | None, pool: Pool, runtime: Runtime,
+def few_labels(pool: Pool) -> bool:
+    """Whether there are fewer than `FEW` for each class."""
+    return len(pool.labeled) < FEW * pool.classes
+
+
+def members(nets: Sequence[Net], tuned: Sequence[Learn] | None, steps: int | None, pool: Pool, runtime: Runtime,
             seconds: float | None) -> Members:
     """All of them, of all images, if `SHARE` of the seconds suffices; else those that it does for, in this order: all
     of them of `least` images, and then of as many as there is time for. Says what was decided.
 
-    With many labels no frozen net is asked, if there is time for a fine-tuning. steps: of each fine-tuning; None:
-    `EPOCHS` of the labels, and where time is short for that, as many as it suffices for, but `STEPS` at least.
+    With many labels no frozen net is asked, if there is time for a fine-tuning. tuned: what learns in each fine-tuning;
+    None: `TUNED`, and nothing with few labels. steps: of each; None: `EPOCHS` of the labels, and where time is short
+    for that, as many as it suffices for, but `STEPS` at least.
     """
+    few = tuned is None and few_labels(pool)
+    if tuned is None:
+        tuned = () if few else TUNED
     laps = [] if seconds is None else runtime.totals([seconds_to_embed(net, pool, runtime) for net in nets])
     embeds = [lap / runtime.world**2 for lap in laps]  # an image, of the mean rank, and of its part
     who, said = _afforded([net.name for net in nets], tuned, steps, pool, embeds, seconds)
+    if few:
+        said.append(f"{len(pool.labeled)} labels are fewer than {FEW} for each class, too few to fine-tune a net on: "
+                    f"frozen nets alone are asked; --tuned {' '.join(TUNED)} says otherwise")
     if not who.frozen:
         said.append(f"each class has {MANY} labels: fine-tuned nets are asked, no frozen ones, and the one net goes on "
                     "from the first of them, under weak views unless --own or --view say otherwise")

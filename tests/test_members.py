@@ -63,6 +63,15 @@ def test_steps_of_a_fine_tuning_follow_labels_and_time(chosen, monkeypatch, labe
     assert [*chosen(digits(labels), [0.1], minutes, steps=None).tuned.values()] == expected
 
 
+@pytest.mark.parametrize(("labels", "tuned", "expected"), [
+    (99, None, []), (100, None, ["all", "biases"]), (99, ["biases"], ["biases"]), (100, (), [])])
+def test_with_few_labels_no_net_is_fine_tuned_on_them_unless_that_is_asked_for(
+        chosen, capsys, labels, tuned, expected):
+    assert [*chosen(digits(labels), [0.1], None, tuned).tuned] == expected
+    said = "99 labels are fewer than 10 for each class" in capsys.readouterr().out
+    assert said == (labels == 99 and tuned is None)
+
+
 def test_rows_that_members_are_asked_of(monkeypatch):
     monkeypatch.setattr(members, "MEASURED", 30)
     monkeypatch.setattr(members, "LEAST", 200)
