@@ -15,7 +15,18 @@ the same net and steps: 76.6 ± 2.2%.
 56.4% (55.4% with the last weights), one seed, 15,835 steps in 81 minutes on one core; after 31 and 54 minutes it stood
 at 47.6 and 52.5%. Supervised on strong views, 97,289 steps or 67 minutes: 49.5% (recipes/supervised.py). Mask rate and
 pseudo-label accuracy rose from 0.31 and 0.54 after 8 minutes to 0.55 and 0.69, still rising: it was the number of steps
-that limited it. The paper's run takes a million, of a net 8 times as costly:
+that limited it. A wide and shallow net, trained by Muon, gets as far in a tenth of that time:
+
+    python recipes/fixmatch.py --data cifar10 --labels 250 --valid 2500 --minutes 8 --seed 100 --net rapid_32_64_128 \\
+        --with whiten --optimizer "muon_normed(lr=warm_up(0.1, linear(0.08, 0)))" --ema 0.99
+
+59.3% of the validation images, 56.9% of the test images, 3,431 steps in 8 minutes; without these four flags 45.3 and
+46.3, 11,416 steps in 9; one run each, on one core of an AMD EPYC with bf16. With --optimizer muon_normed alone, whose
+rate is 0.1 then and does not end at 0, and averages of 0.999, the last weights have 50.0% of the validation images and
+the averaged ones 38.4, no more than chance on the way. Of gray digits the usual net knows more: with 40 labels of MNIST,
+--minutes 4, likewise 99.1% of 2,500 validation images, by these flags 97.8%.
+
+The paper's run takes a million, of a net 8 times as costly:
 
     python recipes/fixmatch.py --data cifar10 --labels 250 --net wrn_28_2 --labeled 64 --unlabeled 448 --lr 0.03 \\
         --bn-momentum 0.001 --steps 1048576
