@@ -15,7 +15,7 @@ the same net and steps: 76.6 ± 2.2%.
 56.4% (55.4% with the last weights), one seed, 15,835 steps in 81 minutes on one core; after 31 and 54 minutes it stood
 at 47.6 and 52.5%. Supervised on strong views, 97,289 steps or 67 minutes: 49.5% (recipes/supervised.py). Mask rate and
 pseudo-label accuracy rose from 0.31 and 0.54 after 8 minutes to 0.55 and 0.69, still rising: it was the number of steps
-that limited it. A wide and shallow net, trained by Muon, gets as far in a tenth of that time:
+that limited it. On another core a wide and shallow net, trained by Muon, gets as far in 8 minutes:
 
     python recipes/fixmatch.py --data cifar10 --labels 250 --valid 2500 --minutes 8 --seed 100 --net rapid_32_64_128 \\
         --with whiten --optimizer "muon_normed(lr=warm_up(0.1, linear(0.08, 0)))" --ema 0.99
@@ -25,8 +25,8 @@ that limited it. A wide and shallow net, trained by Muon, gets as far in a tenth
 rate is 0.1 then and does not end at 0, and averages of 0.999, the last weights have 50.0% of the validation images and
 the averaged ones 38.4, no more than chance on the way. Of gray digits the usual net knows more: with 40 labels of
 MNIST, --minutes 4, it has 99.1% of 2,500 validation images, by these flags 97.8. Of 1,633 pictures (recipes/rapid.py,
---minutes 8, splits 100 and 101) neither, beyond doubt: 45.0 and 50.8%, by --optimizer muon_normed 51.8 and 48.6, by
-these flags 44.8 (split 100).
+--minutes 8.5 and 8, splits 100 and 101) neither, beyond doubt: 45.0 and 50.8%, by --optimizer muon_normed 51.8 and
+48.6, by these flags 44.8 (split 100).
 
 The paper's run takes a million, of a net 8 times as costly:
 

@@ -65,7 +65,7 @@ def main() -> None:
         axes.annotate(f"rapid, {name}\n(five splits)", (when[-1], mean[-1]), (8, 0) if len(steps) > 6 else (-14, 24),
                       textcoords="offset points", va="center", color=line.get_color())
     axes.plot([2 * each / 60 for each in FAST[0]], FAST[1], marker="D", markersize=4, color="black", linewidth=1)
-    axes.annotate("by the clock of two cores\nwith bf16: --minutes 60, and 10", (78, 78), (-60, 4),
+    axes.annotate("by the clock of two cores\nwith bf16: --minutes 60 (seed 0), and 10", (78, 78), (-60, 4),
                   textcoords="offset points")
     axes.errorbar(20, np.mean(FAST_TEN), np.std(FAST_TEN, ddof=1), marker="D", markersize=5, color="black", mfc="white",
                   zorder=3)
