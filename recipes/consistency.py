@@ -29,6 +29,9 @@ class Settings(sl.Settings):
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like, where a value may be a
     schedule."""
+    net: str = "auto"
+    """Net (see `ssl-lab list nets`); auto: rapid_32_64_128 in short runs on images in color by a method that looks at
+    weak and strong views, as FixMatch does, else tiny_16. Nets rapid_... are trained by Muon then."""
     labeled: int | None = None
     """Labeled images per step."""
     unlabeled: int | None = None
@@ -46,16 +49,16 @@ class Settings(sl.Settings):
 def main(settings: Settings) -> None:
     asked = settings.preset
     kind = sl.presets.kind_for(settings.steps) if asked == "auto" else asked
-    preset = sl.presets.preset(sl.methods.get(settings.method).name, settings.data, kind)
-    settings = sl.presets.fill(dataclasses.replace(settings, preset=kind), preset)
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
     pool = sl.presets.noted(pool, asked, kind)
+    preset = sl.presets.for_pool(sl.methods.get(settings.method), pool, kind, settings.net, settings.weights)
+    settings = sl.presets.fill(dataclasses.replace(settings, preset=kind), preset)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
-    net = sl.prepared(net, settings.techniques, pool, settings.seed)
+    net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)
     method = sl.presets.build(settings.method, net, pool, settings.arguments,
-                              {"ema": settings.ema, **preset.arguments}).with_views(*settings.view)
-    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
-    optimizer = sl.optimizer(settings.optimizer, usual)
+                              {"ema": settings.ema, **preset.arguments})
+    method.with_views(*preset.views).with_views(*settings.view)
+    optimizer = sl.optimizer(settings.optimizer, preset.optimizer_of(settings.lr, settings.weight_decay))
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 

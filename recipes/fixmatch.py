@@ -37,7 +37,7 @@ The paper's run takes a million, of a net 8 times as costly:
 from dataclasses import dataclass
 
 import ssl_lab as sl
-from ssl_lab.config import Quantity
+from ssl_lab.config import MaybeQuantity, Quantity
 
 
 @dataclass
@@ -50,23 +50,29 @@ class Settings(sl.Settings):
     """Labeled images per step."""
     unlabeled: int = 128
     """Unlabeled images per step."""
-    lr: Quantity = 0.1
-    """Peak learning rate, in the course that the recipe has; or a schedule in its place."""
-    weight_decay: Quantity = 5e-4
-    """Decay of the weights, added to their gradient (L2)."""
-    ema: Quantity = 0.999
-    """Decay of the averaged weights, which are evaluated."""
+    net: str = "auto"
+    """Net (see `ssl-lab list nets`); auto: rapid_32_64_128 of images in color, tiny_16 of gray ones. Nets rapid_... are
+    trained by Muon."""
+    lr: MaybeQuantity = None
+    """Peak learning rate, in the course that the recipe has; or a schedule in its place (default: 0.1 by SGD, 0.08 by
+    Muon)."""
+    weight_decay: MaybeQuantity = None
+    """Decay of the weights (default: 5e-4, added to their gradient, by SGD; 0 by Muon)."""
+    ema: MaybeQuantity = None
+    """Decay of the averaged weights, which are evaluated (default: 0.999 by SGD, 0.99 by Muon)."""
     bn_momentum: float = 0.02
     """Of BatchNorm's running statistics; 0.001 in the paper's runs of a million steps."""
 
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
+    preset = sl.presets.for_pool(sl.FixMatch, pool, "short", settings.net, settings.weights)
+    settings = sl.presets.fill(settings, preset)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
-    net = sl.prepared(net, settings.techniques, pool, settings.seed)
+    net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)
     method = sl.FixMatch(net, threshold=settings.threshold, weight=settings.weight, ema=settings.ema)
-    method.with_views(*settings.view)
-    usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16), weight_decay=settings.weight_decay)
+    method.with_views(*preset.views).with_views(*settings.view)
+    usual = preset.optimizer_of(settings.lr, settings.weight_decay)
     trainer = sl.Trainer(optimizer=sl.optimizer(settings.optimizer, usual), **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))
 

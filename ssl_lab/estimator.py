@@ -45,8 +45,6 @@ from ssl_lab.engine.card import Card
 from ssl_lab.errors import UsageError
 from ssl_lab.model import Model, around
 from ssl_lab.nets import net as named
-from ssl_lab.optim import SGD
-from ssl_lab.schedule import cosine_7_16
 
 Array = NDArray[Any]
 
@@ -65,7 +63,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     Args:
         method: its name, see `ssl-lab list methods`, or "mypackage.mymodule:MyMethod", with arguments if wanted,
             "fixmatch(threshold=0.9)"; "supervised" learns from the labeled images alone.
-        net: its name, see `ssl-lab list nets`.
+        net: its name, see `ssl-lab list nets`; "auto" is as in recipes/consistency.py.
         arguments: of the method, e.g. {"threshold": 0.9}; "ema" is the decay of the averaged weights.
         view: other views in place of the method's, as in ("strong=simclr", "weak=mypackage.views:Mine").
         steps, minutes: how long it trains; minutes, if given, in place of steps.
@@ -89,7 +87,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     (3, 10)
     """
 
-    def __init__(self, method: str = "fixmatch", net: str = "tiny_16", *, arguments: Mapping[str, Any] | None = None,
+    def __init__(self, method: str = "fixmatch", net: str = "auto", *, arguments: Mapping[str, Any] | None = None,
                  view: Sequence[str] = (), steps: int | None = 500, minutes: float | None = None,
                  labeled: int | None = None, unlabeled: int | None = None, lr: float | None = None, seed: int = 0,
                  flip: bool | None = None, image_shape: Sequence[int] | None = None, image_size: int | None = None,
@@ -183,11 +181,13 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, pool: Pool) -> None:
         """Trains on a pool, and keeps what prediction takes."""
         steps = None if self.minutes is not None else self.steps
-        preset = presets.preset(methods.get(self.method).name, pool.name, presets.kind_for(steps))
-        net = named(self.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
+        kind = presets.kind_for(steps)
+        preset = presets.for_pool(methods.get(self.method), pool, kind, self.net, self.weights)
+        net = named(preset.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
         usual = {"ema": preset.ema, **preset.arguments}
-        method = presets.build(self.method, net, pool, self.arguments or {}, usual).with_views(*self.view)
+        method = presets.build(self.method, preset.begun(net, pool, self.seed), pool, self.arguments or {}, usual)
+        method.with_views(*preset.views).with_views(*self.view)
         labeled = preset.labeled if self.labeled is None else self.labeled
         unlabeled = preset.unlabeled if self.unlabeled is None else self.unlabeled
         lr = preset.lr if self.lr is None else self.lr
@@ -195,7 +195,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         with tempfile.TemporaryDirectory() if self.out is None else nullcontext(self.out) as folder:
             trainer = Trainer(steps=steps, minutes=self.minutes, seed=self.seed, device=self.device,
                               out=Path(folder) if self.out is not None else Path(folder) / "run", callbacks=callbacks,
-                              optimizer=SGD(lr=cosine_7_16(lr), weight_decay=preset.weight_decay))
+                              optimizer=preset.optimizer_of(lr, preset.weight_decay))
             result = trainer.fit(method, pool, labeled, unlabeled)
             self.card_ = Card.read(result.out)
         self._net = result.method.predictor().cpu().eval()

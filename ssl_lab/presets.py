@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, TypeVar
 
@@ -18,10 +19,14 @@ import torch
 from ssl_lab import methods, schedule
 from ssl_lab.data import Pool, hierarchy
 from ssl_lab.errors import UsageError
-from ssl_lab.methods import Method
+from ssl_lab.methods import Method, Views
 from ssl_lab.nets import Net
-from ssl_lab.schedule import Scalar, Schedule, linear, ramp_up
+from ssl_lab.nets.start import net_of_run
+from ssl_lab.notes import once
+from ssl_lab.optim import SGD, MuonNormed, Optimizer
+from ssl_lab.schedule import Scalar, Schedule, cosine_7_16, course, linear, ramp_up, warm_up
 from ssl_lab.seeds import seeded
+from ssl_lab.techniques import prepared
 from ssl_lab.texts import Call
 from ssl_lab.views import ViewFactory, named
 
@@ -39,10 +44,27 @@ TAKES: dict[str, tuple[str, tuple[type, ...]]] = {
 }
 
 
+def sgd(lr: Scalar, weight_decay: Scalar) -> Optimizer:
+    """SGD whose rate falls to a fifth of its peak, as in FixMatch."""
+    return SGD(course(lr, cosine_7_16), weight_decay)
+
+
+def up_and_down(peak: float) -> Schedule:
+    """Up in a tenth of the steps, then linearly to 0."""
+    return warm_up(0.1, linear(peak, 0.0))
+
+
+def muon(lr: Scalar, weight_decay: Scalar) -> Optimizer:
+    """Muon of speed-runs, whose rate goes up and down."""
+    return MuonNormed(course(lr, up_and_down), weight_decay)
+
+
 @dataclass(frozen=True)
 class Preset:
-    """Images per step, SGD's peak learning rate and weight decay, decay of the averaged weights, momentum of
-    BatchNorm's running statistics; and what the method's own arguments are, where not its defaults."""
+    """Images per step, the optimizer's peak learning rate and weight decay, decay of the averaged weights, momentum of
+    BatchNorm's running statistics; what the method's own arguments are, where not its defaults; the net, and what is
+    done to it first (texts of techniques); the optimizer of a rate and a decay; and texts of views in place of the
+    method's."""
 
     labeled: int
     unlabeled: int
@@ -51,6 +73,14 @@ class Preset:
     ema: float
     bn_momentum: float
     arguments: Mapping[str, Any]
+    net: str = "tiny_16"
+    prepared: tuple[str, ...] = ()
+    optimizer_of: Callable[[Scalar, Scalar], Optimizer] = sgd
+    views: tuple[str, ...] = ()
+
+    def begun(self, net: Net, pool: Pool, seed: int) -> Net:
+        """The net after what is done to it first, unless it has learned before."""
+        return net if net.origin else prepared(net, self.prepared, pool, seed)
 
 
 # The recipe that FixMatch (Sohn et al. 2020, table 4) and the comparisons of TorchSSL (Zhang et al. 2021, appendix)
@@ -89,6 +119,10 @@ WEIGHT_DECAY = {"cifar100": 1e-3}  # Sohn et al. 2020, table 4
 # A thousand steps or a few: small batches, a higher learning rate, statistics that follow at once. What a method
 # ramps up over a 64th of a million steps rises over the first third here, and averages forget a hundred steps.
 SHORT = Preset(labeled=32, unlabeled=128, lr=0.1, weight_decay=5e-4, ema=0.999, bn_momentum=0.02, arguments={})
+# Of the nets of speed-runs, and their optimizer (arXiv 2404.00498); what each is worth: recipes/fixmatch.py.
+WIDE = dataclasses.replace(SHORT, net="rapid_32_64_128", prepared=("whiten",), optimizer_of=muon, lr=0.08,
+                           weight_decay=0.0, ema=0.99)
+LARGE = 32  # pixels: of larger images, crops of half their side train
 SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
     "freematch": {"momentum": 0.99},
     "softmatch": {"momentum": 0.99},
@@ -110,6 +144,50 @@ def preset(method: str, data: str, kind: Kind) -> Preset:
                                arguments=PAPER_ARGUMENTS.get(method, {}) | BY_DATA.get((method, data), {}))
 
 
+def for_pool(method: type[Method], pool: Pool, kind: Kind, net: str = "auto",
+             weights: str | Path | None = None) -> Preset:
+    """The settings of this method for these images and this net. Of `auto`, a line on stderr says which it is.
+
+    In short runs nets rapid_... are trained as `WIDE` says; by a method that looks at weak and strong views they see
+    images of more than 32 px in crops of half their side: a random resized crop, the weak view that FixMatch's paper
+    has for ImageNet, and SimCLR's as the strong one.
+
+    net: its name; auto: of the run that has left the weights, else as in `net_for`.
+    """
+    found = preset(method.name, pool.name, kind)
+    if net == "auto":
+        net = (weights is not None and net_of_run(Path(weights).parent)) or net_for(method, pool, kind)
+        other = f", trained by Muon; --net {SHORT.net} is a smaller one, by SGD" if net == WIDE.net else ""
+        once(f"note: the net is {net}{other or '; --net takes another'}")
+    if kind == "paper" or not net.startswith("rapid_"):
+        return dataclasses.replace(found, net=net)
+    found, side = dataclasses.replace(WIDE, net=net, arguments=found.arguments), _side(pool)
+    if side <= LARGE or not _sees_weak_and_strong(method):
+        return found
+    once(f"note: images of {side} px are seen in crops of {side // 2} px; whole by --view weak=weak --view "
+         "strong=strong")
+    return dataclasses.replace(found, views=(f"weak=crop(area=0.3, size={side // 2})",
+                                             f"strong=simclr(size={side // 2})"))
+
+
+def net_for(method: type[Method], pool: Pool, kind: Kind = "short") -> str:
+    """The net from scratch where nobody names one: tiny_16; in short runs, by a method that looks at weak and strong
+    views as FixMatch does, `WIDE`'s, but of gray images of up to 32 px."""
+    fits = pool.style.channels == 3 or _side(pool) > LARGE
+    return WIDE.net if kind == "short" and fits and _sees_weak_and_strong(method) else SHORT.net
+
+
+def _side(pool: Pool) -> int:
+    return min(pool.style.height, pool.style.width)
+
+
+def _sees_weak_and_strong(method: type[Method]) -> bool:
+    """Whether all of its views are these two, and there are some of both."""
+    views = getattr(method, "views", None)
+    found = {text for kind in views.texts.values() for text in kind.values()} if isinstance(views, Views) else set()
+    return found == {"weak", "strong"}
+
+
 def kind_for(steps: int | None) -> Kind:
     """Which preset suits a run of so many steps; None, a run by the clock, is short."""
     return "paper" if steps is not None and steps >= LONG else "short"
@@ -124,10 +202,10 @@ def noted(pool: Pool, asked: Kind | Literal["auto"], kind: Kind) -> Pool:
 
 
 def fill(settings: S, preset: Preset) -> S:
-    """The settings (a dataclass) with the preset's values where they are None."""
+    """The settings (a dataclass) with the preset's values where they are None, or auto."""
     names = {field.name for field in dataclasses.fields(settings)}  # type: ignore[arg-type]
     given = {field.name: getattr(preset, field.name) for field in dataclasses.fields(preset)
-             if field.name in names and getattr(settings, field.name) is None}
+             if field.name in names and getattr(settings, field.name) in (None, "auto")}
     return dataclasses.replace(settings, **given)  # type: ignore[type-var]
 
 

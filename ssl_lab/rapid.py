@@ -15,7 +15,8 @@ from ssl_lab.ladder import LEAST, SMALL, Costs, cropped
 from ssl_lab.nets import Net
 from ssl_lab.optim import MuonNormed, Optimizer, with_rates
 from ssl_lab.optim import optimizer as optimizer_of
-from ssl_lab.schedule import Scalar, Schedule, course, linear, times, warm_up
+from ssl_lab.presets import up_and_down
+from ssl_lab.schedule import Scalar, course, times
 from ssl_lab.techniques import Technique, prepared
 
 
@@ -75,10 +76,5 @@ class Rapid:
         return prepared(net, [*whiten, *techniques], pool, seed)
 
     def _optimizer(self, peak: float) -> Optimizer:
-        filters, projector = (times(course(rate, _up_and_down), peak) for rate in (self.lr, self.projector_lr))
+        filters, projector = (times(course(rate, up_and_down), peak) for rate in (self.lr, self.projector_lr))
         return optimizer_of(self.optimizer, with_rates(MuonNormed(lr=filters), {"projector": projector}))
-
-
-def _up_and_down(peak: float) -> Schedule:
-    """Up in a tenth of the steps, then linearly to 0."""
-    return warm_up(0.1, linear(peak, 0.0))

@@ -39,6 +39,7 @@ from ssl_lab.features import LEARNERS, FeatureStore
 from ssl_lab.features.run import save_run
 from ssl_lab.learners import best_learner
 from ssl_lab.methods import LabeledSimCLR, get
+from ssl_lab.presets import net_for
 from ssl_lab.rapid import Rapid
 from ssl_lab.refits import calibrate_by_refits, dealt
 from ssl_lab.rounds import PLAN
@@ -183,9 +184,10 @@ def _allowed(pool: Pool, recipe: Recipe | None, net: str | None, method: str | N
     groups = [[replace(plan, method=each) for each in ([str(method)] if learner else ["knn", "probe"][:1 + plan.known])]
               for plan in [*others, *looked]]
     tuned = [fine_tuned(looked[0], method or "supervised", image_size)] if looked and not learner else []
-    fresh = Plan("scratch", net if net is not None and not known else "tiny_16", "supervised", small)
     methods = [method] if method is not None else ["supervised", "fixmatch"][len(known) > 0:]
-    scratch = [] if learner or fresh.net == "pixels" else [replace(fresh, method=each) for each in methods]
+    scratch = [] if learner or net == "pixels" else [
+        Plan("scratch", net if net is not None and not known else net_for(get(each), pool), each, small)
+        for each in methods]
     if recipe == "ensemble":
         return [], [taught(looked[0], image_size)]
     if recipe == "rapid":

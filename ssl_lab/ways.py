@@ -29,10 +29,8 @@ from ssl_lab.finetune import FineTuning
 from ssl_lab.methods import get
 from ssl_lab.nets import Net
 from ssl_lab.nets.start import start_net
-from ssl_lab.optim import SGD
 from ssl_lab.rapid import Rapid
 from ssl_lab.report import print_tables
-from ssl_lab.schedule import cosine_7_16
 
 FOLDS = 5
 Recipe = Literal["features", "finetune", "ensemble", "scratch", "rapid"]
@@ -149,11 +147,11 @@ class Plan:
         return result.method.predictor(), result.summary
 
     def _from_scratch(self, pool: Pool, seed: int, **trainer: Any) -> Result:
-        preset = presets.preset(get(self.method).name, pool.name, "short")
-        net = self.build(pool, seed, preset.bn_momentum)
+        preset = presets.for_pool(get(self.method), pool, "short", self.net)
+        net = preset.begun(self.build(pool, seed, preset.bn_momentum), pool, seed)
         method = presets.build(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
-        method.with_views(*self.view)
-        optimizer = SGD(cosine_7_16(preset.lr), preset.weight_decay)
+        method.with_views(*preset.views).with_views(*self.view)
+        optimizer = preset.optimizer_of(preset.lr, preset.weight_decay)
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(method, pool, preset.labeled, preset.unlabeled)
 
     def check(self, pool: Pool, seed: int) -> None:

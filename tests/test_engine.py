@@ -17,17 +17,19 @@ import ssl_lab as sl
 from ssl_lab.batch import At as Moment
 from ssl_lab.batch import Loss
 from ssl_lab.calibration import calibrate
-from ssl_lab.data import Pool
+from ssl_lab.data import Pool, load
 from ssl_lab.engine import Feed, Runtime, Trainer, accuracy, predict, scores
 from ssl_lab.engine.card import Card
 from ssl_lab.engine.closure import StepClosure
 from ssl_lab.engine.evaluate import rates, tallies
 from ssl_lab.engine.folder import LATEST, alone_in
 from ssl_lab.engine.meter import Meter
+from ssl_lab.engine.records import _lagging
 from ssl_lab.engine.timing import steps_within
 from ssl_lab.errors import NonFiniteLossError, UsageError
 from ssl_lab.methods import FixMatch, Supervised
 from ssl_lab.nets import Output, frozen_statistics
+from ssl_lab.notes import once
 from ssl_lab.optim import SGD, AdamW, parameter_groups
 from ssl_lab.schedule import linear
 
@@ -606,3 +608,28 @@ def test_pseudo_labels_are_judged_without_the_labeled_images(tmp_path, known, ca
     train(tmp_path, FixMatch(tiny_net(pool), threshold=0.0), pool, 8, 32, steps=4, callbacks=None)
     assert all(("pseudo_label_accuracy" in row) == known for row in rows(tmp_path))
     assert ("pseudo -" in capsys.readouterr().err) != known
+
+
+class Stuck(Supervised):
+    """Its averages stay where they began."""
+
+    def after_step(self, at):
+        pass
+
+
+def test_a_run_says_where_its_averages_know_less_than_its_last_weights(tmp_path, capsys):
+    once.cache_clear()
+    pool = load("digits").split(labels=200, valid=200, seed=0)
+    for number, method in enumerate((Supervised, Stuck)):
+        result = train(tmp_path / str(number), method(tiny_net(pool)), pool, steps=60)
+        assert ("averaged weights, which are kept" in capsys.readouterr().err) is (method is Stuck)
+    assert result.summary["valid_accuracy"] < result.summary["valid_accuracy_plain"] - 0.3
+
+
+@pytest.mark.parametrize(("kept", "last", "images", "said"), [
+    (0.384, 0.5, 2500, True), (0.49, 0.5, 2500, False), (0.5, 0.384, 2500, False), (0.384, 0.5, 0, False),
+    (0.4, 0.5, 100, False), (1.0, 1.0, 100, False), (math.nan, math.nan, 100, False)])
+def test_averages_lag_where_it_is_no_chance(kept, last, images, said):
+    words = _lagging({"valid_accuracy": kept, "valid_accuracy_plain": last}, images)
+    assert bool(words) is said
+    assert not said or "38.4% of the validation images right, the last ones 50.0%" in words

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -83,12 +84,25 @@ def finish(run: Run) -> Result:
     predicted: dict[str, evaluate.Predictions] = {}
     measured = evaluate.measure(run.method, pool, run.runtime, {"valid": pool.valid, "test": pool.test},
                                 run.trainer.monitors, predicted)
+    if remark := _lagging(measured, len(pool.valid)):
+        once(f"note: {remark}")
     summary = _summary(run, measured) | run.method.account(run.steps)
     card = card_of(predictor, run.method.classifies, pool, predicted.get("valid"))
     run.folder.finish(weights.whole_state(predictor), summary, predicted, card)
     run.runtime.wait()
     run.method.net.origin = predictor.origin = str(run.folder.path)
     return Result(summary, run.method, run.folder.path)
+
+
+def _lagging(measured: Mapping[str, float], images: int) -> str:
+    """A word where the averaged weights, which are kept, know less of so many validation images than the last ones,
+    beyond three standard errors."""
+    kept, last = (measured.get(f"valid_accuracy{which}", math.nan) for which in ("", "_plain"))
+    if not images or not last - kept > 3 * math.sqrt((kept * (1 - kept) + last * (1 - last)) / images):
+        return ""
+    return (f"the averaged weights, which are kept, have {kept:.1%} of the validation images right, the last ones "
+            f"{last:.1%}: a smaller decay of the averages (--ema), or a learning rate that ends at 0, brings them "
+            "together")
 
 
 def _summary(run: Run, measured: Mapping[str, float]) -> dict[str, Any]:

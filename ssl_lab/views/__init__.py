@@ -1,7 +1,7 @@
 """Views: batched image augmentations with per-image randomness, on the device of the batch."""
 
 from ssl_lab.views.base import View, ViewFactory
-from ssl_lab.views.contrastive import BYOL1, BYOL2, MOCO, VICREG, SimCLRView
+from ssl_lab.views.contrastive import BYOL1, BYOL2, MOCO, VICREG, SimCLRView, crop
 from ssl_lab.views.corruptions import corrupt
 from ssl_lab.views.foreign import kornia, torchvision
 from ssl_lab.views.naming import VIEWS, by_name, named
@@ -21,6 +21,7 @@ __all__ = [
     "Weak",
     "by_name",
     "corrupt",
+    "crop",
     "kornia",
     "named",
     "torchvision",

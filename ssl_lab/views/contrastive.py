@@ -132,6 +132,23 @@ class SimCLRView:
         return result
 
 
+def crop(style: Style, area: float = 0.2, most: float = 1.0, size: int | None = None) -> SimCLRView:
+    """Random resized crop, then flip (where the style allows it), and no more.
+
+    Arguments are those of `SimCLRView`.
+
+    Args:
+        style: what the images are like.
+        area, most: least and greatest share of the image.
+        size: side of the result, if not the image's.
+
+    >>> images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
+    >>> sl.views.crop(sl.Style(3, 64, 64), size=32)(images, sl.At(0, 1).draw("view", rows=2)).shape
+    torch.Size([2, 3, 32, 32])
+    """
+    return SimCLRView(style, area, (0.0, 0.0, 0.0, 0.0), gray=0.0, blur=0.0, most=most, size=size)
+
+
 class _Drawn(NamedTuple):
     """What happens to each row; on the CPU."""
 

@@ -17,13 +17,13 @@ from ssl_lab.notes import once
 from ssl_lab.texts import Call
 from ssl_lab.views import checks
 from ssl_lab.views.base import View, ViewFactory
-from ssl_lab.views.contrastive import SimCLRView
+from ssl_lab.views.contrastive import SimCLRView, crop
 from ssl_lab.views.foreign import Kornia, Torchvision
 from ssl_lab.views.kornia_presets import StrongKornia, WeakKornia, simclr_kornia
 from ssl_lab.views.presets import Eval, Strong, Weak
 
 VIEWS: dict[str, ViewFactory] = {
-    "weak": Weak, "strong": Strong, "simclr": SimCLRView, "eval": Eval,
+    "weak": Weak, "strong": Strong, "simclr": SimCLRView, "crop": crop, "eval": Eval,
     "weak_kornia": WeakKornia, "strong_kornia": StrongKornia, "simclr_kornia": simclr_kornia,
 }
 """The named views; `ssl-lab list views` prints each with the first line of its docstring."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from ssl_lab.methods.pretraining.base import Pretraining
 from ssl_lab.nets import Net
 from ssl_lab.schedule import Scalar
 from ssl_lab.seeds import generator, seeded
-from ssl_lab.views import SimCLRView
+from ssl_lab.views import crop
 
-CROP = partial(SimCLRView, area=0.2, jitter=(0.0, 0.0, 0.0, 0.0), gray=0.0, blur=0.0)
 EXAMPLE = "timm/vit_tiny_patch16_224"
 
 
@@ -51,7 +49,7 @@ class MAE(Pretraining):
     name = "mae"
     paper = "Masked Autoencoders Are Scalable Vision Learners"
     arxiv = "2111.06377"
-    views = Views(unlabeled={"crop": CROP})
+    views = Views(unlabeled={"crop": crop})
     positions: Tensor
 
     def __init__(self, net: Net, masked: float = 0.75, width: int = 512, depth: int = 8, heads: int = 16,
