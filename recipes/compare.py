@@ -43,7 +43,7 @@ class Settings(sl.Settings):
     workers: str = "1"
     """Runs at a time on this machine, slurm or ray (see `ssl_lab/workers.py`). With several, give --steps."""
     preset: Literal["auto", "paper", "short"] = "auto"
-    """Where the methods' settings come from; see recipes/consistency.py."""
+    """Where the methods' settings come from; auto: by the number of steps (see recipes/consistency.py)."""
 
 
 def main(settings: Settings) -> None:
@@ -64,9 +64,10 @@ def main(settings: Settings) -> None:
         return jobs.Job(HERE / f"{recipe}.py", shared | changes | given, settings.out / name, flags=flags)
 
     valid = comparison.validation_images(pool, settings)
-    names, seeds = comparison.able(settings, pool, names, settings.seeds, settings.preset), range(settings.seeds)
+    kind = sl.presets.kind_for(settings.steps) if settings.preset == "auto" else settings.preset
+    names, seeds = comparison.able(settings, pool, names, settings.seeds, kind), range(settings.seeds)
     methods = {name: [job("consistency", f"{as_file_name(name)}-{seed}", settings.view, name, seed=seed,
-                          preset=settings.preset) for seed in seeds] for name in names}
+                          preset=kind) for seed in seeds] for name in names}
     views = {each.partition("=")[0].strip(): each.partition("=")[2].strip() for each in settings.view}
     grid = [(views.get(name, name), lr) for name, lr in GRID]
     tuning = [job("supervised", f"tuning/{as_file_name(view)}-{lr}", [view], lr=lr, seed=TUNING_SEED, valid=valid)

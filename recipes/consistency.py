@@ -24,14 +24,15 @@ class Settings(sl.Settings):
     method: str = may_run("fixmatch", ":")
     """Name of the method (see `ssl-lab list methods`), or package.module:MyMethod (not in a --config file); with
     arguments if you like, as in "fixmatch(threshold=0.7)"."""
-    preset: Literal["auto", "paper", "short"] = "auto"
-    """Where the settings below come from if they are not given. auto: by the number of steps."""
+    preset: Literal["auto", "paper", "short", "wide"] = "auto"
+    """Where the settings below come from if they are not given. auto: paper by the number of steps, wide for nets
+    rapid_..., which Muon trains, else short."""
     arguments: dict[str, int | float | str] = field(default_factory=dict)
     """Arguments of the method, in place of the preset's: NAME VALUE, as often as you like, where a value may be a
     schedule."""
     net: str = "auto"
-    """Net (see `ssl-lab list nets`); auto: rapid_32_64_128 in short runs on images in color by a method that looks at
-    weak and strong views, as FixMatch does, else tiny_16. Nets rapid_... are trained by Muon then."""
+    """Net (see `ssl-lab list nets`); auto: tiny_16; in short runs rapid_32_64_128 where images have colors or more than
+    32 px, and the method looks at weak and strong views, as FixMatch does."""
     labeled: int | None = None
     """Labeled images per step."""
     unlabeled: int | None = None
@@ -47,12 +48,11 @@ class Settings(sl.Settings):
 
 
 def main(settings: Settings) -> None:
-    asked = settings.preset
-    kind = sl.presets.kind_for(settings.steps) if asked == "auto" else asked
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    pool = sl.presets.noted(pool, asked, kind)
-    preset = sl.presets.for_pool(sl.methods.get(settings.method), pool, kind, settings.net, settings.weights)
-    settings = sl.presets.fill(dataclasses.replace(settings, preset=kind), preset)
+    preset = sl.presets.for_pool(sl.methods.get(settings.method), pool, settings.preset, settings.steps, settings.net,
+                                 settings.weights)
+    pool = sl.presets.noted(pool, settings.preset, preset.kind)
+    settings = sl.presets.fill(dataclasses.replace(settings, preset=preset.kind), preset)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)
     method = sl.presets.build(settings.method, net, pool, settings.arguments,

@@ -51,8 +51,8 @@ class Settings(sl.Settings):
     unlabeled: int = 128
     """Unlabeled images per step."""
     net: str = "auto"
-    """Net (see `ssl-lab list nets`); auto: rapid_32_64_128 of images in color, tiny_16 of gray ones. Nets rapid_... are
-    trained by Muon."""
+    """Net (see `ssl-lab list nets`); auto: rapid_32_64_128 where images have colors or more than 32 px, else tiny_16.
+    Nets rapid_... are trained by Muon."""
     lr: MaybeQuantity = None
     """Peak learning rate, in the course that the recipe has; or a schedule in its place (default: 0.1 by SGD, 0.08 by
     Muon)."""
@@ -66,7 +66,7 @@ class Settings(sl.Settings):
 
 def main(settings: Settings) -> None:
     pool = sl.load(settings.data, **settings.reading()).split(**settings.split())
-    preset = sl.presets.for_pool(sl.FixMatch, pool, "short", settings.net, settings.weights)
+    preset = sl.presets.for_pool(sl.FixMatch, pool, net=settings.net, weights=settings.weights)
     settings = sl.presets.fill(settings, preset)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)

@@ -101,20 +101,19 @@ def _check_numbers(settings: Settings, seeds: int, workers: Workers) -> None:
 
 
 def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
-         kind: Literal["auto", "paper", "short"]) -> list[str]:
+         kind: Literal["paper", "short"]) -> list[str]:
     """The methods that these data and settings allow: what cannot run is known before anything trains.
 
     pool: without its split. Of `all` methods, those that want more of the data are left out with a word; where one was
     named it is a UsageError.
     """
     Runtime.start(settings.device, "fp32")
-    own = presets.kind_for(settings.steps) if kind == "auto" else kind
     parts = 1 if settings.micro_batches == "auto" else settings.micro_batches
     pools = [pool.split(**settings.split() | {"seed": seed}) for seed in range(seeds)]
     built = net(settings.net, pool.class_names, pool.style, pretrained=settings.pretrained, weights=settings.weights)
     kept = []
     for name in names:
-        preset = presets.preset(get(name).name, settings.data, own)
+        preset = presets.preset(get(name).name, settings.data, kind)
         try:
             for few in pools:
                 method = presets.build(name, copy.deepcopy(built), few, {}, {"ema": preset.ema, **preset.arguments})

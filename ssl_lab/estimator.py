@@ -181,8 +181,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, pool: Pool) -> None:
         """Trains on a pool, and keeps what prediction takes."""
         steps = None if self.minutes is not None else self.steps
-        kind = presets.kind_for(steps)
-        preset = presets.for_pool(methods.get(self.method), pool, kind, self.net, self.weights)
+        preset = presets.for_pool(methods.get(self.method), pool, "auto", steps, self.net, self.weights)
         net = named(preset.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
         usual = {"ema": preset.ema, **preset.arguments}

@@ -30,7 +30,7 @@ from ssl_lab.techniques import prepared
 from ssl_lab.texts import Call
 from ssl_lab.views import ViewFactory, named
 
-Kind = Literal["paper", "short"]
+Kind = Literal["paper", "short", "wide"]
 LONG = 2**16  # steps from which the papers' settings are the better ones
 S = TypeVar("S")
 VARIABLE = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
@@ -61,11 +61,12 @@ def muon(lr: Scalar, weight_decay: Scalar) -> Optimizer:
 
 @dataclass(frozen=True)
 class Preset:
-    """Images per step, the optimizer's peak learning rate and weight decay, decay of the averaged weights, momentum of
-    BatchNorm's running statistics; what the method's own arguments are, where not its defaults; the net, and what is
-    done to it first (texts of techniques); the optimizer of a rate and a decay; and texts of views in place of the
-    method's."""
+    """Which one it is; images per step, the optimizer's peak learning rate and weight decay, decay of the averaged
+    weights, momentum of BatchNorm's running statistics; what the method's own arguments are, where not its defaults;
+    the net, and what is done to it first (texts of techniques); the optimizer of a rate and a decay; and texts of views
+    in place of the method's."""
 
+    kind: Kind
     labeled: int
     unlabeled: int
     lr: float
@@ -85,7 +86,8 @@ class Preset:
 
 # The recipe that FixMatch (Sohn et al. 2020, table 4) and the comparisons of TorchSSL (Zhang et al. 2021, appendix)
 # train every method by: WRN-28-2, 2^20 steps, SGD with Nesterov momentum 0.9, learning rate 0.03 cos(7 pi t / 16).
-PAPER = Preset(labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001, arguments={})
+PAPER = Preset("paper", labeled=64, unlabeled=448, lr=0.03, weight_decay=5e-4, ema=0.999, bn_momentum=0.001,
+               arguments={})
 # Unlabeled images for each labeled one, where not seven: one in the papers and TorchSSL; also in DARP's and ABC's code,
 # which loads 64 of both (bbuing9/DARP at 64a94b4, train.py; LeeHyuck/ABC at f70e926, ABCfix.py); three in AdaMatch's
 # (google-research/adamatch at 7a0b40c, semi_supervised/adamatch.py), where USB has seven.
@@ -118,9 +120,9 @@ WEIGHT_DECAY = {"cifar100": 1e-3}  # Sohn et al. 2020, table 4
 
 # A thousand steps or a few: small batches, a higher learning rate, statistics that follow at once. What a method
 # ramps up over a 64th of a million steps rises over the first third here, and averages forget a hundred steps.
-SHORT = Preset(labeled=32, unlabeled=128, lr=0.1, weight_decay=5e-4, ema=0.999, bn_momentum=0.02, arguments={})
+SHORT = Preset("short", labeled=32, unlabeled=128, lr=0.1, weight_decay=5e-4, ema=0.999, bn_momentum=0.02, arguments={})
 # Of the nets of speed-runs, and their optimizer (arXiv 2404.00498); what each is worth: recipes/fixmatch.py.
-WIDE = dataclasses.replace(SHORT, net="rapid_32_64_128", prepared=("whiten",), optimizer_of=muon, lr=0.08,
+WIDE = dataclasses.replace(SHORT, kind="wide", net="rapid_32_64_128", prepared=("whiten",), optimizer_of=muon, lr=0.08,
                            weight_decay=0.0, ema=0.99)
 LARGE = 32  # pixels: of larger images, crops of half their side train
 SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -137,32 +139,39 @@ SHORT_ARGUMENTS: dict[str, dict[str, Any]] = {
 
 def preset(method: str, data: str, kind: Kind) -> Preset:
     """The settings of this method on this data set."""
-    if kind == "short":
-        return dataclasses.replace(SHORT, arguments=SHORT_ARGUMENTS.get(method, {}))
+    if kind != "paper":
+        short = SHORT if kind == "short" else WIDE
+        return dataclasses.replace(short, arguments=SHORT_ARGUMENTS.get(method, {}))
     return dataclasses.replace(PAPER, unlabeled=PAPER.labeled * RATIO.get(method, 7), lr=RATE.get(method, PAPER.lr),
                                weight_decay=WEIGHT_DECAY.get(data, PAPER.weight_decay),
                                arguments=PAPER_ARGUMENTS.get(method, {}) | BY_DATA.get((method, data), {}))
 
 
-def for_pool(method: type[Method], pool: Pool, kind: Kind, net: str = "auto",
-             weights: str | Path | None = None) -> Preset:
-    """The settings of this method for these images and this net. Of `auto`, a line on stderr says which it is.
+def for_pool(method: type[Method], pool: Pool, kind: Kind | Literal["auto"] = "auto", steps: int | None = None,
+             net: str = "auto", weights: str | Path | None = None) -> Preset:
+    """The settings of this method for these images and this net. Of `auto`, a line on stderr says which net it is.
 
-    In short runs nets rapid_... are trained as `WIDE` says; by a method that looks at weak and strong views they see
-    images of more than 32 px in crops of half their side: a random resized crop, the weak view that FixMatch's paper
-    has for ImageNet, and SimCLR's as the strong one.
+    In runs that are "wide" a method that looks at weak and strong views sees images of more than 32 px in crops of half
+    their side: a random resized crop, the weak view that FixMatch's authors have for ImageNet, and SimCLR's as the
+    strong one.
 
-    net: its name; auto: of the run that has left the weights, else as in `net_for`.
+    kind: auto: by the number of steps, and of short runs those wide that have a net rapid_... net: its name; auto: of
+    the run that has left the weights, else by the kind, or as in `net_for`. UsageError for another net in a wide run.
     """
+    asked, net = net, (net_of_run(Path(weights).parent) or SHORT.net) if net == "auto" and weights is not None else net
+    if kind == "auto":
+        kind = kind_for(steps)
+        quick = net_for(method, pool) if net == "auto" else net
+        kind = "wide" if kind == "short" and quick.startswith("rapid_") else kind
     found = preset(method.name, pool.name, kind)
-    if net == "auto":
-        net = (weights is not None and net_of_run(Path(weights).parent)) or net_for(method, pool, kind)
-        other = f", trained by Muon; --net {SHORT.net} is a smaller one, by SGD" if net == WIDE.net else ""
-        once(f"note: the net is {net}{other or '; --net takes another'}")
-    if kind == "paper" or not net.startswith("rapid_"):
-        return dataclasses.replace(found, net=net)
-    found, side = dataclasses.replace(WIDE, net=net, arguments=found.arguments), _side(pool)
-    if side <= LARGE or not _sees_weak_and_strong(method):
+    found = dataclasses.replace(found, net=found.net if net == "auto" else net)
+    if kind == "wide" and not found.net.startswith("rapid_"):
+        raise UsageError(f"--preset wide is for nets rapid_..., and the net is {found.net}; change one of the two")
+    if asked == "auto":
+        other = f", trained by Muon; --net {SHORT.net} is a smaller one, by SGD" if kind == "wide" else ""
+        once(f"note: the net is {found.net}{other or '; --net takes another'}")
+    side = _side(pool)
+    if kind != "wide" or side <= LARGE or not _sees_weak_and_strong(method):
         return found
     once(f"note: images of {side} px are seen in crops of {side // 2} px; whole by --view weak=weak --view "
          "strong=strong")
@@ -170,11 +179,11 @@ def for_pool(method: type[Method], pool: Pool, kind: Kind, net: str = "auto",
                                              f"strong=simclr(size={side // 2})"))
 
 
-def net_for(method: type[Method], pool: Pool, kind: Kind = "short") -> str:
-    """The net from scratch where nobody names one: tiny_16; in short runs, by a method that looks at weak and strong
-    views as FixMatch does, `WIDE`'s, but of gray images of up to 32 px."""
+def net_for(method: type[Method], pool: Pool) -> str:
+    """The net from scratch of short runs where nobody names one: that of wide ones where the method looks at weak and
+    strong views, as FixMatch does, and images have colors or more than 32 px, else tiny_16."""
     fits = pool.style.channels == 3 or _side(pool) > LARGE
-    return WIDE.net if kind == "short" and fits and _sees_weak_and_strong(method) else SHORT.net
+    return WIDE.net if fits and _sees_weak_and_strong(method) else SHORT.net
 
 
 def _side(pool: Pool) -> int:
@@ -188,7 +197,7 @@ def _sees_weak_and_strong(method: type[Method]) -> bool:
     return found == {"weak", "strong"}
 
 
-def kind_for(steps: int | None) -> Kind:
+def kind_for(steps: int | None) -> Literal["paper", "short"]:
     """Which preset suits a run of so many steps; None, a run by the clock, is short."""
     return "paper" if steps is not None and steps >= LONG else "short"
 

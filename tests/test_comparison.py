@@ -332,7 +332,7 @@ def test_what_cannot_run_is_known_before_anything_trains(tmp_path, monkeypatch, 
 def test_other_settings_are_known_before_the_tuning(tmp_path, monkeypatch):
     given = (*some_digits(tmp_path), "--methods", "fixmatch", "--seeds", 1)
     started_jobs(monkeypatch, *given)
-    with pytest.raises(UsageError, match=r"fixmatch-0 holds a run with other settings \(preset: 'auto' -> 'paper'\)"):
+    with pytest.raises(UsageError, match=r"fixmatch-0 holds a run with other settings \(preset: 'short' -> 'paper'\)"):
         started_jobs(monkeypatch, *given, "--preset", "paper")
 
 

@@ -9,9 +9,11 @@ from test_recipes import recipe
 
 import ssl_lab as sl
 from ssl_lab import notes
+from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, Method, get
+from ssl_lab.nets.start import net_of_run
 from ssl_lab.optim import SGD, MuonNormed
-from ssl_lab.presets import SHORT, WIDE, Preset, fill, for_pool, net_for
+from ssl_lab.presets import LONG, SHORT, WIDE, Preset, fill, for_pool, net_for
 
 
 @pytest.fixture(autouse=True)
@@ -36,8 +38,10 @@ class Mine(Method):
     ("supervised", 3, 64, "tiny_16")])
 def test_the_net_goes_by_the_images_and_by_the_views(method, channels, side, net):
     pool = _pool(channels, side)
-    assert net_for(get(method), pool) == for_pool(get(method), pool, "short").net == net
-    assert net_for(get(method), pool, "paper") == for_pool(get(method), pool, "paper").net == "tiny_16"
+    assert net_for(get(method), pool) == for_pool(get(method), pool).net == net
+    for kind, steps in (("auto", LONG), ("paper", 5), ("short", 5)):
+        assert for_pool(get(method), pool, kind, steps).net == "tiny_16"
+    assert for_pool(get(method), pool, "wide").net == WIDE.net
 
 
 def test_own_methods_and_every_one_of_ours_have_a_net():
@@ -46,20 +50,24 @@ def test_own_methods_and_every_one_of_ours_have_a_net():
     assert {net_for(method, pool) for method in METHODS.values()} == {WIDE.net, "tiny_16"}
 
 
-@pytest.mark.parametrize("kind", ["short", "paper"])
-def test_other_nets_are_trained_as_ever(kind):
-    for net in ("tiny_16", "wrn_16_2", "timm/resnet18"):
-        found = for_pool(sl.FixMatch, _pool(side=64), kind, net)
-        assert (found.net, found.prepared, found.views) == (net, (), ())
-        assert isinstance(found.optimizer_of(found.lr, found.weight_decay), SGD)
-    rapid = for_pool(sl.FixMatch, _pool(), "paper", "rapid_8_8_8")
-    assert (rapid.lr, rapid.ema, rapid.prepared) == (0.03, 0.999, ())
+@pytest.mark.parametrize(("kind", "steps", "net", "lr"), [
+    ("auto", 100, "tiny_16", 0.1), ("auto", None, "wrn_16_2", 0.1), ("auto", LONG, "rapid_8_8_8", 0.03),
+    ("paper", 5, "rapid_8_8_8", 0.03), ("short", LONG, "rapid_8_8_8", 0.1), ("short", 5, "timm/resnet18", 0.1)])
+def test_other_nets_and_other_presets_train_by_sgd(kind, steps, net, lr):
+    found = for_pool(sl.FixMatch, _pool(side=64), kind, steps, net)
+    assert (found.net, found.lr, found.ema, found.prepared, found.views) == (net, lr, 0.999, (), ())
+    assert isinstance(found.optimizer_of(found.lr, found.weight_decay), SGD)
+
+
+def test_no_other_net_is_trained_so():
+    with pytest.raises(UsageError, match=r"--preset wide is for nets rapid_\.\.\., and the net is tiny_16"):
+        for_pool(sl.FixMatch, _pool(), "wide", net="tiny_16")
 
 
 def test_a_wide_net_is_whitened_and_trained_by_muon():
     pool = _pool()
-    found = for_pool(sl.FixMatch, pool, "short", "rapid_4_4_4")
-    assert (found.labeled, found.unlabeled, found.ema, found.bn_momentum) == (32, 128, 0.99, SHORT.bn_momentum)
+    found = for_pool(sl.FixMatch, pool, net="rapid_4_4_4")
+    assert (found.kind, found.labeled, found.unlabeled, found.ema, found.bn_momentum) == ("wide", 32, 128, 0.99, 0.02)
     rule = found.optimizer_of(found.lr, found.weight_decay)
     assert isinstance(rule, MuonNormed)
     assert [round(rule.lr(t), 4) for t in (0.0, 0.05, 0.1, 0.55, 1.0)] == [0.0, 0.04, 0.08, 0.04, 0.0]  # type: ignore[operator]
@@ -74,13 +82,13 @@ def test_a_wide_net_is_whitened_and_trained_by_muon():
 
 
 def test_methods_keep_the_arguments_that_short_runs_have():
-    assert for_pool(get("freematch"), _pool(), "short").arguments == {"momentum": 0.99}
+    assert for_pool(get("freematch"), _pool()).arguments == {"momentum": 0.99}
 
 
 @pytest.mark.parametrize(("method", "side", "seen"), [
     ("fixmatch", 32, 32), ("fixmatch", 33, 16), ("fixmatch", 64, 32), ("mixmatch", 64, 64)])
 def test_images_of_more_than_32_px_are_seen_in_crops(method, side, seen):
-    found = for_pool(get(method), _pool(side=side), "short", "rapid_4_4_4")
+    found = for_pool(get(method), _pool(side=side), net="rapid_4_4_4")
     assert (seen == side) == (found.views == ())
     learner = sl.FixMatch(sl.net("rapid_4_4_4", 3, sl.Style(3, side, side))).with_views(*found.views)
     batch = sl.Feed(_pool(side=side), learner.views, 2, 4, seed=0)(sl.At(0, 10))
@@ -90,21 +98,21 @@ def test_images_of_more_than_32_px_are_seen_in_crops(method, side, seen):
 
 def test_what_auto_took_is_said_once(capsys):
     for _ in range(2):
-        for_pool(sl.FixMatch, _pool(), "short")
-    for_pool(sl.FixMatch, _pool(), "short", "tiny_4")
+        for_pool(sl.FixMatch, _pool())
+    for_pool(sl.FixMatch, _pool(), net="tiny_4")
     said = capsys.readouterr().err.splitlines()
     assert said == ["note: the net is rapid_32_64_128, trained by Muon; --net tiny_16 is a smaller one, by SGD"]
     for side in (64, 64, 32):
-        for_pool(sl.FixMatch, _pool(side=side), "short", "rapid_4_4_4")
+        for_pool(sl.FixMatch, _pool(side=side), net="rapid_4_4_4")
     said = capsys.readouterr().err.splitlines()
     assert said == ["note: images of 64 px are seen in crops of 32 px; whole by --view weak=weak --view strong=strong"]
 
 
 def test_only_what_was_not_given_is_filled_in():
     settings = recipe("fixmatch").Settings(lr=0.5, net="tiny_4")
-    filled = fill(settings, for_pool(sl.FixMatch, _pool(), "short", settings.net))
+    filled = fill(settings, for_pool(sl.FixMatch, _pool(), net=settings.net))
     assert (filled.lr, filled.net, filled.ema, filled.weight_decay) == (0.5, "tiny_4", 0.999, 5e-4)
-    filled = fill(recipe("fixmatch").Settings(), for_pool(sl.FixMatch, _pool(), "short"))
+    filled = fill(recipe("fixmatch").Settings(), for_pool(sl.FixMatch, _pool()))
     assert (filled.lr, filled.net, filled.ema, filled.weight_decay) == (0.08, WIDE.net, 0.99, 0.0)
     assert Preset.__dataclass_fields__.keys() & vars(sl.Settings()).keys() == {"net"}
 
@@ -120,6 +128,7 @@ def test_recipes_train_so_and_go_on_from_their_own_weights(name, tmp_path, monke
     module.main(module.Settings(out=out, **shared))
     config = yaml.safe_load((out / "config.yaml").read_text())
     assert (config["net"], config["lr"], config["ema"]) == ("rapid_4_4_4", 0.08, 0.99)
+    assert config.get("preset", "wide") == "wide"
     assert "views: labeled weak=crop(area=0.3, size=20);" in capsys.readouterr().err
     whole = {"view": ("weak=weak", "strong=strong")}
     module.main(module.Settings(out=tmp_path / "second", weights=out / "model.safetensors", **shared, **whole))
@@ -137,3 +146,15 @@ def test_the_classifier_trains_so(monkeypatch):
     learner = sl.Classifier(steps=2, labeled=4, unlabeled=8, device="cpu").fit(images, labels)
     assert learner.card_.net == "rapid_4_4_4"
     assert sl.Classifier("supervised", steps=1, device="cpu").fit(images, labels).card_.net == "tiny_16"
+
+
+def test_train_goes_so_where_nobody_names_a_net(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("ssl_lab.presets.WIDE", replace(WIDE, net="rapid_4_4_4"))
+    images = np.random.default_rng(0).integers(0, 256, (60, 3, 40, 40), dtype=np.uint8)
+    np.savez(tmp_path / "mine.npz", images=images, labels=np.arange(60) % 3)
+    for net, views in ((None, "weak=crop(area=0.3, size=20)"), ("tiny_4", "weak")):
+        notes.once.cache_clear()
+        out = sl.train(str(tmp_path / "mine.npz"), labels=9, minutes=0.02, recipe="scratch", method="fixmatch", net=net,
+                       out=tmp_path / f"run-{net}", device="cpu")
+        assert net_of_run(out) == (net or "rapid_4_4_4")
+        assert f"views: labeled {views};" in capsys.readouterr().err
