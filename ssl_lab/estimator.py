@@ -181,12 +181,12 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _fit(self, pool: Pool) -> None:
         """Trains on a pool, and keeps what prediction takes."""
         steps = None if self.minutes is not None else self.steps
-        preset = presets.for_pool(methods.get(self.method), pool, "auto", steps, self.net, self.weights)
+        preset = presets.for_pool(methods.get(self.method), pool, "auto", steps, self.net, self.weights, self.view)
         net = named(preset.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
         usual = {"ema": preset.ema, **preset.arguments}
         method = presets.build(self.method, preset.begun(net, pool, self.seed), pool, self.arguments or {}, usual)
-        method.with_views(*preset.views).with_views(*self.view)
+        method.with_views(*preset.views)
         labeled = preset.labeled if self.labeled is None else self.labeled
         unlabeled = preset.unlabeled if self.unlabeled is None else self.unlabeled
         lr = preset.lr if self.lr is None else self.lr

@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -148,33 +148,34 @@ def preset(method: str, data: str, kind: Kind) -> Preset:
 
 
 def for_pool(method: type[Method], pool: Pool, kind: Kind | Literal["auto"] = "auto", steps: int | None = None,
-             net: str = "auto", weights: str | Path | None = None) -> Preset:
-    """The settings of this method for these images and this net. Of `auto`, a line on stderr says which net it is.
+             net: str = "auto", weights: str | Path | None = None, view: Sequence[str] = ()) -> Preset:
+    """The settings of this method for these images, this net and these views. What they decide is said on stderr.
 
     In runs that are "wide" a method that looks at weak and strong views sees images of more than 32 px in crops of half
     their side: a random resized crop, the weak view that FixMatch's authors have for ImageNet, and SimCLR's as the
-    strong one.
+    strong one. Whoever names a view has no other one changed.
 
     kind: auto: by the number of steps, and of short runs those wide that have a net rapid_... net: its name; auto: of
     the run that has left the weights, else by the kind, or as in `net_for`. UsageError for another net in a wide run.
     """
-    asked, net = net, (net_of_run(Path(weights).parent) or SHORT.net) if net == "auto" and weights is not None else net
+    auto = net == "auto"
+    if auto and weights is not None:
+        net = net_of_run(Path(weights).parent) or SHORT.net
     if kind == "auto":
         kind = kind_for(steps)
         quick = net_for(method, pool) if net == "auto" else net
         kind = "wide" if kind == "short" and quick.startswith("rapid_") else kind
     found = preset(method.name, pool.name, kind)
-    found = dataclasses.replace(found, net=found.net if net == "auto" else net)
+    found = dataclasses.replace(found, net=found.net if net == "auto" else net, views=tuple(view))
     if kind == "wide" and not found.net.startswith("rapid_"):
         raise UsageError(f"--preset wide is for nets rapid_..., and the net is {found.net}; change one of the two")
-    if asked == "auto":
+    if auto:
         other = f", trained by Muon; --net {SHORT.net} is a smaller one, by SGD" if kind == "wide" else ""
         once(f"note: the net is {found.net}{other or '; --net takes another'}")
     side = _side(pool)
-    if kind != "wide" or side <= LARGE or not _sees_weak_and_strong(method):
+    if view or kind != "wide" or side <= LARGE or not _sees_weak_and_strong(method):
         return found
-    once(f"note: images of {side} px are seen in crops of {side // 2} px; whole by --view weak=weak --view "
-         "strong=strong")
+    once(f"note: images of {side} px are seen in crops of {side // 2} px; whole by --view weak=weak")
     return dataclasses.replace(found, views=(f"weak=crop(area=0.3, size={side // 2})",
                                              f"strong=simclr(size={side // 2})"))
 

@@ -147,10 +147,10 @@ class Plan:
         return result.method.predictor(), result.summary
 
     def _from_scratch(self, pool: Pool, seed: int, **trainer: Any) -> Result:
-        preset = presets.for_pool(get(self.method), pool, net=self.net)
+        preset = presets.for_pool(get(self.method), pool, net=self.net, view=self.view)
         net = preset.begun(self.build(pool, seed, preset.bn_momentum), pool, seed)
         method = presets.build(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
-        method.with_views(*preset.views).with_views(*self.view)
+        method.with_views(*preset.views)
         optimizer = preset.optimizer_of(preset.lr, preset.weight_decay)
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(method, pool, preset.labeled, preset.unlabeled)
 
