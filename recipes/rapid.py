@@ -63,11 +63,12 @@ mean with their mirror images, `ssl-lab predict --mirror`); and --minutes 20 on 
 shared, 68.2 (1,712 steps, 0.23 PFLOP, seed 0).
 
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
---minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py in the
-same time 46.8 and 43.4. With --minutes 8.5, on one core of the EPYC that other work shared: 44.6 and 41.9 by the net of
-half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: evaluations took most of its rounds,
-as they do no more; not run again). Likewise on a core of the EPYC with bf16: 57.8 and 57.2 in seven rounds of --net
-auto (2,537 steps), where recipes/fixmatch.py has 44.8 and 43.1 (3,434 steps).
+--minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py --net
+tiny_16 in the same time 46.8 and 43.4. With --minutes 8.5, on one core of the EPYC that other work shared: 44.6 and
+41.9 by the net of half the width (--net auto; 320 steps), 24.2 and 25.7 by the other one (26 steps: evaluations took
+most of its rounds, as they do no more; not run again). Likewise on a core of the EPYC with bf16: 57.8 and 57.2 in seven
+rounds of --net auto (2,537 steps), where recipes/fixmatch.py has 58.4 and 53.5 (3,457 steps), by --net tiny_16 44.8 and
+43.1.
 
 More short rounds of the same net gain less and less: after those of the second line 68.2 69.3 69.8 69.9 70.6 71.2 (of
 24 px, shares 0.85 and 0.9; 0.63 PFLOP, refitted 71.2, test 70.9). The wider net that began anew with the labels of the
