@@ -14,8 +14,8 @@ The second command, 2 min 21 s on two cores of an Intel Xeon: the base has 86.1 
 swa 0.5 ± 1.4, sam 0.1 ± 3.0 (at 1.7 times the cost), lookahead -3.1 ± 3.0: corrected for four comparisons, none can be
 told from nothing, as three seeds find 3.9 points in four of five cases. The first one, 35 seconds of one core
 for a plain run: FixMatch has 95.8 ± 0.8%, of 33 techniques none helped beyond doubt, and `replicated_sgd`, `drop_path`,
-`svi` and `entropy_sgd` did harm, before they were mended. On CIFAR-10 with 250 labels FixMatch has 35.5 ± 1.1% after as
-many steps, and nine techniques cannot be told from nothing. All rows are in tests/benchmarks/README.md.
+`svi` and `entropy_sgd` did harm, before they were mended. On CIFAR-10 with 250 labels FixMatch of tiny_16 has 35.5 ±
+1.1% after as many steps, and nine techniques cannot be told from nothing. All rows are in tests/benchmarks/README.md.
 """
 
 from dataclasses import dataclass, field
@@ -39,6 +39,8 @@ class Settings(sl.Settings):
     """Folder of all runs, a folder each, and of the report."""
     recipe: Literal["fixmatch", "supervised", "consistency", "openset", "finetune", "distill"] = "fixmatch"
     """The base. Where --with is given too, it is part of the base."""
+    net: str = ""
+    """Net of the base (see `ssl-lab list nets`; default: the recipe's)."""
     base: dict[str, str] = field(default_factory=dict)
     """Further settings of the base: NAME VALUE, as often as you like."""
     tried: Annotated[Texts, tyro.conf.arg(name="try")] = may_run((), ":")  # noqa: RUF009 - it is a field
@@ -58,7 +60,9 @@ def main(settings: Settings) -> None:
     workers = workers_of(settings.workers, settings.out)
     tried, seeds = arms.arms(settings.tried or ["all"]), range(settings.seeds)
     usual, given = sl.Settings().plain(), settings.plain()
-    shared = {name: given[name] for name in usual if given[name] != usual[name] and name not in ("out", "resume")}
+    own = {"out", "resume"} | ({"net"} if not settings.net else set())
+    shared = {name: given[name] for name in usual
+              if name not in own and (given[name] != usual[name] or name == "net")}
     shared |= {name.replace("-", "_"): arms.value(text) for name, text in settings.base.items()}
 
     def job(arm: arms.Arm, seed: int = 0) -> jobs.Job:

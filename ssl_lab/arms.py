@@ -25,13 +25,13 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import Trainer
 from ssl_lab.engine.jobs import Job
 from ssl_lab.errors import UsageError, unknown
-from ssl_lab.methods import Method, OpenCoS, Teacher
+from ssl_lab.methods import Method, OpenCoS, Teacher, get
 from ssl_lab.nets import Net
 from ssl_lab.nets import net as named
 from ssl_lab.nets.start import start_net
 from ssl_lab.notes import at_most, tell
 from ssl_lab.optim import SGD, described
-from ssl_lab.presets import build
+from ssl_lab.presets import build, for_pool
 from ssl_lab.techniques import TECHNIQUES, NetTechnique, together
 from ssl_lab.understood import check_texts
 
@@ -175,7 +175,12 @@ def _net(recipe: str, settings: Any, pool: Pool) -> Net:
     if recipe == "finetune":
         return start_net(settings.start, pool.class_names, pool.style, settings.net, settings.pretrained,
                          settings.weights)
-    return named(settings.net, pool.class_names, pool.style, **settings.beginning())
+    name = settings.net
+    if name == "auto":
+        kind: Any = getattr(settings, "preset", "auto")
+        method = get(getattr(settings, "method", recipe))
+        name = for_pool(method, pool, kind, settings.steps, weights=settings.weights).net
+    return named(name, pool.class_names, pool.style, **settings.beginning())
 
 
 def _method(recipe: str, settings: Any, net: Net, pool: Pool) -> Method:

@@ -238,3 +238,13 @@ def test_what_names_a_module_is_handed_on_by_the_command_line(tmp_path, monkeypa
     assert base == {"with": [], "method": "mine_of_study:Soft", "view": ["strong=mine_of_study:View"]}
     assert optimizer == {**base, "optimizer": "mine_of_study:Mine"}
     assert view == {**base, "view": ["strong=weak"]}
+
+
+@pytest.mark.parametrize(("given", "net"), [((), None), (("--net", "tiny_16"), "tiny_16")])
+def test_a_net_that_is_named_is_the_bases_even_where_it_is_the_usual_one(given, net, tmp_path, monkeypatch):
+    module, started = recipe("techniques"), []
+    monkeypatch.setattr(jobs, "run_all", lambda runs, workers: started.extend(runs) or [])
+    monkeypatch.setattr(study, "show", lambda *given: None)
+    module.main(parse(module.Settings, ["--steps", "3", "--labels", "40", "--seeds", "1", "--out", str(tmp_path),
+                                        "--try", "swa", *given]))
+    assert [job.settings.get("net") for job in started] == [net, net]
