@@ -20,7 +20,7 @@ first steps, so that ten minutes were 8 to 11):
 
                                split  --net auto  --net tiny_16
     CIFAR-10, 250, 8 minutes   100    59.3, 56.9  45.3, 46.3
-                               101    58.6, 57.4  44.0, 43.1 (test: 57.1 on average, and 44.7)
+                               101    58.6, 57.4  44.0, 43.1 (test: 57.1 ± 0.4, and 44.7 ± 2.2)
     the same, --precision
     fp32 --minutes 6           100    56.9, 54.9  41.6, 42.5
     pictures, 80, 10 minutes   100    55.4, 56.0  47.0, 45.9

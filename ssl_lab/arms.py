@@ -177,9 +177,10 @@ def _net(recipe: str, settings: Any, pool: Pool) -> Net:
                          settings.weights)
     name = settings.net
     if name == "auto":
-        kind: Any = getattr(settings, "preset", "auto")
-        method = get(getattr(settings, "method", recipe))
-        name = for_pool(method, pool, kind, settings.steps, weights=settings.weights).net
+        own: dict[str, Any] = {}  # of fixmatch: its runs are short ones, however long
+        if recipe == "consistency":
+            own = {"kind": settings.preset, "steps": settings.steps}
+        name = for_pool(get(getattr(settings, "method", recipe)), pool, weights=settings.weights, **own).net
     return named(name, pool.class_names, pool.style, **settings.beginning())
 
 

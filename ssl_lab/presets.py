@@ -182,8 +182,8 @@ def for_pool(method: type[Method], pool: Pool, kind: Kind | Literal["auto"] = "a
 
 def net_for(method: type[Method], pool: Pool) -> str:
     """The net from scratch of short runs where nobody names one: that of wide ones where the method looks at weak and
-    strong views, as FixMatch does, and images have colors or more than 32 px, else tiny_16."""
-    fits = pool.style.channels == 3 or _side(pool) > LARGE
+    strong views, as FixMatch does, and images have colors or more than 32 px, else tiny_16, as of a single pixel."""
+    fits = _side(pool) > (1 if pool.style.channels == 3 else LARGE)
     return WIDE.net if fits and _sees_weak_and_strong(method) else SHORT.net
 
 

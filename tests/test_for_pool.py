@@ -8,7 +8,7 @@ import yaml
 from test_recipes import recipe
 
 import ssl_lab as sl
-from ssl_lab import notes
+from ssl_lab import arms, notes
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, Method, get
 from ssl_lab.nets.start import net_of_run
@@ -33,6 +33,7 @@ class Mine(Method):
 
 @pytest.mark.parametrize(("method", "channels", "side", "net"), [
     ("fixmatch", 3, 32, WIDE.net), ("fixmatch", 3, 8, WIDE.net), ("fixmatch", 1, 33, WIDE.net),
+    ("fixmatch", 3, 2, WIDE.net), ("fixmatch", 3, 1, "tiny_16"),
     ("fixmatch", 1, 32, "tiny_16"), ("freematch", 3, 32, WIDE.net), ("comatch", 3, 32, WIDE.net),
     ("mixmatch", 3, 32, "tiny_16"), ("mean_teacher", 3, 32, "tiny_16"), ("noisy_student", 3, 64, "tiny_16"),
     ("supervised", 3, 64, "tiny_16")])
@@ -48,6 +49,13 @@ def test_own_methods_and_every_one_of_ours_have_a_net():
     pool = _pool()
     assert net_for(Mine, pool) == WIDE.net
     assert {net_for(method, pool) for method in METHODS.values()} == {WIDE.net, "tiny_16"}
+
+
+@pytest.mark.parametrize(("name", "steps", "net"), [
+    ("fixmatch", 5, WIDE.net), ("fixmatch", LONG, WIDE.net), ("consistency", 5, WIDE.net),
+    ("consistency", LONG, "tiny_16")])
+def test_techniques_are_checked_on_the_net_that_the_recipe_takes(name, steps, net):
+    assert arms._net(name, recipe(name).Settings(steps=steps), _pool()).name == net
 
 
 @pytest.mark.parametrize(("kind", "steps", "net", "lr"), [
@@ -70,7 +78,8 @@ def test_a_wide_net_is_whitened_and_trained_by_muon():
     assert (found.kind, found.labeled, found.unlabeled, found.ema, found.bn_momentum) == ("wide", 32, 128, 0.99, 0.02)
     rule = found.optimizer_of(found.lr, found.weight_decay)
     assert isinstance(rule, MuonNormed)
-    assert [round(rule.lr(t), 4) for t in (0.0, 0.05, 0.1, 0.55, 1.0)] == [0.0, 0.04, 0.08, 0.04, 0.0]  # type: ignore[operator]
+    assert callable(rule.lr)
+    assert [round(rule.lr(t), 4) for t in (0.0, 0.05, 0.1, 0.55, 1.0)] == [0.0, 0.04, 0.08, 0.04, 0.0]
     assert found.optimizer_of(0.5, 0.1) == MuonNormed(sl.presets.up_and_down(0.5), 0.1)
     assert found.optimizer_of(sl.schedule.linear(1, 0), 0.0).lr == sl.schedule.linear(1, 0)
     net = sl.net("rapid_4_4_4", 3, pool.style)

@@ -133,14 +133,17 @@ class SimCLRView:
 
 
 def crop(style: Style, area: float = 0.2, most: float = 1.0, size: int | None = None) -> SimCLRView:
-    """Random resized crop, then flip (where the style allows it), and no more.
+    """Random resized crop, then flip (where the style allows it), and no more: MAE's view (He et al. 2021).
 
-    Arguments are those of `SimCLRView`.
+    A `SimCLRView`, uint8 [B, C, H, W] to float in [0, 1], without its colors and blur.
 
     Args:
         style: what the images are like.
-        area, most: least and greatest share of the image.
-        size: side of the result, if not the image's.
+        area, most: least and greatest share of the image, in (0, 1].
+        size: side of the result in pixels, if not the image's.
+
+    Raises:
+        UsageError: for a share or a size outside of these.
 
     >>> images = torch.randint(256, (2, 3, 64, 64), dtype=torch.uint8)
     >>> sl.views.crop(sl.Style(3, 64, 64), size=32)(images, sl.At(0, 1).draw("view", rows=2)).shape
