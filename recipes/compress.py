@@ -79,7 +79,7 @@ def main(settings: Settings) -> None:
                       resume=settings.resume and "auto", int8=False)  # which no run depends on
         net = sl.prepared(new(), given, pool, settings.seed)
         arguments = {"teacher": teacher, "ema": 0.99}
-        method = sl.presets.build(settings.method, net, pool, {}, arguments).with_views(*settings.view)
+        method = sl.build.method(settings.method, net, pool, {}, arguments).with_views(*settings.view)
         usual = sl.SGD(lr=sl.schedule.course(settings.lr, sl.schedule.cosine_7_16))
         optimizer = sl.optimizer(settings.optimizer, usual)
         trainer = sl.Trainer(optimizer=optimizer, **own.trainer() | {"techniques": given})

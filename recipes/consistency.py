@@ -64,7 +64,7 @@ def main(settings: Settings) -> None:
     settings = sl.presets.fill(dataclasses.replace(settings, preset=preset.kind), preset)
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)
-    method = sl.presets.build(settings.method, net, pool, settings.arguments,
+    method = sl.build.method(settings.method, net, pool, settings.arguments,
                               {"ema": settings.ema, **preset.arguments}).with_views(*preset.views)
     optimizer = sl.optimizer(settings.optimizer, preset.optimizer_of(settings.lr, settings.weight_decay))
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())

@@ -90,7 +90,7 @@ def main(settings: Settings) -> None:
     def around(net: sl.Net, taught: object) -> sl.methods.Method:
         arguments = {"teacher": taught, **({"view": sl.Eval} if plain else {}), **settings.arguments}
         free = {} if pool.class_names else {"labeled": 0.0}
-        return sl.presets.build(settings.method, net, pool, arguments, free).with_views(*settings.view)
+        return sl.build.method(settings.method, net, pool, arguments, free).with_views(*settings.view)
 
     def check(teacher: sl.methods.Teacher) -> None:  # before anything trains or is embedded
         trainer.begun(around(new(settings.net), teacher), pool)

@@ -55,7 +55,7 @@ def main(settings: Settings) -> None:
         opencos, targets = sl.methods.consistency.opencos, pool.labels[pool.labeled]
         opencos.check_labels(targets, pool.classes)  # before an encoder is trained
         if sl.methods.is_described(settings.encoder):
-            learner = sl.presets.build(settings.encoder, new_net(settings.net), pool, {})
+            learner = sl.build.method(settings.encoder, new_net(settings.net), pool, {})
             first = sl.stages.first_stage(trainer, "encoder", settings.encoder_steps, usual, method=settings.encoder)
             encoder = first.fit(learner, pool, settings.labeled, settings.unlabeled).method.predictor()
         elif settings.encoder.startswith("timm/") or settings.encoder in PRETRAINED:

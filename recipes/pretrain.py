@@ -73,7 +73,7 @@ def main(settings: Settings) -> None:
     pool = sl.presets.noted(pool, asked, kind)
     net = sl.net(settings.net, pool.class_names or 1, pool.style, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
-    method = sl.presets.build(settings.method, net, pool, settings.arguments,
+    method = sl.build.method(settings.method, net, pool, settings.arguments,
                               {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
     monitors = [sl.features.Health(), *([sl.features.OnlineAccuracy()] if settings.online else [])]
     optimizer = sl.optimizer(settings.optimizer, preset.optimizer(lr))

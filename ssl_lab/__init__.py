@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         analysis,
         arms,
         begun,
+        build,
         comparison,
         compress,
         data,
@@ -118,8 +119,8 @@ WORDS = {"advise": "advise:advise", "export": "export:export", "fetch": "fetch:f
 """The words of `ssl-lab` whose functions have its arguments; where a module has the name, it can be called."""
 _MODULES = ("active", "analysis", "compress", "data", "engine", "features", "losses", "methods", "nets", "optim",
             "schedule", "techniques", "testing", "views")
-_FILES = ("arms", "begun", "comparison", "ensemble", "finetune", "presets", "pretraining_presets", "rapid", "rounds",
-          "stages", "study")
+_FILES = ("arms", "begun", "build", "comparison", "ensemble", "finetune", "presets", "pretraining_presets", "rapid",
+          "rounds", "stages", "study")
 """What recipes are made of: reached as the modules are, but nothing that is kept as it is."""
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import yaml
 
-from ssl_lab import texts
+from ssl_lab import build, texts
 from ssl_lab.command_line import parse
 from ssl_lab.config import Settings
 from ssl_lab.data import Pool
@@ -31,7 +31,7 @@ from ssl_lab.nets import net as named
 from ssl_lab.nets.start import start_net
 from ssl_lab.notes import at_most, tell
 from ssl_lab.optim import SGD, described
-from ssl_lab.presets import build, for_pool
+from ssl_lab.presets import for_pool
 from ssl_lab.techniques import TECHNIQUES, NetTechnique, together
 from ssl_lab.understood import check_texts
 
@@ -194,7 +194,7 @@ def _method(recipe: str, settings: Any, net: Net, pool: Pool) -> Method:
         images = len(pool)
         return OpenCoS(net, torch.ones(images, dtype=torch.bool), torch.full((images, net.classes), 1 / net.classes),
                        torch.full((images,), -1)).with_views(*settings.view)
-    return build(text, net, pool, arguments).with_views(*settings.view)
+    return build.method(text, net, pool, arguments).with_views(*settings.view)
 
 
 @cache

@@ -12,7 +12,7 @@ from typing import Literal
 
 import torch
 
-from ssl_lab import presets, texts
+from ssl_lab import build, presets, texts
 from ssl_lab.config import Settings
 from ssl_lab.data import Pool
 from ssl_lab.engine import Feed, Runtime, jobs
@@ -116,7 +116,7 @@ def able(settings: Settings, pool: Pool, names: Sequence[str], seeds: int,
         preset = presets.preset(get(name).name, settings.data, kind)
         try:
             for few in pools:
-                method = presets.build(name, copy.deepcopy(built), few, {}, {"ema": preset.ema, **preset.arguments})
+                method = build.method(name, copy.deepcopy(built), few, {}, {"ema": preset.ema, **preset.arguments})
                 method.with_views(*settings.view)
                 Feed(few, method.views, preset.labeled, preset.unlabeled, 0, torch.device("cpu"), parts=parts)
         except UsageError as error:

@@ -28,7 +28,7 @@ from sklearn.metrics import accuracy_score
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from ssl_lab import methods, presets
+from ssl_lab import build, methods, presets
 from ssl_lab.data import Pool
 from ssl_lab.data.arrays import IntArray, channels_first
 from ssl_lab.data.classes import unlabeled_texts
@@ -185,7 +185,7 @@ class Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         net = named(preset.net, classes=pool.class_names, style=pool.style, seed=self.seed, weights=self.weights,
                     bn_momentum=preset.bn_momentum)
         usual = {"ema": preset.ema, **preset.arguments}
-        method = presets.build(self.method, preset.begun(net, pool, self.seed), pool, self.arguments or {}, usual)
+        method = build.method(self.method, preset.begun(net, pool, self.seed), pool, self.arguments or {}, usual)
         method.with_views(*preset.views)
         labeled = preset.labeled if self.labeled is None else self.labeled
         unlabeled = preset.unlabeled if self.unlabeled is None else self.unlabeled

@@ -14,7 +14,7 @@ import torch
 import tyro
 from numpy.typing import NDArray
 
-from ssl_lab import presets, schedule
+from ssl_lab import build, schedule
 from ssl_lab.batch import At, Loss
 from ssl_lab.config import AS_USUAL, ReadingSettings, Texts
 from ssl_lab.data import Pool, load
@@ -70,7 +70,7 @@ def find_lr(data: Annotated[str, tyro.conf.Positional], method: str = "supervise
                          "10 steps or more")
     pool = load(data, **read.reading()).split(labels=labels, seed=seed)
     made = prepared(make_net(net, classes=pool.class_names, style=pool.style, seed=seed), techniques, pool, seed)
-    learner = presets.build(method, made, pool, {}).with_views(*view)
+    learner = build.method(method, made, pool, {}).with_views(*view)
     spec = replace(described(optimizer) if optimizer else SGD(), lr=schedule.geometric(low, high))
     found = rising(learner, pool, spec, steps, labeled, unlabeled, seed=seed, device=device, techniques=techniques)
     if not found.losses:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from ssl_lab import methods, presets
+from ssl_lab import build, methods
 from ssl_lab.config import Settings
 from ssl_lab.data import Pool
 from ssl_lab.data.inventory import NAME, require_same
@@ -130,7 +130,7 @@ class FineTuning:
         if with_all.statistics == "frozen":
             freeze_statistics(net)
         self._choose_what_learns(net, pool, seed)
-        method = presets.build(self.method, net, pool, self.arguments, {"ema": self.ema}).with_views(*self.view)
+        method = build.method(self.method, net, pool, self.arguments, {"ema": self.ema}).with_views(*self.view)
         if self.learn == "lora":
             learner = method.predictor
             method.predictor = lambda: merged(learner())  # type: ignore[method-assign]

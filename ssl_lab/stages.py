@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ssl_lab import methods, presets
+from ssl_lab import build, methods, presets
 from ssl_lab.config import Settings
 from ssl_lab.data import Pool
 from ssl_lab.engine import Result, Runtime, Trainer
@@ -39,7 +39,7 @@ def trained_teacher(text: str, net: Net, pool: Pool, trainer: Trainer, labeled: 
     check: called with the teacher before it is trained, to refuse what the student would stop at.
     """
     preset = presets.preset(methods.get(text).name, pool.name, presets.kind_for(trainer.steps))
-    learner = presets.build(text, net, pool, {}, preset.arguments)
+    learner = build.method(text, net, pool, {}, preset.arguments)
     check(Teacher(learner.predictor(), classifies=learner.classifies))
     trained = trainer.fit(learner, pool, labeled, unlabeled).method
     return Teacher(trained.predictor(), classifies=trained.classifies)
@@ -61,7 +61,7 @@ class Stages:
         usual = SGD(lr=cosine_7_16(lr))
         trainer = Trainer(optimizer=optimizer(settings.optimizer, usual), **own.trainer())
         net = prepared(net, own.techniques, pool, settings.seed)
-        return trainer.fit(presets.build(method, net, pool, arguments).with_views(*views), pool, 32, 128)
+        return trainer.fit(build.method(method, net, pool, arguments).with_views(*views), pool, 32, 128)
 
     def check(self, pretrain: str, method: str, distill: str, net: Net, student: Net, pool: Pool,
               few: Pool | None) -> None:
@@ -74,9 +74,9 @@ class Stages:
         for text in (pretrain, distill):
             methods.get(text)
         check_texts(method, settings.view, settings.optimizer, settings.techniques)
-        presets.build(distill, student, pool, {"teacher": Teacher(copy.deepcopy(net))})
+        build.method(distill, student, pool, {"teacher": Teacher(copy.deepcopy(net))})
         if few is not None:
             by = described(settings.optimizer) if settings.optimizer else SGD()
-            learner = presets.build(method, net, few, {}).with_views(*settings.view)
+            learner = build.method(method, net, few, {}).with_views(*settings.view)
             trainer = Trainer(steps=1, optimizer=by, device=settings.device, techniques=settings.techniques)
             trainer.begun(learner, few)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ssl_lab import nets, presets
+from ssl_lab import build, nets, presets
 from ssl_lab.at_hand import PRETRAINED, here
 from ssl_lab.data import IntArray, Pool
 from ssl_lab.data.images import Resized
@@ -149,7 +149,7 @@ class Plan:
     def _from_scratch(self, pool: Pool, seed: int, **trainer: Any) -> Result:
         preset = presets.for_pool(get(self.method), pool, net=self.net, view=self.view)
         net = preset.begun(self.build(pool, seed, preset.bn_momentum), pool, seed)
-        method = presets.build(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
+        method = build.method(self.method, net, pool, {}, {"ema": preset.ema, **preset.arguments})
         method.with_views(*preset.views)
         optimizer = preset.optimizer_of(preset.lr, preset.weight_decay)
         return Trainer(optimizer=optimizer, seed=seed, **trainer).fit(method, pool, preset.labeled, preset.unlabeled)
@@ -160,7 +160,7 @@ class Plan:
             PRETRAINED[self.net].weights()
         elif self.recipe == "scratch":
             preset = presets.preset(get(self.method).name, pool.name, "short")
-            presets.build(self.method, self.build(pool, seed), pool, {}, preset.arguments)
+            build.method(self.method, self.build(pool, seed), pool, {}, preset.arguments)
         elif not self._by_time:
             self.build(pool, seed)
 

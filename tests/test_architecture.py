@@ -14,7 +14,7 @@ LEVELS = [
     {"data", "views", "nets", "optim"},
     {"methods"},
     {"techniques"},
-    {"engine", "presets", "pretraining_presets", "understood"},
+    {"engine", "build", "presets", "pretraining_presets", "understood"},
     {"features", "analysis", "ladder"},
     {"report"},
     {"active"},

@@ -22,6 +22,7 @@ from small_runs import (
 from torch._dynamo.exc import TorchDynamoException
 
 import ssl_lab
+from ssl_lab import build
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.bench import measure
 from ssl_lab.bench import step as step_bench
@@ -32,7 +33,6 @@ from ssl_lab.engine import Feed, Runtime, resolve, timing
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, FixMatch, Supervised
 from ssl_lab.nets import describe, net
-from ssl_lab.presets import build
 from ssl_lab.techniques import TECHNIQUES, together
 from ssl_lab.views import Weak, dense
 
@@ -50,7 +50,7 @@ def _double(part: Rows) -> Rows:
 def _gradients(name, forward, precision=torch.float64):
     """Terms and gradients of a method around a net without BatchNorm, sure enough of itself to give pseudo-labels."""
     pool = digits()
-    method = build(name, flat_net(), pool, {}).train()
+    method = build.method(name, flat_net(), pool, {}).train()
     with torch.no_grad():
         method.net.head.weight.mul_(30)
     method.set_forward(forward)
@@ -329,7 +329,7 @@ ALONE = [name for name, method in METHODS.items()
 
 def small_step(name, runtime):
     pool = random_pool(16, 24)
-    method = build(name, net("tiny_4", style=pool.style), pool, SMALL_PARTS.get(name, {}))
+    method = build.method(name, net("tiny_4", style=pool.style), pool, SMALL_PARTS.get(name, {}))
     return Step(method, pool, 8, 16, runtime, 1, False)
 
 

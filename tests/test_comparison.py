@@ -18,7 +18,7 @@ import yaml
 from small_runs import digits, start, tiny_net, train
 from test_recipes import TINY, recipe
 
-from ssl_lab import comparison
+from ssl_lab import build, comparison
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs, interval, verdicts
 from ssl_lab.engine import PseudoLabels, Runtime, jobs, predict
@@ -29,7 +29,7 @@ from ssl_lab.exits import BUSY
 from ssl_lab.intervals import detectable
 from ssl_lab.locks import is_taken
 from ssl_lab.methods import METHODS, FixMatch, Supervised
-from ssl_lab.presets import LONG, build, fill, kind_for, preset
+from ssl_lab.presets import LONG, fill, kind_for, preset
 from ssl_lab.report import Band, heat_map
 from ssl_lab.workers import Here
 
@@ -503,16 +503,16 @@ def test_every_data_set_that_a_docstring_names_is_looked_at():
                                   if name not in {"opencos", "mae"} and method.family != "distillation"])
 def test_presets_name_arguments_that_methods_have(name, kind):
     pool = digits()
-    build(name, tiny_net(pool), pool, preset(name, "cifar100", kind).arguments)
+    build.method(name, tiny_net(pool), pool, preset(name, "cifar100", kind).arguments)
 
 
 def test_build_refuses_an_argument_that_is_not_there():
     pool = digits()
-    assert isinstance(build("supervised", tiny_net(pool), pool, {}), Supervised)
+    assert isinstance(build.method("supervised", tiny_net(pool), pool, {}), Supervised)
     with pytest.raises(UsageError, match="fixmatch has no argument 'tau'; it has threshold, weight, ema"):
-        build("fixmatch", tiny_net(pool), pool, {"tau": 0.5})
+        build.method("fixmatch", tiny_net(pool), pool, {"tau": 0.5})
     with pytest.raises(UsageError, match=r"opencos needs in_class, .*, which recipes/openset\.py finds for it"):
-        build("opencos", tiny_net(pool), pool, {})
+        build.method("opencos", tiny_net(pool), pool, {})
 
 
 @pytest.mark.parametrize(("name", "argument", "value", "words"), [
@@ -525,14 +525,14 @@ def test_build_refuses_an_argument_that_is_not_there():
 def test_build_refuses_a_value_that_the_argument_cannot_take(name, argument, value, words):
     pool = digits()
     with pytest.raises(UsageError, match=words):
-        build(name, tiny_net(pool), pool, {argument: value})
+        build.method(name, tiny_net(pool), pool, {argument: value})
 
 
 def test_arguments_from_a_command_line_have_the_types_of_the_method():
     def built(recipe_name, name, *arguments):
         module = recipe(recipe_name)
         settings = parse(module.Settings, ["--steps", "1", "--arguments", *arguments])
-        return build(name, tiny_net(pool), pool, settings.arguments)
+        return build.method(name, tiny_net(pool), pool, settings.arguments)
 
     pool = digits()
     for recipe_name in ("consistency", "distill"):

@@ -14,7 +14,7 @@ from PIL import Image
 from small_runs import digits, rows
 from test_recipes import recipe
 
-from ssl_lab import presets
+from ssl_lab import build, presets
 from ssl_lab.batch import At
 from ssl_lab.command_line import parse
 from ssl_lab.engine import Runtime, Trainer
@@ -105,8 +105,8 @@ def test_no_teacher_is_trained_before_all_texts_are_understood(tmp_path, monkeyp
 
 
 def test_a_teacher_is_trained_by_the_settings_of_short_runs(tmp_path, monkeypatch):
-    built, build = [], presets.build
-    monkeypatch.setattr(presets, "build", lambda *given: built.append(build(*given)) or built[-1])
+    built, method = [], build.method
+    monkeypatch.setattr(build, "method", lambda *given: built.append(method(*given)) or built[-1])
     run("--teacher", "mixmatch", "--teacher-net", "tiny_4", "--teacher-steps", 1, "--out", tmp_path)
     assert built[0].weight(1.0) == presets.preset("mixmatch", "digits", "short").arguments["weight"](1.0) == 25
 

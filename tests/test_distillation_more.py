@@ -18,7 +18,8 @@ from test_distillation_logits import AT, BATCH, CLASSES, STYLE, _kl, _method, _s
 from test_recipes import run as run_recipe
 from torch import nn
 
-from ssl_lab import methods, presets
+import ssl_lab as sl
+from ssl_lab import methods
 from ssl_lab.batch import At, Batch, Rows
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.methods.distillation import (
@@ -241,7 +242,8 @@ def test_negatives_are_images_that_train():
     assert method.negatives == len(INDICES)
     assert method(BATCH, AT).total == other(BATCH, AT).total
     pool = digits()
-    built = presets.build("crd", net("tiny_4", style=pool.style), pool, {"teacher": net("tiny_6", style=pool.style)})
+    built = sl.build.method("crd", net("tiny_4", style=pool.style), pool,
+                            {"teacher": net("tiny_6", style=pool.style)})
     assert built.candidates.tolist() == pool.unlabeled.tolist()
 
 

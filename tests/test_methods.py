@@ -9,12 +9,12 @@ import torch
 from small_runs import SMALL_PARTS
 from torch import nn
 
+from ssl_lab import build
 from ssl_lab.batch import At, Batch, Loss, Rows, Style
 from ssl_lab.data import Pool
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS, FixMatch, Method, Supervised, Views
 from ssl_lab.nets import Net, net
-from ssl_lab.presets import build
 from ssl_lab.schedule import linear
 from ssl_lab.testing import check_method
 from ssl_lab.views import Strong, Weak
@@ -28,7 +28,7 @@ STYLE = Style(1, 8, 8, mean=(0.3,), std=(0.4,))
                                   if name not in ELSEWHERE and method.family != "distillation"])
 def test_contract(name):
     pool = Pool.from_arrays(np.zeros((64, 8, 8), dtype=np.uint8), np.arange(64) % 4, name="arrays").split(labels=8)
-    check_method(lambda net: build(name, net, pool, SMALL_PARTS.get(name, {})))
+    check_method(lambda net: build.method(name, net, pool, SMALL_PARTS.get(name, {})))
 
 
 @pytest.mark.parametrize("build", [partial(Supervised, view=Strong), partial(FixMatch, threshold=linear(0.1, 0.2)),
@@ -228,9 +228,9 @@ def test_two_names_with_one_factory_are_two_draws(digits):
 
 @pytest.mark.parametrize("name", ["supervised", "fixmatch", "labeled_simclr", "simclr", "byol"])
 def test_a_net_learns_from_one_method_to_the_next(name, digits):
-    simclr = build("simclr", net("tiny_4", classes=digits.class_names, style=digits.style), digits, {})
+    simclr = build.method("simclr", net("tiny_4", classes=digits.class_names, style=digits.style), digits, {})
     assert not any(p.requires_grad for p in simclr.net.head.parameters())
-    method = build(name, simclr.net, digits, {})
+    method = build.method(name, simclr.net, digits, {})
     assert all(p.requires_grad for p in method.net.head.parameters()) == method.classifies
     with pytest.raises(UsageError, match="none of the weights of this tiny_4 learns, as in the averaged net"):
-        build(name, simclr.predictor(), digits, {})
+        build.method(name, simclr.predictor(), digits, {})

@@ -16,14 +16,13 @@ from test_comparison import started_jobs
 from test_recipes import recipe
 
 import ssl_lab as sl
-from ssl_lab import methods, workers
+from ssl_lab import build, methods, workers
 from ssl_lab.command_line import parse
 from ssl_lab.comparison import Runs
 from ssl_lab.engine.jobs import Job, run_all
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import FixMatch
 from ssl_lab.nets.start import learned_classes
-from ssl_lab.presets import build
 from ssl_lab.views import Eval, Strong, Weak
 from ssl_lab.workers import Here
 
@@ -180,13 +179,14 @@ def test_a_run_of_a_comparison_finds_the_module_in_the_folder_that_it_was_starte
 def test_texts_that_describe_no_method_say_why(here, text, words):
     pool = digits()
     with pytest.raises(UsageError, match=words) as refused:
-        build(text, tiny_net(pool), pool, {})
+        build.method(text, tiny_net(pool), pool, {})
     assert "\n" not in str(refused.value)
 
 
 def built(text, arguments=None, defaults=None):
     pool = digits()
-    return build(text, flat_net() if "hiermatch" not in text else tiny_net(pool), pool, arguments or {}, defaults)
+    student = flat_net() if "hiermatch" not in text else tiny_net(pool)
+    return build.method(text, student, pool, arguments or {}, defaults)
 
 
 def test_arguments_in_a_text_have_the_types_of_the_method(here):

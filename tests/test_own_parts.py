@@ -8,11 +8,10 @@ import torch
 from small_runs import digits, tiny_net
 
 import ssl_lab as sl
-from ssl_lab import losses, testing
+from ssl_lab import build, losses, testing
 from ssl_lab.data import load
 from ssl_lab.errors import UsageError
 from ssl_lab.nets import net
-from ssl_lab.presets import build
 from ssl_lab.techniques import together
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (12, 8, 8, 3), dtype=np.uint8)
@@ -34,7 +33,7 @@ def test_weights_that_a_method_draws_go_by_the_seed_and_leave_the_generator_alon
     monkeypatch.setattr(sys, "path", [*sys.path])
     pool, before = digits(), torch.get_rng_state()
     text = f"{__name__}:OneHead"
-    one, same, other = (build(text, net("tiny_4", 10, pool.style, seed=seed), pool, {}).own.weight
+    one, same, other = (build.method(text, net("tiny_4", 10, pool.style, seed=seed), pool, {}).own.weight
                         for seed in (0, 0, 1))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)

@@ -10,12 +10,13 @@ import yaml
 from small_runs import ROOT, assert_same_run, digits, rows
 
 import ssl_lab as sl
+from ssl_lab import build
 from ssl_lab.batch import At
 from ssl_lab.command_line import parse
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import METHODS
 from ssl_lab.optim import LARS, SGD, AdamW
-from ssl_lab.presets import LONG, build
+from ssl_lab.presets import LONG
 from ssl_lab.pretraining_presets import PAPER, SHORT, preset
 from ssl_lab.schedule import cyclical
 
@@ -97,7 +98,7 @@ def test_the_arguments_of_the_paper_preset(name):
     pool = digits()
     small = dict(zip(SMALL.get(name, ())[::2], SMALL.get(name, ())[1::2], strict=True))
     net = sl.net("tiny_4", classes=pool.classes, style=pool.style)
-    method = build(name, net, pool, {**preset(name, "paper").arguments, **small})
+    method = build.method(name, net, pool, {**preset(name, "paper").arguments, **small})
     for argument, expected in ARGUMENTS[name].items():
         found = getattr(method, argument)
         found = (found(0.0), found(1.0)) if callable(found) else found
@@ -115,7 +116,7 @@ def test_dinos_teacher_warms_up_over_a_tenth_and_its_rate_over_a_thirtieth():
 def test_barlow_twins_has_a_rate_for_biases_of_its_own():
     pool = digits()
     net = sl.net("tiny_4", classes=pool.classes, style=pool.style)
-    method = build("barlow_twins", net, pool, {"hidden": 16, "dim": 16})
+    method = build.method("barlow_twins", net, pool, {"hidden": 16, "dim": 16})
     spec = preset("barlow_twins", "paper").optimizer(1.6)
     optimizer = spec.build(method)
     for step, share in ((5, 0.5), (10, 1.0)):

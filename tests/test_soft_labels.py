@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from small_runs import digits
 
-from ssl_lab import presets
+from ssl_lab import build
 from ssl_lab.batch import At, Batch, Rows, Style
 from ssl_lab.errors import UsageError
 from ssl_lab.methods import SoftLabels
@@ -98,7 +98,7 @@ def test_labels_come_from_a_file_in_the_order_of_its_classes(tmp_path):
     said = table(len(pool), len(names)).float()
     save_file({"logits": said}, tmp_path / "said.safetensors",
               metadata={"class_names": str(list(reversed(names))).replace("'", '"')})
-    made = presets.build("soft_labels", net("tiny_4", names, pool.style), pool,
+    made = build.method("soft_labels", net("tiny_4", names, pool.style), pool,
                          {"teacher": str(tmp_path / "said.safetensors"), "own": "linear(0, 0.5)"})
     assert torch.equal(made.teacher.logits, said.flip(1))
     assert not [key for key in made.state_dict() if "teacher" in key]
@@ -114,4 +114,4 @@ def test_files_that_do_not_fit(tmp_path, tensors, said):
     file = tmp_path / "said.safetensors"
     save_file(tensors, file)
     with pytest.raises(UsageError, match=said):
-        presets.build("soft_labels", net("tiny_4", 10, pool.style), pool, {"teacher": str(file)})
+        build.method("soft_labels", net("tiny_4", 10, pool.style), pool, {"teacher": str(file)})

@@ -14,7 +14,7 @@ from small_runs import tiny_net
 from test_recipes import recipe
 
 import ssl_lab as sl
-from ssl_lab import methods, notes, presets
+from ssl_lab import build, methods, notes
 from ssl_lab.batch import Style
 from ssl_lab.begun import Begun
 from ssl_lab.command_line import parse
@@ -117,7 +117,7 @@ def test_what_tells_views_apart_holds_in_another_process():
 def test_every_method_takes_others(name):
     pool = sl.load("digits").split(labels=20)
     arguments = {"parents": [[0] * 5 + [1] * 5]} if name == "hiermatch" else {}
-    method = presets.build(name, tiny_net(pool), pool, arguments)
+    method = build.method(name, tiny_net(pool), pool, arguments)
     for view in list(views_of(method)):
         assert views_of(method.with_views(**{view: "eval"}))[view] is sl.Eval
     assert set(views_of(method).values()) == {sl.Eval}

@@ -19,7 +19,7 @@ import tyro
 from torch import Tensor, nn
 
 import ssl_lab
-from ssl_lab import methods, texts
+from ssl_lab import build, methods, texts
 from ssl_lab.batch import At, Draw, Loss
 from ssl_lab.bench.measure import Clock, Spread, flops, in_turn, peak_memory, seconds, waiting
 from ssl_lab.config import Texts
@@ -35,7 +35,6 @@ from ssl_lab.methods import Method
 from ssl_lab.methods.base import Forward
 from ssl_lab.nets import Net, net
 from ssl_lab.optim import SGD, Closure
-from ssl_lab.presets import build
 from ssl_lab.report import Column, Table, print_tables
 from ssl_lab.techniques import TECHNIQUES, Techniques, together
 from ssl_lab.views import View
@@ -233,7 +232,7 @@ def _prepared(name: str, net_name: str, teacher: str, pool: Pool, labeled: int, 
                                             "parents": lambda: [[label // 2 for label in range(CLASSES)]]}
     known = inspect.signature(methods.get(name)).parameters
     made = techniques.net(new(net_name), pool, seed=0)
-    method = build(name, made, pool, {key: make() for key, make in needed.items() if key in known})
+    method = build.method(name, made, pool, {key: make() for key, make in needed.items() if key in known})
     method.set_forward(forward)
     step = Step(method, pool, labeled, unlabeled, runtime, micro_batches, compile, techniques)
     step.steps = begins

@@ -22,11 +22,11 @@ from safetensors.torch import load_file
 from usual import FixMatchStep, SimCLRStep
 
 import ssl_lab as sl
+from ssl_lab import build
 from ssl_lab.bench.measure import Spread, flops, in_turn, seconds, waiting
 from ssl_lab.bench.step import Step, random_pool
 from ssl_lab.engine import compiled
 from ssl_lab.machine import TYPES, matmul_tflops
-from ssl_lab.presets import build
 
 if TYPE_CHECKING:
     from gpu import Bench
@@ -100,7 +100,7 @@ def compiled_nets(bench: Bench) -> Iterator[Row]:
     pool = random_pool(side, labeled + unlabeled)
 
     def step(graphs: bool | None) -> Step:
-        method = build("fixmatch", sl.net(net, classes=10, style=pool.style), pool, {})
+        method = build.method("fixmatch", sl.net(net, classes=10, style=pool.style), pool, {})
         made = Step(method, pool, labeled, unlabeled, bench.runtime, 1, graphs is not None and not bench.tiny)
         compiled.uncompile(made.method)
         made.graphs = graphs is True and bench.runtime.device.type == "cuda"
@@ -151,7 +151,7 @@ def ours(bench: Bench, method: str, pool: sl.Pool, labeled: int, unlabeled: int,
          new: Callable[[], sl.Net]) -> tuple[float, list[tuple[str, Any, str]]]:
     """The seconds of our step, and what is to be said of it, images per second first."""
     runtime = bench.runtime
-    step = Step(build(method, new(), pool, {}), pool, labeled, unlabeled, runtime, 1, False)
+    step = Step(build.method(method, new(), pool, {}), pool, labeled, unlabeled, runtime, 1, False)
     for _ in range(1 if bench.tiny else 3):
         step()
     laps = [step() for _ in range(2 * bench.repeats)]
