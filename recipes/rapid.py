@@ -32,12 +32,19 @@ mean and standard deviation over splits; at the commit that was nearest, while c
 
 The first line is the whole ladder of thirteen rounds, of nets that have on average 55.8 61.0 63.8 67.0 68.7 69.8, and,
 wider and anew, 71.5 72.7 73.9 74.6 75.3 76.1 76.5; refitted 76.9. By its operations it is an hour of two cores of the
-Xeon, which know bf16. By the clock there, --minutes 60 on both, --seed 0, one run: 7,165 steps, 1.78 PFLOP, 58 minutes,
-the thirteen nets 55.7 61.8 64.2 67.2 68.8 70.8, 72.8 74.1 74.8 75.8 76.5 76.8 77.0, and refitted 76.9. The thirteen
-rounds of three minutes shared these by operations, so that the first net's had 17 to 73 steps, though there a step of
-either net takes about as long. They go by measured steps now; that was not run on a GPU.
+Xeon, which know bf16. The thirteen rounds of three minutes shared these by operations, so that the first net's had 17
+to 73 steps, though there a step of either net takes about as long. They go by measured steps now; that was not run on
+a GPU.
 
-By the clock, --minutes 10 on both cores of an AMD EPYC that knows bf16 (0.91 TFLOP/s), hence 68.4 ± 1.0:
+By the clock, --minutes 60 on both cores of a CPU that knows bf16, the Xeon (seed 0) or an AMD EPYC (0.91 TFLOP/s); of
+these three splits hence 76.3 ± 1.1:
+
+    seed  steps  PFLOP  seconds  the rounds' nets                                                  refitted
+    0     7,165  1.78   3,481    55.7 61.8 64.2 67.2 68.8 70.8, 72.8 74.1 74.8 75.8 76.5 76.8 77.0  76.9
+    1     8,147  1.96   3,516    57.9 63.3 64.7 67.7 69.4 70.8, 72.3 74.2 74.7 75.3 75.8 76.0 76.4  76.9
+    2     8,043  1.94   3,519    55.8 60.3 62.6 65.6 67.2 68.4, 70.6 71.5 72.2 73.3 73.9 74.7 75.0  75.0
+
+By the clock, --minutes 10 on both cores of that EPYC, hence 68.4 ± 1.0:
 
     seed  steps  PFLOP  seconds  the rounds' nets                         refitted
     0     1,993  0.264  591      54.6 59.3 62.1 65.0 66.8 68.5            69.8

@@ -101,8 +101,8 @@ def _lagging(measured: Mapping[str, float], images: int) -> str:
     if not images or not last - kept > 3 * math.sqrt((kept * (1 - kept) + last * (1 - last)) / images):
         return ""
     return (f"the averaged weights, which are kept, have {kept:.1%} of the validation images right, the last ones "
-            f"{last:.1%}: a smaller decay of the averages (--ema of recipes), or a learning rate that ends at 0, brings "
-            "them together")
+            f"{last:.1%}: a smaller decay of the averages (--ema of recipes), or a learning rate that ends at 0, "
+            "brings them together")
 
 
 def _summary(run: Run, measured: Mapping[str, float]) -> dict[str, Any]:
