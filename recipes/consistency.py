@@ -65,7 +65,7 @@ def main(settings: Settings) -> None:
     net = sl.net(settings.net, pool.class_names, pool.style, **settings.beginning(), bn_momentum=settings.bn_momentum)
     net = sl.prepared(preset.begun(net, pool, settings.seed), settings.techniques, pool, settings.seed)
     method = sl.build.method(settings.method, net, pool, settings.arguments,
-                              {"ema": settings.ema, **preset.arguments}).with_views(*preset.views)
+                             {"ema": settings.ema, **preset.arguments}).with_views(*preset.views)
     optimizer = sl.optimizer(settings.optimizer, preset.optimizer_of(settings.lr, settings.weight_decay))
     trainer = sl.Trainer(optimizer=optimizer, monitors=[sl.PseudoLabels()], **settings.trainer())
     print(trainer.fit(method, pool, labeled=settings.labeled, unlabeled=settings.unlabeled))

@@ -74,7 +74,7 @@ def main(settings: Settings) -> None:
     net = sl.net(settings.net, pool.class_names or 1, pool.style, **settings.beginning())
     net = sl.prepared(net, settings.techniques, pool, settings.seed)
     method = sl.build.method(settings.method, net, pool, settings.arguments,
-                              {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
+                             {**preset.arguments, "seed": settings.seed}).with_views(*settings.view)
     monitors = [sl.features.Health(), *([sl.features.OnlineAccuracy()] if settings.online else [])]
     optimizer = sl.optimizer(settings.optimizer, preset.optimizer(lr))
     trainer = sl.Trainer(optimizer=optimizer, monitors=monitors, **settings.trainer())

@@ -39,7 +39,7 @@ a GPU.
 By the clock, --minutes 60 on both cores of a CPU that knows bf16, the Xeon (seed 0) or an AMD EPYC (0.91 TFLOP/s); of
 these three splits hence 76.3 ± 1.1:
 
-    seed  steps  PFLOP  seconds  the rounds' nets                                                  refitted
+    seed  steps  PFLOP  seconds  the rounds' nets                                                   refitted
     0     7,165  1.78   3,481    55.7 61.8 64.2 67.2 68.8 70.8, 72.8 74.1 74.8 75.8 76.5 76.8 77.0  76.9
     1     8,147  1.96   3,516    57.9 63.3 64.7 67.7 69.4 70.8, 72.3 74.2 74.7 75.3 75.8 76.0 76.4  76.9
     2     8,043  1.94   3,519    55.8 60.3 62.6 65.6 67.2 68.4, 70.6 71.5 72.2 73.3 73.9 74.7 75.0  75.0
@@ -53,13 +53,13 @@ By the clock, --minutes 10 on both cores of that EPYC, hence 68.4 ± 1.0:
     3     2,246  0.269  593      54.9 60.4 62.4 66.0 67.9                 68.5
     4     2,189  0.266  592      54.6 58.1 60.9 64.6 66.7                 67.6
 
-`ssl-lab train cifar10 --labels 250 --minutes 28 --recipe rapid`, which goes this way by itself where no pretrained net
-is at hand, has 74.2 there (seed 0, one run, 27 minutes: 58.6 65.7 68.4 71.1 73.0 73.4; 7,095 steps of
-rapid_64_128_256, 0.77 PFLOP).
-
 A step of the small net (below) took half as long as one of the other; timed as a little less in seed 1 alone, it made
-the first six rounds there. Labels before a round took 27 to 31 s, after the small net 12. On both cores of an EPYC that
-knows no bf16 (0.11 TFLOP/s), one run each, test accuracy:
+the first six rounds there. Labels before a round took 27 to 31 s, after the small net 12. On the same cores `ssl-lab
+train cifar10 --labels 250 --minutes 28 --recipe rapid`, which goes this way by itself where no pretrained net is at
+hand, has 74.2 (seed 0, one run, 27 minutes: 58.6 65.7 68.4 71.1 73.0 73.4; 7,095 steps of rapid_64_128_256, 0.77
+PFLOP).
+
+On both cores of an EPYC that knows no bf16 (0.11 TFLOP/s), one run each, test accuracy:
 
     minutes  seed  steps  PFLOP  the rounds' nets                                    refitted
     60       0     3,586  0.30   52.3 56.7 59.0 61.3 62.8 64.1, 67.3 68.8 69.5 71.0  71.7
@@ -68,9 +68,9 @@ knows no bf16 (0.11 TFLOP/s), one run each, test accuracy:
     10       2     1,125  0.041  48.5 52.3 57.0                                      57.9 (of ten minutes 59.1 ± 1.5)
 
 There the net of half the width made all rounds of ten minutes, and the first six of the hour, in 19 of its minutes.
-Before it was there, those 28 minutes gave 64.0 (52.4 56.5 60.9 63.2; 932 steps of rapid_64_128_256, 0.13 PFLOP; 64.3
-by the mean with their mirror images, `ssl-lab predict --mirror`); and --minutes 20 on one core of the Xeon, which other
-work shared, 68.2 (1,712 steps, 0.23 PFLOP, seed 0).
+Before that net was known, those 28 minutes gave 64.0 there (52.4 56.5 60.9 63.2; 932 steps of rapid_64_128_256, 0.13
+PFLOP; 64.3 by the mean with their mirror images, `ssl-lab predict --mirror`); and --minutes 20 on one core of the
+Xeon, which other work shared, 68.2 (1,712 steps, 0.23 PFLOP, seed 0).
 
 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels 80 --valid 500 --image-size 64
 --minutes 10 on one core of the Xeon, by rapid_64_128_256, seed 0: valid 60.0, test 56.3; recipes/fixmatch.py --net

@@ -60,9 +60,9 @@ def main(settings: Settings) -> None:
     workers = workers_of(settings.workers, settings.out)
     tried, seeds = arms.arms(settings.tried or ["all"]), range(settings.seeds)
     usual, given = sl.Settings().plain(), settings.plain()
-    own = {"out", "resume"} | ({"net"} if not settings.net else set())
-    shared = {name: given[name] for name in usual
-              if name not in own and (given[name] != usual[name] or name == "net")}
+    own = {"out", "resume", "net"}
+    shared = {name: given[name] for name in usual if name not in own and given[name] != usual[name]}
+    shared |= {"net": settings.net} if settings.net else {}
     shared |= {name.replace("-", "_"): arms.value(text) for name, text in settings.base.items()}
 
     def job(arm: arms.Arm, seed: int = 0) -> jobs.Job:

@@ -180,7 +180,8 @@ def _net(recipe: str, settings: Any, pool: Pool) -> Net:
         own: dict[str, Any] = {}  # of fixmatch: its runs are short ones, however long
         if recipe == "consistency":
             own = {"kind": settings.preset, "steps": settings.steps}
-        name = for_pool(get(getattr(settings, "method", recipe)), pool, weights=settings.weights, **own).net
+        name = for_pool(get(getattr(settings, "method", recipe)), pool, weights=settings.weights, view=settings.view,
+                        **own).net
     return named(name, pool.class_names, pool.style, **settings.beginning())
 
 

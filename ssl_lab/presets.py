@@ -137,7 +137,9 @@ def for_pool(method: type[Method], pool: Pool, kind: Kind | Literal["auto"] = "a
     strong one. Whoever names a view has no other one changed.
 
     kind: auto: by the number of steps, and of short runs those wide that have a net rapid_... net: its name; auto: of
-    the run that has left the weights, else by the kind, or as in `net_for`. UsageError for another net in a wide run.
+    the run that has left the weights, else by the kind, or as in `net_for`. steps: of the run; None, one by the clock.
+    weights: the file that the net begins with, if any. view: texts of the views that somebody named. UsageError for
+    another net in a wide run.
     """
     auto = net == "auto"
     if auto and weights is not None:

@@ -58,6 +58,14 @@ def test_techniques_are_checked_on_the_net_that_the_recipe_takes(name, steps, ne
     assert arms._net(name, recipe(name).Settings(steps=steps), _pool()).name == net
 
 
+@pytest.mark.parametrize("name", ["fixmatch", "consistency"])
+def test_a_check_of_techniques_speaks_of_crops_only_where_they_are_taken(name, capsys):
+    arms._net(name, recipe(name).Settings(steps=5, view=("weak=weak",)), _pool(side=40))
+    assert "crops" not in capsys.readouterr().err
+    arms._net(name, recipe(name).Settings(steps=5), _pool(side=40))
+    assert "images of 40 px are seen in crops of 20 px" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("kind", "steps", "net", "lr"), [
     ("auto", 100, "tiny_16", 0.1), ("auto", None, "wrn_16_2", 0.1), ("auto", LONG, "rapid_8_8_8", 0.03),
     ("paper", 5, "rapid_8_8_8", 0.03), ("short", LONG, "rapid_8_8_8", 0.1), ("short", 5, "timm/resnet18", 0.1)])
