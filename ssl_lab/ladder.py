@@ -40,7 +40,8 @@ _BEGINNING = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Roun
 _ANEW = Round(crop=24, share=0.85, peak=1.0, ema=0.99)
 _GROWN = (replace(_ANEW, net=GROWN, length=2), *[Round(crop=24, share=0.9, net=GROWN)] * 6)
 PAIR = (*_BEGINNING, *_GROWN)
-"""Of the first net and then the grown one, chosen on one split of CIFAR-10 with 250 labels."""
+"""Of the first net and then the grown one, from the beginning to where time ends, but half of the grown one's at least.
+Chosen on one split of CIFAR-10 with 250 labels."""
 TRIO = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
         *[Round(crop=24, share=0.9)] * 2, *_GROWN)
 """Of a small net and then the same two, from the beginning to where time ends. Chosen on another split, up to the grown
@@ -132,17 +133,19 @@ def in_seconds(pair: Sequence[Round], trio: Sequence[Round], new: Callable[[int]
                image: Callable[[int], float], step: Callable[[int], float]) -> tuple[list[int], float]:
     """Which of the rounds there are, of (*pair, *trio), and the seconds that the first table is thought to take.
 
-    If a step of the small net takes at most half as long as one of the first, those of the trio, from the beginning, as
-    long as each has 350 steps and 2 epochs; else those of the pair, if each of them has that. If the time does not even
-    suffice for one round beyond the small net's, or for all of the pair, of the small or the first net's rounds as many
-    as leave most of it for training.
+    If a step of the small net takes at most half as long as one of the first, those of the trio, else those of the
+    pair, from the beginning, as long as each has 350 steps and 2 epochs. If the time does not even suffice for one
+    round beyond the small net's, or for half of the grown net's, of the small or the first net's rounds as many as
+    leave most of it for training.
     image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
     """
-    rounds, first, small = (*pair, *trio), _of_net(FIRST, pair), _of_net(SMALL, (*pair, *trio))
+    rounds, least, begin, whole = (*pair, *trio), _of_net(FIRST, pair), 0, len(pair)
     costs = Costs(rounds, new, pool)
-    ways, least = [[*range(len(pair))]], first
-    if small and step(small[0]) <= QUICK * step(first[0]):
-        ways, least = [[*range(len(pair), end)] for end in range(len(rounds), small[-1] + 1, -1)], small
+    shortest = len(least) + (whole - len(least) + 1) // 2
+    small = _of_net(SMALL, rounds)
+    if small and step(small[0]) <= QUICK * step(0):
+        least, begin, whole, shortest = small, len(pair), len(rounds), small[-1] + 2
+    ways = [[*range(begin, end)] for end in range(whole, shortest - 1, -1)]
     each = image(rounds[least[0]].net)  # with which all ways begin
     table = costs.table(each)
 

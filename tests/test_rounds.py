@@ -153,9 +153,23 @@ def test_a_second_net_comes_where_there_is_time_for_it():
     table = 1.6 * len(pool.train) * 1e-4
     whole = table * sum(costs(pool).tables(0)) + least * (0.01 + 0.03 + 2 * 0.02 + 0.05)
     assert chosen(whole * 1.0001, []) == ([0, 1, 2, 3], pytest.approx(table))
-    assert chosen(whole * 0.9999, []) == ([0, 1], pytest.approx(table))
+    half = whole - table * costs(pool).tables(2)[0] - least * 0.05
+    assert chosen(whole * 0.9999, []) == chosen(half * 1.0001, []) == ([0, 1, 2], pytest.approx(table))
+    assert chosen(half * 0.9999, []) == ([0, 1], pytest.approx(table))
     assert chosen(least * 0.02, asked := [])[0] == [0, 1]
-    assert asked == [0, 1]  # later rounds are not timed where earlier ones take all
+    assert {*asked} == {0, 1}  # later rounds are not timed where earlier ones take all
+
+
+def test_of_the_grown_nets_rounds_there_are_at_least_half():
+    pool = digits()
+    rounds = (*GROWING, replace(GROWING[-1], share=0.7))
+
+    def chosen(these):
+        seconds = 1.0001 * (350 * 0.01 * sum(each.length for each in rounds[:these])
+                            + 1.6 * len(pool.train) * 1e-4 * sum(costs(pool, rounds[:these]).tables(0)))
+        return ladder.in_seconds(rounds, (), new_net(pool), pool, seconds, lambda net: 1e-4, lambda number: 0.01)[0]
+
+    assert [len(chosen(these)) for these in (5, 4, 3, 2)] == [5, 4, 2, 2]
 
 
 def test_a_small_net_comes_where_it_is_quick_and_the_others_after_it():
