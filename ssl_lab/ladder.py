@@ -45,7 +45,7 @@ Chosen on one split of CIFAR-10 with 250 labels."""
 TRIO = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
         *[Round(crop=24, share=0.9)] * 2, *_GROWN)
 """Of a small net and then the same two, from the beginning to where time ends. Chosen on another split, up to the grown
-net's first round; its others were not run after these."""
+net's first round."""
 
 
 def cropped(rounds: Sequence[Round], pool: Pool) -> list[Round]:
