@@ -15,7 +15,7 @@ FORWARDS = 3  # that a row with gradient costs
 GRAPH = 0.6  # of the time in which a net embeds all images, for neighbors and propagation: 0.55 of CIFAR-10
 PROPAGATING = 0.3  # of the time at most, for labels between rounds
 LEAST, EPOCHS = 350, 2  # steps of a round, and of the unlabeled images: below these a second net does not pay
-QUICK = 0.5  # of the first net's time for a step, that the small one takes at most to go before it: on a CPU 0.3
+QUICK = 0.5  # of the first net's time for a step, that the small one takes at most to go before it: on CPUs 0.3 to 0.5
 FIRST, GROWN, SMALL = range(3)  # nets
 
 
@@ -141,7 +141,7 @@ def in_seconds(pair: Sequence[Round], trio: Sequence[Round], new: Callable[[int]
     """
     rounds, least, begin, whole = (*pair, *trio), _of_net(FIRST, pair), 0, len(pair)
     costs = Costs(rounds, new, pool)
-    shortest = len(least) + (whole - len(least) + 1) // 2
+    shortest = whole - (whole - len(least)) // 2
     small = _of_net(SMALL, rounds)
     if small and step(small[0]) <= QUICK * step(0):
         least, begin, whole, shortest = small, len(pair), len(rounds), small[-1] + 2

@@ -99,7 +99,7 @@ def test_labels_come_from_a_file_in_the_order_of_its_classes(tmp_path):
     save_file({"logits": said}, tmp_path / "said.safetensors",
               metadata={"class_names": str(list(reversed(names))).replace("'", '"')})
     made = build.method("soft_labels", net("tiny_4", names, pool.style), pool,
-                         {"teacher": str(tmp_path / "said.safetensors"), "own": "linear(0, 0.5)"})
+                        {"teacher": str(tmp_path / "said.safetensors"), "own": "linear(0, 0.5)"})
     assert torch.equal(made.teacher.logits, said.flip(1))
     assert not [key for key in made.state_dict() if "teacher" in key]
 
