@@ -96,17 +96,22 @@ class Costs:
         return FORWARDS * (LABELED + 2 * UNLABELED) * self._flops(this.net, this.crop)
 
     def tables(self, number: int) -> list[float]:
-        """The tables of the rounds after this one, each as a multiple of the last one that was made until then, or of
-        one by the first net."""
-        made = [each for each in range(1, number + 1) if self.rounds[each].share]
-        last = self.image(made[-1] - 1 if made else 0)
-        return [(self.image(each - 1) / last + GRAPH) / (1 + GRAPH) for each in range(number + 1, len(self.rounds))
-                if self.rounds[each].share]
+        """The tables of the rounds after this one, and the one that the head is refitted on, each as a multiple of the
+        last one that was made until then, or of one by the first net."""
+        made = [each for each in self._tabled if each < number]
+        last = self.image(made[-1] if made else 0)
+        return [(self.image(each) / last + GRAPH) / (1 + GRAPH) for each in self._tabled if each >= number]
 
     def total(self, steps: Sequence[int]) -> int:
         """So many steps of each round, and the tables' features."""
-        return sum(count * self.step(number) + (self.embedding(number - 1) if self.rounds[number].share else 0)
-                   for number, count in enumerate(steps))
+        return (sum(count * self.step(number) for number, count in enumerate(steps))
+                + sum(self.embedding(number) for number in self._tabled))
+
+    @property
+    def _tabled(self) -> list[int]:
+        """The rounds whose nets make a table: for the next round, and of the last one for the head, if any does."""
+        before = [number - 1 for number, each in enumerate(self.rounds) if each.share]
+        return [*before, len(self.rounds) - 1] if before else []
 
     def table(self, image: float) -> float:
         """Seconds that the first table takes. image: those of an image's way through the first round's net."""
@@ -167,6 +172,7 @@ def _least(pool: Pool) -> int:
 
 def affordable(rounds: int, seconds: float, each: float) -> list[int]:
     """Which of so many rounds a run of these seconds has: the first, and of the others, in equal distances, as many as
-    leave 0.7 of the time for training where the labels before every one of them take `each` seconds."""
-    others = min(rounds - 1, int(PROPAGATING * seconds / each))
+    leave 0.7 of the time for training where the labels before every one of them, and after the last, take `each`
+    seconds."""
+    others = max(0, min(rounds - 1, int(PROPAGATING * seconds / each) - 1))
     return [0, *(round(number) for number in np.linspace(1, rounds - 1, others))]

@@ -24,7 +24,7 @@ from ssl_lab.engine.folder import RunFolder, alone_in, check_same, make_way
 from ssl_lab.engine.placed import place
 from ssl_lab.engine.weights import whole_state
 from ssl_lab.errors import UsageError
-from ssl_lab.features.beliefs import believed
+from ssl_lab.features.beliefs import believed, refit
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
@@ -231,7 +231,8 @@ class Rounds:
         return self.plan["steps"][number], None
 
     def _finish(self, pool: Pool, runtime: Runtime) -> tuple[Net, dict[str, Any]]:
-        """Refits the head on the labels, and measures once: each round's net, and the last one with its new head."""
+        """Refits the head, on labels that are spread once more or, where none were between rounds, on those that are given,
+        and measures once: each round's net, and the last one with its new head."""
         predicted = dict[str, evaluate.Predictions]()
         split = "valid" if len(pool.valid) else "test"
         curve, folder = self.plan["measured"], RunFolder(self.out)
@@ -243,7 +244,7 @@ class Rounds:
         config = {**self.config, "net": net.name, "steps": sum(self.plan["steps"]), "minutes": None}
         folder.begin(config, pool.manifest(), 0)
         write_inventory(self.out, inventory(pool))
-        probe_head(net, pool, runtime)
+        (refit if any(each.share for each in self.rounds) else probe_head)(net, pool, runtime)
         ends: dict[str, float] = {}
         for name, part in (("valid", pool.valid), ("test", pool.test)):
             if len(part):
@@ -257,7 +258,7 @@ class Rounds:
                    "pflop": round(self.costs.total(self.plan["steps"]) / 1e15, 4), "valid_accuracy": None,
                    "test_accuracy": None, **ends,
                    f"{split}_accuracy_of_rounds": curve,
-                   "selection": "the last round's averaged net, its head refitted on the labels; fixed before the run",
+                   "selection": "the last round's averaged net, its head refitted; fixed before the run",
                    "precision": runtime.precision, "device": str(runtime.device), "split": pool.manifest()["hash"],
                    "class_names": list(pool.class_names), "loaded": list(pool.notes)}
         folder.finish(whole_state(net), summary, predicted, card_of(net, True, pool, predicted.get("valid")))
