@@ -58,13 +58,13 @@ class Costs:
     """What rounds cost, in operations, a multiply-add as 2; `new` as in `rounds.Rounds`."""
 
     def __init__(self, rounds: Sequence[Round], new: Callable[[int], Net], pool: Pool) -> None:
-        self.rounds, self.new, self.pool = rounds, new, pool
+        self.rounds, self.new, self.pool, self.numbers = rounds, new, pool, tuple(range(len(rounds)))
         self._counted: dict[tuple[int, int | None], int] = {}
 
     def of(self, numbers: Sequence[int]) -> Costs:
         """Those of some of these rounds, without counting again."""
         some = Costs([self.rounds[each] for each in numbers], self.new, self.pool)
-        some._counted = self._counted
+        some._counted, some.numbers = self._counted, tuple(self.numbers[each] for each in numbers)
         return some
 
     def _flops(self, net: int, side: int | None = None) -> int:
@@ -117,12 +117,13 @@ class Costs:
         """Seconds that the first table takes. image: those of an image's way through the first round's net."""
         return (1 + GRAPH) * self._embedded() * image
 
-    def enough(self, seconds: float, least: float, image: float, step: Callable[[int], float]) -> bool:
-        """Whether all rounds, with this many steps each, fit into so many seconds. step: number -> seconds of a step of
-        that round; asked no more once the time is over."""
-        left = seconds - self.table(image) * sum(self.tables(0))
-        for number, each in enumerate(self.rounds):
-            left -= least * each.length * step(number)
+    def enough(self, seconds: float, table: float, least: float, step: Callable[[int], float], begin: int = 0) -> bool:
+        """Whether all rounds from `begin` on, with this many steps each, fit into so many seconds. table: those of the
+        last table until then. step: number -> seconds of a step of that round (as numbered before `of`); asked no more
+        once the time is over."""
+        left = seconds - table * sum(self.tables(begin))
+        for number in range(begin, len(self.rounds)):
+            left -= least * self.rounds[number].length * step(self.numbers[number])
             if left < 0:
                 return False
         return True
@@ -134,7 +135,7 @@ def in_steps(pair: Sequence[Round], pool: Pool, steps: int) -> list[int]:
     return [*range(len(pair))] if steps >= least else _of_net(FIRST, pair)
 
 
-def in_seconds(pair: Sequence[Round], trio: Sequence[Round], new: Callable[[int], Net], pool: Pool, seconds: float,
+def in_seconds(pair: Sequence[Round], trio: Sequence[Round], costs: Costs, seconds: float,
                image: Callable[[int], float], step: Callable[[int], float]) -> tuple[list[int], float]:
     """Which of the rounds there are, of (*pair, *trio), and the seconds that the first table is thought to take.
 
@@ -142,23 +143,44 @@ def in_seconds(pair: Sequence[Round], trio: Sequence[Round], new: Callable[[int]
     pair, from the beginning, as long as each has 350 steps and 2 epochs. If the time does not even suffice for one
     round beyond the small net's, or for half of the grown net's, of the small or the first net's rounds as many as
     leave most of it for training.
-    image: net -> seconds of an image's way through it. step: number -> seconds of a step of that round.
+    costs: of (*pair, *trio). image: net -> seconds of an image's way through it. step: number -> seconds of a step of
+    that round.
     """
-    rounds, least, begin, whole = (*pair, *trio), _of_net(FIRST, pair), 0, len(pair)
-    costs = Costs(rounds, new, pool)
-    shortest = whole - (whole - len(least)) // 2
-    small = _of_net(SMALL, rounds)
-    if small and step(small[0]) <= QUICK * step(0):
-        least, begin, whole, shortest = small, len(pair), len(rounds), small[-1] + 2
-    ways = [[*range(begin, end)] for end in range(whole, shortest - 1, -1)]
-    each = image(rounds[least[0]].net)  # with which all ways begin
+    small = bool(trio) and step(len(pair)) <= QUICK * step(0)
+    *ways, least = _ways(pair, trio, small)
+    each = image(costs.rounds[least[0]].net)  # with which all ways begin
     table = costs.table(each)
-
-    def enough(these: Sequence[int]) -> bool:
-        return costs.of(these).enough(seconds, _least(pool), each, lambda number: step(these[number]))
-
-    found = next((these for these in ways if enough(these)), None)
+    found = next((these for these in ways if costs.of(these).enough(seconds, table, _least(costs.pool), step)), None)
     return found or [least[place] for place in affordable(len(least), seconds, table)], table
+
+
+def in_seconds_left(pair: Sequence[Round], trio: Sequence[Round], chosen: Sequence[int], begin: int, costs: Costs,
+                    seconds: float, table: float, step: Callable[[int], float]) -> list[int]:
+    """Which rounds there are, of those that `in_seconds` chose or might have, in what is left before round `begin`.
+
+    If it had not chosen all of the small or first net's rounds, those that it chose. costs, step: as of `in_seconds`.
+    table: see `Costs.enough`.
+    """
+    *ways, least = all_ways = _ways(pair, trio, chosen[0] >= len(pair))
+    if list(chosen) not in all_ways:
+        return list(chosen)
+    long = (these for these in ways if len(these) > begin)
+    found = next((these for these in long if costs.of(these).enough(
+        seconds, table, _least(costs.pool), step, begin)), None)
+    return found or (least if len(least) > begin else list(chosen[:begin + 1]))
+
+
+def _ways(pair: Sequence[Round], trio: Sequence[Round], small: bool) -> list[list[int]]:
+    """The rounds that there may be, most of them first: of the trio and one of another net at least, or of the pair and
+    half of the grown net's at least; and, last, those of the small or the first net alone."""
+    rounds = (*pair, *trio)
+    if small:
+        begin, whole, least = len(pair), len(rounds), _of_net(SMALL, rounds)
+        shortest = least[-1] + 2
+    else:
+        begin, whole, least = 0, len(pair), _of_net(FIRST, pair)
+        shortest = whole - (whole - len(least)) // 2
+    return [*([*range(begin, end)] for end in range(whole, shortest - 1, -1)), least]
 
 
 def _of_net(net: int, rounds: Sequence[Round]) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 import yaml
 
+from ssl_lab import ladder
 from ssl_lab.afterwards import finished
 from ssl_lab.data import Pool, announce
 from ssl_lab.data.inventory import inventory, write_inventory
@@ -28,7 +29,7 @@ from ssl_lab.features.beliefs import believed, refit
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import FIRST, LABELED, PAIR, SMALL, TRIO, UNLABELED, Costs, Round, cropped, in_seconds, in_steps
+from ssl_lab.ladder import FIRST, LABELED, PAIR, SMALL, TRIO, UNLABELED, Costs, Round
 from ssl_lab.methods import LabeledSimCLR
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
@@ -47,7 +48,7 @@ class Rounds:
     """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
 
     new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, peak)
-    -> the trainer of a round. rounds, trio: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
+    -> the trainer of a round. pair, trio: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
     whether it does not say how each round ended. config: to record.
     A decision about lengths is recorded in plan.json before it is acted on, and every round and table is read from the
     disk by the next, so that a run that was killed goes on as if it had not been.
@@ -56,7 +57,7 @@ class Rounds:
     out: Path
     new: Callable[[int], Net]
     trainer: Callable[[int | None, float | None, Path, float], Trainer]
-    rounds: Sequence[Round]
+    pair: Sequence[Round]
     trio: Sequence[Round] = ()
     steps: int | None = None
     minutes: float | None = None
@@ -72,24 +73,26 @@ class Rounds:
             raise UsageError("rounds with propagated labels run in one process; start them without torchrun")
         if (self.steps is None) == (self.minutes is None) or (self.steps or self.minutes or 0) <= 0:
             raise UsageError(f"steps={self.steps}, minutes={self.minutes}: give one of the two, above zero")
-        first = sum(each.net == FIRST for each in self.rounds)
+        first = sum(each.net == FIRST for each in self.pair)
         if self.steps is not None and self.steps < first:
             raise UsageError(f"steps={self.steps}: expected one for each of {first} rounds, or more")
         if not resume:
             make_way(self.out, PLAN)
-        self.rounds, self.trio = cropped(self.rounds, pool), cropped(self.trio, pool)
+        self.pair, self.trio = ladder.cropped(self.pair, pool), ladder.cropped(self.trio, pool)
         with alone_in(self.out):
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
             self._choose(pool, runtime)
             blind = replace(pool, valid=pool.valid[:0], test=pool.test[:0])  # so that rounds take what steps take
-            for number in range(len(self.rounds)):
+            number = 0
+            while number < len(self.rounds):  # of which there may come to be more, or fewer
                 if not (self._folder(number) / "summary.json").exists():
                     self._round(number, blind, runtime)
                 if number == len(self.plan["steps"]):  # the first one's, of a run by the clock
                     self._decide(steps=[*self.plan["steps"], _recorded(self._folder(number))])
                 if number == len(self.plan["measured"]):
                     self._measure(number, pool, runtime)
+                number += 1
             return self._finish(pool, runtime)
 
     def _plan(self, pool: Pool) -> dict[str, Any]:
@@ -104,35 +107,68 @@ class Rounds:
 
     def _choose(self, pool: Pool, runtime: Runtime) -> None:
         """Which rounds there are."""
-        every, most = (*self.rounds, *self.trio), self.rounds
+        self.every = (*self.pair, *self.trio)
+        self.whole = Costs(self.every, self.new, pool)
         if "rounds" not in self.plan:
             if self.steps is not None:
-                self._decide(rounds=in_steps(self.rounds, pool, self.steps), propagating=[])
+                self._decide(rounds=ladder.in_steps(self.pair, pool, self.steps), propagating=[])
             else:
                 assert self.minutes is not None
                 image = cache(lambda net: seconds_to_embed(self.new(net), pool, runtime))
-                step = partial(self._seconds, every, pool)
-                chosen, table = in_seconds(self.rounds, self.trio, self.new, pool, 60 * self.minutes, image, step)
-                self._decide(rounds=chosen, propagating=[table], seconds=[step(number) for number in chosen],
-                             measuring=len(pool.valid) * image(every[chosen[0]].net))
-        self.rounds = [every[number] for number in self.plan["rounds"]]
-        self.costs = Costs(self.rounds, self.new, pool)
-        more, other = "", ""
+                step = partial(self._seconds, pool)
+                chosen, table = ladder.in_seconds(self.pair, self.trio, self.whole, 60 * self.minutes, image, step)
+                for number in chosen:
+                    step(number)
+                self._decide(rounds=chosen, propagating=[table],
+                             seconds=[self._timed.get((each.net, each.crop)) for each in self.every],
+                             measuring=len(pool.valid) * image(self.every[chosen[0]].net))
+        self._take(self.plan["rounds"])
+        most, more, other = self.pair, "", ""
         if self.rounds[0].net == SMALL:
             most, other = self.trio, " (--net takes another)"
-        if self.rounds != most:
+        if len(self.rounds) < len(most):
             more = f"; {len(most)} of {self._names(most)} where there is more time" + (
                 f": labels between two take about {self.plan['propagating'][0]:.0f} s" if self.minutes else "")
-        once(f"{len(self.rounds)} round{'s' * (len(self.rounds) > 1)} of {self._names(self.rounds)}{other}, in which "
-             f"there are no test images: these are read in the end{more}")
+        once(f"{self._said}{other}, in which there are no test images: these are read in the end{more}")
+
+    def _choose_again(self, number: int, seconds: float) -> None:
+        """Which rounds there are, this one and others, in the seconds that are left of a run by the clock, as steps may
+        take other times than they took when they were timed, for a moment."""
+        chosen, known, last = self.plan["rounds"], self.plan["seconds"], self._last(number)
+        slower = last["seconds"] / last["steps"] / known[chosen[number - 1]]
+
+        def step(each: int) -> float:
+            """What was timed, or else as many operations as in the last round that was."""
+            timed: float | None = known[each]
+            return timed or known[chosen[-1]] * self.whole.step(each) / self.whole.step(chosen[-1])
+
+        table = self.plan["propagating"][-1]
+        now = ladder.in_seconds_left(self.pair, self.trio, chosen, number, self.whole, seconds, table,
+                                     lambda each: slower * step(each))
+        if now != chosen:
+            self._decide(rounds=now, seconds=[step(each) if each in now else timed for each, timed in enumerate(known)])
+            self._take(now)
+            once(f"{self._said} now, by what steps have taken since")
+
+    def _take(self, numbers: Sequence[int]) -> None:
+        self.rounds, self.costs = [self.every[number] for number in numbers], self.whole.of(numbers)
+
+    @property
+    def _said(self) -> str:
+        return f"{len(self.rounds)} round{'s' * (len(self.rounds) > 1)} of {self._names(self.rounds)}"
+
+    def _last(self, number: int) -> dict[str, Any]:
+        """The summary of the round before this one."""
+        found: dict[str, Any] = json.loads((self._folder(number - 1) / "summary.json").read_text())
+        return found
 
     def _names(self, rounds: Sequence[Round]) -> str:
         """Of these rounds' nets."""
         return " and ".join(self.new(net).name for net in dict.fromkeys(each.net for each in rounds))
 
-    def _seconds(self, every: Sequence[Round], pool: Pool, number: int) -> float:
+    def _seconds(self, pool: Pool, number: int) -> float:
         """What a step of a round takes here."""
-        this = every[number]
+        this = self.every[number]
         if (this.net, this.crop) not in self._timed:
             trainer = self.trainer(1, None, self._folder(number), this.peak)
             self._timed[this.net, this.crop] = trainer.seconds_of_step(
@@ -206,10 +242,11 @@ class Rounds:
 
     def _length(self, number: int, folder: Path, pool: Pool) -> tuple[int | None, float | None]:
         """Steps of a round; for the first one of a run by the clock its minutes, of which the trainer makes steps."""
-        decided, lengths = self.plan["steps"], [each.length for each in self.rounds]
+        decided = self.plan["steps"]
         if number < len(decided):
             return decided[number], None
         if self.steps is not None:
+            lengths = [each.length for each in self.rounds]
             ends = [int(self.steps * sum(lengths[:place]) / sum(lengths)) for place in (number, number + 1)]
             self._decide(steps=[*decided, max(1, ends[1] - ends[0])])
             return self.plan["steps"][number], None
@@ -217,21 +254,24 @@ class Rounds:
         if not number and (folder / "config.yaml").exists():  # killed before its end: its length is known
             self._decide(steps=[_recorded(folder)])
             return self.plan["steps"][0], None
-        each, costs = self.plan["seconds"], [a * b for a, b in zip(lengths, self.plan["seconds"], strict=True)]
         spent = self.plan["spent"] + time.perf_counter() - self.begun
+        if number:
+            self._choose_again(number, 60 * self.minutes - spent)
+        each = [self.plan["seconds"][place] for place in self.plan["rounds"]]
+        costs = [this.length * seconds for this, seconds in zip(self.rounds, each, strict=True)]
         tables = self.plan["propagating"][-1] * sum(self.costs.tables(number))
         measuring = self.plan["measuring"] * sum(self.costs.images(number))
         left = max(0.0, 60 * self.minutes * (1 - LAST) - spent - tables - measuring)
         mine = left * costs[number] / sum(costs[number:])
         if not number:
             return None, max(mine, 0.1) / 60  # a step at least
-        last = json.loads((self._folder(number - 1) / "summary.json").read_text())
+        last = self._last(number)
         step = last["seconds"] / last["steps"] * each[number] / each[number - 1]
         self._decide(steps=[*decided, max(1, int(mine / step))])
         return self.plan["steps"][number], None
 
     def _finish(self, pool: Pool, runtime: Runtime) -> tuple[Net, dict[str, Any]]:
-        """Refits the head, on labels that are spread once more or, where none were between rounds, on those that are given,
+        """Refits the head, on labels that are spread once more or, where none were between rounds, on the given ones,
         and measures once: each round's net, and the last one with its new head."""
         predicted = dict[str, evaluate.Predictions]()
         split = "valid" if len(pool.valid) else "test"

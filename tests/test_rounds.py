@@ -180,7 +180,7 @@ def test_a_second_net_comes_where_there_is_time_for_it():
     assert ladder.in_steps(GROWING, pool, 5 * least) == [0, 1, 2, 3]
 
     def chosen(seconds, asked):
-        return ladder.in_seconds(GROWING, (), new_net(pool), pool, seconds, lambda net: 1e-4, taking(took, asked))
+        return ladder.in_seconds(GROWING, (), costs(pool), seconds, lambda net: 1e-4, taking(took, asked))
 
     table = 1.6 * len(pool.train) * 1e-4
     whole = table * sum(costs(pool).tables(0)) + least * (0.01 + 0.03 + 2 * 0.02 + 0.05)
@@ -199,7 +199,7 @@ def test_of_the_grown_nets_rounds_there_are_at_least_half():
     def chosen(these):
         seconds = 1.0001 * (350 * 0.01 * sum(each.length for each in rounds[:these])
                             + 1.6 * len(pool.train) * 1e-4 * sum(costs(pool, rounds[:these]).tables(0)))
-        return ladder.in_seconds(rounds, (), new_net(pool), pool, seconds, lambda net: 1e-4, lambda number: 0.01)[0]
+        return ladder.in_seconds(rounds, (), costs(pool, rounds), seconds, lambda net: 1e-4, lambda number: 0.01)[0]
 
     assert [len(chosen(these)) for these in (5, 4, 3, 2)] == [5, 4, 2, 2]
 
@@ -211,8 +211,9 @@ def test_a_small_net_comes_where_it_is_quick_and_the_others_after_it():
     took = [0.02, 0.06, 0.1, 0.1, 0.01, 0.02, 0.06, 0.1]
 
     def chosen(seconds, small=0.01, trio=trio):
-        return ladder.in_seconds(GROWING, trio, new_net(pool), pool, seconds, {0: 2e-4, 1: 4e-4, 2: 1e-4}.get,
-                                 taking([*took[:4], small, *took[5:]], []))
+        step = taking([*took[:4], small, *took[5:]], [])
+        return ladder.in_seconds(GROWING, trio, costs(pool, (*GROWING, *trio)), seconds,
+                                 {0: 2e-4, 1: 4e-4, 2: 1e-4}.get, step)
 
     table = 1.6 * len(pool.train) * 1e-4
     two, one = (table * sum(costs(pool, trio[:end]).tables(0)) + least * sum(
@@ -225,6 +226,32 @@ def test_a_small_net_comes_where_it_is_quick_and_the_others_after_it():
     assert chosen(1000 * two, small=0.011) == ([0, 1, 2, 3], pytest.approx(2 * table))
     assert chosen(one * 0.9999, trio=()) == ([0, 1], pytest.approx(2 * table))
     assert chosen(table) == ([4], pytest.approx(table))  # which has no time for another table
+
+
+def test_what_is_left_of_the_time_decides_again():
+    pool, least = digits(), 350
+    anew = ladder.Round(crop=7, share=0.5, length=1.2)
+    trio = (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]), anew, GROWING[2])
+    took = [0.02, 0.06, 0.1, 0.1, 0.01, 0.02, 0.06, 0.1]
+    whole = costs(pool, (*GROWING, *trio))
+
+    def chosen(before, begin, seconds, table=0.0, pair=GROWING, trio=trio):
+        return ladder.in_seconds_left(pair, trio, before, begin, whole, seconds, table, took.__getitem__)
+
+    rest = [least * took[4 + number] * trio[number].length for number in range(4)]
+    for before in ([4, 5], [4, 5, 6], [4, 5, 6, 7]):
+        assert chosen(before, 1, 1.0001 * sum(rest[1:])) == [4, 5, 6, 7]
+        assert chosen(before, 1, 0.9999 * sum(rest[1:])) == [4, 5, 6]
+        assert chosen(before, 1, 0.9999 * sum(rest[1:3])) == [4, 5]
+    assert chosen([4, 5, 6, 7], 2, 1.0) == [4, 5, 6]  # which is about to begin, and ends the run
+    assert chosen([4, 5, 6, 7], 3, 1.0) == [4, 5, 6, 7]
+    table = sum(whole.of([4, 5, 6, 7]).tables(1))
+    assert chosen([4, 5], 1, sum(rest[1:]) + 2.001 * table, 2.0) == [4, 5, 6, 7]
+    assert chosen([4, 5], 1, sum(rest[1:]) + 1.999 * table, 2.0) == [4, 5, 6]
+    assert chosen([4], 0, 1e9) == [4]  # not all rounds of the small net: there is no time for labels between them
+    assert chosen([0, 1], 1, 1e9) == [0, 1, 2, 3]
+    assert chosen([0, 1, 2], 1, 1.0) == [0, 1]
+    assert chosen([0, 1], 1, 1e9, pair=GROWING[:2], trio=()) == [0, 1]
 
 
 # ---- the recipe
@@ -314,12 +341,13 @@ def test_validation_images_are_measured_between_rounds_and_take_no_time_of_their
 def test_time_for_measuring_is_kept_free(tmp_path):
     pool = digits()
     this = module.Rounds(tmp_path, new_net(pool), None, GROWING[:2], minutes=1.0)
-    this.costs = costs(pool, GROWING[:2])
+    this.rounds, this.costs = GROWING[:2], costs(pool, GROWING[:2])
     this.costs.tables(0), this.costs.images(0)  # counts operations, once
 
     def minutes(measuring):
         this.begun = time.perf_counter()
-        this.plan = {"steps": [], "seconds": [0.01, 0.03], "spent": 0.0, "propagating": [4.0], "measuring": measuring}
+        this.plan = {"steps": [], "rounds": [0, 1], "seconds": [0.01, 0.03], "spent": 0.0, "propagating": [4.0],
+                     "measuring": measuring}
         return this._length(0, tmp_path, pool)[1]
 
     assert minutes(0.0) == pytest.approx((57.6 - 2 * 4) / 4 / 60, rel=1e-3)
@@ -374,13 +402,34 @@ def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
 
 def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PAIR", GROWING)
-    monkeypatch.setattr(module, "in_seconds", lambda *_: ([0, 1, 2, 3], 0.01))
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([0, 1, 2, 3], 0.01))
     run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert len(plan["steps"]) == len(plan["seconds"]) == 4
+    assert plan["rounds"] == [0, 1, 2, 3]
     assert min(plan["seconds"]) > 0
     assert plan["seconds"][2] == plan["seconds"][3]  # one net, one crop
     assert len(plan["propagating"]) == 4
+
+
+@pytest.mark.parametrize(("slow", "rounds"), [(1e6, [0, 1, 2, 3]), (1e-6, [0, 1])])
+def test_a_moment_in_which_steps_were_timed_does_not_decide_all(tmp_path, monkeypatch, capsys, slow, rounds):
+    """Steps that seemed a million times too slow, or too quick: so few rounds, or so many, until one is over."""
+    monkeypatch.setattr(module, "PAIR", GROWING)
+    monkeypatch.setattr(ladder, "LEAST", 1 if slow > 1 else 10**6)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([0, 1] if slow > 1 else [0, 1, 2, 3], 1e-4))
+    timed = sl.Trainer.seconds_of_step
+    monkeypatch.setattr(sl.Trainer, "seconds_of_step", lambda *arguments: slow * timed(*arguments))
+    out = tmp_path / "run"
+    run("--grown", NETS[1], "--minutes", 0.05, "--out", out)
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["rounds"] == rounds
+    assert len(plan["steps"]) == len(rounds)
+    assert all(plan["seconds"][number] for number in rounds)
+    assert f"{len(rounds)} rounds of {' and '.join(NETS[:len(rounds) // 2])} now, by what" in capsys.readouterr().err
 
 
 def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
@@ -411,12 +460,14 @@ def test_a_run_by_the_clock_goes_on_from_the_small_net_to_the_first_and_resumes(
     monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(module, "TRIO", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]),
                                          ladder.Round(crop=7, share=0.5, peak=1.0), GROWING[1]))
-    monkeypatch.setattr(module, "in_seconds", lambda *_: ([4, 5, 6, 7], 0.01))
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([4, 5, 6, 7], 0.01))
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
     run("--net", "auto", "--minutes", 0.05, "--out", out)
     plan, before = json.loads((out / "plan.json").read_text()), weights(out)
     assert len(plan["steps"]) == 4
-    assert plan["seconds"][1] != plan["seconds"][2] == plan["seconds"][3]  # of the small net, and of the first one
+    assert plan["seconds"][5] != plan["seconds"][6] == plan["seconds"][7]  # of the small net, and of the first one
     assert [json.loads((out / f"round-{number}" / "model.json").read_text())["net"] for number in range(4)] == [
         NETS[2], NETS[2], NETS[0], NETS[0]]
     assert yaml.safe_load((out / "config.yaml").read_text())["net"] == NETS[0]
