@@ -24,6 +24,7 @@ class Round:
     """crop: side of the crops in pixels. share: of the rows of each predicted class that are believed. peak: of the
     learning rates, as a multiple. temperature, ema: of the method. net: which of the nets; one that the round before
     did not have begins anew, with the labels that the other one's features gave. length: of its steps, as a multiple.
+    contrast: whether SimCLR has a part in the loss, of two views of each image, or labels have all of it, of one view.
     """
 
     crop: int = 20
@@ -33,17 +34,24 @@ class Round:
     ema: float = 0.995
     net: int = FIRST
     length: float = 1.0
+    contrast: bool = True
+
+    @property
+    def unlabeled(self) -> int:
+        """Rows of a step: each has a gradient, and with a contrast there are two of an image."""
+        return UNLABELED if self.contrast else 2 * UNLABELED
 
 
 _BEGINNING = (Round(peak=1.0, temperature=0.2, ema=0.99), Round(share=0.5), Round(share=0.6),
               Round(crop=24, share=0.7), Round(crop=24, share=0.8), Round(crop=24, share=0.8))
-_ANEW = Round(crop=24, share=0.85, peak=1.0, ema=0.99)
-_GROWN = (replace(_ANEW, net=GROWN, length=2), *[Round(crop=24, share=0.9, net=GROWN)] * 6)
+_ANEW = Round(crop=24, share=0.85, peak=1.0, ema=0.99, contrast=False)
+_MORE = replace(_ANEW, share=0.9, peak=0.4, ema=0.995)
+_GROWN = (replace(_ANEW, net=GROWN, length=2), *[replace(_MORE, net=GROWN)] * 6)
 PAIR = (*_BEGINNING, *_GROWN)
 """Of the first net and then the grown one, from the beginning to where time ends, but half of the grown one's at least.
 Chosen on one split of CIFAR-10 with 250 labels."""
-TRIO = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2), Round(crop=24, share=0.85),
-        *[Round(crop=24, share=0.9)] * 2, *_GROWN)
+TRIO = (*(replace(each, net=SMALL) for each in _BEGINNING), replace(_ANEW, length=1.2),
+        replace(_MORE, share=0.85), *[_MORE] * 2, *_GROWN)
 """Of a small net and then the same two, from the beginning to where time ends. Chosen on another split, up to the grown
 net's first round."""
 
@@ -91,7 +99,7 @@ class Costs:
         return (1 + self.pool.style.flip) * len(self.pool.train)
 
     def step(self, number: int) -> int:
-        """A step of a round: three forwards of each row, as all have a gradient."""
+        """A step of a round: three forwards of each row."""
         this = self.rounds[number]
         return FORWARDS * (LABELED + 2 * UNLABELED) * self._flops(this.net, this.crop)
 

@@ -11,7 +11,7 @@ from ssl_lab import nets, rounds
 from ssl_lab.data import Pool
 from ssl_lab.engine import Runtime, ShowProgress, Trainer
 from ssl_lab.features.embed import seconds_to_embed
-from ssl_lab.ladder import LEAST, SMALL, Costs, cropped
+from ssl_lab.ladder import LEAST, SMALL, Costs, Round, cropped
 from ssl_lab.nets import Net
 from ssl_lab.optim import MuonNormed, Optimizer, with_rates
 from ssl_lab.optim import optimizer as optimizer_of
@@ -55,8 +55,8 @@ class Rapid:
         usual: dict[str, Any] = {"callbacks": [ShowProgress()]} | trainer
         names, techniques = self._names, trainer.get("techniques", ())
 
-        def of_round(steps: int | None, minutes: float | None, folder: Path, peak: float) -> Trainer:
-            return Trainer(optimizer=self._optimizer(peak), seed=seed, steps=steps, minutes=minutes, out=folder,
+        def of_round(steps: int | None, minutes: float | None, folder: Path, this: Round) -> Trainer:
+            return Trainer(optimizer=self._optimizer(this), seed=seed, steps=steps, minutes=minutes, out=folder,
                            resume="auto", config=config, **usual)
 
         pair, trio = ([each for each in some if names[each.net]] for some in (rounds.PAIR, rounds.TRIO))
@@ -75,6 +75,7 @@ class Rapid:
         net = nets.net(name, pool.class_names, pool.style, **{"seed": seed, **self.beginning})
         return prepared(net, [*whiten, *techniques], pool, seed)
 
-    def _optimizer(self, peak: float) -> Optimizer:
-        filters, projector = (times(course(rate, up_and_down), peak) for rate in (self.lr, self.projector_lr))
-        return optimizer_of(self.optimizer, with_rates(MuonNormed(lr=filters), {"projector": projector}))
+    def _optimizer(self, this: Round) -> Optimizer:
+        filters, projector = (times(course(rate, up_and_down), this.peak) for rate in (self.lr, self.projector_lr))
+        usual: Optimizer = MuonNormed(lr=filters)
+        return optimizer_of(self.optimizer, with_rates(usual, {"projector": projector}) if this.contrast else usual)

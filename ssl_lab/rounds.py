@@ -29,8 +29,8 @@ from ssl_lab.features.beliefs import believed, refit
 from ssl_lab.features.embed import seconds_to_embed
 from ssl_lab.features.probe import probe_head
 from ssl_lab.files import write_atomically, write_text
-from ssl_lab.ladder import FIRST, LABELED, PAIR, SMALL, TRIO, UNLABELED, Costs, Round
-from ssl_lab.methods import LabeledSimCLR
+from ssl_lab.ladder import FIRST, PAIR, SMALL, TRIO, Costs, Round
+from ssl_lab.methods import LabeledSimCLR, SoftLabels, StoredLogits
 from ssl_lab.nets import Net
 from ssl_lab.nets.stored import read_weights
 from ssl_lab.nets.weights import load_net, whole_net
@@ -39,6 +39,7 @@ from ssl_lab.seeds import seed_of
 
 __all__ = ["PAIR", "TRIO", "Round", "Rounds", "said"]
 
+BELIEVED = 2.0  # of the loss on labels that were spread, beside that on those that were given, as in LabeledSimCLR
 LAST = 0.04  # of the time, for refitting the head and testing
 PLAN = "plan.json"
 
@@ -47,16 +48,16 @@ PLAN = "plan.json"
 class Rounds:
     """Trains in rounds, and leaves a run in `out` with a folder for each, round-0 and so on.
 
-    new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, peak)
-    -> the trainer of a round. pair, trio: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet:
-    whether it does not say how each round ended. config: to record.
+    new: number -> a new net of those that rounds name, prepared for the pool. trainer: (steps, minutes, folder, round)
+    -> its trainer. pair, trio: see `ladder.in_seconds`. steps or minutes: of all rounds together. quiet: whether it
+    does not say how each round ended. config: to record.
     A decision about lengths is recorded in plan.json before it is acted on, and every round and table is read from the
     disk by the next, so that a run that was killed goes on as if it had not been.
     """
 
     out: Path
     new: Callable[[int], Net]
-    trainer: Callable[[int | None, float | None, Path, float], Trainer]
+    trainer: Callable[[int | None, float | None, Path, Round], Trainer]
     pair: Sequence[Round]
     trio: Sequence[Round] = ()
     steps: int | None = None
@@ -65,7 +66,7 @@ class Rounds:
     seed: int = 0
     quiet: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
-    _timed: dict[tuple[int, int], float] = field(default_factory=dict, init=False)
+    _timed: dict[tuple[int, int, bool], float] = field(default_factory=dict, init=False)
 
     def fit(self, pool: Pool, runtime: Runtime, resume: bool) -> tuple[Net, dict[str, Any]]:
         """The net of the end, and what summary.json holds. UsageError for bad settings, Interrupted after a signal."""
@@ -83,6 +84,8 @@ class Rounds:
             announce(pool)
             self.begun, self.plan = time.perf_counter(), self._plan(pool)
             self._choose(pool, runtime)
+            for this in {each.contrast: each for each in self.rounds}.values():
+                self._method(this, self.new(this.net), None, pool)  # views that do not fit are refused before training
             blind = replace(pool, valid=pool.valid[:0], test=pool.test[:0])  # so that rounds take what steps take
             number = 0
             while number < len(self.rounds):  # of which there may come to be more, or fewer
@@ -120,7 +123,7 @@ class Rounds:
                 for number in chosen:
                     step(number)
                 self._decide(rounds=chosen, propagating=[table],
-                             seconds=[self._timed.get((each.net, each.crop)) for each in self.every],
+                             seconds=[self._timed.get((each.net, each.crop, each.contrast)) for each in self.every],
                              measuring=len(pool.valid) * image(self.every[chosen[0]].net))
         self._take(self.plan["rounds"])
         most, more, other = self.pair, "", ""
@@ -169,11 +172,12 @@ class Rounds:
     def _seconds(self, pool: Pool, number: int) -> float:
         """What a step of a round takes here."""
         this = self.every[number]
-        if (this.net, this.crop) not in self._timed:
-            trainer = self.trainer(1, None, self._folder(number), this.peak)
-            self._timed[this.net, this.crop] = trainer.seconds_of_step(
-                self._method(this, self.new(this.net), None), pool, LABELED, UNLABELED)
-        return self._timed[this.net, this.crop]
+        key = this.net, this.crop, this.contrast
+        if key not in self._timed:
+            trainer = self.trainer(1, None, self._folder(number), this)
+            self._timed[key] = trainer.seconds_of_step(
+                self._method(this, self.new(this.net), None, pool), pool, ladder.LABELED, this.unlabeled)
+        return self._timed[key]
 
     def _decide(self, **new: Any) -> None:
         """Records what is decided, and the seconds that were spent until now."""
@@ -192,15 +196,17 @@ class Rounds:
             last = net if goes_on else self.new(self.rounds[number - 1].net)
             self._load(last, number - 1)
             table = self._table(number, last, pool, runtime) if this.share else None
-        method = self._method(this, net, table)
+        method = self._method(this, net, table, pool)
         if goes_on:
+            method.ema.warm_up = 0  # goes on from the net that the last round left
+        if goes_on and isinstance(method, LabeledSimCLR):
             before = checkpoint.load(self._folder(number - 1) / "checkpoint.pt")["method"]
             method.projector.load_state_dict({key.removeprefix("projector."): value for key, value in before.items()
                                               if key.startswith("projector.")})
-            method.ema.warm_up = 0  # goes on from the net that the last round left
         steps, minutes = self._length(number, folder, pool)
         seed = seed_of(self.seed, "round", number) % 2**31 if number else self.seed  # other draws in each round
-        replace(self.trainer(steps, minutes, folder, this.peak), seed=seed).fit(method, pool, LABELED, UNLABELED)
+        trainer = replace(self.trainer(steps, minutes, folder, this), seed=seed)
+        trainer.fit(method, pool, ladder.LABELED, this.unlabeled)
 
     def _measure(self, number: int, pool: Pool, runtime: Runtime) -> None:
         """Says how a round ended: its net on the validation images, where there are any."""
@@ -219,8 +225,14 @@ class Rounds:
         self._load(net, number)
         return evaluate.accuracy(net, pool, rows, runtime)
 
-    def _method(self, this: Round, net: Net, table: torch.Tensor | None) -> LabeledSimCLR:
-        method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
+    def _method(self, this: Round, net: Net, table: torch.Tensor | None, pool: Pool) -> LabeledSimCLR | SoftLabels:
+        method: LabeledSimCLR | SoftLabels
+        if this.contrast:
+            method = LabeledSimCLR(net, table, temperature=this.temperature, ema=this.ema, seed=self.seed)
+        else:
+            said = torch.zeros(len(pool), net.classes) if table is None else table
+            logits = torch.where(said.sum(dim=1, keepdim=True) > 0, said.log(), torch.nan)
+            method = SoftLabels(net, StoredLogits(logits), weight=BELIEVED, ema=this.ema)
         method.with_views(*(self.views or [f"simclr(size={this.crop})"]))
         return method
 
@@ -291,7 +303,8 @@ class Rounds:
                 found = evaluate.scores(net, pool, part, runtime, partial(predicted.__setitem__, name))
                 ends |= {f"{name}_{key}": value for key, value in found.items()}
         self._decide()
-        images = sum(self.plan["steps"]) * (LABELED + UNLABELED)
+        images = sum(steps * (ladder.LABELED + this.unlabeled)
+                     for steps, this in zip(self.plan["steps"], self.rounds, strict=True))
         summary = {"method": "rapid", "data": pool.name, "labels": len(pool.labeled), "valid_images": len(pool.valid),
                    "seed": self.seed, "steps": sum(self.plan["steps"]), "seconds": round(self.plan["spent"], 2),
                    "images": images, "images_per_second": round(images / self.plan["spent"], 1),

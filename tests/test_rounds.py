@@ -134,7 +134,8 @@ def test_time_decides_how_many_rounds_there_are():
 
 
 GROWING = (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5),
-           ladder.Round(crop=7, share=0.5, net=1, length=2), ladder.Round(crop=7, share=0.6, net=1))
+           ladder.Round(crop=7, share=0.5, net=1, length=2, contrast=False),
+           ladder.Round(crop=7, share=0.6, net=1, contrast=False))
 NETS = ("rapid_4_4_8", "rapid_4_8_8", "rapid_4_4_4")
 
 
@@ -264,9 +265,8 @@ def run(*arguments):
 
 @pytest.fixture(autouse=True)
 def few(monkeypatch):
-    for each in (module, ladder):
-        monkeypatch.setattr(each, "LABELED", 8)
-        monkeypatch.setattr(each, "UNLABELED", 16)
+    monkeypatch.setattr(ladder, "LABELED", 8)
+    monkeypatch.setattr(ladder, "UNLABELED", 16)
     monkeypatch.setattr(module, "PAIR", (ladder.Round(peak=1.0), ladder.Round(crop=7, share=0.5)))
 
 
@@ -402,9 +402,8 @@ def test_a_run_grows_and_resumes_at_every_round(tmp_path, monkeypatch):
 
 def test_a_run_by_the_clock_grows(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "PAIR", GROWING)
-    monkeypatch.setattr(ladder, "LEAST", 1)
-    monkeypatch.setattr(ladder, "EPOCHS", 0)
     monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([0, 1, 2, 3], 0.01))
+    monkeypatch.setattr(ladder, "in_seconds_left", lambda pair, trio, chosen, *_: chosen)  # however quick this machine
     run("--grown", NETS[1], "--minutes", 0.05, "--out", tmp_path / "run")
     plan = json.loads((tmp_path / "run" / "plan.json").read_text())
     assert len(plan["steps"]) == len(plan["seconds"]) == 4
@@ -421,8 +420,9 @@ def test_a_moment_in_which_steps_were_timed_does_not_decide_all(tmp_path, monkey
     monkeypatch.setattr(ladder, "LEAST", 1 if slow > 1 else 10**6)
     monkeypatch.setattr(ladder, "EPOCHS", 0)
     monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([0, 1] if slow > 1 else [0, 1, 2, 3], 1e-4))
-    timed = sl.Trainer.seconds_of_step
+    timed, again = sl.Trainer.seconds_of_step, module.Rounds._choose_again
     monkeypatch.setattr(sl.Trainer, "seconds_of_step", lambda *arguments: slow * timed(*arguments))
+    monkeypatch.setattr(module.Rounds, "_choose_again", lambda self, number, left: again(self, number, left + 60))
     out = tmp_path / "run"
     run("--grown", NETS[1], "--minutes", 0.05, "--out", out)
     plan = json.loads((out / "plan.json").read_text())
@@ -430,6 +430,38 @@ def test_a_moment_in_which_steps_were_timed_does_not_decide_all(tmp_path, monkey
     assert len(plan["steps"]) == len(rounds)
     assert all(plan["seconds"][number] for number in rounds)
     assert f"{len(rounds)} rounds of {' and '.join(NETS[:len(rounds) // 2])} now, by what" in capsys.readouterr().err
+
+
+def test_later_rounds_learn_from_labels_alone_of_one_view_of_twice_as_many_images(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PAIR", GROWING)
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    begun, fit = [], sl.Trainer.fit
+
+    def watched(self, method, pool, labeled, unlabeled):
+        begun.append((method, unlabeled))
+        return fit(self, method, pool, labeled, unlabeled)
+
+    monkeypatch.setattr(sl.Trainer, "fit", watched)
+    out = tmp_path / "run"
+    run("--grown", NETS[1], "--steps", 11, "--out", out)
+    assert [(type(method), unlabeled) for method, unlabeled in begun] == [
+        (sl.LabeledSimCLR, 16), (sl.LabeledSimCLR, 16), (sl.SoftLabels, 32), (sl.SoftLabels, 32)]
+    table = torch.from_numpy(np.load(out / "beliefs-3.npy"))
+    said = begun[3][0].teacher.logits
+    believed = table.sum(dim=1) > 0
+    assert torch.equal(said.isnan().all(dim=1), ~believed)
+    assert torch.equal(said[believed].softmax(dim=1), table[believed])
+    assert json.loads((out / "summary.json").read_text())["images"] == 4 * (8 + 16) + 7 * (8 + 32)
+
+
+def test_a_view_that_later_rounds_do_not_have_is_refused_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "PAIR", GROWING)
+    monkeypatch.setattr(ladder, "LEAST", 1)
+    monkeypatch.setattr(ladder, "EPOCHS", 0)
+    with pytest.raises(UsageError, match="first"):
+        run("--grown", NETS[1], "--steps", 11, "--out", tmp_path / "run", "--view", "first=eval")
+    assert not (tmp_path / "run" / "round-0").exists()
 
 
 def test_without_growing_there_are_the_first_nets_rounds(tmp_path, monkeypatch):
@@ -460,9 +492,8 @@ def test_a_run_by_the_clock_goes_on_from_the_small_net_to_the_first_and_resumes(
     monkeypatch.setattr(module, "PAIR", GROWING)
     monkeypatch.setattr(module, "TRIO", (*(replace(each, net=ladder.SMALL) for each in GROWING[:2]),
                                          ladder.Round(crop=7, share=0.5, peak=1.0), GROWING[1]))
-    monkeypatch.setattr(ladder, "LEAST", 1)
-    monkeypatch.setattr(ladder, "EPOCHS", 0)
     monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([4, 5, 6, 7], 0.01))
+    monkeypatch.setattr(ladder, "in_seconds_left", lambda pair, trio, chosen, *_: chosen)  # however quick this machine
     monkeypatch.setattr(rapid.Rapid, "_names", NETS)
     run("--net", "auto", "--minutes", 0.05, "--out", out)
     plan, before = json.loads((out / "plan.json").read_text()), weights(out)
