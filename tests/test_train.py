@@ -60,9 +60,8 @@ def of_steps(monkeypatch, steps=3):
 @pytest.fixture(autouse=True)
 def short_rounds(monkeypatch):
     """Of `--recipe rapid`: two, of few images."""
-    for each in (rounds, ladder):
-        monkeypatch.setattr(each, "LABELED", 8)
-        monkeypatch.setattr(each, "UNLABELED", 16)
+    monkeypatch.setattr(ladder, "LABELED", 8)
+    monkeypatch.setattr(ladder, "UNLABELED", 16)
     monkeypatch.setattr(rounds, "PAIR", (ladder.Round(peak=1.0), ladder.Round(share=0.5)))
     monkeypatch.setattr(rounds, "TRIO", ())
 
