@@ -44,8 +44,10 @@ way to what the net says (temporal ensembling) 67.8.
 
 By the clock this has been run in --minutes 6 --seed 100 --valid 5000 alone, on two cores of the CPU of 0.35 TFLOP/s
 (below): the small net, valid 48.7 51.8 54.4 58.5 60.1 62.4, refitted 63.6, test 64.0 (1,529 steps, 0.068 PFLOP, 350 s);
-before, its six rounds at the beginning of an hour had 46.4 50.5 51.9 56.3 59.3 60.4 (1,825 steps). In what follows labels were those of both together, or of neighbors and the
-head where it says so, all rounds had SimCLR, and the last head was refitted on the 250 labels.
+before, its six rounds at the beginning of an hour had 46.4 50.5 51.9 56.3 59.3 60.4 (1,825 steps).
+
+In what follows labels were those of both together, or of neighbors and the head where it says so, all rounds had
+SimCLR, and the last head was refitted on the 250 labels.
 
 CIFAR-10, 250 labels, six rounds of 380 steps (--steps 2280), accuracy (%) on 5,000 validation images of split 100 and,
 at the end, on the test images; one run each, on one core of an Intel Xeon whose other core was busy:
