@@ -40,7 +40,7 @@ from ssl_lab.seeds import seed_of
 __all__ = ["PAIR", "TRIO", "Round", "Rounds", "said"]
 
 BELIEVED = 2.0  # of the loss on labels that were spread, beside that on those that were given, as in LabeledSimCLR
-LAST = 0.04  # of the time, for refitting the head and testing
+LAST = 0.04  # of the time, for fitting the head and testing, beside the last table's
 PLAN = "plan.json"
 
 

@@ -113,8 +113,8 @@ def surest(probs: ArrayLike, share: float) -> FloatArray:
 
 
 def believed(net: Net, pool: Pool, runtime: Runtime, share: float) -> FloatArray:
-    """float32 [images of the pool, classes]: the surest share of what `spread` says, one 1 in the row
-    of each unlabeled training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at.
+    """float32 [images of the pool, classes]: the surest share of what `spread` says, one 1 in the row of each unlabeled
+    training image that is believed, zeros elsewhere. Labels are the pool's; truth is not looked at.
     """
     features = both_sides(net, pool, pool.train, runtime)
     table = surest(spread(features, pool.labels[pool.train], pool.classes, runtime.device), share)
