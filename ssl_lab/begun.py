@@ -19,8 +19,8 @@ from ssl_lab.data import Pool
 from ssl_lab.engine import checkpoint
 from ssl_lab.engine.folder import check_same, check_same_split
 from ssl_lab.errors import UsageError
+from ssl_lab.pace import PLAN
 from ssl_lab.report.stored import StoredRun
-from ssl_lab.rounds import PLAN
 from ssl_lab.ways import Plan
 
 

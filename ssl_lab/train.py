@@ -39,10 +39,10 @@ from ssl_lab.features import LEARNERS, FeatureStore
 from ssl_lab.features.run import save_run
 from ssl_lab.learners import best_learner
 from ssl_lab.methods import LabeledSimCLR, get
+from ssl_lab.pace import PLAN
 from ssl_lab.presets import net_for
 from ssl_lab.rapid import Rapid
 from ssl_lab.refits import calibrate_by_refits, dealt
-from ssl_lab.rounds import PLAN
 from ssl_lab.ways import FRESH, Plan, Recipe, Way
 
 

@@ -16,7 +16,7 @@ LEVELS = [
     {"techniques"},
     {"engine", "build", "presets", "pretraining_presets", "understood"},
     {"features", "analysis", "ladder"},
-    {"report"},
+    {"report", "pace"},
     {"active"},
     {"model", "finetune", "rounds", "stages", "members"},
     {"ensemble", "rapid"},

@@ -3,7 +3,6 @@
 import json
 import shutil
 import signal
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -21,6 +20,7 @@ from ssl_lab.engine.runtime import Runtime
 from ssl_lab.errors import Interrupted, UsageError
 from ssl_lab.features import beliefs, linear_probe, neighbors, set_head
 from ssl_lab.nets import describe
+from ssl_lab.pace import Pace
 
 pytestmark = pytest.mark.usefixtures("few_strengths")
 
@@ -340,15 +340,15 @@ def test_validation_images_are_measured_between_rounds_and_take_no_time_of_their
 
 def test_time_for_measuring_is_kept_free(tmp_path):
     pool = digits()
-    this = module.Rounds(tmp_path, new_net(pool), None, GROWING[:2], minutes=1.0)
-    this.rounds, this.costs = GROWING[:2], costs(pool, GROWING[:2])
+    this = Pace(tmp_path, pool, new_net(pool), GROWING[:2], (), lambda this: 0.03 if this.share else 0.01,
+                lambda net: 4 / len(pool.train) / 1.6, None, 1.0, {})  # tables take 4 s
+    this.choose()
     this.costs.tables(0), this.costs.images(0)  # counts operations, once
 
     def minutes(measuring):
-        this.begun = time.perf_counter()
-        this.plan = {"steps": [], "rounds": [0, 1], "seconds": [0.01, 0.03], "spent": 0.0, "propagating": [4.0],
-                     "measuring": measuring}
-        return this._length(0, tmp_path, pool)[1]
+        this.decide(measuring=measuring)
+        this.plan["spent"] = 0.0
+        return this.length(0)[1]
 
     assert minutes(0.0) == pytest.approx((57.6 - 2 * 4) / 4 / 60, rel=1e-3)
     assert minutes(5.0) == pytest.approx((57.6 - 2 * 4 - 2 * 5) / 4 / 60, rel=1e-3)
@@ -420,9 +420,9 @@ def test_a_moment_in_which_steps_were_timed_does_not_decide_all(tmp_path, monkey
     monkeypatch.setattr(ladder, "LEAST", 1 if slow > 1 else 10**6)
     monkeypatch.setattr(ladder, "EPOCHS", 0)
     monkeypatch.setattr(ladder, "in_seconds", lambda *_: ([0, 1] if slow > 1 else [0, 1, 2, 3], 1e-4))
-    timed, again = sl.Trainer.seconds_of_step, module.Rounds._choose_again
+    timed, again = sl.Trainer.seconds_of_step, Pace._choose_again
     monkeypatch.setattr(sl.Trainer, "seconds_of_step", lambda *arguments: slow * timed(*arguments))
-    monkeypatch.setattr(module.Rounds, "_choose_again", lambda self, number, left: again(self, number, left + 60))
+    monkeypatch.setattr(Pace, "_choose_again", lambda self, number, left: again(self, number, left + 60))
     out = tmp_path / "run"
     run("--grown", NETS[1], "--minutes", 0.05, "--out", out)
     plan = json.loads((out / "plan.json").read_text())
