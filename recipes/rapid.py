@@ -44,7 +44,7 @@ The H200's longer run is the whole ladder of thirteen rounds, of nets that have 
 off (FixMatch has 99.2 in minutes). 1,633 pictures of 64 px in eight categories (npm's emoji-datasource-apple), --labels
 80 --valid 500 --image-size 64 --minutes 8.5, on one core of the EPYC of 0.91: 57.2, where recipes/fixmatch.py has 53.5.
 
-What it gains by, of CIFAR-10's split 100 with 5,000 validation images, by the method as it is now:
+By the method as it is now, on CIFAR-10's split 100 with 5,000 validation images, one run each:
 
 How labels spread (`features/beliefs.py`): of the 44,750 unlabeled images, and of the surest 0.9 of them, right (%) by
 features of the small net after six rounds and of the next one after ten, with mirror images:
@@ -74,7 +74,8 @@ these, of the validation images under the mean with their mirror images):
 two views 68.2, half the images in 1.8 times the steps 68.0, views of an area from 0.35 on 68.2, all labels believed
 68.4, soft ones 68.2, --lr 0.05 68.0, temporal ensembling 67.8, whitening by labels so spread, twice more, 67.9.
 
-A first round of 250 steps without one of its parts, of the validation images (6 to 8 minutes of a core in fp32):
+A first round of 250 steps without one of its parts, of the validation images, the last head fitted on the 250 labels,
+as in what follows (6 to 8 minutes of a core in fp32):
 
                                                                head  refitted
     all of it                                                  51.9  54.4
