@@ -38,7 +38,7 @@ class Round:
 
     @property
     def unlabeled(self) -> int:
-        """Rows of a step: each has a gradient, and with a contrast there are two of an image."""
+        """Images of a step: with a contrast there are two rows of each, so that all rounds have as many rows."""
         return UNLABELED if self.contrast else 2 * UNLABELED
 
 

@@ -28,9 +28,9 @@ class Pace:
     """Which of `pair` or `trio` a run in `out` has (see `ladder.in_seconds`), and how long each is.
 
     new: number -> a net. step: round -> seconds of a step of it. image: net -> seconds of an image's way through it;
-    both are measured here when they are asked for. steps or minutes: of all rounds together. config: to record.
+    both are measured when they are asked for. steps or minutes: of all rounds together. config: to record.
     A decision is recorded in plan.json before it is acted on, so that a run that was killed goes on as if it had not
-    been.
+    been. UsageError where `out` has a plan of other settings.
     """
 
     out: Path
