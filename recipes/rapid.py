@@ -19,12 +19,19 @@ test accuracy (%) of the rounds' nets and, in the end, of the refitted head:
                                             and 80.9
     60         1     6,320  1.15   3,533    53.0 58.2 60.8 64.4 66.1 67.7, 70.3 71.5 73.7 74.4, 75.6 77.1 77.8 79.0 80.0
                                             and 81.5
+    60         2     6,277  1.16   3,533    49.6 54.0 57.5 62.3 64.4 65.6, 67.9 69.2 70.4 72.0, 73.9 74.2 75.4 76.2 77.4
+                                            and 79.7
+    60         3     6,363  1.12   3,536    49.8 55.1 58.2 63.3 65.3 66.8, 68.2 69.3 71.0 71.9, 76.0 76.0 77.2 78.0
+                                            and 80.2
     10         0     2,677  0.104   598     52.1 58.5 61.5 64.9 66.6 68.0 and 69.3
     10         1     2,743  0.110   589     52.6 58.0 60.4 64.0 66.1 67.2 and 68.2
     10         2     2,769  0.109   587     50.7 56.0 58.6 63.1 65.4 66.3 and 67.2
+    10         3     1,665  0.161   590     56.0 65.0 and 68.4, of rapid_64_128_256: the others are of the small net
+    10         4     2,660  0.105   594     52.6 57.2 59.4 62.8 64.4 65.4 and 66.8
 
-The hour's mean is 81.2 (seeds 0 and 1, not all five until now), that of ten minutes 68.2 ± 1.0 (seeds 0 to 2, by the
-small net alone).
+The hour's mean is 80.6 ± 0.8 (seeds 0 to 3, not all five until now), that of ten minutes 68.0 ± 1.0 (seeds 0 to 4; with
+seed 3 a step of the small net seemed to take 0.505 times as long as one of the other, of which 0.5 would have chosen
+it).
 
 Before labels spread within classes (until b9e79bb): 75.8 ± 1.1 (seeds 0 to 4: 76.9 76.9 75.0 76.0 74.4; an Intel Xeon,
 an AMD EPYC of 0.91 TFLOP/s for seeds 1 and 2, and the older one for 3 and 4) and, in 10 minutes of that of 0.91,
