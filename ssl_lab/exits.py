@@ -15,13 +15,19 @@ from ssl_lab.notes import at_most
 from ssl_lab.processes import end_with_parent_if_told, hang_up, out_of_memory, stopping_signals
 
 BUSY = 75  # as in sysexits.h: try again later
+SPINS = "1000"
+"""How often a thread of torch's looks whether the others are ready before it sleeps. Without end, as libgomp has it,
+it is in the way of whatever shares its core; not at all, and a run that is alone waits for threads to wake.
+
+Milliseconds of a step of rapid_32_64_128 on two cores: 155 with none, 117 with 1,000, 130 with 3,000 alone; 197, 226
+and 271 with another such run beside it, 272, 325 and 396 with two; without end 99, and 462 beside another."""
 
 
 def exit_with_status(action: Callable[[], object]) -> None:
     """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
-    # Threads that spin while they wait starve each other where cores are shared: a short run of a small net was
-    # seen to take 7 times as long beside other processes. Read when torch is imported, which is not yet.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if "OMP_WAIT_POLICY" not in os.environ:  # both are read when torch is imported, which is not yet
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # goes before a policy
     for number in stopping_signals():  # until training handles them: as Ctrl-C
         if number.name != "SIGINT" or signal.getsignal(number) is signal.default_int_handler:  # else it is ignored
             signal.signal(number, _interrupt)
