@@ -32,8 +32,9 @@ test accuracy (%) of the rounds' nets and, in the end, of the refitted head:
     10         4     2,660  0.105   594     52.6 57.2 59.4 62.8 64.4 65.4 and 66.8
 
 The hour's mean is 80.4 ± 0.8, that of ten minutes 68.0 ± 1.0 (67.99; with seed 3 a step of the small net was timed as
-0.505 of one of the other, which is above the half that lets it begin). All of these are from before threads looked for
-work a moment before they slept (`ssl_lab/exits.py`), by which a step of the small net takes a quarter less.
+0.505 of one of the other, which is above the half that lets it begin). All of these are from before threads looked
+whether others were ready before they slept (`ssl_lab/exits.py`; until 52b31e9), by which a step of the small net takes
+a fifth to a quarter less.
 
 Before labels spread within classes (until b9e79bb): 75.8 ± 1.1 (seeds 0 to 4: 76.9 76.9 75.0 76.0 74.4; an Intel Xeon,
 an AMD EPYC of 0.91 TFLOP/s for seeds 1 and 2, and the older one for 3 and 4) and, in 10 minutes of that of 0.91,

@@ -19,15 +19,16 @@ SPINS = "1000"
 """How often a thread of torch's looks whether the others are ready before it sleeps. Without end, as libgomp has it,
 it is in the way of whatever shares its core; not at all, and a run that is alone waits for threads to wake.
 
-Milliseconds of a step of rapid_32_64_128 on two cores: 155 with none, 117 with 1,000, 130 with 3,000 alone; 197, 226
-and 271 with another such run beside it, 272, 325 and 396 with two; without end 99, and 462 beside another."""
+Milliseconds of a step of rapid_32_64_128 on two cores, means of medians: alone 157 with none (seven runs), 122 with
+1,000 (ten), 130 with 3,000 (four); 197, 226 and 271 with another such run beside it, 272, 325 and 396 with two. On another
+day, when it took 138 and 188 with none: 99 without end, and 462 beside another."""
 
 
 def exit_with_status(action: Callable[[], object]) -> None:
     """Runs `action`; what goes wrong becomes one line on stderr and the exit status."""
     if "OMP_WAIT_POLICY" not in os.environ:  # both are read when torch is imported, which is not yet
         os.environ["OMP_WAIT_POLICY"] = "passive"
-        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # goes before a policy
+        os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # wins over a policy
     for number in stopping_signals():  # until training handles them: as Ctrl-C
         if number.name != "SIGINT" or signal.getsignal(number) is signal.default_int_handler:  # else it is ignored
             signal.signal(number, _interrupt)
