@@ -20,8 +20,8 @@ SPINS = "1000"
 it is in the way of whatever shares its core; not at all, and a run that is alone waits for threads to wake.
 
 Milliseconds of a step of rapid_32_64_128 on two cores, means of medians: alone 157 with none (seven runs), 122 with
-1,000 (ten), 130 with 3,000 (four); 197, 226 and 271 with another such run beside it, 272, 325 and 396 with two. On another
-day, when it took 138 and 188 with none: 99 without end, and 462 beside another."""
+1,000 (ten), 130 with 3,000 (four); 197, 226 and 271 with another such run beside it, 272, 325 and 396 with two. On
+another day, when it took 138 and 188 with none: 99 without end, and 462 beside another."""
 
 
 def exit_with_status(action: Callable[[], object]) -> None:
