@@ -25,16 +25,15 @@ test accuracy (%) of the rounds' nets and, in the end, of the refitted head:
                                             and 80.2
     60         4     6,209  1.10   3,519    50.9 55.7 58.2 62.6 64.7 65.9, 68.4 69.5 71.1 72.3, 74.2 75.5 76.6 77.7
                                             and 79.7
-    10         0     2,677  0.104   598     52.1 58.5 61.5 64.9 66.6 68.0 and 69.3
-    10         1     2,743  0.110   589     52.6 58.0 60.4 64.0 66.1 67.2 and 68.2
-    10         2     2,769  0.109   587     50.7 56.0 58.6 63.1 65.4 66.3 and 67.2
-    10         3     1,665  0.161   590     56.0 65.0 and 68.4, of rapid_64_128_256: the others are of the small net
-    10         4     2,660  0.105   594     52.6 57.2 59.4 62.8 64.4 65.4 and 66.8
+    10         0     3,584  0.141   589     52.3 56.7 60.2 63.5 66.3 68.9 and 70.2
+    10         1     3,696  0.143   594     50.5 56.7 60.3 65.3 67.8 69.2 and 69.8
+    10         2     3,557  0.133   597     52.4 57.1 60.9 64.6 66.0 67.1 and 68.4
+    10         3     3,568  0.135   596     49.6 56.8 61.1 65.0 66.9 68.3 and 69.5
+    10         4     3,528  0.131   594     52.3 57.9 61.6 64.8 66.8 67.8 and 69.2
 
-The hour's mean is 80.4 ± 0.8, that of ten minutes 68.0 ± 1.0 (67.99; with seed 3 a step of the small net was timed as
-0.505 of one of the other, which is above the half that lets it begin). All of these are from before threads looked
-whether others were ready before they slept (`ssl_lab/exits.py`; until 52b31e9), by which a step of the small net takes
-a fifth to a quarter less.
+The hour's mean is 80.4 ± 0.8, that of ten minutes 69.4 ± 0.7. The hours are from before threads looked whether others
+were ready before they slept (`ssl_lab/exits.py`; until 52b31e9), by which a step of the small net takes a fifth to a
+quarter less: ten minutes had 68.0 ± 1.0 then (69.3 68.2 67.2 68.4 66.8, of some 2,700 steps).
 
 Before labels spread within classes (until b9e79bb): 75.8 ± 1.1 (seeds 0 to 4: 76.9 76.9 75.0 76.0 74.4; an Intel Xeon,
 an AMD EPYC of 0.91 TFLOP/s for seeds 1 and 2, and the older one for 3 and 4) and, in 10 minutes of that of 0.91,
