@@ -37,7 +37,7 @@ quarter less: ten minutes had 68.0 ± 1.0 then (69.3 68.2 67.2 68.4 66.8, of som
 
 --labels 40 there, as it is now: 65.9 in an hour (seed 0; the small net's rounds have 36.3 to 51.0, the next one's 53.1
 to 56.9, the last one's 59.2 to 63.9), 57.5 ± 2.5 in ten minutes (seeds 0 to 2: 55.0 60.0 57.4; the first of
-rapid_64_128_256, since other work disturbed the cores while steps were timed). MNIST, 40 labels, --flip off
+rapid_64_128_256, by how its steps were timed; why is not known). MNIST, 40 labels, --flip off
 --minutes 10: 98.8 (seed 0), where FixMatch has 99.2 in 5 to 10 of a core.
 
 Before labels spread within classes (until b9e79bb): 75.8 ± 1.1 (seeds 0 to 4: 76.9 76.9 75.0 76.0 74.4; an Intel Xeon,
@@ -76,7 +76,7 @@ validation images with a head fitted on labels that spread once more, 66.2 with 
 the hours before, of seeds 3 and 4, would have had 78.4 and 76.4 in place of 76.0 and 74.4.)
 
 Ten minutes of two cores of the older EPYC: three rounds of rapid_64_128_256 (--net names it) have 68.8% of the
-validation images, six of the small net 68.2.
+validation images, six of the small net 68.2 (both before 52b31e9).
 
 Nets that begin anew, and go on, learn from labels alone, of one view of twice as many images, without SimCLR: labels
 that spread over their features are right more often, after as many operations (in brackets, a head that is fitted on

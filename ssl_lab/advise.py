@@ -173,7 +173,7 @@ def ensemble(eye: Plan, pool: Pool, minutes: float, runtime: Runtime, image_size
 
 def in_rounds(pool: Pool, minutes: float, runtime: Runtime, image_size: int | None = None) -> Plan | None:
     """Short rounds from scratch, where these are worth their while: images are in color (of gray ones, MNIST's, they
-    know 98.8% where FixMatch knows 99.2) and not tiny, most have no label, and there is time for one round of them."""
+    know 98.8% in ten minutes, FixMatch 99.2) and not tiny, most have no label, and there is time for one of them."""
     plan, style = Plan("rapid", Rapid.net, LabeledSimCLR.name, smaller(pool, image_size)), pool.style
     if (runtime.world > 1 or style.channels != 3 or min(style.height, style.width) < LEAST_SIDE
             or len(pool.unlabeled) < max(MANY, MORE * len(pool.labeled))):

@@ -67,19 +67,14 @@ def test_why_a_rank_failed_is_said_although_it_is_ended_meanwhile():
 # Threads
 
 
-def test_threads_look_for_a_moment_before_they_sleep_unless_the_user_says_otherwise():
+def test_threads_look_for_a_moment_before_they_sleep_unless_the_user_says_otherwise(monkeypatch):
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT"):
+        monkeypatch.delenv(name, raising=False)
     script = ("import os; from ssl_lab.exits import exit_with_status\n"
               "exit_with_status(lambda: print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT')))")
-    assert said(script) == "passive 1000"
-    assert said(script, GOMP_SPINCOUNT="7") == "passive 7"
-    assert said(script, OMP_WAIT_POLICY="active") == "active None"
-
-
-def said(script, **variables):
-    """What a script prints in an environment that says nothing of threads but these variables."""
-    plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
-    return subprocess.run([sys.executable, "-c", script], env=plain | variables, check=True, capture_output=True,
-                          text=True).stdout.strip()
+    assert finish(start("-c", script)) == (0, "passive 1000\n", "")
+    assert finish(start("-c", script, GOMP_SPINCOUNT="7")) == (0, "passive 7\n", "")
+    assert finish(start("-c", script, OMP_WAIT_POLICY="active")) == (0, "active None\n", "")
 
 
 # Terminals

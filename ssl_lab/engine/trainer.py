@@ -134,7 +134,7 @@ class Trainer:
 
     def seconds_of_step(self, method: Method, pool: Pool, labeled: int, unlabeled: int) -> float:
         """Seconds of a step of `fit` here, after one that sets up kernels: the least of two, or of up to nine within a
-        second. It writes no file, but trains the method by as many. Arguments and UsageError as of `fit`."""
+        second. It writes no file, but trains the method by all of them. Arguments and UsageError as of `fit`."""
         trainer, laps = replace(self, steps=1, minutes=None), list[float]()
         run = Run(trainer, *trainer.begun(method, pool), method, pool, labeled, unlabeled, None)
         method.train()
