@@ -7,6 +7,7 @@ import os
 import random
 import threading
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 
@@ -161,6 +162,22 @@ def test_resizing_takes_the_shorter_side_and_the_center(tmp_path, height, width)
     for name, tolerance in [("a.png", 1), ("a.jpg", 6)]:
         path = put(tmp_path / name, picture, **({"quality": 95} if name == "a.jpg" else {}))
         assert np.abs(read_image(path, Reading(32, gray=False)).pixels.astype(int) - expected).max() <= tolerance
+
+
+def test_a_header_that_promises_gigabytes_takes_no_memory(tmp_path):
+    content = bytearray(put(tmp_path / "whole.png", Image.new("I;16", (12, 10), 70)).read_bytes())
+    length = content.index(b"IDAT") - 4
+    content[length:length + 4] = (2**31 - 1).to_bytes(4, "big")
+    (tmp_path / "damaged.png").write_bytes(content)
+    tracemalloc.start()
+    try:
+        for name in ("whole.png", "damaged.png"):
+            with decoding():
+                probe(tmp_path / name, Reading())
+                read_image(tmp_path / name, Reading(8, gray=True))
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
 
 
 def test_broken_exif_does_not_cost_the_image(tmp_path):

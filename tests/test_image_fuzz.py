@@ -22,8 +22,9 @@ from small_runs import start
 from ssl_lab.data import load
 
 COUNT = int(os.environ.get("SSL_LAB_FUZZ", "200"))
-MEMORY = 6 * 2**30
-"""Of addresses: the libraries' own, and some images of 64 million pixels at a time."""
+MEMORY = 8 * 2**30
+"""Of addresses, beside those of the libraries: some images of 64 million pixels at a time, and the canvases of a WebP,
+up to 2 GiB, which it makes before it says its size."""
 
 
 def originals() -> dict[str, bytes]:
@@ -104,7 +105,9 @@ def write_files(root: Path, count: int) -> list[str]:
 
 def job(folder: Path) -> None:
     """What the process does: the folder as images and as a shard, at two sizes; says how far it came."""
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    limit = pages * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     pool = load(folder / "images", folder / "data", image_size=32)
     pixels = pool.images.take(np.arange(len(pool)))
     assert tuple(pixels.shape) == (len(pool), 3, 32, 32)

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import tarfile
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +25,8 @@ from small_runs import assert_same_run, digit_files, signal_at, start, tiny_net,
 
 from ssl_lab.batch import At
 from ssl_lab.data import ArrayImages, load
+from ssl_lab.data.files import Bounded
+from ssl_lab.data.shard_scan import scan_shard
 from ssl_lab.data.words import LABEL_NAMES
 from ssl_lab.engine import Feed
 from ssl_lab.errors import Interrupted, UsageError
@@ -234,6 +237,32 @@ def test_damaged_images_and_shards_are_listed_and_the_others_used(tmp_path):
     assert "6 samples or shards could not be read" in pool.notes[0]
 
 
+@pytest.mark.parametrize("size", [2**40, 2**62, 2**80, -1, -512])
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_SPARSE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_size_that_cannot_be_is_damage(tmp_path, size, kind):
+    path = tmp_path / "0.tar"
+    tar(path, [(f"{n}.{suffix}", content) for n in range(3)
+               for suffix, content in (("cls", b"0"), ("png", encoded(n)))])
+    content = bytearray(path.read_bytes())
+    with tarfile.open(path) as shard:
+        start = shard.getmember("2.cls").offset
+    header = content[start:start + 512]
+    header[124:136] = (128 << 88 | size if size > 0 else size % 2**96).to_bytes(12, "big")
+    header[156:157] = kind
+    header[148:156] = b" " * 8  # as the checksum is taken
+    header[148:156] = b"%06o\0 " % sum(header)
+    content[start:start + 512] = header
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        found = scan_shard(path, max_pixels=200)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+    assert len(found.labels) == 1, "the sample before may go on in what is damaged"
+    assert [stem for stem, _ in found.skipped] == [""]
+
+
 @settings(max_examples=40)
 @given(cut=st.floats(0, 1, exclude_max=True))
 def test_a_shard_cut_at_any_byte_keeps_the_samples_before(tmp_path_factory, cut):
@@ -293,15 +322,14 @@ def test_a_shard_that_goes_away_says_so(tmp_path):
 
 def test_a_shard_that_cannot_be_opened_now_is_not_left_out_for_good(tmp_path, monkeypatch):
     root = animals(tmp_path / "animals")
-    opened = type(root).open
 
-    def refuse(path, *mode):
+    def refuse(path):
         if path.name == "001.tar":
             raise PermissionError(errno.EACCES, "Permission denied")
-        return opened(path, *mode)
+        return Bounded(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(root), "open", refuse)
+        patch.setattr("ssl_lab.data.shard_scan.Bounded", refuse)
         with pytest.raises(UsageError, match=r"cannot read .*/001.tar: Permission denied"):
             load(root, tmp_path / "data")
     assert len(load(root, tmp_path / "data")) == 18

@@ -79,7 +79,7 @@ def _load(path: Path, name: str) -> np.ndarray:
     """A memory map of a .npy file."""
     try:
         array: np.ndarray = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # damaged arrays raise nearly anything
         raise UsageError(f"cannot read {name} from {path}: {getattr(error, 'strerror', None) or error}. Expected an "
                          f".npy file of {ARRAYS[name]}") from error
     if not (isinstance(array, np.ndarray) and np.issubdtype(array.dtype, np.floating)):
@@ -124,7 +124,7 @@ def read_rows(path: Path, rows: int) -> Rows:
         if table.dtype.kind == "f" and table.size:
             raise ValueError("fractional numbers")
         table = table.astype(np.int64)
-    except (OSError, ValueError, TypeError, OverflowError) as error:  # the last two of JSON that holds something else
+    except Exception as error:  # damaged arrays raise nearly anything, and JSON may hold anything
         raise UsageError(f"cannot read rows from {path}: {getattr(error, 'strerror', None) or error}. Expected "
                          f"{expected}") from error
     columns = table.shape[1:]

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ssl_lab.data.files import Bounded
 from ssl_lab.data.reading import Background, Reading
 from ssl_lab.data.sizes import fit_picture
 from ssl_lab.data.values import BYTES_AND_UNIT, Range, Seen, Survey, Values, survey
@@ -224,16 +225,14 @@ def opened(source: Path | BytesIO, max_pixels: int) -> Iterator[Image.Image]:
     """An image whose header is read, from a file or the bytes of one. Raises as `probe` does."""
     from PIL import Image
 
-    if isinstance(source, BytesIO):
-        size = source.getbuffer().nbytes
-    else:
-        status = os.stat(source)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
-        size = status.st_size
-    if size == 0:
-        raise ValueError("the file is empty")
-    with Image.open(source, formats=_FORMATS) as image:
+    if isinstance(source, Path) and not stat.S_ISREG(os.stat(source).st_mode):  # to open a pipe would wait
+        raise ValueError("not a regular file")
+    with ExitStack() as stack:
+        file = source if isinstance(source, BytesIO) else stack.enter_context(Bounded(source))
+        if file.seek(0, os.SEEK_END) == 0:
+            raise ValueError("the file is empty")
+        file.seek(0)
+        image = stack.enter_context(Image.open(file, formats=_FORMATS))
         if image.width * image.height > max_pixels:
             raise ValueError(f"{image.width}x{image.height} pixels, over max_pixels={max_pixels}")
         if 0 in image.size:

@@ -1,8 +1,9 @@
-"""Where data lie, folders that are either whole or not there, and checksums."""
+"""Where data lie, files that are read, folders that are either whole or not there, and checksums."""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 import shutil
 import sys
@@ -14,6 +15,21 @@ from pathlib import Path
 from ssl_lab.files import cannot_write, make_folder, sync
 from ssl_lab.files import data_folder as data_folder
 from ssl_lab.locks import lock
+
+_LARGE = 2**20  # bytes: what is read without a look at how many are left
+
+
+class Bounded(io.BufferedReader):
+    """A file to read, of which `read` takes no memory for more than is there: of damaged files the headers promise
+    gigabytes."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(io.FileIO(path))
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > _LARGE:
+            size = min(size, max(0, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 @contextmanager

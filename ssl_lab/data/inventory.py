@@ -100,7 +100,7 @@ def read_inventory(folder: Path) -> Inventory | None:
             text = json.loads(file["text"].tobytes())
             return Inventory(text["fingerprint"], tuple(text["shape"]), file["parts"].astype(np.int64), text["root"],
                              tuple(text["files"]), file.get("contents"), text["carried"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as error:
+    except Exception as error:  # damaged arrays raise nearly anything
         raise UsageError(f"cannot read {path}, the list of the images: {error}. Restore it, or remove it if the images "
                          "are the same as then") from error
 

@@ -177,11 +177,11 @@ def _array_in(path: Path) -> NDArray[Any]:
             return loaded
         with loaded:
             names = loaded.files
-            if len(names) > 1 and "images" not in names:
-                raise UsageError(f"{path} holds {', '.join(names)}; expected one array, or one called images")
-            return np.asarray(loaded["images" if "images" in names else names[0]])
-    except (OSError, ValueError, EOFError, IndexError) as error:
+            if len(names) == 1 or "images" in names:
+                return np.asarray(loaded["images" if "images" in names else names[0]])
+    except Exception as error:  # damaged arrays raise nearly anything
         raise UsageError(f"cannot read {path}: {error}") from error
+    raise UsageError(f"{path} holds {', '.join(names) or 'nothing'}; expected one array, or one called images")
 
 
 def _of_array(array: NDArray[Any], what: str, channels: int) -> Pictures:

@@ -15,6 +15,7 @@ import numpy as np
 
 from ssl_lab.data.arrays import IntArray
 from ssl_lab.data.decode import SUFFIXES, Probe, is_passing, look, opened, peak, reason, upright
+from ssl_lab.data.files import Bounded
 from ssl_lab.data.images import content_of
 from ssl_lab.data.values import Seen
 from ssl_lab.data.walk import suffix_of
@@ -154,9 +155,11 @@ def _samples(images: Sequence[Image], labels: Mapping[str, Mapping[str, bytes]],
 def members_of(path: Path, passed_over: Counter[str]) -> Iterator[Member]:
     """The images and labels in a tar; of other members their number. ValueError or tarfile's where it is damaged."""
     seen: set[str] = set()
-    with path.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+    with Bounded(path) as file, tarfile.open(fileobj=file, mode="r:") as tar:
         while (info := tar.next()) is not None:
             tar.members = []  # type: ignore[attr-defined]  # or it keeps all of them
+            if info.size < 0 or tar.offset <= info.offset:  # the second would go round for ever
+                raise ValueError(f"{info.name!r} has a size below zero")
             name = info.name.removeprefix("./")
             stem, _, suffix = name.rpartition(".")
             suffix = suffix.lower()

@@ -206,7 +206,7 @@ def read_rows(given: ArrayLike | str | os.PathLike[str], what: str) -> dict[str,
             return {what: np.load(path, allow_pickle=False)}
         text = path.read_text(encoding="utf-8")
         content = json.loads(text) if path.suffix == ".json" else [int(word) for word in text.split()]
-    except (OSError, ValueError, EOFError) as error:
+    except Exception as error:  # damaged arrays raise nearly anything
         reason = getattr(error, "strerror", None) or error
         raise UsageError(f"{what}: cannot read row numbers from {path}: {reason}") from error
     if not isinstance(content, dict):

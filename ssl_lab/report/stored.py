@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +51,7 @@ class StoredRun:
             config = yaml.safe_load(settings.read_text(encoding="utf-8")) if settings.exists() else None
             split = json.loads((folder / "split.json").read_text()) if (folder / "split.json").exists() else {}
             predicted = _predictions(folder / "predictions.npz")
-        except (OSError, ValueError, KeyError, EOFError, yaml.YAMLError, zipfile.BadZipFile) as error:
+        except Exception as error:  # damaged arrays raise nearly anything
             raise UsageError(f"a file of the run in {folder} cannot be read: {' '.join(str(error).split())}. Restore "
                              "it; the run's command with --resume auto writes all but the checkpoint again") from error
         return cls(folder, summary, config or {}, split, read_metrics(metrics) if metrics.exists() else [], predicted,

@@ -32,6 +32,7 @@ FAULTS = ("hold NaN or infinity; repair or drop them",
           "are below 0; expected probabilities, not logits")
 
 
+@np.errstate(over="ignore", invalid="ignore")  # numbers at which these come are refused in a sentence
 def checked(given: Mapping[str, ArrayLike], ids: IntArray, ranks: Runtime) -> dict[str, NDArray[Any]]:
     """The arrays of `ARRAYS` that were given for rows of these ids: as they are, if float32 or float16, else as
     float32. UsageError on all ranks for what is wrong, each of which looks at its own rows."""
