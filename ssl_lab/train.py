@@ -57,8 +57,9 @@ def train(data: Annotated[str, tyro.conf.Positional], labels: int | float | None
 
     The way is chosen by cross-validation on the labels, as `ssl-lab advise` does, among learners on the frozen features
     of the pretrained nets that are here (`ssl-lab fetch lite0` brings one), fine-tuning, and training from scratch with
-    the unlabeled images; without a pretrained net, images in color of which most have no label are trained on in short
-    rounds. What --recipe, --net and --method say is not chosen. Returns the folder of the run.
+    the unlabeled images; without a pretrained net, images of which most have no label, unless they are gray and as
+    plain as digits, are trained on in short rounds. What --recipe, --net and --method say is not chosen. Returns the
+    folder of the run.
 
     Args:
         data: data set (see `ssl-lab list data`), folder of images, CSV of path,label, or package.module:Mine.

@@ -125,7 +125,7 @@ def test_many_images_in_color_are_trained_on_in_short_rounds(tmp_path, monkeypat
     monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
     out = train(folder, minutes=0.2, out=tmp_path / "run", device="cpu")
     said = capsys.readouterr().out
-    assert "rapid: rapid_4_4_8 trained in short rounds, which was right on more images in color" in said
+    assert "rapid: rapid_4_4_8 trained in short rounds, which was right on more photos" in said
     assert "choose otherwise; no pretrained net is here" in said
     assert (out / "beliefs-1.npy").exists()
     assert len(sl.open(out, "cpu").predict(Path(folder) / "unlabeled")) == 50
@@ -136,12 +136,36 @@ def test_many_images_in_color_are_trained_on_in_short_rounds(tmp_path, monkeypat
                                    ).read_text()
 
 
-def test_short_rounds_are_for_color_many_images_and_one_process(tmp_path, monkeypatch):
+def test_images_are_plain_where_the_nearest_by_pixels_tells_the_class():
+    truth, draws = np.arange(200) % 5, np.random.default_rng(0)
+    noise = draws.integers(0, 256, (200, 8, 8), dtype=np.uint8)
+    shades = np.clip(noise // 8 + 40 * truth[:, None, None], 0, 255).astype(np.uint8)
+    for images, each, plain in ((noise, 10, False), (shades, 10, True), (noise, 3, True), (noise, 4, False)):
+        assert advising.plain(sl.Pool.from_arrays(images, truth).split(labels=5 * each, seed=0)) == plain
+    uneven = np.where(np.arange(200) < 190, 0, 1)  # to name the frequent class is right as often
+    assert not advising.plain(sl.Pool.from_arrays(noise, uneven).split())
+    assert advising.plain(digits())
+
+
+def test_labels_that_are_compared_by_pixels_are_not_too_many(monkeypatch):
+    monkeypatch.setattr(advising, "MOST", 40)
+    pool, asked = digits(), []
+    kind = type(pool.images)
+    take = kind.take
+    monkeypatch.setattr(kind, "take", lambda images, rows: (asked.append(len(rows)), take(images, rows))[1])
+    assert advising.plain(pool)
+    assert 20 <= asked[0] <= 40
+
+
+def test_short_rounds_are_for_photos_many_images_and_one_process(tmp_path, monkeypatch):
     pool = sl.load(colored(monkeypatch, tmp_path / "photos")).split()
     monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
     cpu = sl.Runtime.start("cpu")
+    pool_in_gray = replace(pool, style=replace(pool.style, channels=1))
     assert advising.in_rounds(pool, 1.0, cpu).recipe == "rapid"
-    assert advising.in_rounds(replace(pool, style=replace(pool.style, channels=1)), 1.0, cpu) is None
+    for plain in (True, False):
+        monkeypatch.setattr(advising, "plain", lambda pool, plain=plain: plain)
+        assert (advising.in_rounds(pool_in_gray, 1.0, cpu) is None) == plain
     assert advising.in_rounds(replace(pool, style=replace(pool.style, width=11)), 1.0, cpu) is None
     assert advising.in_rounds(pool, 1.0, replace(cpu, world=2)) is None
     for name, value in (("MANY", len(pool.unlabeled) + 1), ("MORE", len(pool.unlabeled))):
