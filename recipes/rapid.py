@@ -42,9 +42,10 @@ rapid_64_128_256, by how its steps were timed; why is not known).
 In gray, --minutes 10 --seed 100 --valid 5000, valid and test, beside recipes/fixmatch.py with these (one run each): of
 CIFAR-10, as an .npz of its images as Pillow makes them gray, 250 labels, 64.6, 64.4 (0.135 PFLOP in 577 s; the rounds'
 nets 43.7 49.3 52.7 57.3 59.6 61.6 63.3 of valid) and FixMatch 52.1, 52.5 (14,582 steps of tiny_16, 701 s); of MNIST, 40
-labels, 96.9, 97.5 (0.149 PFLOP in 581 s; 81.2 87.9 90.2 92.3 94.7 95.3) and 99.2, 99.4 (17,074 steps, 689 s). With
---seed 0, rapid has 98.8 of MNIST's test images. So `ssl-lab train` and `ssl-lab advise` go this way with gray images
-too, unless these are plain: where the nearest of the labeled ones, by pixels, tells the class (`ssl_lab/advise.py`).
+labels, 96.9, 97.5 (0.149 PFLOP in 581 s; 81.2 87.9 90.2 92.3 94.7 95.3; the small net first, 97.0, 97.6) and 99.2, 99.4
+(17,074 steps, 689 s). With --seed 0, rapid has 98.8 of MNIST's test images. So `ssl-lab train` and `ssl-lab advise` go
+this way with gray images too, unless these are plain: where the nearest of the labeled ones, by pixels, tells the class
+(`ssl_lab/advise.py`).
 
 Before labels spread within classes (until b9e79bb): 75.8 ± 1.1 (seeds 0 to 4: 76.9 76.9 75.0 76.0 74.4; an Intel Xeon,
 an AMD EPYC of 0.91 TFLOP/s for seeds 1 and 2, and the older one for 3 and 4) and, in 10 minutes of that of 0.91,

@@ -45,9 +45,9 @@ EMBEDDING = 0.3
 MANY, LEAST_SIDE = 1024, 24
 """Images without a label, and side in pixels, from which short rounds from scratch are thought of."""
 PLAIN, EACH = 0.3, 4
-"""Of gray images: from which share of what chance leaves the nearest labeled one, by pixels, tells the class, so that
-they are as plain as digits are (of 40 labels of MNIST in 20 draws 0.31 to 0.67, of 40 to 1,000 of CIFAR-10 in gray at
-most 0.28); and labels for each class, on average, below which that is not known."""
+"""Gray images are plain, as digits are, if the nearest labeled one, by pixels, tells so much of their classes: 0 is by
+chance, 1 always (by 40 labels of MNIST 0.31 to 0.67 in 20 draws, by 40 to 1,000 of CIFAR-10 in gray at most 0.28). And
+how many labels of each class, on average, it takes to say."""
 ROUNDS_FIRST = ("which was right on more photos than other ways from scratch when it had all of the time "
                 "(recipes/rapid.py)")
 SMALL, MIDDLE = 64, 128
