@@ -30,6 +30,9 @@ SMALL_PARTS = {
     "nnclr": {"queue": 64, "hidden": 32, "dim": 32, "predictor_hidden": 32},
 }
 
+# A header of an .npy file at which NumPy raises neither OSError nor ValueError.
+BAD_NPY = b"\x93NUMPY\x01\x00\x76\x00" + b"{'descr': (".ljust(118)
+
 
 def digits(labels: int = 100) -> Pool:
     return load("digits").split(labels=labels, seed=0)

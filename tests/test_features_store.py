@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from small_runs import room_for
+from small_runs import BAD_NPY, room_for
 
 from ssl_lab.data import load
 from ssl_lab.engine import Runtime
@@ -143,12 +143,12 @@ def test_a_build_that_was_cut_goes_on_where_it_stopped(pool, tmp_path, monkeypat
     np.testing.assert_allclose(whole.features, embed(tiny(pool), pool, np.arange(300), RUNTIME), atol=1e-6)
 
 
-@pytest.mark.parametrize("damage", ["meta", "array"])
+@pytest.mark.parametrize("damage", ["meta", "array", "header"])
 def test_a_damaged_store_is_built_anew(pool, built, tmp_path, damage):
     if damage == "meta":
         (built.folder / "meta.json").write_text("{")
     else:
-        (built.folder / "features.npy").write_bytes(b"nothing")
+        (built.folder / "features.npy").write_bytes(b"nothing" if damage == "array" else BAD_NPY)
     with pytest.raises(UsageError, match="is no feature store"):
         FeatureStore(built.folder)
     again = FeatureStore.build(tiny(pool), pool, tmp_path, RUNTIME)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import BAD_NPY
 
 from ssl_lab.data import fetch, load
 from ssl_lab.errors import UsageError
@@ -199,6 +200,10 @@ def test_absent_or_damaged_data_name_the_command(tmp_path, monkeypatch, unverifi
         (folder / "manifest.json").write_text(damage)
         with pytest.raises(UsageError, match=f"is damaged .* Fetch it again: {command}"):
             load("mnist", tmp_path)
+    (folder / "manifest.json").write_text(whole)
+    (folder / "train_images.npy").write_bytes(BAD_NPY)
+    with pytest.raises(UsageError, match=f"is damaged .* Fetch it again: {command}"):
+        load("mnist", tmp_path)
 
 
 def test_the_script(tmp_path):

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import BAD_NPY
 
 from ssl_lab.data import load
 from ssl_lab.data.cache import decode_files, open_or_make
@@ -253,7 +254,7 @@ def test_a_second_start_decodes_nothing(tmp_path, monkeypatch):
     assert changed.split(4).manifest()["hash"] != first.split(4).manifest()["hash"]
 
 
-@pytest.mark.parametrize("damage", ["remove", "truncate", "empty", "no meta", "bad meta", "old meta"])
+@pytest.mark.parametrize("damage", ["remove", "truncate", "empty", "bad header", "no meta", "bad meta", "old meta"])
 def test_a_damaged_cache_is_made_again(tmp_path, damage):
     root = animals(tmp_path / "animals")
     before = load(root, tmp_path / "data").split(4).manifest()
@@ -265,6 +266,8 @@ def test_a_damaged_cache_is_made_again(tmp_path, damage):
         os.truncate(folder / "images.npy", 200)
     elif damage == "empty":
         os.truncate(folder / "images.npy", 0)
+    elif damage == "bad header":
+        (folder / "contents.npy").write_bytes(BAD_NPY)
     elif damage == "no meta":
         (folder / "meta.json").unlink()
     else:

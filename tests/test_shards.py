@@ -21,7 +21,7 @@ import webdataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_runs import assert_same_run, digit_files, signal_at, start, tiny_net, train
+from small_runs import BAD_NPY, assert_same_run, digit_files, signal_at, start, tiny_net, train
 
 from ssl_lab.batch import At
 from ssl_lab.data import ArrayImages, load
@@ -283,7 +283,7 @@ def test_a_shard_cut_at_any_byte_keeps_the_samples_before(tmp_path_factory, cut)
     assert "0.tar" in skips(folder / "data")
 
 
-@pytest.mark.parametrize("damage", ["truncate", "no meta", "bad meta", "empty"])
+@pytest.mark.parametrize("damage", ["truncate", "no meta", "bad meta", "bad header", "empty"])
 def test_a_damaged_index_is_made_again(tmp_path, damage):
     root = animals(tmp_path / "animals")
     before = load(root, tmp_path / "data").split(4).manifest()
@@ -292,6 +292,8 @@ def test_a_damaged_index_is_made_again(tmp_path, damage):
         os.truncate(folder / "members.npy", 200)
     elif damage == "empty":
         os.truncate(folder / "members.npy", 0)
+    elif damage == "bad header":
+        (folder / "contents.npy").write_bytes(BAD_NPY)
     elif damage == "no meta":
         (folder / "meta.json").unlink()
     else:

@@ -120,7 +120,7 @@ def _open(folder: Path, files: Sequence[str], reading: Reading) -> Decoded | Non
         shape, fingerprint, notes = tuple(meta["shape"]), str(meta["sha256"]), tuple(meta["notes"])
         facts = Facts.read(meta)
         resolved, spans = resolve(reading, facts)[0], np.load(folder / "spans.npy")
-    except (OSError, ValueError, KeyError, TypeError, EOFError):
+    except Exception:  # damaged arrays raise nearly anything
         return None
     left_out = {file for file, _ in skipped}
     rows = np.array([row for row, file in enumerate(files) if file not in left_out], dtype=np.int64)

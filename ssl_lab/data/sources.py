@@ -175,7 +175,7 @@ def _fetched(name: str, data_dir: str | os.PathLike[str] | None) -> Pool:
                                 for part, rows in zip(("train", "test"), images, strict=True)])
         style = style_of(images[0].shape, tuple(manifest["mean"]), tuple(manifest["std"]),
                          flip=name not in _NO_FLIP)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError) as error:
+    except Exception as error:  # damaged arrays raise nearly anything
         raise UsageError(f"{folder} is damaged ({error}). Fetch it again: {command}") from error
     test = np.arange(len(images[0]), len(truth))
     return pool_of(Content(name, join(images), truth, class_names, style, test))
