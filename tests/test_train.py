@@ -139,11 +139,13 @@ def test_many_images_in_color_are_trained_on_in_short_rounds(tmp_path, monkeypat
 def test_images_are_plain_where_the_nearest_by_pixels_tells_the_class():
     truth, draws = np.arange(200) % 5, np.random.default_rng(0)
     noise = draws.integers(0, 256, (200, 8, 8), dtype=np.uint8)
-    shades = np.clip(noise // 8 + 40 * truth[:, None, None], 0, 255).astype(np.uint8)
-    for images, each, plain in ((noise, 10, False), (shades, 10, True), (noise, 3, True), (noise, 4, False)):
+    bars = noise // 2
+    bars[np.arange(200), truth] += 128
+    for images, each, plain in ((noise, 10, False), (bars, 10, True), (noise, 3, True), (noise, 4, False)):
         assert advising.plain(sl.Pool.from_arrays(images, truth).split(labels=5 * each, seed=0)) == plain
     uneven = np.where(np.arange(200) < 190, 0, 1)  # to name the frequent class is right as often
     assert not advising.plain(sl.Pool.from_arrays(noise, uneven).split())
+    assert not advising.plain(sl.Pool.from_arrays(0 * noise, truth).split())  # black
     assert advising.plain(digits())
 
 
@@ -157,7 +159,7 @@ def test_labels_that_are_compared_by_pixels_are_not_too_many(monkeypatch):
     assert 20 <= asked[0] <= 40
 
 
-def test_short_rounds_are_for_photos_many_images_and_one_process(tmp_path, monkeypatch):
+def test_short_rounds_are_for_photos_many_images_and_one_process(tmp_path, monkeypatch, capsys):
     pool = sl.load(colored(monkeypatch, tmp_path / "photos")).split()
     monkeypatch.setattr(rapid.Rapid, "worth", lambda *_: True)
     cpu = sl.Runtime.start("cpu")
@@ -166,6 +168,7 @@ def test_short_rounds_are_for_photos_many_images_and_one_process(tmp_path, monke
     for plain in (True, False):
         monkeypatch.setattr(advising, "plain", lambda pool, plain=plain: plain)
         assert (advising.in_rounds(pool_in_gray, 1.0, cpu) is None) == plain
+        assert ("--recipe rapid takes them" in capsys.readouterr().err) == plain
     assert advising.in_rounds(replace(pool, style=replace(pool.style, width=11)), 1.0, cpu) is None
     assert advising.in_rounds(pool, 1.0, replace(cpu, world=2)) is None
     for name, value in (("MANY", len(pool.unlabeled) + 1), ("MORE", len(pool.unlabeled))):
